@@ -1,0 +1,53 @@
+# Recipes. `./just RECIPE` sets everything up first; with `just` installed, `just RECIPE` is the same.
+set positional-arguments := true
+export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
+
+[private]
+default:
+    @just --list --unsorted
+
+# five-minute proof: train a ternary model to add, then judge it on problems it never saw
+demo: _ready
+    bitnet train arithmetic --variant quick --device cpu
+    bitnet evaluate arithmetic --check
+
+# arithmetic, full experiment: `reference` on a GPU, `quick` on a CPU
+exp-arithmetic: _ready
+    bitnet train arithmetic
+    bitnet evaluate arithmetic
+
+# arithmetic with your own settings, e.g. `just train-arithmetic --num-steps 5000 --batch-size 64`
+train-arithmetic *args: _ready
+    bitnet train arithmetic "$@"
+
+# N steps of the smallest variant: a first sign of life
+train-simple steps="100": _ready
+    bitnet train arithmetic --variant quick --device cpu --num-steps {{ steps }}
+
+# curves of a run as PNG
+plot-loss *runs: _ready
+    bitnet plot "$@"
+
+# how far a run is; --watch refreshes every 10 s
+check-status *args: _ready
+    bitnet status "$@"
+
+# lint, types and tests; arguments go to pytest, e.g. `just test tests/test_model.py`
+test *args: _ready
+    {{ if args == "" { "just check" } else { "true" } }}
+    python -m pytest "$@"
+
+# lint and types
+check: _ready
+    ruff check .
+    ruff format --check .
+    mypy
+
+# speed of one update beside the bare matrix products
+bench *args: _ready
+    python benchmarks/train_speed.py "$@"
+
+# `./just` sets up; plain `just` in a fresh clone does the same through it
+[private]
+_ready:
+    @test -x .venv/bin/bitnet || ./just --version >/dev/null

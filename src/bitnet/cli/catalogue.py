@@ -1,0 +1,110 @@
+"""Find experiments: the files of bitnet.experiments, or a file of the user's by path."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import pkgutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitnet.errors import ConfigError, DataError, NotFoundError, did_you_mean
+
+if TYPE_CHECKING:
+    from bitnet.run.layout import RunLayout
+    from bitnet.train.config import RunConfig
+    from bitnet.train.recipe import Experiment, Variant
+
+
+def experiment_names() -> list[str]:
+    """Names of the experiments, found without importing any of them."""
+    import bitnet.experiments
+
+    return sorted(m.name for m in pkgutil.iter_modules(bitnet.experiments.__path__) if m.name not in ("shapes", "measured"))
+
+
+def find_experiment(word: str) -> Experiment:
+    """The experiment of this name, or in this file (which must define `experiment`)."""
+    from bitnet.train.recipe import Experiment
+
+    if word.endswith(".py"):
+        module = _load_file(Path(word))
+    elif word in experiment_names():
+        module = importlib.import_module(f"bitnet.experiments.{word}")
+    else:
+        names = experiment_names()
+        planned = _planned(names)
+        if word in planned:
+            raise NotFoundError(f"the experiment {word!r} does not exist yet; only its model shape does. There is: {', '.join(names)}")
+        raise NotFoundError(f"there is no experiment {word!r}.{did_you_mean(word, names)} See: bitnet experiments")
+    found = getattr(module, "experiment", None)
+    if not isinstance(found, Experiment):
+        raise DataError(f"{word} does not define `experiment = Experiment(...)`; see CONTRIBUTING.md for how to write one")
+    return found
+
+
+def _planned(names: list[str]) -> set[str]:
+    from bitnet.experiments.shapes import SHAPES
+
+    return set(SHAPES) - set(names)
+
+
+def _load_file(path: Path) -> Any:
+    """Import a user's own experiment file."""
+    if not path.is_file():
+        raise NotFoundError(f"there is no file {path}; give the path of a file that defines `experiment`")
+    spec = importlib.util.spec_from_file_location(f"bitnet_experiment_{path.stem}", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    import sys
+
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # whatever the user's file raises is the user's to see
+        raise DataError(f"{path} could not be imported ({type(error).__name__}: {error}); correct it and try again") from error
+    return module
+
+
+def find_variant(experiment: Experiment, name: str) -> Variant:
+    """A variant of an experiment by name."""
+    if name not in experiment.variants:
+        raise NotFoundError(f"{experiment.name} has no variant {name!r}.{did_you_mean(name, experiment.variants)}")
+    return experiment.variants[name]
+
+
+def config_of_run(layout: RunLayout) -> tuple[Experiment, str, RunConfig]:
+    """Experiment, variant name and configuration of an existing run, from its meta/config.json."""
+    from bitnet.nn.transformer import config_from_dict
+    from bitnet.run.layout import read_config
+    from bitnet.train.config import RunConfig, TrainConfig
+
+    stored = read_config(layout)
+    try:
+        experiment = find_experiment(stored.get("experiment_file") or stored["experiment"])
+        variant = stored["variant"]
+        data_type = type(find_variant(experiment, variant).config.data)
+        config = RunConfig(
+            model=config_from_dict(stored["model"]),
+            train=_from_dict(TrainConfig, stored["training"]),
+            data=_from_dict(data_type, stored["data"]),
+        )
+    except (KeyError, TypeError) as error:
+        raise DataError(f"{layout.config} lacks or garbles {error}; restore the file or start a new run") from None
+    return experiment, variant, config
+
+
+def _from_dict(kind: Any, values: Mapping[str, Any]) -> Any:
+    """A dataclass from its JSON; derived figures are ignored, lists become tuples."""
+    fields = {field.name for field in dataclasses.fields(kind)}
+    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})
+
+
+def check_positive(value: int, flag: str) -> int:
+    """The value, if it is at least 1."""
+    if value < 1:
+        raise ConfigError(f"{flag} is {value}; it must be at least 1")
+    return value

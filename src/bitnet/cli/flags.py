@@ -1,0 +1,62 @@
+"""Typed, strict flags through tyro, with its error boxes condensed to one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from bitnet.errors import ConfigError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags:
+    """Flags of every verb that reads or writes runs."""
+
+    runs_dir: Path = Path("runs")
+    """Folder that holds the runs."""
+    json: bool = False
+    """Print the result as JSON on the last line."""
+
+
+def parse(flags: type[T], arguments: Sequence[str], verb: str, **options: Any) -> T:
+    """The flags of one verb. Raises ConfigError for anything unknown or of the wrong type."""
+    import tyro
+
+    captured = io.StringIO()
+    columns = os.environ.get("COLUMNS")
+    wants_help = "-h" in arguments or "--help" in arguments
+    if not wants_help:
+        os.environ["COLUMNS"] = "2000"  # keep each message on one line
+    markers = (tyro.conf.FlagConversionOff,) if options.pop("explicit_booleans", False) else (tyro.conf.FlagCreatePairsOff,)
+    try:
+        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(captured):
+            return tyro.cli(flags, args=list(arguments), prog=f"bitnet {verb}", config=markers, **options)
+    except SystemExit as end:
+        if not end.code:
+            raise
+        raise ConfigError(_condensed(captured.getvalue(), verb)) from None
+    finally:
+        if not wants_help:
+            os.environ.pop("COLUMNS")
+            if columns is not None:
+                os.environ["COLUMNS"] = columns
+
+
+def _condensed(box: str, verb: str) -> str:
+    """The message inside tyro's box, and the nearest flag where it offers one."""
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
+    lines = [line.strip("│ \t") for line in plain.splitlines()]
+    body = [line for line in lines if line and line[0] not in "╭╰"]
+    rules = [index for index, line in enumerate(body) if set(line) <= {"─"}]
+    message = " ".join(body[: rules[0]] if rules else body)
+    near = [line.split()[0] for line in body if line.startswith("--") and not message.startswith(line)]
+    hint = f' Did you mean "{near[0]}"?' if near and "nrecognized" in message else ""
+    return f"{message}.{hint} See: bitnet {verb} --help"

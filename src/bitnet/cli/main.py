@@ -1,0 +1,59 @@
+"""`bitnet VERB ...`: find the verb, run it, turn a user error into one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Sequence
+
+from bitnet.errors import BitnetError, NotFoundError, TrainingFailed, did_you_mean
+
+VERBS = {
+    "experiments": "what can be trained: variants, parameters, tokens, measured results",
+    "train": "train an experiment, or continue a run",
+    "evaluate": "measure a run against its success criteria",
+    "complete": "continue a prompt",
+    "runs": "list the runs",
+    "status": "how far a run is, and how it is doing",
+    "plot": "draw the curves of runs as PNG",
+    "prepare": "write the data of an experiment to a file",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns its exit code: 0 fine, 1 failed or criteria not met, 2 bad input."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        from bitnet import __version__
+
+        print(__version__)
+        return 0
+    try:
+        if words[0] not in VERBS:
+            raise NotFoundError(f"there is no command {words[0]!r}.{did_you_mean(words[0], VERBS)} See: bitnet --help")
+        module = importlib.import_module(f"bitnet.cli.{words[0]}")
+        return int(module.main(words[1:]))
+    except BitnetError as error:
+        message = " ".join(str(error).split())
+        print(json.dumps({"error": message}) if "--json" in words else f"bitnet: {message}", file=sys.stderr)
+        return 1 if isinstance(error, TrainingFailed) else 2
+    except KeyboardInterrupt:
+        print("", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 141
+
+
+def _help() -> str:
+    width = max(len(verb) for verb in VERBS)
+    verbs = "\n".join(f"  {verb:<{width}}  {about}" for verb, about in VERBS.items())
+    return (
+        "Train ternary (1.58-bit) transformers and see them work.\n\n"
+        f"usage: bitnet VERB [options]        bitnet VERB --help tells more\n\n{verbs}\n\n"
+        "first steps:  bitnet train arithmetic --variant quick;  bitnet evaluate latest;  bitnet complete latest '25 + 17 = '"
+    )

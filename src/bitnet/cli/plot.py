@@ -1,0 +1,41 @@
+"""`bitnet plot RUN...`: curves as PNG."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from bitnet.cli.flags import RunFlags, parse
+from bitnet.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlotFlags(RunFlags):
+    """Flags of `bitnet plot`."""
+
+    run: Positional[tuple[str, ...]] = ("latest",)
+    """One run, or several to overlay."""
+    out: Path | None = None
+    """Where to write; by default plot.png in the (first) run."""
+    x: Literal["steps", "tokens", "time"] = "steps"
+    """What the horizontal axis counts."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Draw the curves and print where the picture is."""
+    flags = parse(PlotFlags, arguments, "plot")
+    from bitnet.report.plots import plot_runs
+    from bitnet.run.layout import find_run
+
+    layouts = [find_run(word, flags.runs_dir).layout for word in flags.run or ("latest",)]
+    out = flags.out or layouts[0].root / "plot.png"
+    if out.suffix != ".png":
+        raise ConfigError(f"--out is {out}; it must end in .png")
+    plot_runs(layouts, out, flags.x)
+    print(json.dumps({"out": str(out)}) if flags.json else f"wrote {out}")
+    return 0

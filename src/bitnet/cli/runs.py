@@ -1,0 +1,29 @@
+"""`bitnet runs`: the runs there are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from bitnet.cli.flags import RunFlags, parse
+
+
+def main(arguments: Sequence[str]) -> int:
+    """One line per run, oldest first."""
+    from bitnet.report.progress import run_summary
+    from bitnet.run.layout import list_runs
+
+    flags = parse(RunFlags, arguments, "runs")
+    rows = [run_summary(layout) for layout in list_runs(flags.runs_dir)]
+    if flags.json:
+        print(json.dumps(rows))
+        return 0
+    if not rows:
+        print(f"no runs in {flags.runs_dir} yet; start one with: bitnet train arithmetic")
+        return 0
+    print(f"{'run':<46}{'variant':<12}{'state':<10}{'step':>14}{'loss':>9}")
+    for row in rows:
+        step = f"{row['step']}/{row['total_steps']}"
+        loss = f"{row['loss']:.4f}" if row["loss"] is not None else "-"
+        print(f"{row['run']:<46}{row['variant']:<12}{row['state']:<10}{step:>14}{loss:>9}")
+    return 0

@@ -1,0 +1,144 @@
+"""`bitnet train NAME|FILE.py`: resolve the configuration, say what will be trained, train."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import signal
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
+from bitnet.cli.flags import RunFlags, parse
+from bitnet.errors import ConfigError, NotFoundError
+
+if TYPE_CHECKING:
+    from bitnet.train.config import RunConfig
+    from bitnet.train.recipe import Experiment
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFlags(RunFlags):
+    """Flags of `bitnet train` that are not fields of the configuration."""
+
+    variant: str | None = None
+    """Which variant; by default the experiment's own choice for the device."""
+    run_id: str | None = None
+    """Name of the run; by default made from the experiment and the time."""
+    num_steps: int | None = None
+    """Optimizer updates; moves the stage boundary to half and limits the warm-up to a tenth."""
+    batch_size: int | None = None
+    """Rows per micro-batch."""
+    seq_len: int | None = None
+    """Tokens per row."""
+    seed: int | None = None
+    """Seed of weights and data order."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    weights: Literal["ternary", "full"] | None = None
+    """full: the control, with ordinary weights and unquantised activations."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto continues a run of the same id or configuration, never begins anew, must fails without one."""
+    dry_run: bool = False
+    """Print the resolved configuration and write nothing."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; returns 0 when done, 128 + the signal when stopped by one."""
+    from bitnet.train.choose import StartOptions
+    from bitnet.train.machine import choose_device
+    from bitnet.train.start import run_experiment
+
+    experiment, name, flags, config = resolve(arguments)
+    out = sys.stderr if flags.json else sys.stdout
+    print(summary(experiment, name, config), file=out, flush=True)
+    if flags.dry_run:
+        print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
+        return 0
+    options = StartOptions(
+        runs_dir=flags.runs_dir,
+        run_id=flags.run_id,
+        resume=flags.resume,
+        device=choose_device(flags.device),
+        reserved_ids=frozenset(experiment_names()),
+        progress_to_stderr=flags.json,
+    )
+    ended = run_experiment(experiment, name, config, options, lambda text: print(text, file=out, flush=True))
+    words = {"done": "done", "already_done": "already done", "stopped": "stopped; the same command continues"}
+    print(f"{ended.layout.run_id}: {words[ended.state]} at update {ended.step}", file=out)
+    if ended.state != "stopped":
+        print(f"next: bitnet evaluate {ended.layout.root}", file=out)
+    if flags.json:
+        print(json.dumps({"run": ended.layout.run_id, "state": ended.state, "step": ended.step}))
+    return 128 + signal.SIGINT if ended.state == "stopped" else 0
+
+
+def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunConfig]:
+    """Experiment, variant name, flags, and the configuration with every override applied and checked."""
+    if not arguments or arguments[0].startswith("-"):
+        if {"-h", "--help"} & set(arguments):
+            arguments = ["arithmetic", "--help"]
+        else:
+            raise NotFoundError("name an experiment first, as in: bitnet train arithmetic. See: bitnet experiments")
+    from bitnet.train.machine import choose_device
+
+    experiment = find_experiment(arguments[0])
+    rest = list(arguments[1:])
+    name = _peek(rest, "--variant") or experiment.default_variant(choose_device(_peek(rest, "--device") or "auto").type)
+    base = find_variant(experiment, name).config
+    flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
+    return experiment, name, flags, apply_flags(flags, type(base)(model=flags.model, train=flags.train, data=flags.data))
+
+
+def _peek(words: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides which other flags there are."""
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(f"{flag}="):
+            return word.split("=", 1)[1]
+    return None
+
+
+def _flags_type(base: RunConfig) -> type[TrainFlags]:
+    """TrainFlags with one dotted group of flags for each section of the configuration."""
+    import tyro
+
+    quiet = tyro.conf.arg(help="")
+    sections: list[Any] = [
+        (section, Annotated[type(getattr(base, section)), quiet], dataclasses.field(default=getattr(base, section)))
+        for section in ("model", "train", "data")
+    ]
+    return dataclasses.make_dataclass("TrainFlags", sections, bases=(TrainFlags,), frozen=True, kw_only=True)
+
+
+def apply_flags(flags: TrainFlags, config: RunConfig) -> RunConfig:
+    """The short flags on top of the dotted ones."""
+    train, model = config.train, config.model
+    train = dataclasses.replace(
+        train,
+        batch_size=train.batch_size if flags.batch_size is None else flags.batch_size,
+        seq_len=train.seq_len if flags.seq_len is None else flags.seq_len,
+        seed=train.seed if flags.seed is None else flags.seed,
+    )
+    if flags.num_steps is not None:
+        train = train.with_total_steps(flags.num_steps)
+    if flags.weights is not None:
+        model = dataclasses.replace(model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations)
+    if train.product == "int8" and "full" in (model.weights, model.activations):
+        raise ConfigError("train.product is int8 but the model is not ternary with int8 activations; use --train.product float")
+    return dataclasses.replace(config, train=train, model=model)
+
+
+def summary(experiment: Experiment, variant: str, config: RunConfig) -> str:
+    """What will be trained, with the parameter breakdown."""
+    model, train = config.model, config.train
+    parts = "  ".join(f"{part} {count:,}" for part, count in model.parameter_breakdown().items())
+    return (
+        f"{experiment.name} ({variant}): {model.total_params:,} parameters, weights {model.weights}, activations {model.activations}\n"
+        f"  {parts}\n"
+        f"  {train.total_steps:,} updates of {train.batch_size * train.grad_accumulation_steps} x {train.seq_len} tokens"
+        f" = {train.total_tokens:,} tokens, {train.optimizer}"
+    )

@@ -1,0 +1,1 @@
+"""Batches. Nothing here prints, logs or touches a run directory."""

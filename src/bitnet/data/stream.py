@@ -1,0 +1,63 @@
+"""Training data as an endless numbered sequence of rows.
+
+Row i is a pure function of (seed, i). Which rows an update reads is a pure function of (step, rank, world size), so
+the data position is never stored: resuming, or changing the number of processes while the rows per update stay
+equal, gives the same stream. Update n reads rows (n-1)*R .. n*R-1, where
+
+    R = batch_size * world_size * grad_accumulation_steps
+
+and micro-batch m of rank k is the slice of batch_size rows that begins at (n-1)*R + (m * world_size + k) * batch_size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T)."""
+
+    input_ids: Tensor
+    targets: Tensor
+    loss_mask: Tensor
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+
+
+class RowSource(Protocol):
+    """An endless sequence of training rows."""
+
+    def rows(self, numbers: NDArray[np.int64]) -> Batch:
+        """The rows with these numbers, in this order."""
+        ...
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What the data is, for meta/dataset_fingerprint.json."""
+        ...
+
+
+def row_numbers(step: int, micro_batch: int, *, batch_size: int, accumulation: int, rank: int, world_size: int) -> NDArray[np.int64]:
+    """Rows of one micro-batch. step: 1..N; micro_batch: 0..accumulation-1; batch_size: rows per process."""
+    per_update = batch_size * world_size * accumulation
+    first = (step - 1) * per_update + (micro_batch * world_size + rank) * batch_size
+    return np.arange(first, first + batch_size, dtype=np.int64)
+
+
+def shifted(tokens: NDArray[np.int64], scored: NDArray[np.bool_]) -> Batch:
+    """Next-token batch of windows. tokens, scored: (B, T + 1); scored says which tokens count as targets."""
+    ids = torch.from_numpy(np.ascontiguousarray(tokens))
+    mask = torch.from_numpy(np.ascontiguousarray(scored))
+    return Batch(ids[:, :-1].contiguous(), ids[:, 1:].contiguous(), mask[:, 1:].contiguous())
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Rows of several batches of equal width as one."""
+    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))

@@ -1,0 +1,1 @@
+"""Is it healthy? Measurements of a model, and what is out of the ordinary."""

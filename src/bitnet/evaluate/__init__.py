@@ -1,0 +1,1 @@
+"""Numbers about a model. Nothing here prints or touches a run directory."""

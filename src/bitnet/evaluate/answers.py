@@ -1,0 +1,42 @@
+"""Exact match: does the greedy continuation of a prompt equal the one right answer, end mark included?"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bitnet.generate.decode import continue_prompts
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.tokenizer import Tokenizer
+
+
+class Case(NamedTuple):
+    """kind groups cases in the metrics; answer ends with the end mark, one token."""
+
+    kind: str
+    prompt: str
+    answer: str
+
+
+def answer_all(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str]:
+    """Greedy answers in the order of the cases, with the end mark where the model produced it."""
+    end_mark = cases[0].answer[-1]
+    assert all(case.answer.endswith(end_mark) for case in cases), "all answers end with the same mark"
+    longest = max(len(tokenizer.encode(case.answer)) for case in cases)
+    prompts = [tokenizer.encode(case.prompt) for case in cases]
+    stop = tokenizer.encode(end_mark)[0]
+    return [tokenizer.decode(ids) for ids in continue_prompts(model, prompts, max_new_tokens=longest, stop_id=stop)]
+
+
+def exact_match(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[Case]) -> dict[str, float]:
+    """exact_match and exact_match_<kind>, shares from 0 to 1, each with its number of cases."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for case, answer in zip(cases, answer_all(model, tokenizer, cases), strict=True):
+        right[case.kind].append(answer == case.answer)
+    hits = [hit for kind in right.values() for hit in kind]
+    metrics = {"exact_match": sum(hits) / len(hits), "exact_match_cases": float(len(hits))}
+    for kind, outcomes in sorted(right.items()):
+        metrics[f"exact_match_{kind}"] = sum(outcomes) / len(outcomes)
+        metrics[f"exact_match_{kind}_cases"] = float(len(outcomes))
+    return metrics

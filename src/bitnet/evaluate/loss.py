@@ -1,0 +1,31 @@
+"""Loss on held-out batches: nats per token, and bits per byte, which does not depend on the vocabulary."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+
+from bitnet.data.stream import Batch
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.tokenizer import PAD, Tokenizer
+
+
+@torch.no_grad()
+def held_out_loss(model: BitNetTransformer, batches: Sequence[Batch], tokenizer: Tokenizer) -> dict[str, float]:
+    """nats_per_token over scored targets, bits_per_byte of the text they decode to, and how many tokens that were."""
+    device = model.final_norm.weight.device
+    nats, tokens, text_bytes = 0.0, 0, 0
+    for batch in batches:
+        on_device = batch.to(device)
+        losses = F.cross_entropy(model(on_device.input_ids).float().flatten(0, 1), on_device.targets.flatten(), reduction="none")
+        mask = on_device.loss_mask.flatten()
+        nats += float((losses.double() * mask).sum())
+        tokens += int(mask.sum())
+        scored = batch.targets[batch.loss_mask & (batch.targets != PAD)]
+        text_bytes += len(tokenizer.decode(scored.tolist()).encode())
+    per_token = nats / tokens if tokens else math.nan
+    per_byte = nats / math.log(2) / text_bytes if text_bytes else math.nan
+    return {"nats_per_token": per_token, "bits_per_byte": per_byte, "tokens": float(tokens)}

@@ -1,0 +1,250 @@
+"""Arithmetic: the sanity check. A ternary model that cannot learn to add has a broken trainer.
+
+Lines `a op b = c`, operands 0-100 (1-100 on the right), over a character vocabulary of 32. Optionally expressions
+with parentheses, `(3 + 5) * 2 = 16`. Loss alone says little, since the operands are random: predicting them costs
+about the same however well the model adds. Success is the exact match of answers on problems never trained on.
+
+One tenth of the problems is held out by a stable hash of the problem, its commuted twin with it, and every
+expression that contains one (as its inner problem, or as its outer one once the inner is computed).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, NamedTuple
+
+from bitnet.data.generated import Example, ExampleTable, Layout, LossOn, TableRows, held_out
+from bitnet.data.stream import Batch
+from bitnet.errors import ConfigError
+from bitnet.evaluate.answers import Case, answer_all, exact_match
+from bitnet.experiments.shapes import ARITHMETIC
+from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.text.characters import CharacterTokenizer
+from bitnet.train.config import DataConfig, RunConfig, TrainConfig
+from bitnet.train.recipe import Criterion, Experiment, Shown, Variant
+
+ALPHABET = "0123456789+-*/()= \n"
+END = "\n"
+Operator = Literal["+", "-", "*", "//"]
+KINDS = {"+": "add", "-": "sub", "*": "mul", "//": "div"}
+PROMPTS = ("25 + 17 = ", "100 - 35 = ", "7 * 8 = ", "20 // 4 = ", "2 + 3 = ")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArithmeticData(DataConfig):
+    """Which problems there are and how they are laid in rows."""
+
+    dataset: str = "arithmetic"
+    operators: tuple[Operator, ...] = ("+", "-", "*", "//")
+    max_operand: int = 100
+    """Operands are 0..max on the left and min_right..max on the right."""
+    min_right: int = 1
+    expressions: int = 0
+    """Distinct expressions with parentheses that join the plain problems; 0 for none."""
+    layout: Layout = "packed"
+    loss_on: LossOn = "all"
+
+    def __post_init__(self) -> None:
+        if not self.operators or len(set(self.operators)) != len(self.operators):
+            raise ConfigError(f"data.operators is {self.operators}; name at least one of + - * // and none twice")
+        if not 2 <= self.max_operand <= 999:
+            raise ConfigError(f"data.max_operand is {self.max_operand}; it must be between 2 and 999")
+        if not 0 <= self.min_right <= self.max_operand:
+            raise ConfigError(f"data.min_right is {self.min_right}; it must be between 0 and data.max_operand {self.max_operand}")
+        if "//" in self.operators and self.min_right == 0:
+            raise ConfigError("data.min_right is 0 and data.operators has //; set data.min_right to 1 or drop //")
+        if not 0 <= self.expressions <= 1_000_000:
+            raise ConfigError(f"data.expressions is {self.expressions}; it must be between 0 and 1000000")
+
+
+class Problem(NamedTuple):
+    """left op right, plain."""
+
+    left: int
+    op: str
+    right: int
+
+    @property
+    def value(self) -> int:
+        """The answer."""
+        return apply(self.left, self.op, self.right)
+
+    @property
+    def key(self) -> str:
+        """What the hold-out hashes: equal for a sum or product and its commuted twin."""
+        first, second = sorted((self.left, self.right)) if self.op in "+*" else (self.left, self.right)
+        return f"{first} {self.op} {second}"
+
+    @property
+    def kept_back(self) -> bool:
+        """Whether this problem belongs to the evaluation set."""
+        return held_out(self.key)
+
+    @property
+    def example(self) -> Example:
+        """As text."""
+        return Example(f"{self.left} {self.op} {self.right} = ", f"{self.value}{END}")
+
+
+class Expression(NamedTuple):
+    """(a op b) op c, or a op (b op c) when the inner problem stands on the right."""
+
+    inner: Problem
+    op: str
+    other: int
+    inner_first: bool
+
+    @property
+    def outer(self) -> Problem:
+        """The problem that is left once the inner one is computed."""
+        value = self.inner.value
+        return Problem(value, self.op, self.other) if self.inner_first else Problem(self.other, self.op, value)
+
+    @property
+    def kept_back(self) -> bool:
+        """Whether it contains a held-out problem."""
+        return self.inner.kept_back or self.outer.kept_back
+
+    @property
+    def example(self) -> Example:
+        """As text."""
+        inner = f"({self.inner.left} {self.inner.op} {self.inner.right})"
+        text = f"{inner} {self.op} {self.other}" if self.inner_first else f"{self.other} {self.op} {inner}"
+        return Example(f"{text} = ", f"{self.outer.value}{END}")
+
+
+def apply(left: int, op: str, right: int) -> int:
+    """left op right for + - * //."""
+    if op == "+":
+        return left + right
+    if op == "-":
+        return left - right
+    return left * right if op == "*" else left // right
+
+
+def all_problems(data: ArithmeticData) -> Iterator[Problem]:
+    """Every plain problem of these settings, in a fixed order."""
+    for op in data.operators:
+        for left in range(data.max_operand + 1):
+            for right in range(data.min_right, data.max_operand + 1):
+                yield Problem(left, op, right)
+
+
+def random_expressions(data: ArithmeticData, seed: int, *, kept_back: bool, count: int) -> list[Expression]:
+    """`count` distinct expressions that are, or are not, in the evaluation set."""
+    generator = random.Random(f"expressions {seed} {kept_back}")
+    found: dict[Expression, None] = {}
+    while len(found) < count:
+        inner = Problem(
+            generator.randint(0, data.max_operand), generator.choice(data.operators), generator.randint(data.min_right, data.max_operand)
+        )
+        other, op, first = generator.randint(data.min_right, data.max_operand), generator.choice(data.operators), generator.random() < 0.5
+        if op == "//" and not first and inner.value == 0:
+            continue
+        expression = Expression(inner, op, other, first)
+        if expression.kept_back == kept_back:
+            found[expression] = None
+    return list(found)  # fmt: skip
+
+
+class ArithmeticTask:
+    """The problems of one configuration, split, with their judge."""
+
+    prompts: Sequence[str]
+
+    def __init__(self, config: RunConfig) -> None:
+        assert isinstance(config.data, ArithmeticData)
+        self.config, self.data = config, config.data
+        self.tokenizer = CharacterTokenizer(ALPHABET, config.model.vocab_size)
+        self.prompts = [prompt for prompt in PROMPTS if prompt.split()[1] in self.data.operators]
+
+    @cached_property
+    def training(self) -> list[Example]:
+        """Everything that may be trained on."""
+        examples = [problem.example for problem in all_problems(self.data) if not problem.kept_back]
+        extra = random_expressions(self.data, self.config.train.seed, kept_back=False, count=self.data.expressions)
+        return examples + [expression.example for expression in extra]
+
+    @cached_property
+    def held_out_cases(self) -> list[Case]:
+        """The evaluation set, in an order that mixes operators and sizes."""
+        cases = [Case(KINDS[p.op], *p.example) for p in all_problems(self.data) if p.kept_back]
+        if self.data.expressions:
+            some = random_expressions(self.data, 0, kept_back=True, count=1000)
+            cases += [Case("expression", *expression.example) for expression in some]
+        random.Random("evaluation order").shuffle(cases)
+        return cases
+
+    @cached_property
+    def source(self) -> TableRows:
+        """Training rows."""
+        train, data = self.config.train, self.data
+        table = ExampleTable.of(self.training, self.tokenizer)
+        return TableRows(table, seed=train.seed, seq_len=train.seq_len, layout=data.layout, loss_on=data.loss_on, name=data.dataset)
+
+    def frozen_evaluation(self) -> list[Batch]:
+        """Held-out cases, one a row, scored as in training."""
+        cases = self.held_out_cases[: self.config.train.eval_cases]
+        table = ExampleTable.of((Example(case.prompt, case.answer) for case in cases), self.tokenizer)
+        return [table.batch(self.data.loss_on)]
+
+    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+        """Exact match over held-out problems, in all and per operator."""
+        return exact_match(model, self.tokenizer, self.held_out_cases[:limit])
+
+    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+        """A few held-out problems with the model's answers."""
+        cases = self.held_out_cases[:count]
+        answers = answer_all(model, self.tokenizer, cases)
+        return [Shown(case.prompt, answer.strip(), case.answer.strip()) for case, answer in zip(cases, answers, strict=True)]
+
+
+def training_lines(config: RunConfig, count: int) -> Iterator[str]:
+    """`count` random training problems as text, one a line, as the plan's generator writes them."""
+    task = ArithmeticTask(config)
+    generator = random.Random(config.train.seed)
+    for _ in range(count):
+        example = generator.choice(task.training)
+        yield example.prompt + example.answer
+
+
+QUICK_MODEL = BitNetConfig(
+    vocab_size=32, hidden_size=128, num_layers=4, num_heads=4, num_kv_heads=2, ffn_hidden_size=384, max_seq_length=64
+)
+REFERENCE = RunConfig(
+    model=ARITHMETIC,
+    train=TrainConfig(seq_len=64, batch_size=32, total_steps=24_414, warmup_steps=250),
+    data=ArithmeticData(),
+)
+BEST = RunConfig(
+    model=ARITHMETIC,
+    train=dataclasses.replace(
+        REFERENCE.train, optimizer="muon", schedule="linear", peak_lr=0.003, final_lr=0.0, stage1_wd=0.0, muon_lr=0.02
+    ),
+    data=ArithmeticData(loss_on="answers"),
+)
+QUICK = RunConfig(
+    model=QUICK_MODEL,
+    train=TrainConfig(
+        seq_len=13, batch_size=170, total_steps=600, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=100, sample_every=100, probe_every=100, checkpoint_every=100,
+    ),
+    data=ArithmeticData(operators=("+", "-"), max_operand=99, min_right=0, layout="single", loss_on="answers"),
+)  # fmt: skip
+
+experiment = Experiment(
+    name="arithmetic",
+    label="5M",
+    about="a op b = c: does ternary training work at all?",
+    variants={
+        "quick": Variant(QUICK, (Criterion("exact_match", at_least=0.99),), "two minutes on a CPU: + and -, operands 0-99"),
+        "reference": Variant(REFERENCE, (Criterion("exact_match", at_least=0.9),), "the plan's: AdamW, two stages, four operators"),
+        "best": Variant(BEST, (Criterion("exact_match", at_least=0.95),), "same model and tokens; Muon, loss on answers only"),
+    },
+    open=ArithmeticTask,
+    extra={"prepare": training_lines},
+)

@@ -1,0 +1,1 @@
+"""Token ids out of a model. Nothing here prints."""

@@ -1,0 +1,66 @@
+"""From logits to the next token: greedy, temperature, top-k, top-p (arXiv:1904.09751)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bitnet.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """temperature 0 is greedy; top_k and top_p of None keep every token."""
+
+    temperature: float = 0.0
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+        if self.top_p is not None and not 0 < self.top_p <= 1:
+            raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k is not None and self.top_k < 1:
+            raise ConfigError(f"top_k is {self.top_k}; it must be at least 1")
+        if not 0 <= self.seed < 2**63:
+            raise ConfigError(f"seed is {self.seed}; it must be between 0 and 2**63 - 1")
+
+    def generator(self, device: torch.device) -> torch.Generator:
+        """A random source of its own, so that sampling never disturbs training."""
+        return torch.Generator(device).manual_seed(self.seed)
+
+
+GREEDY = Sampling()
+# The seeds' other two decoding modes (config-95m, section 5E).
+TYPICAL = Sampling(temperature=0.9, top_p=0.95)
+STRESS = Sampling(temperature=1.5, top_k=10)
+
+
+def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
+    """The distribution that is sampled from: temperature, then top-k, then top-p. logits: (B, V). Returns (B, V)."""
+    logits = logits.float()
+    if sampling.temperature == 0:
+        return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+    logits = logits / sampling.temperature
+    if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
+        smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < smallest, -math.inf)
+    probs = logits.softmax(-1)
+    if sampling.top_p is not None:
+        ordered, index = probs.sort(dim=-1, descending=True, stable=True)
+        before = ordered.cumsum(-1) - ordered  # a token stays while those above it hold less than top_p
+        probs = probs.scatter(-1, index, ordered.masked_fill(before >= sampling.top_p, 0.0))
+        probs = probs / probs.sum(-1, keepdim=True)
+    return probs
+
+
+def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
+    """Next ids. logits: (B, V). Returns int64 (B,)."""
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    return torch.multinomial(probabilities(logits, sampling), 1, generator=generator).squeeze(-1)

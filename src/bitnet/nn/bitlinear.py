@@ -1,0 +1,140 @@
+"""A linear layer whose weights are ternary and whose inputs are int8, while the optimizer sees ordinary weights.
+
+Forward.  With latent weight W (out, in), codes C = ternary(W), scale s (one per logical matrix, here per row),
+input codes Q = int8(x) with step d (one per token):
+
+    y[t, o] = d[t] * s[o] * sum_i Q[t, i] * C[o, i]
+
+The sum is exact in int32, so the integer product and a float32 product agree up to the last rounding.
+
+Backward.  round() has a derivative of zero almost everywhere, so both quantizers are treated as the identity
+(straight-through, Bengio et al., arXiv:1308.3432), while the products use the values the forward pass used:
+
+    dL/dx = dL/dy @ (C * s)            dL/dW = (dL/dy)^T @ (Q * d)
+
+The optimizer changes W in small steps; C only flips when a latent weight crosses scale / 2. The codes are
+therefore computed once per version of W (an in-place update raises it), not once per micro-batch.
+
+Which product runs is `product`: "int8" uses torch._int_mm on real codes, "float" is the plain path and the
+reference. Both give the same gradients. Without quantization (weights="full", activations="full") this is an
+ordinary linear layer without bias.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitnet.nn.quantize import Ternary, quantize_activations, ternarize
+
+Product = Literal["int8", "float"]
+Weights = Literal["ternary", "full"]
+Activations = Literal["int8", "full"]
+
+
+def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
+    """The value of `quantized` with the gradient of `x`."""
+    return x + (quantized - x).detach()
+
+
+class _Int8Product(torch.autograd.Function):
+    """y = (Q @ C^T) * d * s on integer codes; gradient products in the dtype of `dequantized`."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, codes: Tensor, row_scale: Tensor, dequantized: Tensor) -> Tensor:
+        inputs, step = quantize_activations(x)  # (N, in), (N, 1)
+        ctx.save_for_backward(inputs, step, dequantized)
+        ctx.dtypes = x.dtype, weight.dtype
+        total = torch._int_mm(inputs, codes.t())  # (N, out) int32
+        return (total.to(row_scale.dtype).mul_(row_scale.t()).mul_(step)).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        inputs, step, dequantized = ctx.saved_tensors
+        x_dtype, weight_dtype = ctx.dtypes
+        grad = grads[0].to(dequantized.dtype)  # (N, out)
+        grad_x = (grad @ dequantized).to(x_dtype) if ctx.needs_input_grad[0] else None
+        grad_weight = None
+        if ctx.needs_input_grad[1]:
+            x_quantized = inputs.to(step.dtype).mul_(step).to(dequantized.dtype)  # (N, in)
+            grad_weight = (grad.t() @ x_quantized).to(weight_dtype)  # (out, in)
+        return grad_x, grad_weight, None, None, None
+
+
+class BitLinear(nn.Module):
+    """Ternary linear layer without bias. Maps (..., in_features) to (..., sum(rows))."""
+
+    def __init__(
+        self,
+        in_features: int,
+        rows: int | tuple[int, ...],
+        *,
+        weights: Weights = "ternary",
+        activations: Activations = "int8",
+    ) -> None:
+        """rows: output features, one number for each logical matrix stacked in this layer."""
+        super().__init__()
+        self.rows = (rows,) if isinstance(rows, int) else rows
+        self.in_features, self.out_features = in_features, sum(self.rows)
+        self.weights: Weights = weights
+        self.activations: Activations = activations
+        self.product: Product = "float"
+        self.gradient_dtype = torch.float32  # dtype of the gradient products on the int8 path
+        self.weight = nn.Parameter(torch.empty(self.out_features, in_features))
+        self._cached: tuple[tuple[object, ...], Ternary, Tensor] | None = None
+
+    @property
+    def weight_quantized(self) -> Tensor:
+        """The codes that the forward pass uses: int8 (out, in), values in {-1, 0, +1}."""
+        return ternarize(self.weight, self.rows).codes
+
+    def ternary(self) -> tuple[Ternary, Tensor]:
+        """Codes with scales, and their product in the gradient dtype; kept until the weight changes."""
+        if torch.compiler.is_compiling():
+            return self._quantize_weight()
+        weight = self.weight
+        key = (weight._version, weight.data_ptr(), weight.device, weight.dtype, self.gradient_dtype)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = (key, *self._quantize_weight())
+        return self._cached[1], self._cached[2]
+
+    def _quantize_weight(self) -> tuple[Ternary, Tensor]:
+        ternary = ternarize(self.weight, self.rows)
+        return ternary, ternary.dequantized().to(self.gradient_dtype)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.weights == "ternary" and self.activations == "int8" and self._integer_product_fits(x):
+            ternary, dequantized = self.ternary()
+            flat = x.reshape(-1, self.in_features)  # (N, in)
+            y: Tensor = _Int8Product.apply(flat, self.weight, ternary.codes, ternary.row_scale, dequantized)  # type: ignore[no-untyped-call]
+            return y.view(*x.shape[:-1], self.out_features)
+        weight = self.weight
+        if self.weights == "ternary":
+            weight = straight_through(weight, ternarize(weight, self.rows).dequantized())
+        if self.activations == "int8":
+            x = straight_through(x, quantize_activations(x).dequantized())
+        return F.linear(x, weight)
+
+    def _integer_product_fits(self, x: Tensor) -> bool:
+        """cuBLAS takes int8 products of more than 16 rows with sides that are multiples of 8."""
+        if self.product != "int8":
+            return False
+        if x.device.type != "cuda":
+            return True
+        return x.numel() // self.in_features > 16 and self.in_features % 8 == 0 and self.out_features % 8 == 0
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features} -> {self.rows}, weights={self.weights}, activations={self.activations}"
+
+
+def has_fast_int8(device: torch.device) -> bool:
+    """Whether torch._int_mm beats float32 on this device: VNNI on a CPU, tensor cores of 7.5+ on CUDA."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (7, 5)
+    if device.type != "cpu":
+        return False
+    check = getattr(torch.cpu, "_is_vnni_supported", None)
+    return bool(check and check())

@@ -1,0 +1,35 @@
+"""Keys and values of the tokens already read, so that each new token costs one position of work."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class KVCache:
+    """Room for `capacity` tokens in every layer. All rows of a batch have the same length."""
+
+    def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_dim: int, *, like: Tensor) -> None:
+        """heads counts key/value heads (G); like gives device and dtype."""
+        shape = (layers, rows, heads, capacity, head_dim)
+        self.keys = torch.empty(shape, device=like.device, dtype=like.dtype)
+        self.values = torch.empty_like(self.keys)
+        self.capacity = capacity
+        self.length = 0
+
+    def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append this layer's new keys and values, (B, G, T, D); return all so far, (B, G, length + T, D)."""
+        end = self.length + keys.shape[2]
+        assert end <= self.capacity, f"cache of {self.capacity} tokens cannot hold {end}"
+        self.keys[layer, :, :, self.length : end] = keys
+        self.values[layer, :, :, self.length : end] = values
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def advance(self, tokens: int) -> None:
+        """Count `tokens` as read, after the last layer has stored them."""
+        self.length += tokens
+
+    def select(self, rows: Tensor) -> None:
+        """Keep only these rows of the batch (int64 indices or a boolean mask)."""
+        self.keys = self.keys[:, rows]
+        self.values = self.values[:, rows]

@@ -1,0 +1,75 @@
+"""The two quantizers of BitNet b1.58. Training, statistics, evaluation and packing all call these.
+
+Weights (arXiv:2402.17764, section 2). One scale per logical matrix, the mean magnitude:
+
+    scale = mean(|W|)        codes = clip(round(W / scale), -1, 1)        W ~ codes * scale
+
+A weight becomes 0 when |w| < scale / 2; for a Gaussian that is about 31% of them. A fused projection
+(q, k, v or gate, up) stacks several logical matrices in one tensor and keeps one scale for each, so
+that a fused and a split model compute the same.
+
+Activations (same section; "per token" is one row of the input). Symmetric int8 by the largest magnitude:
+
+    step = max(|x|) / 127    codes = clip(round(x / step), -128, 127)     x ~ codes * step
+
+Both epsilons are 1e-5 as in the published reference code (BitNet b1.58 training tips, appendix).
+Ternarizing codes * scale again keeps the codes but shrinks the scale by the share of non-zeros, which
+is why an exporter must carry the scale instead of computing it a second time.
+
+Not here: gradients (bitlinear.py) and bit packing.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+EPSILON = 1e-5
+
+
+class Ternary(NamedTuple):
+    """codes: int8 (out, in) in {-1, 0, 1}; row_scale: (out, 1), equal within each logical matrix."""
+
+    codes: Tensor
+    row_scale: Tensor
+
+    def dequantized(self) -> Tensor:
+        """codes * scale: (out, in) in the dtype of the scale."""
+        return self.codes.to(self.row_scale.dtype) * self.row_scale
+
+
+def row_scales(weight: Tensor, rows: tuple[int, ...]) -> Tensor:
+    """Mean magnitude of each logical matrix, repeated for its rows.
+
+    weight: (out, in); rows: output rows of each logical matrix, sum(rows) == out. Returns (out, 1).
+    """
+    parts = [part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in weight.split(rows)]
+    return torch.cat(parts).unsqueeze(1)
+
+
+def ternarize(weight: Tensor, rows: tuple[int, ...] | None = None) -> Ternary:
+    """Absmean ternary codes of a weight. weight: (out, in) floating point; rows as in `row_scales`."""
+    weight = weight.detach()
+    scale = row_scales(weight, rows or (weight.shape[0],))
+    return Ternary((weight / scale).round_().clamp_(-1, 1).to(torch.int8), scale)
+
+
+class Int8Rows(NamedTuple):
+    """codes: int8 (..., in); step: (..., 1), the value of one unit of a code."""
+
+    codes: Tensor
+    step: Tensor
+
+    def dequantized(self) -> Tensor:
+        """codes * step: (..., in) in the dtype of the step."""
+        return self.codes.to(self.step.dtype) * self.step
+
+
+def quantize_activations(x: Tensor) -> Int8Rows:
+    """Absmax int8 codes per token. x: (..., in) floating point."""
+    x = x.detach()
+    largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=EPSILON)
+    codes = (x * (127.0 / largest)).round_().clamp_(-128, 127).to(torch.int8)
+    return Int8Rows(codes, largest / 127.0)

@@ -1,0 +1,261 @@
+"""The BitNet b1.58 decoder: RMSNorm, rotary grouped-query attention, gated feed-forward, ternary linear layers.
+
+    x = E[ids];   for each block:  x += Attention(norm(x));  x += FeedForward(norm(x));   logits = norm(x) @ head^T
+
+Only the projections inside the blocks are ternary (arXiv:2402.17764): embeddings, norms and the output head
+keep full precision, and a tied head is the embedding itself. Shapes at each step:
+
+    B rows   T tokens   C hidden width   H query heads   G key/value heads   D head width   F feed-forward width
+    V vocabulary
+
+Not here: the loss, decoding, and anything that knows where a weight came from.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitnet.errors import ConfigError
+from bitnet.nn.bitlinear import Activations, BitLinear, Product, Weights
+from bitnet.nn.kv_cache import KVCache
+from bitnet.nn.rotary import rotary_table, rotate
+
+Activation = Literal["silu", "relu2"]
+
+# GPT-2's and Llama's value. With a tied head of width C the logits at step 0 have a standard deviation of
+# 0.02 * sqrt(C), 0.55 at C = 768: the loss starts within 2% of ln(V).
+INITIAL_STD = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class BitNetConfig:
+    """Shape and numerics of a model."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    ffn_hidden_size: int
+    max_seq_length: int
+    norm_eps: float = 1e-5
+    rope_theta: float = 10_000.0
+    embeddings_tied: bool = True
+    activation: Activation = "silu"
+    """silu: SwiGLU of b1.58; relu2: squared ReLU of 2B4T (arXiv:2504.12285, section 2)."""
+    sub_norm: bool = False
+    """RMSNorm before the output and the down projection, as in 2B4T."""
+    weights: Weights = "ternary"
+    activations: Activations = "int8"
+
+    def __post_init__(self) -> None:
+        counts = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length")
+        for name in counts:
+            if getattr(self, name) < 1:
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("norm_eps", "rope_theta"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be a positive number")
+        if self.hidden_size % self.num_heads:
+            raise ConfigError(
+                f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads {self.num_heads}; change one of them"
+            )
+        if self.num_heads % self.num_kv_heads:
+            raise ConfigError(
+                f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads {self.num_kv_heads}; change one of them"
+            )
+        if self.head_dim % 2:
+            raise ConfigError(
+                f"the head width {self.hidden_size} / {self.num_heads} = {self.head_dim} is odd; "
+                "rotary embedding needs an even one, so change model.hidden_size or model.num_heads"
+            )
+
+    @property
+    def head_dim(self) -> int:
+        """D, the width of one head."""
+        return self.hidden_size // self.num_heads
+
+    @property
+    def heads_per_group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    @property
+    def total_params(self) -> int:
+        """Exact number of trained parameters, a tied embedding counted once."""
+        return sum(self.parameter_breakdown().values())
+
+    def parameter_breakdown(self) -> dict[str, int]:
+        """Parameters by part: where a model of this shape spends them."""
+        width, inner, heads = self.hidden_size, self.ffn_hidden_size, self.num_heads + 2 * self.num_kv_heads
+        norms = 2 * width + (width + inner if self.sub_norm else 0)
+        parts = {
+            "token_embeddings": self.vocab_size * width,
+            "attention": self.num_layers * (width * heads * self.head_dim + width * width),
+            "feedforward": self.num_layers * 3 * width * inner,
+            "norms": self.num_layers * norms + width,
+        }
+        return parts if self.embeddings_tied else {**parts, "lm_head": self.vocab_size * width}
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last dimension (arXiv:1910.07467), computed in float32."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+
+def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinear:
+    return BitLinear(width, rows, weights=config.weights, activations=config.activations)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention (arXiv:2305.13245) with rotary positions. (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: BitNetConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.heads, self.kv_heads, self.head_dim = config.num_heads, config.num_kv_heads, config.head_dim
+        query, key = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        self.qkv_proj = _linear(config, config.hidden_size, (query, key, key))
+        self.sub_norm = RMSNorm(query, config.norm_eps) if config.sub_norm else None
+        self.out_proj = _linear(config, query, (config.hidden_size,))
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+        rows, tokens, _ = x.shape
+        heads = self.qkv_proj(x).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H + 2G, T, D)
+        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, H, T, D), (B, G, T, D)
+        mask = None
+        if cache is not None:
+            past = cache.length
+            k, v = cache.extend(self.layer, k, v)  # (B, G, past + T, D)
+            if past and tokens > 1:
+                mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x.device).tril(past)
+        causal = mask is None and tokens > 1
+        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
+        y = y.transpose(1, 2).reshape(rows, tokens, -1)  # (B, T, C)
+        out: Tensor = self.out_proj(y if self.sub_norm is None else self.sub_norm(y))
+        return out
+
+
+class FeedForward(nn.Module):
+    """down(activation(gate(x)) * up(x)), gated as in arXiv:2002.05202. (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config: BitNetConfig) -> None:
+        super().__init__()
+        inner = config.ffn_hidden_size
+        self.activation: Activation = config.activation
+        self.gate_up = _linear(config, config.hidden_size, (inner, inner))
+        self.sub_norm = RMSNorm(inner, config.norm_eps) if config.sub_norm else None
+        self.down = _linear(config, inner, (config.hidden_size,))
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
+        y = (F.silu(gate) if self.activation == "silu" else F.relu(gate).square()) * up
+        out: Tensor = self.down(y if self.sub_norm is None else self.sub_norm(y))
+        return out
+
+
+class Block(nn.Module):
+    """One layer: attention, then feed-forward, each on a normalised copy of the residual stream."""
+
+    def __init__(self, config: BitNetConfig, layer: int) -> None:
+        super().__init__()
+        self.pre_attn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.attention = Attention(config, layer)
+        self.pre_ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.feedforward = FeedForward(config)
+
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
+        x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache)
+        x = x + self.feedforward(self.pre_ffn_norm(x))
+        return x
+
+
+class BitNetTransformer(nn.Module):
+    """Token ids (B, T) to next-token logits (B, T, V)."""
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(self, config: BitNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.token_embeddings = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.num_layers))
+        self.final_norm = RMSNorm(config.hidden_size, config.norm_eps)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.embeddings_tied:
+            self.lm_head.weight = self.token_embeddings.weight
+        cos, sin = rotary_table(config.head_dim, config.max_seq_length, config.rope_theta)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """N(0, 0.02); the projections that write to the residual stream by 1/sqrt(2L) less (GPT-2, section 2.3)."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 2:
+                residual = name.endswith(("out_proj.weight", "down.weight"))
+                nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * self.config.num_layers) if residual else INITIAL_STD)
+
+    def bit_linears(self) -> dict[str, BitLinear]:
+        """The ternary layers by short name, in order: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, L0_ffn_down, ..."""
+        layers: dict[str, BitLinear] = {}
+        for index, block in enumerate(self.blocks):
+            assert isinstance(block, Block)
+            layers[f"L{index}_attn_qkv"] = block.attention.qkv_proj
+            layers[f"L{index}_attn_out"] = block.attention.out_proj
+            layers[f"L{index}_ffn_gate_up"] = block.feedforward.gate_up
+            layers[f"L{index}_ffn_down"] = block.feedforward.down
+        return layers
+
+    def set_product(self, product: Product, gradient_dtype: torch.dtype = torch.float32) -> None:
+        """Choose how every ternary layer multiplies: on int8 codes, or the plain float path."""
+        for layer in self.bit_linears().values():
+            layer.product, layer.gradient_dtype = product, gradient_dtype
+
+    def new_cache(self, rows: int, capacity: int | None = None) -> KVCache:
+        """An empty cache for `rows` sequences of up to `capacity` tokens (default: max_seq_length)."""
+        config = self.config
+        room = min(capacity or config.max_seq_length, config.max_seq_length)
+        like = self.final_norm.weight
+        return KVCache(config.num_layers, rows, config.num_kv_heads, room, config.head_dim, like=like)
+
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Normalised output of the last block. input_ids: int64 (B, T). Returns (B, T, C)."""
+        start = cache.length if cache is not None else 0
+        end = start + input_ids.shape[1]
+        if end > self.config.max_seq_length:
+            raise ConfigError(f"{end} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give it a shorter text")
+        x = self.token_embeddings(input_ids)  # (B, T, C)
+        for block in self.blocks:
+            x = block(x, self.cos[start:end], self.sin[start:end], cache)
+        if cache is not None:
+            cache.advance(input_ids.shape[1])
+        hidden: Tensor = self.final_norm(x)
+        return hidden
+
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+        """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
+        logits: Tensor = self.lm_head(self.hidden(input_ids, cache))
+        return logits
+
+
+def config_from_dict(values: dict[str, object]) -> BitNetConfig:
+    """The config that a `model` section of config.json describes; derived figures in it are ignored."""
+    known = {field.name for field in dataclasses.fields(BitNetConfig)}
+    return BitNetConfig(**{name: value for name, value in values.items() if name in known})  # type: ignore[arg-type]

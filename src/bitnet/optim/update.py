@@ -1,0 +1,36 @@
+"""One optimizer update: gradients of the micro-batches, the norm, the check, the step.
+
+A loss or gradient that is not finite is noticed before anything is changed: the update is refused and the weights
+and the optimizer state stay as they were.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from bitnet.optim.optimizer import Optimizers
+from bitnet.optim.schedule import Rates
+
+
+class Outcome(NamedTuple):
+    """grad_norm: global L2 norm before clipping; refused: why the update did not happen, or None."""
+
+    grad_norm: float
+    refused: str | None
+
+
+def apply_update(model: nn.Module, optimizers: Optimizers, rates: Rates, *, loss: float, clip_norm: float) -> Outcome:
+    """Clip the gathered gradients to `clip_norm` and step, unless the loss or the norm is not finite."""
+    if not math.isfinite(loss):
+        optimizers.zero_grad()
+        return Outcome(math.nan, "nan_inf_loss")
+    norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+    if not math.isfinite(norm):
+        optimizers.zero_grad()
+        return Outcome(norm, "nan_inf_grad")
+    optimizers.step(rates)
+    return Outcome(norm, None)

@@ -1,0 +1,156 @@
+"""Checkpoints that are whole or absent, and that say when they are damaged.
+
+A checkpoint is a directory: model.safetensors, optimizer.safetensors, state.json, and manifest.json with the size
+and SHA-256 of the other three. It is written under a temporary name, synced, and appears by one rename; the
+manifest is written last. Reading checks the manifest first. No pickle is involved anywhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from bitnet.errors import CheckpointError
+from bitnet.run.layout import RunLayout, write_json
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+
+
+class Checkpoint(NamedTuple):
+    """What a checkpoint holds. state has the seeds' keys (step, tokens_seen, rng_states, loss, ...)."""
+
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict[str, Tensor]
+    state: dict[str, Any]
+
+
+def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
+    """Write a checkpoint; an existing one of the same step is replaced only by a complete new one."""
+    from safetensors.torch import save_file
+
+    layout.checkpoints.mkdir(parents=True, exist_ok=True)
+    final = layout.checkpoint(checkpoint.step)
+    temporary = layout.checkpoints / f".{final.name}.{os.getpid()}.tmp"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}, temporary / MODEL)
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.optimizer.items()}, temporary / OPTIMIZER)
+        write_json(temporary / STATE, checkpoint.state)
+        for name in (MODEL, OPTIMIZER):
+            _sync(temporary / name)
+        write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": _describe(temporary)})
+        _sync(temporary)
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.rename(final)
+        _sync(layout.checkpoints)
+    except OSError as error:
+        raise CheckpointError(
+            f"checkpoint {final} could not be written ({error.strerror or error}); earlier checkpoints are untouched. "
+            "Free some space or choose another --runs-dir, then repeat the command to resume"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
+    """Read a checkpoint after checking every file it needs. Raises CheckpointError that names what is wrong."""
+    from safetensors.torch import load_file
+
+    verify_checkpoint(folder)
+    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    tensors = load_file(folder / OPTIMIZER) if optimizer else {}
+    return Checkpoint(int(state["step"]), load_file(folder / MODEL), tensors, state)
+
+
+def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
+    """Copy a checkpoint's weights into a model of the same configuration."""
+    import torch
+
+    own = dict(model.named_parameters())
+    odd = sorted(own.keys() ^ checkpoint.model.keys())
+    odd += [name for name in own.keys() & checkpoint.model.keys() if own[name].shape != checkpoint.model[name].shape]
+    if odd:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} does not fit the model: {odd[0]} differs; use the run's own checkpoint"
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(checkpoint.model[name])
+
+
+def verify_checkpoint(folder: Path) -> None:
+    """Raise CheckpointError unless every file is there with the recorded size and SHA-256."""
+    try:
+        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{folder}: {MANIFEST} is missing or damaged ({type(error).__name__}); use another checkpoint") from None
+    missing = {MODEL, OPTIMIZER, STATE} - expected.keys()
+    if missing:
+        raise CheckpointError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}; use another checkpoint")
+    for name, (size, digest) in expected.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
+        if path.stat().st_size != size:
+            raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint")
+        if _sha256(path) != digest:
+            raise CheckpointError(f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint")
+
+
+def newest_good(layout: RunLayout, report: Callable[[str], None], *, optimizer: bool = True) -> Checkpoint | None:
+    """The newest checkpoint that verifies; `report` is told about each damaged one passed over."""
+    for step in reversed(layout.checkpoint_steps()):
+        try:
+            return load_checkpoint(layout.checkpoint(step), optimizer=optimizer)
+        except CheckpointError as error:
+            report(str(error))
+    return None
+
+
+def retained_steps(steps: Iterable[int], *, mandatory: Iterable[int], keep_last: int, keep_every: int) -> set[int]:
+    """Which checkpoints stay: the last few, every so many steps, and the mandatory ones."""
+    ordered = sorted(steps)
+    recent = ordered[-keep_last:] if keep_last else []
+    return {*recent, *(s for s in ordered if s % keep_every == 0), *(s for s in ordered if s in set(mandatory))}
+
+
+def prune(layout: RunLayout, *, mandatory: Iterable[int], keep_last: int, keep_every: int) -> None:
+    """Delete checkpoints that retention does not keep, and what a killed process left half-written."""
+    steps = layout.checkpoint_steps()
+    for step in set(steps) - retained_steps(steps, mandatory=mandatory, keep_last=keep_last, keep_every=keep_every):
+        shutil.rmtree(layout.checkpoint(step))
+    for path in layout.checkpoints.glob(".step_*.tmp"):
+        if re.fullmatch(r"\.step_\d+\.\d+\.tmp", path.name):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    """Force a file or folder to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,212 @@
+"""Names and places inside a runs folder, and how a user's word for a run is understood.
+
+runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.json
+              tokenizer/       the tokenizer the run was trained with
+              checkpoints/     step_NNNNNN/
+              metrics/         scalars.jsonl quantization.jsonl
+              eval/            eval_results.jsonl
+              samples/         samples.jsonl
+              anomalies/       step_NNNNNN_<event>/
+              status.json      running, done, failed or stopped, and why
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitnet.errors import DataError, NotFoundError, RunError, did_you_mean
+
+RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_STEP = re.compile(r"step_(\d{6,})")
+_OLD_CHECKPOINT = re.compile(r"checkpoint(?:_(\d+))?\.pt")
+
+
+@dataclass(frozen=True)
+class RunLayout:
+    """Paths of one run. Nothing here has to exist yet."""
+
+    root: Path
+
+    @property
+    def run_id(self) -> str:
+        """The folder's name."""
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        """Full resolved configuration, written before step 0."""
+        return self.root / "meta" / "config.json"
+
+    @property
+    def provenance(self) -> Path:
+        """Code, machine and seeds."""
+        return self.root / "meta" / "provenance.json"
+
+    @property
+    def fingerprint(self) -> Path:
+        """What the data was."""
+        return self.root / "meta" / "dataset_fingerprint.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer."""
+        return self.root / "tokenizer"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def scalars(self) -> Path:
+        """One line per update."""
+        return self.root / "metrics" / "scalars.jsonl"
+
+    @property
+    def quantization(self) -> Path:
+        """One line per probe of the ternary weights."""
+        return self.root / "metrics" / "quantization.jsonl"
+
+    @property
+    def evaluations(self) -> Path:
+        """One line per frozen evaluation."""
+        return self.root / "eval" / "eval_results.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """One line per (step, prompt, mode)."""
+        return self.root / "samples" / "samples.jsonl"
+
+    @property
+    def anomalies(self) -> Path:
+        """Folder of debug dumps."""
+        return self.root / "anomalies"
+
+    @property
+    def verdict(self) -> Path:
+        """The last full judging of the run."""
+        return self.root / "eval" / "verdict.json"
+
+    @property
+    def status(self) -> Path:
+        """State of the run."""
+        return self.root / "status.json"
+
+    @property
+    def lock(self) -> Path:
+        """Held by the process that trains."""
+        return self.root / ".lock"
+
+    def checkpoint(self, step: int) -> Path:
+        """Folder of the checkpoint after update `step`."""
+        return self.checkpoints / f"step_{step:06d}"
+
+    def checkpoint_steps(self) -> list[int]:
+        """Steps that have a checkpoint folder, ascending."""
+        if not self.checkpoints.is_dir():
+            return []
+        matches = (_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir())
+        return sorted(int(match.group(1)) for match in matches if match)
+
+    def line_files(self) -> list[Path]:
+        """Every file of JSON lines that carry a step."""
+        return [self.scalars, self.quantization, self.evaluations, self.samples]
+
+
+@dataclass(frozen=True)
+class RunReference:
+    """A run, and the checkpoint step that was asked for, if any."""
+
+    layout: RunLayout
+    step: int | None = None
+
+
+def check_run_id(run_id: str, experiments: frozenset[str] = frozenset()) -> str:
+    """The id if it may name a run; raises RunError."""
+    if not RUN_ID.fullmatch(run_id) or ".." in run_id:
+        raise RunError(
+            f"the run id {run_id!r} is not allowed; use 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+        )
+    if run_id == "latest" or run_id in experiments:
+        raise RunError(f"the run id {run_id!r} already has a meaning (the newest run); choose another --run-id")
+    return run_id
+
+
+def find_run(word: str, runs_dir: Path) -> RunReference:
+    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment's name, `latest`."""
+    if word and RUN_ID.fullmatch(word):
+        direct = RunLayout(runs_dir / word)
+        if direct.config.is_file():
+            return RunReference(direct)
+    if "/" in word or os.sep in word or Path(word).exists():
+        found = _find_path(Path(word))
+        if found is not None:
+            return found
+    runs = list_runs(runs_dir)
+    named = [layout for layout in runs if word == "latest" or read_config(layout).get("experiment") == word]
+    if named:
+        return RunReference(named[-1])
+    names = [layout.run_id for layout in runs]
+    hint = did_you_mean(word, names[-8:]) if names else " No run exists there yet; start one with: bitnet train arithmetic"
+    raise NotFoundError(f"there is no run {word!r} in {runs_dir}.{hint}")
+
+
+def _find_path(path: Path) -> RunReference | None:
+    """A run directory or anything inside one."""
+    step: int | None = None
+    old = _OLD_CHECKPOINT.fullmatch(path.name)
+    if old and old.group(1):
+        step = int(old.group(1))
+    for place in (path, *path.parents):
+        match = _STEP.fullmatch(place.name)
+        if match and place.parent.name == "checkpoints":
+            step = int(match.group(1))
+        if (place / "meta" / "config.json").is_file():
+            return RunReference(RunLayout(place.resolve()), step)
+    return None
+
+
+def list_runs(runs_dir: Path) -> list[RunLayout]:
+    """All runs in a folder, oldest first."""
+    if not runs_dir.is_dir():
+        return []
+    found = [RunLayout(path) for path in runs_dir.iterdir() if (path / "meta" / "config.json").is_file()]
+    return sorted(found, key=lambda layout: (layout.config.stat().st_mtime_ns, layout.run_id))
+
+
+def read_config(layout: RunLayout) -> dict[str, Any]:
+    """meta/config.json of a run. Raises DataError when it is damaged."""
+    return read_json(layout.config)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFoundError(f"{path} does not exist; the run directory is incomplete") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} is not readable JSON ({error}); restore it or start a new run") from None
+    if not isinstance(value, dict):
+        raise DataError(f"{path} holds a {type(value).__name__} where an object belongs; restore it or start a new run")
+    return value
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Replace a JSON file in one step: a reader sees the old or the new one, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(value, file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

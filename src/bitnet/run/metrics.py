@@ -1,0 +1,108 @@
+"""Files of JSON lines: appended while training, read leniently, cut back on resume.
+
+Every line carries `step`. A line that is half-written or foreign is skipped and counted, never fatal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class LineWriter:
+    """Appends objects to a file, one per line, each line handed to the system at once."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self.path = path
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one object. NaN and infinities become null: they are not JSON."""
+        self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Wait until the lines are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def finite(value: Any) -> Any:
+    """The value with every float that is not finite replaced by None."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return value
+
+
+class Lines(NamedTuple):
+    """rows in file order; skipped: lines that were not JSON objects with a step."""
+
+    rows: list[dict[str, Any]]
+    skipped: int
+
+
+def read_lines(path: Path) -> Lines:
+    """All readable rows of a file; none if it does not exist."""
+    if not path.is_file():
+        return Lines([], 0)
+    rows: list[dict[str, Any]] = []
+    skipped = 0
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for line in file:
+            row = _parse(line)
+            if row is None:
+                skipped += 1
+            else:
+                rows.append(row)
+    return Lines(rows, skipped)
+
+
+def last_line(path: Path, window_bytes: int = 1 << 16) -> dict[str, Any] | None:
+    """The last readable row, found from the end of the file."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - window_bytes))
+        lines = file.read().decode("utf-8", errors="replace").splitlines()
+    for line in reversed(lines):
+        row = _parse(line)
+        if row is not None:
+            return row
+    return None
+
+
+def cut_back(path: Path, step: int) -> None:
+    """Drop every line after update `step`, and a half-written last line, without rewriting what stays."""
+    if not path.is_file():
+        return
+    keep = 0
+    with path.open("rb+") as file:
+        for line in file:
+            row = _parse(line.decode("utf-8", errors="replace")) if line.endswith(b"\n") else None
+            if not line.endswith(b"\n") or (row is not None and row["step"] > step):
+                break
+            keep += len(line)
+        file.truncate(keep)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _parse(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

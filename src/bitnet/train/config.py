@@ -1,0 +1,163 @@
+"""A run is a value: model, training and data settings, frozen, checked, and written to meta/config.json.
+
+The JSON has the seeds' sections (`model`, `training`, `data`) and keys; figures that follow from others are
+properties here and are written there too, so that a reader need not compute them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from bitnet.errors import ConfigError
+from bitnet.nn.transformer import BitNetConfig
+from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
+from bitnet.optim.schedule import Schedule, ScheduleKind
+
+Precision = Literal["auto", "fp32", "bf16"]
+ProductChoice = Literal["auto", "int8", "float"]
+Compile = Literal["auto", "on", "off"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. Steps are optimizer updates, numbered from 1."""
+
+    seq_len: int
+    """Targets per row, in tokens."""
+    batch_size: int
+    """Rows per micro-batch per process."""
+    grad_accumulation_steps: int = 1
+    total_steps: int
+    seed: int = 42
+
+    optimizer: OptimizerKind = "adamw"
+    schedule: ScheduleKind = "two_stage"
+    peak_lr: float = 0.0015
+    stage2_lr: float = 0.001
+    """Rate at the stage boundary (two_stage only)."""
+    final_lr: float = 0.000015
+    warmup_steps: int = 0
+    stage1_end: int | None = None
+    """Last update of stage 1; half of total_steps when not given."""
+    stage1_wd: float = 0.1
+    stage2_wd: float = 0.0
+    grad_clip_norm: float = 1.0
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    muon_lr: float = 0.02
+    """Peak rate of the ternary matrices under Muon; it follows the shape of the schedule."""
+    muon_momentum: float = 0.95
+
+    log_every: int = 50
+    """Updates between lines of progress; metrics are written every update."""
+    eval_every: int = 1000
+    eval_cases: int = 200
+    """Held-out cases judged at each evaluation inside training."""
+    sample_every: int = 1000
+    probe_every: int = 1000
+    checkpoint_every: int = 5000
+    keep_last: int = 5
+    keep_every: int = 10_000
+
+    precision: Precision = "auto"
+    """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+)."""
+    product: ProductChoice = "auto"
+    """How ternary layers multiply: on int8 codes or in floats; auto takes int8 where it is faster."""
+    compile: Compile = "auto"
+    """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
+
+    def __post_init__(self) -> None:
+        for name in ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "log_every", "eval_every", "eval_cases",
+                     "sample_every", "probe_every", "checkpoint_every", "keep_every"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd"):
+            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be zero or positive")
+        for name in ("peak_lr", "muon_lr", "grad_clip_norm"):
+            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be a positive number")
+        for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.warmup_steps > self.total_steps:
+            raise ConfigError(f"train.warmup_steps {self.warmup_steps} exceeds train.total_steps {self.total_steps}; lower it")
+        if not 0 < self.boundary <= self.total_steps:
+            raise ConfigError(f"train.stage1_end {self.stage1_end} is outside 1..{self.total_steps}; set it within the run")
+
+    @property
+    def boundary(self) -> int:
+        """m, the last update of stage 1."""
+        return max(self.total_steps // 2, 1) if self.stage1_end is None else self.stage1_end
+
+    @property
+    def tokens_per_step(self) -> int:
+        """Targets per update and process, padding included."""
+        return self.batch_size * self.grad_accumulation_steps * self.seq_len
+
+    @property
+    def total_tokens(self) -> int:
+        """Targets of the whole run and one process."""
+        return self.total_steps * self.tokens_per_step
+
+    def rates(self) -> Schedule:
+        """The schedule of this run."""
+        names = ("total_steps", "warmup_steps", "peak_lr", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd")
+        return Schedule(kind=self.schedule, stage1_end=self.boundary, **{name: getattr(self, name) for name in names})
+
+    def optimizer_config(self) -> OptimizerConfig:
+        """The settings that the optimizers need."""
+        return OptimizerConfig(
+            kind=self.optimizer,
+            adam_beta1=self.adam_beta1,
+            adam_beta2=self.adam_beta2,
+            muon_momentum=self.muon_momentum,
+            muon_lr_ratio=self.muon_lr / self.peak_lr,
+        )
+
+    def mandatory_checkpoints(self) -> frozenset[int]:
+        """0, the update before the stage boundary, the boundary, and the last."""
+        return frozenset({0, self.boundary - 1, self.boundary, self.total_steps})
+
+    def with_total_steps(self, steps: int) -> TrainConfig:
+        """The same recipe in `steps` updates: boundary at the same share, warm-up at most a tenth."""
+        if steps < 1:
+            raise ConfigError(f"--num-steps is {steps}; it must be at least 1")
+        boundary = None if self.stage1_end is None else max(1, round(self.stage1_end * steps / self.total_steps))
+        warmup = min(self.warmup_steps, steps // 10)
+        return dataclasses.replace(self, total_steps=steps, stage1_end=boundary, warmup_steps=warmup)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Base of every experiment's data settings."""
+
+    dataset: str
+    """What the data is called."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run computes."""
+
+    model: BitNetConfig
+    train: TrainConfig
+    data: DataConfig
+
+    def __post_init__(self) -> None:
+        if self.train.seq_len > self.model.max_seq_length:
+            raise ConfigError(
+                f"train.seq_len {self.train.seq_len} is longer than model.max_seq_length {self.model.max_seq_length}; "
+                "lower --seq-len or raise --model.max-seq-length"
+            )
+
+    def to_json(self) -> dict[str, Any]:
+        """The sections of meta/config.json, derived figures included."""
+        model, train = dataclasses.asdict(self.model), dataclasses.asdict(self.train)
+        derived = {"head_dim": self.model.head_dim, "total_params": self.model.total_params}
+        tokens = {"stage1_end": self.train.boundary, "tokens_per_step": self.train.tokens_per_step, "total_tokens": self.train.total_tokens}
+        data = dataclasses.asdict(self.data)
+        return {"model": {**model, **derived}, "training": {**train, **tokens}, "data": data}

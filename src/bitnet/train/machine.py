@@ -1,0 +1,68 @@
+"""What this machine does best, decided once at the start and written to provenance."""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+import torch
+
+from bitnet.errors import ConfigError
+from bitnet.nn.bitlinear import Product, has_fast_int8
+from bitnet.train.config import TrainConfig
+
+# glibc's mallopt parameters (malloc.h). Tensors of a few MB would otherwise be mapped afresh, page by page, at every
+# use; keeping freed memory made an update of the quick arithmetic model a third faster (docs/log.md).
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
+
+
+@dataclass(frozen=True)
+class Machine:
+    """device; product of ternary layers; bf16: autocast; gradient_dtype: of the gradient products on the int8 path."""
+
+    device: torch.device
+    product: Product
+    bf16: bool
+
+    @property
+    def gradient_dtype(self) -> torch.dtype:
+        """bf16 where autocast runs, else float32."""
+        return torch.bfloat16 if self.bf16 else torch.float32
+
+
+def choose_device(name: str) -> torch.device:
+    """auto, cpu or cuda. Raises ConfigError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name not in ("cpu", "cuda"):
+        raise ConfigError(f"--device is {name!r}; it must be auto, cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("--device is cuda but this PyTorch sees no GPU; use --device cpu or install the CUDA build")
+    return torch.device(name)
+
+
+def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
+    """The paths that this configuration runs on this device."""
+    fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
+    product: Product = config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
+    return Machine(device, product, bf16)
+
+
+def keep_freed_memory() -> None:
+    """Ask glibc to keep freed memory for reuse. Does nothing on other systems."""
+    if not sys.platform.startswith("linux"):
+        return
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
+
+
+def wants_compile(config: TrainConfig, device: torch.device) -> bool:
+    """Whether to try torch.compile. auto: on CUDA with Triton; on CPUs it cost more than short runs won (docs/log.md)."""
+    if config.compile != "auto":
+        return config.compile == "on"
+    return device.type == "cuda" and find_spec("triton") is not None

@@ -1,0 +1,204 @@
+"""What watches a run: metrics, evaluation, checkpoints, status. One call, one period each.
+
+An observer reads reports and the model between updates. It never changes a weight and never draws from the random
+state that training uses, so losses are the same with and without it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import deque
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from bitnet.errors import RunError
+from bitnet.evaluate.loss import held_out_loss
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.optimizer import Optimizers
+from bitnet.run.checkpoint import Checkpoint, prune, save_checkpoint
+from bitnet.run.layout import RunLayout, write_json
+from bitnet.run.metrics import LineWriter
+from bitnet.run.provenance import resident_gb
+from bitnet.run.random_state import random_states
+from bitnet.train.config import TrainConfig
+from bitnet.train.loop import StepReport
+from bitnet.train.recipe import Task
+
+LOSS_WINDOW = 100  # updates in the moving average of the training loss (the seeds' window)
+
+
+class Observer(Protocol):
+    """Called after update n when n is a multiple of `every`, and after the last update."""
+
+    @property
+    def every(self) -> int:
+        """Period in updates."""
+        ...
+
+    def __call__(self, report: StepReport) -> None:
+        """Look at one update."""
+        ...
+
+
+@dataclass
+class LossAverage:
+    """Mean loss of the last LOSS_WINDOW updates; shared by observers that need it."""
+
+    every: int = 1
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=LOSS_WINDOW))
+
+    def __call__(self, report: StepReport) -> None:
+        if report.refused is None:
+            self.losses.append(report.loss)
+
+    @property
+    def value(self) -> float | None:
+        """The average, or None before the first update."""
+        return sum(self.losses) / len(self.losses) if self.losses else None
+
+
+class Scalars:
+    """metrics/scalars.jsonl: one line per update, with the seeds' keys."""
+
+    every = 1
+
+    def __init__(self, writer: LineWriter, device: torch.device) -> None:
+        self.writer, self.device = writer, device
+
+    def __call__(self, report: StepReport) -> None:
+        self.writer.write(scalar_row(report, self.device))
+
+
+def scalar_row(report: StepReport, device: torch.device) -> dict[str, Any]:
+    """One line of scalars.jsonl. Memory in GB of 10^9 bytes."""
+    on_gpu = device.type == "cuda"
+    return {
+        "step": report.step,
+        "tokens_seen": report.tokens_seen,
+        "loss": report.loss,
+        "lr": report.lr,
+        "wd": report.wd,
+        "grad_norm": report.grad_norm,
+        "step_time_ms": report.step_time_ms,
+        "tokens_per_sec": report.tokens / (report.step_time_ms / 1e3),
+        "gpu_mem_allocated_gb": torch.cuda.memory_allocated(device) / 1e9 if on_gpu else 0.0,
+        "gpu_mem_reserved_gb": torch.cuda.memory_reserved(device) / 1e9 if on_gpu else 0.0,
+        "process_mem_gb": resident_gb(),
+        "anomaly_flag": report.refused,
+    }
+
+
+class Evaluation:
+    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few cases."""
+
+    def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig, average: LossAverage) -> None:
+        self.every, self.cases = config.eval_every, config.eval_cases
+        self.writer, self.model, self.task, self.average = writer, model, task, average
+        self.batches = task.frozen_evaluation()
+        self.last: dict[str, Any] = {}
+
+    def __call__(self, report: StepReport) -> None:
+        loss = held_out_loss(self.model, self.batches, self.task.tokenizer)
+        train_loss = self.average.value
+        gap = None if train_loss is None else train_loss - loss["nats_per_token"]
+        metrics = self.task.judge(self.model, self.cases)
+        self.last = {
+            "step": report.step,
+            "eval_loss": loss["nats_per_token"],
+            "train_loss": train_loss,
+            "train_eval_gap": gap,
+            "bits_per_byte": loss["bits_per_byte"],
+            **metrics,
+        }
+        self.writer.write(self.last)
+
+
+class Status:
+    """status.json: where the run stands, at every log interval."""
+
+    def __init__(self, layout: RunLayout, config: TrainConfig) -> None:
+        self.every, self.layout, self.config = config.log_every, layout, config
+        self.started = time.time()
+        self.step = 0
+
+    def __call__(self, report: StepReport) -> None:
+        self.write("running", report.step)
+
+    def write(self, state: str, step: int, why: str | None = None) -> None:
+        """Replace status.json. state: running, done, failed or stopped."""
+        self.step = step
+        values = {"state": state, "why": why, "step": step, "total_steps": self.config.total_steps, "pid": os.getpid()}
+        write_json(self.layout.status, {**values, "started_unix": self.started, "updated_unix": time.time()})
+
+    def failed(self, why: str) -> None:
+        """Say that the run failed and why; on a full disk the old status has to stay."""
+        with suppress(OSError):
+            self.write("failed", self.step, why)
+
+
+class Guard:
+    """Ends the run after three refused updates in a row: the weights are as they were before the first."""
+
+    every = 1
+    LIMIT = 3
+
+    def __init__(self) -> None:
+        self.refused = 0
+
+    def __call__(self, report: StepReport) -> None:
+        self.refused = self.refused + 1 if report.refused else 0
+        if self.refused >= self.LIMIT:
+            raise RunError(
+                f"{report.refused} in {self.LIMIT} updates in a row, the last one step {report.step}; no weight was changed by them. "
+                "Lower --train.peak-lr and look at metrics/scalars.jsonl"
+            )
+
+
+class Checkpoints:
+    """Checkpoints at the mandatory steps, at every checkpoint_every, and on demand; old ones are dropped."""
+
+    every = 1
+
+    def __init__(
+        self, layout: RunLayout, model: BitNetTransformer, optimizers: Optimizers, config: TrainConfig, writers: list[LineWriter]
+    ) -> None:
+        self.layout, self.model, self.optimizers, self.config, self.writers = layout, model, optimizers, config, writers
+        self.mandatory = config.mandatory_checkpoints()
+
+    def __call__(self, report: StepReport) -> None:
+        if report.step % self.config.checkpoint_every == 0 or report.step in self.mandatory:
+            self.save(report.step, report.tokens_seen, report.loss)
+
+    def save(self, step: int, tokens_seen: int, loss: float | None) -> None:
+        """Write a checkpoint of this step; every metric line up to it is on disk first."""
+        for writer in self.writers:
+            writer.sync()
+        state = training_state(self.config, step, tokens_seen, loss)
+        model: dict[str, Tensor] = dict(self.model.named_parameters())
+        save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state))
+        prune(self.layout, mandatory=self.mandatory, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+
+
+def training_state(config: TrainConfig, step: int, tokens_seen: int, loss: float | None) -> dict[str, Any]:
+    """state.json with the seeds' keys. The schedules are functions of the step; their part is for readers."""
+    return {
+        "step": step,
+        "tokens_seen": tokens_seen,
+        "loss": loss,
+        "model_state_dict": "model.safetensors",
+        "optimizer_state_dict": "optimizer.safetensors",
+        "lr_scheduler_state": {
+            "current_step": step,
+            "peak_lr": config.peak_lr,
+            "stage2_lr": config.stage2_lr,
+            "final_lr": config.final_lr,
+        },
+        "wd_scheduler_state": {"current_step": step, "stage1_wd": config.stage1_wd, "stage2_wd": config.stage2_wd},
+        "rng_states": random_states(),
+        "config": "meta/config.json",
+    }

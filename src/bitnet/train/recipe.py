@@ -1,0 +1,110 @@
+"""What an experiment is: variants with settings, a task made from them, and what counts as success.
+
+An experiment's file makes one `Experiment` value called `experiment`. It has no loop and touches no file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from bitnet.data.stream import Batch, RowSource
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.tokenizer import Tokenizer
+from bitnet.train.config import RunConfig
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """One threshold of success. Exactly one of the bounds is given."""
+
+    metric: str
+    at_least: float | None = None
+    at_most: float | None = None
+
+    def __post_init__(self) -> None:
+        assert (self.at_least is None) != (self.at_most is None), f"{self.metric}: give one bound"
+
+    @property
+    def threshold(self) -> float:
+        """The bound."""
+        bound = self.at_least if self.at_least is not None else self.at_most
+        assert bound is not None
+        return bound
+
+    def met(self, value: float) -> bool:
+        """Whether a measured value satisfies the bound."""
+        return value >= self.threshold if self.at_least is not None else value <= self.threshold
+
+    def __str__(self) -> str:
+        return f"{self.metric} {'>=' if self.at_least is not None else '<='} {self.threshold:g}"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One case for people: what was asked, what the model said, what is right."""
+
+    prompt: str
+    answer: str
+    expected: str
+
+
+class Task(Protocol):
+    """An experiment with its settings applied: data, tokenizer and judge."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Text to ids and back."""
+        ...
+
+    @property
+    def source(self) -> RowSource:
+        """Training rows."""
+        ...
+
+    @property
+    def prompts(self) -> Sequence[str]:
+        """The fixed prompts that samples are drawn for."""
+        ...
+
+    def frozen_evaluation(self) -> Sequence[Batch]:
+        """Held-out batches, always the same, that the evaluation loss is measured on."""
+        ...
+
+    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+        """Success metrics on held-out cases, with `..._cases` beside each; at most `limit` cases."""
+        ...
+
+    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+        """A few held-out cases with the model's answers."""
+        ...
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Settings of one way to run an experiment."""
+
+    config: RunConfig
+    criteria: tuple[Criterion, ...]
+    about: str
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """One thing to train."""
+
+    name: str
+    label: str
+    """Size label of run ids: 5M, 12M, 95M."""
+    about: str
+    variants: Mapping[str, Variant]
+    open: Callable[[RunConfig], Task]
+    cpu_variant: str = "quick"
+    """Variant when none is named and there is no GPU."""
+    gpu_variant: str = "reference"
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    def default_variant(self, device_type: str) -> str:
+        """The variant for a device when the user names none."""
+        return self.gpu_variant if device_type == "cuda" else self.cpu_variant

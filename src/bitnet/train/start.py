@@ -1,0 +1,246 @@
+"""How a run begins, continues and ends: the lock, the resume, the loop with its observers.
+
+What ends a run decides its status: `done` after the last update, `stopped` after a signal (with a checkpoint of the
+last finished update), `failed` with the reason otherwise. A failed run never says done.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import random
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from bitnet.errors import CheckpointError, RunError
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.optimizer import Optimizers
+from bitnet.run.checkpoint import load_weights, newest_good
+from bitnet.run.layout import RunLayout, write_json
+from bitnet.run.metrics import LineWriter, cut_back, read_lines
+from bitnet.run.provenance import provenance
+from bitnet.run.random_state import restore_random_states
+from bitnet.train.choose import StartOptions, choose_run, state_of
+from bitnet.train.config import RunConfig
+from bitnet.train.loop import Forward, StepReport, autocast, train_steps
+from bitnet.train.machine import Machine, choose_machine, keep_freed_memory, wants_compile
+from bitnet.train.observers import Checkpoints, Evaluation, Guard, LossAverage, Observer, Scalars, Status
+from bitnet.train.progress import Progress
+from bitnet.train.recipe import Experiment, Task
+
+Say = Callable[[str], None]
+State = Literal["done", "stopped", "already_done"]
+
+
+@dataclass(frozen=True)
+class Ended:
+    """already_done: there was nothing left to do."""
+
+    layout: RunLayout
+    state: State
+    step: int
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything one training process works with."""
+
+    layout: RunLayout
+    task: Task
+    config: RunConfig
+    machine: Machine
+    model: BitNetTransformer
+    optimizers: Optimizers
+    options: StartOptions
+    say: Say
+
+
+def describe(experiment: Experiment, variant: str, config: RunConfig, task: Task) -> dict[str, Any]:
+    """The content of meta/config.json."""
+    described = {"experiment": experiment.name, "variant": variant, **config.to_json()}
+    return {**described, "data": {**described["data"], **task.tokenizer.describe()}}
+
+
+def run_experiment(experiment: Experiment, variant: str, config: RunConfig, options: StartOptions, say: Say) -> Ended:
+    """Train, or continue, or find that it is done. Raises BitnetError; status.json then says failed."""
+    task = experiment.open(config)
+    described = describe(experiment, variant, config, task)
+    layout = choose_run(f"bitnet_{experiment.label}_{experiment.name}", described, options)
+    with exclusive(layout):
+        if state_of(layout) == "done":
+            return Ended(layout, "already_done", config.train.total_steps)
+        status = Status(layout, config.train)
+        try:
+            return _run(layout, task, config, described, status, options, say)
+        except BaseException as error:
+            status.failed(f"{type(error).__name__}: {error}")
+            if isinstance(error, OSError):
+                raise RunError(
+                    f"writing to {layout.root} failed ({error.strerror}); free some space and repeat the command to resume"
+                ) from error
+            raise
+
+
+@contextmanager
+def exclusive(layout: RunLayout) -> Iterator[None]:
+    """Hold the run's lock; a lock left by a dead process never blocks, since the system drops it."""
+    try:
+        layout.root.mkdir(parents=True, exist_ok=True)
+        file = layout.lock.open("a")
+    except OSError as error:
+        raise RunError(f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another --runs-dir") from None
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RunError(f"another process is training {layout.run_id}; wait for it or choose another --run-id") from None
+        yield
+
+
+def _run(
+    layout: RunLayout, task: Task, config: RunConfig, described: dict[str, Any], status: Status, options: StartOptions, say: Say
+) -> Ended:
+    machine = choose_machine(config.train, options.device)
+    keep_freed_memory()
+    seed_everything(config.train.seed)
+    model = BitNetTransformer(config.model).to(machine.device)
+    model.set_product(machine.product, machine.gradient_dtype)
+    optimizers = Optimizers(model, config.train.optimizer_config())
+    session = Session(layout, task, config, machine, model, optimizers, options, say)
+    begin = _resume(session) or _begin(session, described)
+    status.write("running", begin)
+    say(f"run {layout.root}" + (f", continuing after update {begin}" if begin else ""))
+    return _train(session, begin, status)
+
+
+def seed_everything(seed: int) -> None:
+    """Seed Python, NumPy and torch on all devices."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _resume(session: Session) -> int:
+    """Continue from the newest good checkpoint; returns its step, 0 when there is none."""
+    layout, say = session.layout, session.say
+    checkpoint = newest_good(layout, lambda problem: say(f"passing over a damaged checkpoint: {problem}"))
+    if checkpoint is None:
+        if layout.checkpoint_steps():
+            raise CheckpointError(f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was deleted)")
+        return 0
+    load_weights(session.model, checkpoint)
+    session.optimizers.load_state_tensors(checkpoint.optimizer)
+    restore_random_states(checkpoint.state["rng_states"])
+    for path in layout.line_files():
+        cut_back(path, checkpoint.step)
+    return checkpoint.step
+
+
+def _begin(session: Session, described: dict[str, Any]) -> int:
+    """Write what a new run starts with; returns 0."""
+    layout, task, config, machine = session.layout, session.task, session.config, session.machine
+    for path in layout.line_files():
+        cut_back(path, 0)
+    facts = provenance(
+        layout.run_id,
+        config.train.seed,
+        device=str(machine.device),
+        product=machine.product,
+        gradient_dtype=str(machine.gradient_dtype).removeprefix("torch."),
+        compiled=wants_compile(config.train, machine.device),
+    )
+    task.tokenizer.save(layout.tokenizer)
+    write_json(layout.provenance, facts)
+    write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size})
+    write_json(layout.config, described)  # last: a folder is a run once it has this file
+    return 0
+
+
+def _train(session: Session, begin: int, status: Status) -> Ended:
+    train, layout = session.config.train, session.layout
+    writers = [LineWriter(path) for path in (layout.scalars, layout.evaluations)]
+    checkpoints = Checkpoints(layout, session.model, session.optimizers, train, writers)
+    observers = _observers(session, writers, status, checkpoints)
+    if not layout.checkpoint_steps():
+        checkpoints.save(0, 0, None)
+    received: list[int] = []
+    report: StepReport | None = None
+    steps = train_steps(
+        session.model, forward_of(session), session.task.source, session.optimizers, train, start_step=begin, bf16=session.machine.bf16
+    )
+    with stop_signals(received):
+        for report in steps:
+            for observer in observers:
+                if report.step % observer.every == 0 or report.step == train.total_steps:
+                    observer(report)
+            if received:
+                break
+    if received and report is not None and report.step < train.total_steps:
+        if not layout.checkpoint(report.step).is_dir():
+            checkpoints.save(report.step, report.tokens_seen, report.loss)
+        status.write("stopped", report.step, signal.Signals(received[0]).name)
+        return Ended(layout, "stopped", report.step)
+    status.write("done", train.total_steps)
+    return Ended(layout, "done", train.total_steps)
+
+
+def _observers(session: Session, writers: list[LineWriter], status: Status, checkpoints: Checkpoints) -> list[Observer]:
+    """In the order they run: every metric line of a step is written before its checkpoint."""
+    train, layout = session.config.train, session.layout
+    average = LossAverage()
+    average.losses.extend(row["loss"] for row in read_lines(layout.scalars).rows if row.get("loss") is not None)
+    return [
+        Scalars(writers[0], session.machine.device),
+        average,
+        Guard(),
+        Progress(session.model, train, to_stderr=session.options.progress_to_stderr),
+        Evaluation(writers[1], session.model, session.task, train, average),
+        status,
+        checkpoints,
+    ]
+
+
+def forward_of(session: Session) -> Forward:
+    """The model, compiled where asked for and possible; a failure to compile is said and training goes on without."""
+    config, machine, model = session.config.train, session.machine, session.model
+    if not wants_compile(config, machine.device):
+        return model
+    compiled: Forward = torch.compile(model)
+    try:
+        rows = session.task.source.rows(np.arange(config.batch_size, dtype=np.int64)).to(machine.device)
+        with autocast(machine.device, machine.bf16):
+            compiled(rows.input_ids).float().sum().backward()  # type: ignore[no-untyped-call]
+    except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train
+        session.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
+        torch.compiler.reset()
+        return model
+    finally:
+        session.optimizers.zero_grad()
+    return compiled
+
+
+@contextmanager
+def stop_signals(received: list[int]) -> Iterator[None]:
+    """Collect the first SIGINT or SIGTERM; a second one acts at once. Only the main thread may set handlers."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for one, handler in before.items():
+            signal.signal(one, handler)
+
+    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)

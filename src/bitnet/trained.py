@@ -1,0 +1,92 @@
+"""A trained model to talk to from Python: `bitnet.load("RUN").complete("25 + 17 = ")`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from bitnet.errors import CheckpointError, DataError
+from bitnet.generate.decode import generate, stream
+from bitnet.generate.sampling import GREEDY, Sampling
+from bitnet.nn.bitlinear import has_fast_int8
+from bitnet.nn.transformer import BitNetTransformer, config_from_dict
+from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
+from bitnet.run.layout import RunLayout, RunReference, find_run, read_config
+from bitnet.text.tokenizer import EOS, Tokenizer, load_tokenizer
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A checkpoint with its tokenizer. notes: damaged checkpoints that were passed over."""
+
+    layout: RunLayout
+    step: int
+    model: BitNetTransformer
+    tokenizer: Tokenizer
+    notes: tuple[str, ...] = ()
+
+    def complete(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = "\n") -> str:
+        """The continuation of a prompt, without it. Ends at `stop` (left out), at </s>, or after max_new_tokens."""
+        return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
+
+    def stream(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = "\n") -> Iterator[str]:
+        """The pieces of `complete` as they come. Raises DataError for a prompt the tokenizer cannot represent."""
+        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self._device)
+        new: list[int] = []
+        shown = ""
+        for chosen, _ in stream(self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling):
+            if int(chosen) == EOS:
+                return
+            new.append(int(chosen))
+            text = self.tokenizer.decode(new)
+            if stop is not None and stop in text:
+                yield text[len(shown) : text.index(stop)]
+                return
+            if not text.endswith("\ufffd"):  # a character that is still incomplete
+                yield text[len(shown) :]
+                shown = text
+
+    def generate(self, input_ids: Tensor, max_length: int = 50, sampling: Sampling = GREEDY) -> Tensor:
+        """input_ids: int64 (B, T). Returns int64 (B, up to max_length), prompt included; ends early at </s>."""
+        new = max_length - input_ids.shape[1]
+        if new <= 0:
+            raise DataError(f"max_length is {max_length} but the prompt already has {input_ids.shape[1]} tokens; raise max_length")
+        return generate(self.model, input_ids.to(self._device), max_new_tokens=new, sampling=sampling, stop_ids=(EOS,))
+
+    @property
+    def _device(self) -> torch.device:
+        return self.model.final_norm.weight.device
+
+
+def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.device = "cpu") -> TrainedModel:
+    """A run's newest good checkpoint, or the one named. `run` is what the command line takes as RUN."""
+    reference = find_run(str(run), Path(runs_dir))
+    notes: list[str] = []
+    checkpoint = read_checkpoint(reference, notes)
+    config = config_from_dict(read_config(reference.layout)["model"])
+    model = BitNetTransformer(config).to(torch.device(device))
+    model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
+    load_weights(model, checkpoint)
+    model.eval()
+    return TrainedModel(reference.layout, checkpoint.step, model, load_tokenizer(reference.layout.tokenizer), tuple(notes))
+
+
+def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:
+    """The checkpoint a reference names, weights only; without a step the newest good one, damaged ones noted."""
+    layout = reference.layout
+    steps = layout.checkpoint_steps()
+    if not steps:
+        raise CheckpointError(f"the run {layout.run_id} has no checkpoint yet; wait for its first one")
+    if reference.step is not None:
+        if reference.step not in steps:
+            shown = ", ".join(str(step) for step in steps[-6:])
+            raise CheckpointError(f"the run {layout.run_id} has no checkpoint of step {reference.step}; it has {shown}")
+        return load_checkpoint(layout.checkpoint(reference.step), optimizer=False)
+    checkpoint = newest_good(layout, notes.append, optimizer=False)
+    if checkpoint is None:
+        raise CheckpointError(f"no checkpoint of {layout.run_id} is whole ({notes[-1]}); train the run again under another --run-id")
+    return checkpoint
