@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from bitnet.errors import ConfigError
 
@@ -26,7 +26,7 @@ class RunFlags:
     """Print the result as JSON on the last line."""
 
 
-def parse(flags: type[T], arguments: Sequence[str], verb: str, **options: Any) -> T:
+def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
     """The flags of one verb. Raises ConfigError for anything unknown or of the wrong type."""
     import tyro
 
@@ -35,10 +35,10 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str, **options: Any) -
     wants_help = "-h" in arguments or "--help" in arguments
     if not wants_help:
         os.environ["COLUMNS"] = "2000"  # keep each message on one line
-    markers = (tyro.conf.FlagConversionOff,) if options.pop("explicit_booleans", False) else (tyro.conf.FlagCreatePairsOff,)
     try:
         with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(captured):
-            return tyro.cli(flags, args=list(arguments), prog=f"bitnet {verb}", config=markers, **options)
+            parsed: T = tyro.cli(flags, args=list(arguments), prog=f"bitnet {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+            return parsed
     except SystemExit as end:
         if not end.code:
             raise

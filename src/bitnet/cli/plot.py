@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     out = flags.out or layouts[0].root / "plot.png"
     if out.suffix != ".png":
         raise ConfigError(f"--out is {out}; it must end in .png")
-    plot_runs(layouts, out, flags.x)
+    skipped = plot_runs(layouts, out, flags.x)
+    if skipped:
+        print(f"{skipped} unreadable lines of metrics were passed over", file=sys.stderr)
     print(json.dumps({"out": str(out)}) if flags.json else f"wrote {out}")
     return 0

@@ -46,27 +46,40 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def page(summary: dict[str, Any]) -> str:
-    """A few lines for a person."""
+    """A few lines for a person; what was not recorded yet is left out."""
+    from bitnet.train.progress import duration
+
     done, total = summary["step"], summary["total_steps"]
-    filled = round(BAR_WIDTH * done / total) if total else 0
+    filled = min(round(BAR_WIDTH * done / total), BAR_WIDTH) if total else 0
     lines = [
         f"{summary['run']}   {summary['experiment']} ({summary['variant']})   {summary['state']}",
         f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done}/{total}, stage {summary['stage']}",
     ]
     if summary["why"]:
-        lines.append(f"why: {summary['why']}")
-    if summary["loss"] is not None:
-        lines.append(f"loss {summary['loss']:.4f}   lr {summary['lr']:.2e}   {summary['tokens_per_sec']:,.0f} tokens/s")
+        lines.append(f"why          {summary['why']}")
     if summary["eta_s"] is not None:
-        from bitnet.train.progress import duration
-
-        lines.append(f"about {duration(summary['eta_s'])} to go")
-    if summary["evaluation"]:
-        shown = {key: value for key, value in summary["evaluation"].items() if value is not None and not key.endswith("_cases")}
-        lines.append(
-            "evaluation: "
-            + "  ".join(f"{key} {value:.4f}" if isinstance(value, float) else f"{key} {value}" for key, value in shown.items())
-        )
-    steps = summary["checkpoints"]
-    lines.append("checkpoints: " + (", ".join(str(step) for step in steps) if steps else "none yet"))
+        lines.append(f"to go        about {duration(summary['eta_s'])}")
+    lines += [f"{name:<12} {text}" for name, text in _details(summary) if text]
     return "\n".join(lines)
+
+
+def _details(summary: dict[str, Any]) -> list[tuple[str, str]]:
+    """Label and text of every line below the bar."""
+    last = {key: summary[key] for key in ("loss", "lr", "grad_norm", "tokens_per_sec") if summary[key] is not None}
+    evaluation = {key: value for key, value in (summary["evaluation"] or {}).items() if not key.endswith("_cases")}
+    sample = summary["sample"]
+    skipped = summary["unreadable_lines"]
+    return [
+        ("training", _pairs(last)),
+        ("evaluation", _pairs(evaluation)),
+        ("ternary", _pairs(summary["ternary"])),
+        ("sample", f"step {sample['step']}, {sample['mode']}: {sample['generated_text']!r}" if sample else ""),
+        ("anomalies", ", ".join(summary["anomalies"]) or "none"),
+        ("checkpoints", ", ".join(str(step) for step in summary["checkpoints"]) or "none yet"),
+        ("unreadable", f"{skipped} lines of metrics at the ends of the files were passed over" if skipped else ""),
+    ]
+
+
+def _pairs(values: dict[str, Any]) -> str:
+    shown = ((key, value) for key, value in values.items() if value is not None)
+    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)

@@ -41,6 +41,8 @@ class TrainFlags(RunFlags):
     """full: the control, with ordinary weights and unquantised activations."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto continues a run of the same id or configuration, never begins anew, must fails without one."""
+    mirror: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
+    """Also show the metrics there; each needs its extra."""
     dry_run: bool = False
     """Print the resolved configuration and write nothing."""
 
@@ -64,6 +66,7 @@ def main(arguments: Sequence[str]) -> int:
         device=choose_device(flags.device),
         reserved_ids=frozenset(experiment_names()),
         progress_to_stderr=flags.json,
+        mirrors=flags.mirror,
     )
     ended = run_experiment(experiment, name, config, options, lambda text: print(text, file=out, flush=True))
     words = {"done": "done", "already_done": "already done", "stopped": "stopped; the same command continues"}

@@ -76,11 +76,9 @@ def random_fractions(seed: int, rows: NDArray[np.int64], slots: int) -> NDArray[
 
     SplitMix64 (Steele et al., OOPSLA 2014) of a counter. Returns (len(rows), slots).
     """
-    with np.errstate(over="ignore"):
-        state = (rows.astype(np.uint64)[:, None] * np.uint64(0x100000001B3) + np.arange(slots, dtype=np.uint64)) ^ _mix(
-            np.array([seed], dtype=np.uint64)
-        )
-        return (_mix(state) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    counter: NDArray[np.uint64] = rows.astype(np.uint64)[:, None] * np.uint64(0x100000001B3) + np.arange(slots).astype(np.uint64)
+    state = np.bitwise_xor(counter, _mix(np.array([seed], dtype=np.uint64)))
+    return (_mix(state) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
 def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:

@@ -155,6 +155,7 @@ class ArithmeticTask:
     """The problems of one configuration, split, with their judge."""
 
     prompts: Sequence[str]
+    end_mark = END
 
     def __init__(self, config: RunConfig) -> None:
         assert isinstance(config.data, ArithmeticData)
@@ -217,7 +218,7 @@ QUICK_MODEL = BitNetConfig(
 )
 REFERENCE = RunConfig(
     model=ARITHMETIC,
-    train=TrainConfig(seq_len=64, batch_size=32, total_steps=24_414, warmup_steps=250),
+    train=TrainConfig(seq_len=64, batch_size=32, total_steps=24_414, warmup_steps=250, entropy_floor=None, repetition_limit=None),
     data=ArithmeticData(),
 )
 BEST = RunConfig(
@@ -231,7 +232,8 @@ QUICK = RunConfig(
     model=QUICK_MODEL,
     train=TrainConfig(
         seq_len=13, batch_size=170, total_steps=600, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=100, sample_every=100, probe_every=100, checkpoint_every=100,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=100, sample_every=300, probe_every=100, checkpoint_every=100,
+        entropy_floor=None, repetition_limit=None,
     ),
     data=ArithmeticData(operators=("+", "-"), max_operand=99, min_right=0, layout="single", loss_on="answers"),
 )  # fmt: skip

@@ -111,7 +111,7 @@ class BitLinear(nn.Module):
             flat = x.reshape(-1, self.in_features)  # (N, in)
             y: Tensor = _Int8Product.apply(flat, self.weight, ternary.codes, ternary.row_scale, dequantized)  # type: ignore[no-untyped-call]
             return y.view(*x.shape[:-1], self.out_features)
-        weight = self.weight
+        weight: Tensor = self.weight
         if self.weights == "ternary":
             weight = straight_through(weight, ternarize(weight, self.rows).dequantized())
         if self.activations == "int8":

@@ -45,7 +45,7 @@ def row_scales(weight: Tensor, rows: tuple[int, ...]) -> Tensor:
 
     weight: (out, in); rows: output rows of each logical matrix, sum(rows) == out. Returns (out, 1).
     """
-    parts = [part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in weight.split(rows)]
+    parts = [part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in torch.split(weight, list(rows))]
     return torch.cat(parts).unsqueeze(1)
 
 

@@ -29,8 +29,7 @@ from bitnet.nn.rotary import rotary_table, rotate
 
 Activation = Literal["silu", "relu2"]
 
-# GPT-2's and Llama's value. With a tied head of width C the logits at step 0 have a standard deviation of
-# 0.02 * sqrt(C), 0.55 at C = 768: the loss starts within 2% of ln(V).
+# GPT-2's and Llama's value for projections and an untied head.
 INITIAL_STD = 0.02
 
 
@@ -91,6 +90,15 @@ class BitNetConfig:
     def total_params(self) -> int:
         """Exact number of trained parameters, a tied embedding counted once."""
         return sum(self.parameter_breakdown().values())
+
+    def flops_per_token(self, tokens: int) -> float:
+        """Floating-point operations of forward and backward per token, in rows of `tokens` (PaLM, arXiv:2204.02311, app. B).
+
+        Six for each weight that multiplies (the embedding look-up does not, the head does) and the attention products.
+        """
+        parts = self.parameter_breakdown()
+        multiplied = parts["attention"] + parts["feedforward"] + self.vocab_size * self.hidden_size
+        return 6.0 * multiplied + 12.0 * self.num_layers * self.hidden_size * tokens
 
     def parameter_breakdown(self) -> dict[str, int]:
         """Parameters by part: where a model of this shape spends them."""
@@ -181,8 +189,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
         x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache)
-        x = x + self.feedforward(self.pre_ffn_norm(x))
-        return x
+        out: Tensor = x + self.feedforward(self.pre_ffn_norm(x))
+        return out
 
 
 class BitNetTransformer(nn.Module):
@@ -206,11 +214,22 @@ class BitNetTransformer(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """N(0, 0.02); the projections that write to the residual stream by 1/sqrt(2L) less (GPT-2, section 2.3)."""
+        """N(0, 0.02); projections that write to the residual stream 1/sqrt(2L) of that (GPT-2, section 2.3).
+
+        A tied embedding gets N(0, 1/C): the residual stream begins as the token's own embedding, so after the final norm
+        the logit of the present token is about C times the embedding's standard deviation. At 0.02 and C = 768 that is
+        15, far above ln(V); at 1/C it is 1 and the loss starts at ln(V).
+        """
+        config = self.config
         for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                residual = name.endswith(("out_proj.weight", "down.weight"))
-                nn.init.normal_(parameter, std=INITIAL_STD / math.sqrt(2 * self.config.num_layers) if residual else INITIAL_STD)
+            if parameter.dim() != 2:
+                continue
+            std = INITIAL_STD
+            if name.endswith(("out_proj.weight", "down.weight")):
+                std = INITIAL_STD / math.sqrt(2 * config.num_layers)
+            elif name == "token_embeddings.weight" and config.embeddings_tied:
+                std = 1 / config.hidden_size
+            nn.init.normal_(parameter, std=std)
 
     def bit_linears(self) -> dict[str, BitLinear]:
         """The ternary layers by short name, in order: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, L0_ffn_down, ..."""

@@ -58,9 +58,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
+                rows = list(self.rows[parameter])
                 direction = self._momentum(parameter, group["momentum"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                for target, part in zip(parameter.split(self.rows[parameter]), direction.split(self.rows[parameter]), strict=True):
+                for target, part in zip(torch.split(parameter, rows), torch.split(direction, rows), strict=True):
                     by_shape[tuple(part.shape)].append((target, part))
             for (out, width), parts in by_shape.items():
                 updates = orthogonalize(self._in_fast_dtype(torch.stack([part for _, part in parts])))

@@ -56,6 +56,8 @@ class Optimizers:
         for group in self.adamw.param_groups:
             group["lr"], group["weight_decay"] = rates.lr, rates.wd if group["decays"] else 0.0
         self.adamw.step()
+        # The fused kernel writes without raising the version of a tensor, and ternary layers keep their codes by version.
+        torch.autograd.graph.increment_version([p for group in self.adamw.param_groups for p in group["params"]])
         if self.muon is not None:
             for group in self.muon.param_groups:
                 group["lr"] = rates.lr * self.config.muon_lr_ratio

@@ -14,25 +14,38 @@ XAxis = Literal["steps", "tokens", "time"]
 Series = tuple[list[float], list[float]]
 
 
-def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") -> None:
-    """Loss, evaluation, rate and decay, gradient norm and throughput of one or several runs, overlaid."""
+AXES = {"steps": "update", "tokens": "tokens", "time": "seconds of training"}
+PANELS = (
+    "loss (nats/token)",
+    "learning rate (line) and weight decay (dashes)",
+    "gradient norm, before clipping",
+    "tokens/s",
+    "ternary codes: share of -1, 0 (thick), +1",
+    "codes flipped since the last probe (share)",
+)
+
+
+def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") -> int:
+    """Draw one or several runs, overlaid, into a PNG. Returns how many unreadable lines were passed over."""
     plt = _matplotlib()
-    figure, axes = plt.subplots(2, 2, figsize=(13, 8), constrained_layout=True)
-    for index, layout in enumerate(layouts):
-        rows = read_lines(layout.scalars).rows
-        if not rows:
-            raise DataError(f"the run {layout.run_id} has no metrics yet; wait for its first update")
-        _draw(axes.flat, layout, rows, f"C{index}", x_axis)
-    for axis, title in zip(axes.flat, ("loss (nats/token)", "learning rate", "gradient norm", "tokens/s"), strict=True):
+    figure, axes = plt.subplots(3, 2, figsize=(13, 11), constrained_layout=True)
+    skipped = sum(_draw(axes.flat, layout, f"C{index}", x_axis) for index, layout in enumerate(layouts))
+    for axis, title in zip(axes.flat, PANELS, strict=True):
         axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xlabel({"steps": "update", "tokens": "tokens", "time": "seconds of training"}[x_axis])
+        axis.set_xlabel(AXES[x_axis])
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
     axes.flat[0].legend(fontsize=8, frameon=False)
     axes.flat[2].set_yscale("log")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
-    plt.close(figure)
+    axes.flat[4].set_ylim(0, 0.65)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(out, dpi=110)
+    except OSError as error:
+        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
+    finally:
+        plt.close(figure)
+    return skipped
 
 
 def _matplotlib() -> Any:
@@ -46,24 +59,43 @@ def _matplotlib() -> Any:
     return pyplot
 
 
-def _draw(axes: Any, layout: RunLayout, rows: list[dict[str, Any]], colour: str, x_axis: XAxis) -> None:
-    loss, rate, norm, speed = axes
+def _draw(axes: Any, layout: RunLayout, colour: str, x_axis: XAxis) -> int:
+    """One run on all panels; returns its unreadable lines."""
+    files = [read_lines(path) for path in (layout.scalars, layout.evaluations, layout.quantization)]
+    rows = files[0].rows
+    if not rows:
+        raise DataError(f"the run {layout.run_id} has no metrics yet; wait for its first update")
     xs = x_values(rows, x_axis)
-    by_step = dict(zip((row["step"] for row in rows), xs, strict=True))
-    losses = [_number(row.get("loss")) for row in rows]
-    loss.plot(xs, losses, color=colour, alpha=0.2, linewidth=0.8)
-    loss.plot(xs, smoothed(losses), color=colour, label=f"{layout.run_id}, training")
-    evaluations = [row for row in read_lines(layout.evaluations).rows if row.get("eval_loss") is not None and row["step"] in by_step]
+    place = dict(zip((row["step"] for row in rows), xs, strict=True))
+    _draw_scalars(axes, rows, xs, layout.run_id, colour)
+    evaluations = [row for row in files[1].rows if row.get("eval_loss") is not None and row["step"] in place]
     if evaluations:
-        points = [by_step[row["step"]] for row in evaluations]
-        loss.plot(points, [row["eval_loss"] for row in evaluations], "o--", color=colour, markersize=4, label=f"{layout.run_id}, held out")
-    rate.plot(xs, [_number(row.get("lr")) for row in rows], color=colour)
-    norm.plot(xs, [_number(row.get("grad_norm")) for row in rows], color=colour, linewidth=0.8)
-    speed.plot(xs, smoothed([_number(row.get("tokens_per_sec")) for row in rows]), color=colour)
+        points = [place[row["step"]] for row in evaluations]
+        axes[0].plot(
+            points, [row["eval_loss"] for row in evaluations], "o--", color=colour, markersize=4, label=f"{layout.run_id}, held out"
+        )
+    probes = [row for row in files[2].rows if row["step"] in place]
+    points = [place[row["step"]] for row in probes]
+    for key, style in (("neg1_pct", {"linestyle": ":"}), ("zero_pct", {"linewidth": 2}), ("pos1_pct", {"linestyle": "--"})):
+        axes[4].plot(points, [_number(row.get(key)) for row in probes], color=colour, **style)
+    axes[5].plot(points, [_number(row.get("flipped_pct")) for row in probes], ".-", color=colour)
     boundary = read_config(layout).get("training", {}).get("stage1_end")
-    if boundary in by_step:
-        for axis in (loss, rate):
-            axis.axvline(by_step[boundary], color=colour, linestyle=":", linewidth=1)
+    if boundary in place:
+        for axis in axes:
+            axis.axvline(place[boundary], color=colour, linestyle=":", linewidth=0.8)
+    return sum(file.skipped for file in files)
+
+
+def _draw_scalars(axes: Any, rows: list[dict[str, Any]], xs: list[float], name: str, colour: str) -> None:
+    losses = [_number(row.get("loss")) for row in rows]
+    axes[0].plot(xs, losses, color=colour, alpha=0.2, linewidth=0.8)
+    axes[0].plot(xs, smoothed(losses), color=colour, label=f"{name}, training")
+    axes[1].plot(xs, [_number(row.get("lr")) for row in rows], color=colour)
+    decay = axes[1].twinx() if not hasattr(axes[1], "decay_axis") else axes[1].decay_axis
+    axes[1].decay_axis = decay
+    decay.plot(xs, [_number(row.get("wd")) for row in rows], color=colour, linestyle="--", linewidth=0.8)
+    axes[2].plot(xs, [_number(row.get("grad_norm")) for row in rows], color=colour, linewidth=0.8)
+    axes[3].plot(xs, smoothed([_number(row.get("tokens_per_sec")) for row in rows]), color=colour)
 
 
 def x_values(rows: Sequence[dict[str, Any]], x_axis: XAxis) -> list[float]:

@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import fcntl
+from collections.abc import Sequence
 from typing import Any
 
 from bitnet.errors import BitnetError
 from bitnet.run.layout import RunLayout, read_config, read_json
-from bitnet.run.metrics import last_line
+from bitnet.run.metrics import last_line, tail
+
+RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
 
 
 def run_summary(layout: RunLayout) -> dict[str, Any]:
-    """run, experiment, variant, state, why, step, total_steps, loss, tokens_per_sec, eta_s, evaluation, checkpoints."""
+    """Everything `bitnet status` shows. Only the ends of files are read, so a long run answers as fast as a short one."""
     config, status = _or_empty(layout, "config"), _or_empty(layout, "status")
-    last = last_line(layout.scalars) or {}
-    total = config.get("training", {}).get("total_steps") or status.get("total_steps") or 0
+    training = config.get("training", {})
+    scalars = tail(layout.scalars)
+    last = scalars.rows[-1] if scalars.rows else {}
+    total = training.get("total_steps") or status.get("total_steps") or 0
     step = last.get("step", status.get("step", 0))
     state, why = _state(layout, status)
-    remaining = (total - step) * last["step_time_ms"] / 1e3 if last.get("step_time_ms") and state == "running" else None
-    boundary = config.get("training", {}).get("stage1_end", 0)
+    step_ms = _mean([row.get("step_time_ms") for row in scalars.rows[-RATE_ROWS:]])
+    quantization, sample = last_line(layout.quantization) or {}, last_line(layout.samples)
     return {
         "run": layout.run_id,
         "experiment": config.get("experiment", "?"),
@@ -27,15 +32,24 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
         "why": why,
         "step": step,
         "total_steps": total,
-        "stage": 1 if step <= boundary else 2,
+        "stage": 1 if step <= training.get("stage1_end", 0) else 2,
         "loss": last.get("loss"),
         "lr": last.get("lr"),
         "grad_norm": last.get("grad_norm"),
-        "tokens_per_sec": last.get("tokens_per_sec"),
-        "eta_s": remaining,
+        "tokens_per_sec": _mean([row.get("tokens_per_sec") for row in scalars.rows[-RATE_ROWS:]]),
+        "eta_s": (total - step) * step_ms / 1e3 if step_ms is not None and state == "running" else None,
         "evaluation": last_line(layout.evaluations),
+        "ternary": {key: quantization[key] for key in ("step", "neg1_pct", "zero_pct", "pos1_pct", "flipped_pct") if key in quantization},
+        "sample": {key: sample.get(key) for key in ("step", "mode", "generated_text")} if sample else None,
+        "anomalies": [folder.name for folder in layout.anomaly_folders()],
         "checkpoints": layout.checkpoint_steps(),
+        "unreadable_lines": sum(tail(path).skipped for path in layout.line_files()),
     }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    numbers = [value for value in values if isinstance(value, int | float)]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def _or_empty(layout: RunLayout, which: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Checkpoints that are whole or absent, and that say when they are damaged.
 
-A checkpoint is a directory: model.safetensors, optimizer.safetensors, state.json, and manifest.json with the size
-and SHA-256 of the other three. It is written under a temporary name, synced, and appears by one rename; the
+A checkpoint is a directory: model.safetensors, optimizer.safetensors, observers.safetensors, state.json, and
+manifest.json with the size and SHA-256 of the others. It is written under a temporary name, synced, and appears by one rename; the
 manifest is written last. Reading checks the manifest first. No pickle is involved anywhere.
 """
 
@@ -22,16 +22,21 @@ from bitnet.run.layout import RunLayout, write_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-MODEL, OPTIMIZER, STATE, MANIFEST = "model.safetensors", "optimizer.safetensors", "state.json", "manifest.json"
+MODEL, OPTIMIZER, MEMORY = "model.safetensors", "optimizer.safetensors", "observers.safetensors"
+STATE, MANIFEST = "state.json", "manifest.json"
 
 
 class Checkpoint(NamedTuple):
-    """What a checkpoint holds. state has the seeds' keys (step, tokens_seen, rng_states, loss, ...)."""
+    """What a checkpoint holds. state has the seeds' keys (step, tokens_seen, rng_states, loss, ...).
+
+    memory: what observers need to go on as if nothing had happened (the codes of the last probe).
+    """
 
     step: int
     model: dict[str, Tensor]
     optimizer: dict[str, Tensor]
     state: dict[str, Any]
+    memory: dict[str, Tensor]
 
 
 def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
@@ -44,11 +49,10 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.model.items()}, temporary / MODEL)
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in checkpoint.optimizer.items()}, temporary / OPTIMIZER)
-        write_json(temporary / STATE, checkpoint.state)
-        for name in (MODEL, OPTIMIZER):
+        for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer), (MEMORY, checkpoint.memory)):
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary / name)
             _sync(temporary / name)
+        write_json(temporary / STATE, checkpoint.state)
         write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": _describe(temporary)})
         _sync(temporary)
         if final.exists():
@@ -72,7 +76,8 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
     verify_checkpoint(folder)
     state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     tensors = load_file(folder / OPTIMIZER) if optimizer else {}
-    return Checkpoint(int(state["step"]), load_file(folder / MODEL), tensors, state)
+    memory = load_file(folder / MEMORY) if optimizer else {}
+    return Checkpoint(int(state["step"]), load_file(folder / MODEL), tensors, state, memory)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -98,7 +103,7 @@ def verify_checkpoint(folder: Path) -> None:
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST} is missing or damaged ({type(error).__name__}); use another checkpoint") from None
-    missing = {MODEL, OPTIMIZER, STATE} - expected.keys()
+    missing = {MODEL, OPTIMIZER, MEMORY, STATE} - expected.keys()
     if missing:
         raise CheckpointError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}; use another checkpoint")
     for name, (size, digest) in expected.items():

@@ -113,6 +113,14 @@ class RunLayout:
         matches = (_STEP.fullmatch(path.name) for path in self.checkpoints.iterdir() if path.is_dir())
         return sorted(int(match.group(1)) for match in matches if match)
 
+    def anomaly(self, step: int, event: str) -> Path:
+        """Folder of one debug dump."""
+        return self.anomalies / f"step_{step:06d}_{event}"
+
+    def anomaly_folders(self) -> list[Path]:
+        """All debug dumps, oldest step first."""
+        return sorted(path for path in self.anomalies.glob("step_*") if path.is_dir()) if self.anomalies.is_dir() else []
+
     def line_files(self) -> list[Path]:
         """Every file of JSON lines that carry a step."""
         return [self.scalars, self.quantization, self.evaluations, self.samples]

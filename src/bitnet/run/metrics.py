@@ -8,22 +8,28 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+
+Listener = Callable[[str, dict[str, Any]], None]
 
 
 class LineWriter:
     """Appends objects to a file, one per line, each line handed to the system at once."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, listeners: Sequence[Listener] = ()) -> None:
+        """listeners: called with the file's stem and each row (mirrors such as TensorBoard)."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        self.path = path
+        self.path, self.listeners = path, listeners
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object. NaN and infinities become null: they are not JSON."""
         self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
         self._file.flush()
+        for listener in self.listeners:
+            listener(self.path.stem, row)
 
     def sync(self) -> None:
         """Wait until the lines are on disk."""
@@ -69,19 +75,27 @@ def read_lines(path: Path) -> Lines:
     return Lines(rows, skipped)
 
 
-def last_line(path: Path, window_bytes: int = 1 << 16) -> dict[str, Any] | None:
-    """The last readable row, found from the end of the file."""
+def tail(path: Path, window_bytes: int = 1 << 16) -> Lines:
+    """The rows in the last part of a file, however long it is; the window doubles until it holds a whole row."""
     if not path.is_file():
-        return None
+        return Lines([], 0)
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - window_bytes))
-        lines = file.read().decode("utf-8", errors="replace").splitlines()
-    for line in reversed(lines):
-        row = _parse(line)
-        if row is not None:
-            return row
-    return None
+        while True:
+            begin = max(0, size - window_bytes)
+            file.seek(begin)
+            lines = file.read().decode("utf-8", errors="replace").splitlines()[1 if begin else 0 :]
+            parsed = [_parse(line) for line in lines]
+            rows = [row for row in parsed if row is not None]
+            if rows or begin == 0:
+                return Lines(rows, len(parsed) - len(rows))
+            window_bytes *= 2
+
+
+def last_line(path: Path) -> dict[str, Any] | None:
+    """The last readable row, found from the end of the file."""
+    rows = tail(path).rows
+    return rows[-1] if rows else None
 
 
 def cut_back(path: Path, step: int) -> None:

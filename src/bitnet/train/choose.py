@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +13,7 @@ import torch
 
 from bitnet.errors import BitnetError, RunError
 from bitnet.run.layout import RunLayout, check_run_id, list_runs, read_config, read_json
+from bitnet.train.mirrors import MirrorName
 
 Resume = Literal["auto", "never", "must"]
 
@@ -27,6 +29,8 @@ class StartOptions:
     reserved_ids: frozenset[str] = frozenset()
     """Names that a run must not have (those of experiments)."""
     progress_to_stderr: bool = False
+    mirrors: Sequence[MirrorName] = ()
+    """Who else is told of every metric row."""
 
 
 def choose_run(prefix: str, described: dict[str, Any], options: StartOptions) -> RunLayout:

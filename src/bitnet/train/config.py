@@ -62,6 +62,16 @@ class TrainConfig:
     keep_last: int = 5
     keep_every: int = 10_000
 
+    spike_factor: float = 2.0
+    """A loss above this times the mean of the 100 before, and half a nat over it, is an anomaly."""
+    spike_min_nats: float = 0.5
+    entropy_floor: float | None = 1.0
+    """Mean entropy of the samples, in nats, below which they have collapsed; None for tasks over characters."""
+    repetition_limit: int | None = 20
+    """How often a greedy sample may repeat one token; None for tasks over characters."""
+    max_dumps: int = 5
+    """Anomalies that leave a folder; later ones are only flagged."""
+
     precision: Precision = "auto"
     """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+)."""
     product: ProductChoice = "auto"

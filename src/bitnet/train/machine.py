@@ -66,3 +66,15 @@ def wants_compile(config: TrainConfig, device: torch.device) -> bool:
     if config.compile != "auto":
         return config.compile == "on"
     return device.type == "cuda" and find_spec("triton") is not None
+
+
+# Dense bf16 tensor-core rates in FLOP/s from NVIDIA's data sheets; a device that is not here has no utilisation figure.
+_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Peak bf16 rate of this device, where it is known."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((peak for key, peak in _PEAK_BF16.items() if key in name), None)

@@ -1,4 +1,4 @@
-"""What watches a run: metrics, evaluation, checkpoints, status. One call, one period each.
+"""What watches every update: metrics, status, checkpoints. One call, one period each.
 
 An observer reads reports and the model between updates. It never changes a weight and never draws from the random
 state that training uses, so losses are the same with and without it.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -16,8 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from bitnet.errors import RunError
-from bitnet.evaluate.loss import held_out_loss
+from bitnet.diagnose.anomalies import WINDOW
+from bitnet.errors import TrainingFailed
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, prune, save_checkpoint
@@ -25,11 +26,9 @@ from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter
 from bitnet.run.provenance import resident_gb
 from bitnet.run.random_state import random_states
-from bitnet.train.config import TrainConfig
+from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.loop import StepReport
-from bitnet.train.recipe import Task
-
-LOSS_WINDOW = 100  # updates in the moving average of the training loss (the seeds' window)
+from bitnet.train.machine import peak_flops
 
 
 class Observer(Protocol):
@@ -47,10 +46,10 @@ class Observer(Protocol):
 
 @dataclass
 class LossAverage:
-    """Mean loss of the last LOSS_WINDOW updates; shared by observers that need it."""
+    """Mean loss of the last 100 updates; shared by the observers that need it."""
 
     every: int = 1
-    losses: deque[float] = field(default_factory=lambda: deque(maxlen=LOSS_WINDOW))
+    losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def __call__(self, report: StepReport) -> None:
         if report.refused is None:
@@ -63,59 +62,36 @@ class LossAverage:
 
 
 class Scalars:
-    """metrics/scalars.jsonl: one line per update, with the seeds' keys."""
+    """metrics/scalars.jsonl: one line per update, with the seeds' keys. Memory in GB of 10^9 bytes."""
 
     every = 1
 
-    def __init__(self, writer: LineWriter, device: torch.device) -> None:
-        self.writer, self.device = writer, device
+    def __init__(self, writer: LineWriter, config: RunConfig, device: torch.device, flag: Callable[[], str | None]) -> None:
+        """flag: the event that the anomaly rules saw at this update, if any."""
+        self.writer, self.device, self.flag = writer, device, flag
+        self.flops_per_token = config.model.flops_per_token(config.train.seq_len)
+        self.peak_flops = peak_flops(device)
 
     def __call__(self, report: StepReport) -> None:
-        self.writer.write(scalar_row(report, self.device))
-
-
-def scalar_row(report: StepReport, device: torch.device) -> dict[str, Any]:
-    """One line of scalars.jsonl. Memory in GB of 10^9 bytes."""
-    on_gpu = device.type == "cuda"
-    return {
-        "step": report.step,
-        "tokens_seen": report.tokens_seen,
-        "loss": report.loss,
-        "lr": report.lr,
-        "wd": report.wd,
-        "grad_norm": report.grad_norm,
-        "step_time_ms": report.step_time_ms,
-        "tokens_per_sec": report.tokens / (report.step_time_ms / 1e3),
-        "gpu_mem_allocated_gb": torch.cuda.memory_allocated(device) / 1e9 if on_gpu else 0.0,
-        "gpu_mem_reserved_gb": torch.cuda.memory_reserved(device) / 1e9 if on_gpu else 0.0,
-        "process_mem_gb": resident_gb(),
-        "anomaly_flag": report.refused,
-    }
-
-
-class Evaluation:
-    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few cases."""
-
-    def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig, average: LossAverage) -> None:
-        self.every, self.cases = config.eval_every, config.eval_cases
-        self.writer, self.model, self.task, self.average = writer, model, task, average
-        self.batches = task.frozen_evaluation()
-        self.last: dict[str, Any] = {}
-
-    def __call__(self, report: StepReport) -> None:
-        loss = held_out_loss(self.model, self.batches, self.task.tokenizer)
-        train_loss = self.average.value
-        gap = None if train_loss is None else train_loss - loss["nats_per_token"]
-        metrics = self.task.judge(self.model, self.cases)
-        self.last = {
-            "step": report.step,
-            "eval_loss": loss["nats_per_token"],
-            "train_loss": train_loss,
-            "train_eval_gap": gap,
-            "bits_per_byte": loss["bits_per_byte"],
-            **metrics,
-        }
-        self.writer.write(self.last)
+        on_gpu = self.device.type == "cuda"
+        tokens_per_sec = report.tokens / (report.step_time_ms / 1e3)
+        self.writer.write(
+            {
+                "step": report.step,
+                "tokens_seen": report.tokens_seen,
+                "loss": report.loss,
+                "lr": report.lr,
+                "wd": report.wd,
+                "grad_norm": report.grad_norm,
+                "step_time_ms": report.step_time_ms,
+                "tokens_per_sec": tokens_per_sec,
+                "gpu_mem_allocated_gb": torch.cuda.memory_allocated(self.device) / 1e9 if on_gpu else 0.0,
+                "gpu_mem_reserved_gb": torch.cuda.memory_reserved(self.device) / 1e9 if on_gpu else 0.0,
+                "process_mem_gb": resident_gb(),
+                "mfu": tokens_per_sec * self.flops_per_token / self.peak_flops if self.peak_flops else None,
+                "anomaly_flag": self.flag(),
+            }
+        )
 
 
 class Status:
@@ -153,7 +129,7 @@ class Guard:
     def __call__(self, report: StepReport) -> None:
         self.refused = self.refused + 1 if report.refused else 0
         if self.refused >= self.LIMIT:
-            raise RunError(
+            raise TrainingFailed(
                 f"{report.refused} in {self.LIMIT} updates in a row, the last one step {report.step}; no weight was changed by them. "
                 "Lower --train.peak-lr and look at metrics/scalars.jsonl"
             )
@@ -165,9 +141,17 @@ class Checkpoints:
     every = 1
 
     def __init__(
-        self, layout: RunLayout, model: BitNetTransformer, optimizers: Optimizers, config: TrainConfig, writers: list[LineWriter]
+        self,
+        layout: RunLayout,
+        model: BitNetTransformer,
+        optimizers: Optimizers,
+        config: TrainConfig,
+        writers: list[LineWriter],
+        memory: Callable[[], dict[str, Tensor]],
     ) -> None:
-        self.layout, self.model, self.optimizers, self.config, self.writers = layout, model, optimizers, config, writers
+        """memory: what the other observers must find again after a resume."""
+        self.layout, self.model, self.optimizers, self.config = layout, model, optimizers, config
+        self.writers, self.memory = writers, memory
         self.mandatory = config.mandatory_checkpoints()
 
     def __call__(self, report: StepReport) -> None:
@@ -180,7 +164,7 @@ class Checkpoints:
             writer.sync()
         state = training_state(self.config, step, tokens_seen, loss)
         model: dict[str, Tensor] = dict(self.model.named_parameters())
-        save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state))
+        save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state, self.memory()))
         prune(self.layout, mandatory=self.mandatory, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
 
 

@@ -68,6 +68,11 @@ class Task(Protocol):
         """The fixed prompts that samples are drawn for."""
         ...
 
+    @property
+    def end_mark(self) -> str | None:
+        """One character that ends an answer, if the task has one; samples stop there."""
+        ...
+
     def frozen_evaluation(self) -> Sequence[Batch]:
         """Held-out batches, always the same, that the evaluation loss is measured on."""
         ...

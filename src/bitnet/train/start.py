@@ -22,16 +22,19 @@ import torch
 from bitnet.errors import CheckpointError, RunError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
-from bitnet.run.checkpoint import load_weights, newest_good
+from bitnet.run.checkpoint import Checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter, cut_back, read_lines
 from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states
+from bitnet.train.alarms import Alarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
 from bitnet.train.config import RunConfig
 from bitnet.train.loop import Forward, StepReport, autocast, train_steps
 from bitnet.train.machine import Machine, choose_machine, keep_freed_memory, wants_compile
-from bitnet.train.observers import Checkpoints, Evaluation, Guard, LossAverage, Observer, Scalars, Status
+from bitnet.train.measurements import Evaluation, Probe, Samples
+from bitnet.train.mirrors import open_mirror
+from bitnet.train.observers import Checkpoints, Guard, LossAverage, Observer, Scalars, Status
 from bitnet.train.progress import Progress
 from bitnet.train.recipe import Experiment, Task
 
@@ -115,8 +118,8 @@ def _run(
     optimizers = Optimizers(model, config.train.optimizer_config())
     session = Session(layout, task, config, machine, model, optimizers, options, say)
     begin = _resume(session) or _begin(session, described)
-    status.write("running", begin)
-    say(f"run {layout.root}" + (f", continuing after update {begin}" if begin else ""))
+    status.write("running", begin.step)
+    say(f"run {layout.root}" + (f", continuing after update {begin.step}" if begin.step else ""))
     return _train(session, begin, status)
 
 
@@ -127,24 +130,24 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def _resume(session: Session) -> int:
-    """Continue from the newest good checkpoint; returns its step, 0 when there is none."""
+def _resume(session: Session) -> Checkpoint | None:
+    """Continue from the newest good checkpoint, if there is any."""
     layout, say = session.layout, session.say
     checkpoint = newest_good(layout, lambda problem: say(f"passing over a damaged checkpoint: {problem}"))
     if checkpoint is None:
         if layout.checkpoint_steps():
             raise CheckpointError(f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was deleted)")
-        return 0
+        return None
     load_weights(session.model, checkpoint)
     session.optimizers.load_state_tensors(checkpoint.optimizer)
     restore_random_states(checkpoint.state["rng_states"])
     for path in layout.line_files():
         cut_back(path, checkpoint.step)
-    return checkpoint.step
+    return checkpoint
 
 
-def _begin(session: Session, described: dict[str, Any]) -> int:
-    """Write what a new run starts with; returns 0."""
+def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
+    """Write what a new run starts with."""
     layout, task, config, machine = session.layout, session.task, session.config, session.machine
     for path in layout.line_files():
         cut_back(path, 0)
@@ -160,20 +163,19 @@ def _begin(session: Session, described: dict[str, Any]) -> int:
     write_json(layout.provenance, facts)
     write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size})
     write_json(layout.config, described)  # last: a folder is a run once it has this file
-    return 0
+    return Checkpoint(0, {}, {}, {}, {})
 
 
-def _train(session: Session, begin: int, status: Status) -> Ended:
+def _train(session: Session, begin: Checkpoint, status: Status) -> Ended:
     train, layout = session.config.train, session.layout
-    writers = [LineWriter(path) for path in (layout.scalars, layout.evaluations)]
-    checkpoints = Checkpoints(layout, session.model, session.optimizers, train, writers)
-    observers = _observers(session, writers, status, checkpoints)
+    observers, checkpoints = _observers(session, begin, status)
     if not layout.checkpoint_steps():
         checkpoints.save(0, 0, None)
     received: list[int] = []
     report: StepReport | None = None
+    bf16 = session.machine.bf16
     steps = train_steps(
-        session.model, forward_of(session), session.task.source, session.optimizers, train, start_step=begin, bf16=session.machine.bf16
+        session.model, forward_of(session), session.task.source, session.optimizers, train, start_step=begin.step, bf16=bf16
     )
     with stop_signals(received):
         for report in steps:
@@ -191,20 +193,31 @@ def _train(session: Session, begin: int, status: Status) -> Ended:
     return Ended(layout, "done", train.total_steps)
 
 
-def _observers(session: Session, writers: list[LineWriter], status: Status, checkpoints: Checkpoints) -> list[Observer]:
-    """In the order they run: every metric line of a step is written before its checkpoint."""
-    train, layout = session.config.train, session.layout
+def _observers(session: Session, begin: Checkpoint, status: Status) -> tuple[list[Observer], Checkpoints]:
+    """In the order they run: samples before the alarms that read them, every metric line of a step before its checkpoint."""
+    layout, task, model, train = session.layout, session.task, session.model, session.config.train
+    listeners = [open_mirror(name, layout, session.config.to_json()) for name in session.options.mirrors]
+    scalars, probes, evaluations, samples = (LineWriter(path, listeners) for path in layout.line_files())
     average = LossAverage()
     average.losses.extend(row["loss"] for row in read_lines(layout.scalars).rows if row.get("loss") is not None)
-    return [
-        Scalars(writers[0], session.machine.device),
+    sampler = Samples(samples, model, task, train)
+    alarms = Alarms(layout, model, task, train, average, sampler, session.say)
+    probe = Probe(probes, model, task, train)
+    probe.remember(begin.memory)
+    checkpoints = Checkpoints(layout, model, session.optimizers, train, [scalars, probes, evaluations, samples], probe.memory)
+    observers: list[Observer] = [
+        sampler,
+        alarms,
+        Scalars(scalars, session.config, session.machine.device, lambda: alarms.flag),
         average,
         Guard(),
-        Progress(session.model, train, to_stderr=session.options.progress_to_stderr),
-        Evaluation(writers[1], session.model, session.task, train, average),
+        Progress(model, train, to_stderr=session.options.progress_to_stderr),
+        probe,
+        Evaluation(evaluations, model, task, train, average),
         status,
         checkpoints,
     ]
+    return observers, checkpoints
 
 
 def forward_of(session: Session) -> Forward:

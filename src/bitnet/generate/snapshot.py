@@ -1,0 +1,77 @@
+"""A sample with its inner life: the text, and how sure the model was of each of the first ten tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitnet.generate.decode import stream
+from bitnet.generate.sampling import GREEDY, STRESS, TYPICAL
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.tokenizer import EOS, Tokenizer
+
+MODES = {"greedy": GREEDY, "typical": TYPICAL, "stress": STRESS}
+DETAILED = 10  # positions whose distribution is recorded (the seeds' figure)
+
+
+def stable_seed(prompt_index: int, step: int, mode: str) -> int:
+    """The same 32-bit seed for the same sample in every process (hash() is salted per process in Python)."""
+    return int.from_bytes(hashlib.sha256(f"{prompt_index}|{step}|{mode}".encode()).digest()[:4], "big")
+
+
+def entropy_nats(logits: Tensor) -> float:
+    """Entropy of softmax(logits). logits: (V,)."""
+    log_probs = logits.float().log_softmax(-1)
+    return float(-(log_probs.exp() * log_probs).sum())
+
+
+def snapshot(
+    model: BitNetTransformer,
+    tokenizer: Tokenizer,
+    prompt: str,
+    *,
+    mode: str,
+    seed: int,
+    max_new_tokens: int = 50,
+    stop: str | None = None,
+) -> dict[str, Any]:
+    """One row of samples/samples.jsonl, without its step. Repetition is counted over the generated part only."""
+    prompt_ids = tokenizer.encode(prompt)
+    ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.final_norm.weight.device)
+    stops = {EOS, *(tokenizer.encode(stop) if stop else ())}
+    new: list[int] = []
+    details: list[dict[str, Any]] = []
+    for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)):
+        if len(details) < DETAILED:
+            details.append({"pos": len(details), **_distribution(logits[0], tokenizer)})
+        new.append(int(chosen))
+        if new[-1] in stops:
+            break
+    entropies = [detail["entropy"] for detail in details]
+    return {
+        "prompt": prompt,
+        "mode": mode,
+        "seed": seed,
+        "generated_text": prompt + tokenizer.decode(new),
+        "generated_ids": prompt_ids + new,
+        "mean_entropy": sum(entropies) / len(entropies) if entropies else 0.0,
+        "max_repetition": max(Counter(new).values(), default=0),
+        "unique_tokens": len(set(new)),
+        "total_tokens": len(new),
+        "logits_first_10": details,
+    }
+
+
+def _distribution(logits: Tensor, tokenizer: Tokenizer) -> dict[str, Any]:
+    """entropy in nats, and the five most likely tokens. logits: (V,)."""
+    probs, ids = logits.float().softmax(-1).topk(min(5, logits.shape[-1]))
+    return {
+        "entropy": entropy_nats(logits),
+        "top5_tokens": [tokenizer.decode([token]) for token in ids.tolist()],
+        "top5_probs": probs.tolist(),
+    }

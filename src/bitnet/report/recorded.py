@@ -1,0 +1,201 @@
+"""Everything a run directory holds, read leniently for people to look at. Draws nothing and judges nothing.
+
+A file that is missing, half-written or foreign leaves its field empty; what had to be passed over is told in `notes`.
+Numeric columns are float64 arrays in the order of steps, with NaN where a row has no number.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bitnet.errors import BitnetError
+from bitnet.report.progress import run_summary
+from bitnet.run.layout import RunLayout, read_json
+from bitnet.run.metrics import read_lines
+
+Column = NDArray[np.float64]
+Columns = dict[str, Column]
+
+SAMPLE_STEPS = 12  # steps shown per prompt and mode, spread evenly, first and last included
+SAMPLE_PROMPTS = 12
+TEXT_LIMIT = 800  # characters of one sample or setting that a page shows
+README_LIMIT = 4000
+ANOMALY_LIMIT = 50
+
+_ANOMALY = re.compile(r"step_(\d+)_(.+)")
+_TOLD_OF_SAMPLE = ("mean_entropy", "max_repetition", "unique_tokens", "total_tokens")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One generated text. told: its figures, those that were recorded."""
+
+    step: int
+    prompt: str
+    mode: str
+    text: str
+    told: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Anomaly:
+    """One debug dump: its folder's name, what its README.md says, and the names of the other files."""
+
+    step: int
+    event: str
+    folder: str
+    text: str
+    files: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """One run as its files tell it."""
+
+    name: str
+    root: Path
+    summary: dict[str, Any]
+    config: dict[str, Any]
+    provenance: dict[str, Any]
+    fingerprint: dict[str, Any]
+    verdict: dict[str, Any]
+    scalars: Columns
+    evaluations: Columns
+    probes: Columns
+    samples: list[Sample]
+    sample_steps: int
+    """How many steps have samples; at most SAMPLE_STEPS of them are in `samples`."""
+    anomalies: list[Anomaly]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def boundary(self) -> float | None:
+        """m, the last update of stage 1."""
+        return number(self.section("training").get("stage1_end"))
+
+    def section(self, name: str) -> dict[str, Any]:
+        """`model`, `training` or `data` of the configuration."""
+        value = self.config.get(name)
+        return value if isinstance(value, dict) else {}
+
+
+def read_run(layout: RunLayout) -> Recorded:
+    """Read a run. Never raises for what a file holds."""
+    notes: list[str] = []
+    rows = {path: _rows(path, notes) for path in layout.line_files()}
+    samples, steps = _samples(rows[layout.samples])
+    return Recorded(
+        name=layout.run_id,
+        root=layout.root,
+        summary=_summary(layout, notes),
+        config=_object(layout.config, notes),
+        provenance=_object(layout.provenance, notes),
+        fingerprint=_object(layout.fingerprint, notes),
+        verdict=_object(layout.verdict, notes),
+        scalars=columns(rows[layout.scalars]),
+        evaluations=columns(rows[layout.evaluations]),
+        probes=columns(rows[layout.quantization]),
+        samples=samples,
+        sample_steps=steps,
+        anomalies=_anomalies(layout.anomalies),
+        notes=notes,
+    )
+
+
+def number(value: Any) -> float | None:
+    """The value if it is a finite number."""
+    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    return float(value) if usable else None
+
+
+def columns(rows: Sequence[dict[str, Any]]) -> Columns:
+    """Every key that is a number in some row, as an array over the rows in order of step."""
+    ordered = sorted(rows, key=lambda row: row["step"])
+    names = dict.fromkeys(name for row in ordered for name, value in row.items() if type(value) in (int, float))
+    return {name: np.array([_or_nan(row.get(name)) for row in ordered], dtype=np.float64) for name in names}
+
+
+def spread(count: int, most: int) -> list[int]:
+    """At most `most` of the indices 0..count-1, evenly spaced, first and last included."""
+    if count <= most:
+        return list(range(count))
+    return sorted({round(index * (count - 1) / (most - 1)) for index in range(most)})
+
+
+def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
+    """The text, cut with an ellipsis when it is too long for a page."""
+    return text if len(text) <= limit else text[:limit] + "…"
+
+
+def _or_nan(value: Any) -> float:
+    found = number(value)
+    return float("nan") if found is None else found
+
+
+def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
+    try:
+        lines = read_lines(path)
+    except OSError as error:
+        notes.append(f"{path.name} could not be read ({error.strerror})")
+        return []
+    if lines.skipped:
+        notes.append(f"{path.name}: {lines.skipped} unreadable line{'s' if lines.skipped > 1 else ''} passed over")
+    return lines.rows
+
+
+def _object(path: Path, notes: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        return read_json(path)
+    except (BitnetError, OSError):
+        notes.append(f"{path.name} is not readable JSON and was passed over")
+        return {}
+
+
+def _summary(layout: RunLayout, notes: list[str]) -> dict[str, Any]:
+    try:
+        return run_summary(layout)
+    except (TypeError, ValueError, AttributeError, OSError) as error:
+        notes.append(f"the state of the run could not be read ({type(error).__name__})")
+        return {}
+
+
+def _samples(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], int]:
+    """Samples of a few prompts at a few steps, and the number of steps that have any."""
+    usable = [row for row in rows if all(isinstance(row.get(name), str) for name in ("prompt", "mode", "generated_text"))]
+    steps = sorted({row["step"] for row in usable})
+    kept = {steps[index] for index in spread(len(steps), SAMPLE_STEPS)}
+    prompts = list(dict.fromkeys(row["prompt"] for row in usable))[:SAMPLE_PROMPTS]
+    chosen = [_sample(row) for row in usable if row["step"] in kept and row["prompt"] in prompts]
+    return sorted(chosen, key=lambda sample: sample.step), len(steps)
+
+
+def _sample(row: dict[str, Any]) -> Sample:
+    told = {name: value for name in _TOLD_OF_SAMPLE if (value := number(row.get(name))) is not None}
+    return Sample(row["step"], row["prompt"], row["mode"], clipped(row["generated_text"]), told)
+
+
+def _anomalies(folder: Path) -> list[Anomaly]:
+    if not folder.is_dir():
+        return []
+    matches = [(path, match) for path in folder.iterdir() if path.is_dir() and (match := _ANOMALY.fullmatch(path.name))]
+    found = sorted(((int(match.group(1)), match.group(2), path) for path, match in matches), key=lambda one: one[:2])
+    return [_anomaly(step, event, path) for step, event, path in found[:ANOMALY_LIMIT]]
+
+
+def _anomaly(step: int, event: str, folder: Path) -> Anomaly:
+    readme = folder / "README.md"
+    try:
+        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
+    except OSError:
+        text = ""
+    files = tuple(sorted(path.name for path in folder.iterdir() if path.name != readme.name))
+    return Anomaly(step, event, folder.name, clipped(text.strip(), README_LIMIT), files)

@@ -1,0 +1,64 @@
+"""Optional mirrors of the metric rows: TensorBoard, Weights & Biases, Trackio. The run directory stays the truth.
+
+Each is a listener that is called with the name of a file (`scalars`, `quantization`, `eval_results`) and a row. Numbers
+are passed on; samples and lists are not. Nothing goes over the network unless the user's own settings say so: Weights
+& Biases starts offline unless WANDB_MODE is set, and Trackio keeps a local database.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from typing import Any, Literal
+
+from bitnet.errors import ConfigError
+from bitnet.run.layout import RunLayout
+from bitnet.run.metrics import Listener
+
+MirrorName = Literal["tensorboard", "wandb", "trackio"]
+PROJECT = "bitnet"
+
+
+def numbers_of(stem: str, row: dict[str, Any]) -> dict[str, float]:
+    """`scalars/loss` and so on: what a mirror can draw."""
+    return {f"{stem}/{key}": float(value) for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+
+
+def open_mirror(name: MirrorName, layout: RunLayout, config: dict[str, Any]) -> Listener:
+    """A listener for this run. Raises ConfigError when the package is not installed."""
+    if name == "tensorboard":
+        return _tensorboard(layout)
+    package = _import(name)
+    settings: dict[str, Any] = {"project": PROJECT, "name": layout.run_id, "config": config}
+    if name == "wandb":
+        settings |= {"dir": str(layout.root), "mode": os.environ.get("WANDB_MODE", "offline")}
+    run = package.init(**settings)
+
+    def listen(stem: str, row: dict[str, Any]) -> None:
+        if stem != "samples":
+            run.log(numbers_of(stem, row), step=row["step"])
+
+    return listen
+
+
+def _tensorboard(layout: RunLayout) -> Listener:
+    _import("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+
+    writer = SummaryWriter(str(layout.root / "tensorboard"))
+
+    def listen(stem: str, row: dict[str, Any]) -> None:
+        if stem == "samples":
+            writer.add_text(f"{row['mode']}/{row['prompt']}", row["generated_text"], row["step"])
+            return
+        for key, value in numbers_of(stem, row).items():
+            writer.add_scalar(key, value, row["step"])
+
+    return listen
+
+
+def _import(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise ConfigError(f"--mirror {name} needs the package {name}; install it with: pip install 'bitnet[{name}]'") from None

@@ -1,0 +1,87 @@
+"""What many tests share: one thread, a tiny model, the real command line, and one small trained run."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+from bitnet.cli.main import main
+from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+
+settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.load_profile("quick")
+
+TINY_MODEL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
+              "--model.ffn-hidden-size", "64"]  # fmt: skip
+TINY_TRAIN = ["train", "arithmetic", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--batch-size", "8",
+              "--data.max-operand", "9", "--train.eval-cases", "8"]  # fmt: skip
+
+
+class Result(NamedTuple):
+    """What one command did."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """The last line of standard output, where `--json` puts its result."""
+        return json.loads(self.out.strip().splitlines()[-1])
+
+
+def run_command(*words: object) -> Result:
+    """One `bitnet` command in this process, through the same door as the installed program."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main([str(word) for word in words])
+    return Result(code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Sums in one order, so that equal means equal."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def bitnet() -> Callable[..., Result]:
+    return run_command
+
+
+@pytest.fixture
+def tiny_config() -> BitNetConfig:
+    """Small, with grouped queries; tests change single fields with dataclasses.replace."""
+    return BitNetConfig(
+        vocab_size=32, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=48, max_seq_length=24
+    )
+
+
+@pytest.fixture
+def tiny_model(tiny_config: BitNetConfig) -> BitNetTransformer:
+    torch.manual_seed(1)
+    return BitNetTransformer(tiny_config)
+
+
+@pytest.fixture(scope="session")
+def _finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with one finished run, `tiny`: 8 updates, checkpoints at 0, 3, 4, 6 and 8."""
+    runs = tmp_path_factory.mktemp("finished") / "runs"
+    result = run_command(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs)
+    assert result.code == 0, result.err
+    return runs
+
+
+@pytest.fixture
+def runs(_finished_runs: Path, tmp_path: Path) -> Path:
+    """The test's own copy of a runs folder that holds the finished run `tiny`."""
+    return Path(shutil.copytree(_finished_runs, tmp_path / "runs"))
