@@ -61,9 +61,7 @@ def bitnet() -> Callable[..., Result]:
 @pytest.fixture
 def tiny_config() -> BitNetConfig:
     """Small, with grouped queries; tests change single fields with dataclasses.replace."""
-    return BitNetConfig(
-        vocab_size=32, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=48, max_seq_length=24
-    )
+    return BitNetConfig(vocab_size=32, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=48, max_seq_length=24)
 
 
 @pytest.fixture

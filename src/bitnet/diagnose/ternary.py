@@ -77,6 +77,7 @@ def _summary(row: dict[str, Any], codes: Codes) -> dict[str, Any]:
     return summary
 
 
+@torch.no_grad()
 def activation_ranges(model: BitNetTransformer, input_ids: Tensor) -> dict[str, dict[str, float]]:
     """For the inputs of every ternary layer: act_absmax, and act_clip_pct, the share of codes at the int8 limit."""
     seen: dict[str, dict[str, float]] = {}

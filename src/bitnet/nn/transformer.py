@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import Activations, BitLinear, Product, Weights
 from bitnet.nn.kv_cache import KVCache
+from bitnet.nn.rms_norm import RMSNorm
 from bitnet.nn.rotary import rotary_table, rotate
 
 Activation = Literal["silu", "relu2"]
@@ -111,18 +112,6 @@ class BitNetConfig:
             "norms": self.num_layers * norms + width,
         }
         return parts if self.embeddings_tied else {**parts, "lm_head": self.vocab_size * width}
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last dimension (arXiv:1910.07467), computed in float32."""
-
-    def __init__(self, width: int, eps: float) -> None:
-        super().__init__()
-        self.eps = eps
-        self.weight = nn.Parameter(torch.ones(width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
 
 
 def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinear:

@@ -9,6 +9,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,9 +37,12 @@ class LineWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
 
-    def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+    def __enter__(self) -> LineWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # a full disk was reported by the write that met it
+            self._file.close()
 
 
 def finite(value: Any) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal
 
 from bitnet.errors import ConfigError
@@ -24,11 +26,14 @@ def numbers_of(stem: str, row: dict[str, Any]) -> dict[str, float]:
     return {f"{stem}/{key}": float(value) for key, value in row.items() if key != "step" and isinstance(value, int | float)}
 
 
-def open_mirror(name: MirrorName, layout: RunLayout, config: dict[str, Any]) -> Listener:
-    """A listener for this run. Raises ConfigError when the package is not installed."""
-    if name == "tensorboard":
-        return _tensorboard(layout)
+@contextmanager
+def open_mirror(name: MirrorName, layout: RunLayout, config: dict[str, Any]) -> Iterator[Listener]:
+    """A listener for this run, closed at the end. Raises ConfigError when the package is not installed."""
     package = _import(name)
+    if name == "tensorboard":
+        with _tensorboard(layout) as listener:
+            yield listener
+        return
     settings: dict[str, Any] = {"project": PROJECT, "name": layout.run_id, "config": config}
     if name == "wandb":
         settings |= {"dir": str(layout.root), "mode": os.environ.get("WANDB_MODE", "offline")}
@@ -38,11 +43,14 @@ def open_mirror(name: MirrorName, layout: RunLayout, config: dict[str, Any]) -> 
         if stem != "samples":
             run.log(numbers_of(stem, row), step=row["step"])
 
-    return listen
+    try:
+        yield listen
+    finally:
+        run.finish()
 
 
-def _tensorboard(layout: RunLayout) -> Listener:
-    _import("tensorboard")
+@contextmanager
+def _tensorboard(layout: RunLayout) -> Iterator[Listener]:
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(str(layout.root / "tensorboard"))
@@ -54,7 +62,10 @@ def _tensorboard(layout: RunLayout) -> Listener:
         for key, value in numbers_of(stem, row).items():
             writer.add_scalar(key, value, row["step"])
 
-    return listen
+    try:
+        yield listen
+    finally:
+        writer.close()
 
 
 def _import(name: str) -> Any:

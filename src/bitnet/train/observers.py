@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -146,7 +146,7 @@ class Checkpoints:
         model: BitNetTransformer,
         optimizers: Optimizers,
         config: TrainConfig,
-        writers: list[LineWriter],
+        writers: Sequence[LineWriter],
         memory: Callable[[], dict[str, Tensor]],
     ) -> None:
         """memory: what the other observers must find again after a resume."""

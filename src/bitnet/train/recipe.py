@@ -109,6 +109,8 @@ class Experiment:
     """Variant when none is named and there is no GPU."""
     gpu_variant: str = "reference"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    file: str | None = None
+    """Where a user's own experiment stands; None for those of this package."""
 
     def default_variant(self, device_type: str) -> str:
         """The variant for a device when the user names none."""

@@ -10,8 +10,8 @@ import fcntl
 import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Literal
@@ -68,6 +68,8 @@ class Session:
 def describe(experiment: Experiment, variant: str, config: RunConfig, task: Task) -> dict[str, Any]:
     """The content of meta/config.json."""
     described = {"experiment": experiment.name, "variant": variant, **config.to_json()}
+    if experiment.file is not None:
+        described["experiment_file"] = experiment.file
     return {**described, "data": {**described["data"], **task.tokenizer.describe()}}
 
 
@@ -167,8 +169,16 @@ def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
 
 
 def _train(session: Session, begin: Checkpoint, status: Status) -> Ended:
+    with ExitStack() as closing:
+        mirrors = [closing.enter_context(open_mirror(name, session.layout, session.config.to_json())) for name in session.options.mirrors]
+        writers = [closing.enter_context(LineWriter(path, mirrors)) for path in session.layout.line_files()]
+        return _updates(session, begin, status, writers)
+
+
+def _updates(session: Session, begin: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> Ended:
+    """The loop with its observers, until the last update or a signal."""
     train, layout = session.config.train, session.layout
-    observers, checkpoints = _observers(session, begin, status)
+    observers, checkpoints = _observers(session, begin, status, writers)
     if not layout.checkpoint_steps():
         checkpoints.save(0, 0, None)
     received: list[int] = []
@@ -193,18 +203,17 @@ def _train(session: Session, begin: Checkpoint, status: Status) -> Ended:
     return Ended(layout, "done", train.total_steps)
 
 
-def _observers(session: Session, begin: Checkpoint, status: Status) -> tuple[list[Observer], Checkpoints]:
+def _observers(session: Session, begin: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> tuple[list[Observer], Checkpoints]:
     """In the order they run: samples before the alarms that read them, every metric line of a step before its checkpoint."""
     layout, task, model, train = session.layout, session.task, session.model, session.config.train
-    listeners = [open_mirror(name, layout, session.config.to_json()) for name in session.options.mirrors]
-    scalars, probes, evaluations, samples = (LineWriter(path, listeners) for path in layout.line_files())
+    scalars, probes, evaluations, samples = writers
     average = LossAverage()
     average.losses.extend(row["loss"] for row in read_lines(layout.scalars).rows if row.get("loss") is not None)
     sampler = Samples(samples, model, task, train)
     alarms = Alarms(layout, model, task, train, average, sampler, session.say)
     probe = Probe(probes, model, task, train)
     probe.remember(begin.memory)
-    checkpoints = Checkpoints(layout, model, session.optimizers, train, [scalars, probes, evaluations, samples], probe.memory)
+    checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory)
     observers: list[Observer] = [
         sampler,
         alarms,

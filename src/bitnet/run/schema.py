@@ -1,0 +1,157 @@
+"""What stands in a run directory: every file, key and unit.
+
+docs/run-directory.md is generated from this file:
+
+    python -m bitnet.run.schema > docs/run-directory.md
+
+A test trains a small run and holds its files to these keys.
+"""
+
+from __future__ import annotations
+
+SCALARS = {
+    "step": "update number, from 1",
+    "tokens_seen": "targets read so far, padding included",
+    "loss": "mean cross-entropy of the update's scored tokens, before the update (nats/token); null if not finite",
+    "lr": "learning rate of this update (AdamW's; Muon's follows it in proportion)",
+    "wd": "weight decay of this update",
+    "grad_norm": "global L2 norm of the gradient before clipping; null if not finite",
+    "step_time_ms": "wall time of the update: data, forward, backward, optimizer (ms)",
+    "tokens_per_sec": "targets per second of this update",
+    "gpu_mem_allocated_gb": "memory in tensors on the GPU (GB of 10^9 bytes); 0 on a CPU",
+    "gpu_mem_reserved_gb": "memory held by the allocator on the GPU (GB); 0 on a CPU",
+    "process_mem_gb": "resident memory of the process (GB); null where the system does not tell",
+    "mfu": "model-FLOP utilisation against the device's dense bf16 peak (share); null where the peak is not known",
+    "anomaly_flag": "name of the anomaly rule that fired at this update, or null",
+}
+MATRIX = {
+    "neg1_pct": "share of codes that are -1 (0..1)",
+    "zero_pct": "share of codes that are 0 (0..1)",
+    "pos1_pct": "share of codes that are +1 (0..1)",
+    "flipped_pct": "share of codes that changed since the last probe, or since the start (0..1)",
+    "scale": "mean magnitude of each logical matrix (list: q, k, v or gate, up or one)",
+    "dead_rows": "output rows whose codes are all 0 (count)",
+    "dead_cols": "input columns whose codes are all 0 (count)",
+    "act_absmax": "largest input magnitude on the probe rows",
+    "act_clip_pct": "share of int8 input codes at the limit of 127 (0..1)",
+}
+EVALUATION = {
+    "step": "update number",
+    "eval_loss": "loss on the frozen held-out set (nats/token)",
+    "train_loss": "mean training loss of the last 100 updates (nats/token)",
+    "train_eval_gap": "train_loss minus eval_loss (nats/token)",
+    "bits_per_byte": "held-out loss per byte of text; comparable between vocabularies",
+}
+SAMPLES = {
+    "step": "update number",
+    "prompt": "the fixed prompt",
+    "mode": "greedy, typical (temperature 0.9, top-p 0.95) or stress (temperature 1.5, top-k 10)",
+    "seed": "seed of this sample: SHA-256 of prompt number, step and mode",
+    "generated_text": "prompt and continuation",
+    "generated_ids": "token ids of both",
+    "mean_entropy": "mean entropy of the next-token distribution over the first ten new positions (nats)",
+    "max_repetition": "how often the most frequent token occurs in the continuation",
+    "unique_tokens": "distinct tokens in the continuation",
+    "total_tokens": "tokens in the continuation",
+    "logits_first_10": "for each of the first ten new positions: pos, entropy (nats), top5_tokens, top5_probs",
+}
+PROVENANCE = {
+    "git_commit": "commit of the program; null outside a checkout",
+    "git_dirty": "whether it had uncommitted changes",
+    "python_version": "",
+    "torch_version": "",
+    "cuda_version": "null on a CPU build",
+    "gpu_model": "null without a GPU",
+    "gpu_count": "",
+    "seeds": "seed of every random generator",
+    "timestamp_utc": "when the run began",
+    "run_id": "",
+    "device": "cpu or cuda",
+    "cpu_model": "",
+    "threads": "threads of torch; results repeat bit for bit only for equal threads, version and device",
+    "platform": "",
+    "linear_product": "how ternary layers multiply: int8 or float",
+    "gradient_dtype": "dtype of the gradient products on the int8 path",
+    "compiled": "whether torch.compile was tried",
+}
+FINGERPRINT = {
+    "dataset_name": "",
+    "dataset_size_tokens": "tokens in the data set (a table's examples counted once)",
+    "hf_revision": "revision on the hub; null for generated data",
+    "first_1000_token_ids_sha256": "of the first 1,000 token ids as little-endian int64",
+    "table_sha256": "of all token ids (generated tasks)",
+    "examples": "distinct training examples (generated tasks)",
+    "sampling_strategy": "",
+    "tokenizer_vocab_size": "",
+}
+STATE = {
+    "step": "updates done",
+    "tokens_seen": "targets read",
+    "loss": "loss of the last update",
+    "model_state_dict": "file that holds the weights",
+    "optimizer_state_dict": "file that holds the optimizer state",
+    "lr_scheduler_state": "current_step, peak_lr, stage2_lr, final_lr; for readers: rates are a function of the step",
+    "wd_scheduler_state": "current_step, stage1_wd, stage2_wd",
+    "rng_states": "python, numpy, torch, torch_cuda",
+    "config": "where the configuration is",
+}
+STATUS = {
+    "state": "running, done, stopped (by a signal, with a checkpoint) or failed",
+    "why": "the signal or the error; null otherwise",
+    "step": "last update that was reported",
+    "total_steps": "",
+    "pid": "process that wrote it",
+    "started_unix": "seconds since 1970",
+    "updated_unix": "seconds since 1970",
+}
+FILES: dict[str, tuple[str, dict[str, str]]] = {
+    "metrics/scalars.jsonl": ("one line per update", SCALARS),
+    "metrics/quantization.jsonl": (
+        "one line every `probe_every` updates. The keys below summarise the model (without `scale`); with the prefix of a "
+        "layer (`L0_attn_qkv_`, `L0_attn_out_`, `L0_ffn_gate_up_`, `L0_ffn_down_`, `L1_...`) they are that matrix's",
+        {"step": "update number", **MATRIX},
+    ),
+    "eval/eval_results.jsonl": (
+        "one line every `eval_every` updates; the experiment's own metrics and their `_cases` follow",
+        EVALUATION,
+    ),
+    "samples/samples.jsonl": ("one line per prompt and mode every `sample_every` updates", SAMPLES),
+    "meta/provenance.json": ("written once at the start", PROVENANCE),
+    "meta/dataset_fingerprint.json": ("written once at the start", FINGERPRINT),
+    "checkpoints/step_NNNNNN/state.json": ("beside model, optimizer and observers.safetensors", STATE),
+    "status.json": ("replaced at every log interval and at the end", STATUS),
+}
+REST = {
+    "meta/config.json": "`experiment`, `variant`, and the sections `model`, `training` and `data` with every setting "
+    "and what follows from them",
+    "tokenizer/": "the tokenizer the run was trained with",
+    "checkpoints/step_NNNNNN/manifest.json": "size and SHA-256 of the other files, written last; without it a checkpoint does not count",
+    "eval/verdict.json": "the last result of `bitnet evaluate`",
+    "anomalies/step_NNNNNN_<event>/": "`README.md` says what fired and where to look; `batch.json`, "
+    "`grad_norms.json`, `prompt_<...>_top20.json`, "
+    "`L<n>_attn_activations.json` and `.png`, `L<n>_qkv_quant_dist.json` and `.png`",
+    "tensorboard/, wandb/": "mirrors, only when asked for with `--mirror`",
+}
+
+
+def page() -> str:
+    """docs/run-directory.md."""
+    lines = [
+        "# The run directory",
+        "",
+        "Everything a run leaves behind stands in `runs/<run_id>/`. Files of JSON lines are appended while training, cut back",
+        "to the checkpoint on resume, and read leniently: a line that is half-written or foreign is skipped and counted.",
+        "Names that end in `_pct` are shares from 0 to 1. This page is generated: `python -m bitnet.run.schema`.",
+    ]
+    for name, (about, keys) in FILES.items():
+        lines += ["", f"## `{name}`", "", f"{about[0].upper()}{about[1:]}.", "", "| key | meaning |", "|---|---|"]
+        lines += [f"| `{key}` | {meaning} |" for key, meaning in keys.items()]
+    lines += ["", "## Other files", "", "| file | content |", "|---|---|"]
+    lines += [f"| `{name}` | {meaning} |" for name, meaning in REST.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    import sys
+
+    sys.stdout.write(page() + "\n")

@@ -1,0 +1,190 @@
+"""What observers write, and that they disturb nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bitnet.run.metrics import read_lines
+from bitnet.run.schema import EVALUATION, FILES, FINGERPRINT, MATRIX, PROVENANCE, SAMPLES, SCALARS, STATE, STATUS, page
+from conftest import TINY_TRAIN, Result
+
+ROOT = Path(__file__).parents[2]
+OFTEN = ["--train.eval-every", 2, "--train.sample-every", 2, "--train.probe-every", 2]
+Command = Callable[..., Result]
+
+
+def train(bitnet: Command, runs: Path, run_id: str, *words: object) -> Result:
+    return bitnet(*TINY_TRAIN, "--runs-dir", runs, "--run-id", run_id, *words)
+
+
+def losses(runs: Path, run_id: str) -> list[float]:
+    return [row["loss"] for row in read_lines(runs / run_id / "metrics" / "scalars.jsonl").rows]
+
+
+def test_losses_are_the_same_with_and_without_measurements(bitnet: Command, tmp_path: Path) -> None:
+    assert train(bitnet, tmp_path, "quiet", "--num-steps", 9).code == 0
+    assert train(bitnet, tmp_path, "busy", "--num-steps", 9, *OFTEN).code == 0
+    assert losses(tmp_path, "quiet") == losses(tmp_path, "busy")
+    assert len(read_lines(tmp_path / "busy" / "samples" / "samples.jsonl").rows) > len(
+        read_lines(tmp_path / "quiet" / "samples" / "samples.jsonl").rows
+    )
+
+
+def test_every_documented_key_is_written_and_no_other(bitnet: Command, tmp_path: Path) -> None:
+    assert train(bitnet, tmp_path, "r", "--num-steps", 4, *OFTEN).code == 0
+    run = tmp_path / "r"
+    scalars = read_lines(run / "metrics" / "scalars.jsonl").rows
+    assert [row["step"] for row in scalars] == [1, 2, 3, 4]
+    assert all(row.keys() == SCALARS.keys() for row in scalars)
+    probes = read_lines(run / "metrics" / "quantization.jsonl").rows
+    assert [row["step"] for row in probes] == [2, 4]
+    layers = ("L0_attn_qkv", "L0_attn_out", "L0_ffn_gate_up", "L0_ffn_down")
+    wanted = {"step", *(MATRIX.keys() - {"scale"}), *(f"{layer}_{key}" for layer in layers for key in MATRIX)}
+    assert all(row.keys() == wanted for row in probes)
+    evaluations = read_lines(run / "eval" / "eval_results.jsonl").rows
+    assert all(EVALUATION.keys() <= row.keys() and "exact_match_cases" in row for row in evaluations)
+    samples = read_lines(run / "samples" / "samples.jsonl").rows
+    assert all(row.keys() == SAMPLES.keys() for row in samples)
+    assert {row["mode"] for row in samples} == {"greedy", "typical", "stress"}
+    for name, keys in (("meta/provenance.json", PROVENANCE), ("meta/dataset_fingerprint.json", FINGERPRINT), ("status.json", STATUS)):
+        assert json.loads((run / name).read_text()).keys() == keys.keys()
+    assert json.loads((run / "checkpoints/step_000004/state.json").read_text()).keys() == STATE.keys()
+    assert FILES
+
+
+def test_the_page_about_the_run_directory_is_the_generated_one() -> None:
+    assert (ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8") == page() + "\n"
+
+
+def test_samples_repeat_exactly(bitnet: Command, tmp_path: Path) -> None:
+    texts = []
+    for run_id in ("a", "b"):
+        assert train(bitnet, tmp_path, run_id, "--num-steps", 2, *OFTEN).code == 0
+        texts.append((tmp_path / run_id / "samples" / "samples.jsonl").read_text())
+    assert texts[0] == texts[1]
+
+
+def test_flips_survive_a_resume(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped between two probes, the next probe still compares with the last one."""
+    often = ["--train.probe-every", 4, "--train.checkpoint-every", 3, "--num-steps", 8]
+    assert train(bitnet, tmp_path, "whole", *often).code == 0
+    import bitnet.train.start as start
+
+    real, count = start.train_steps, 0
+
+    def breaks_after_six(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        for report in real(*args, **kwargs):
+            count += 1
+            yield report
+            if count == 6:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(start, "train_steps", breaks_after_six)
+    assert train(bitnet, tmp_path, "cut", *often).code == 130
+    monkeypatch.setattr(start, "train_steps", real)
+    assert train(bitnet, tmp_path, "cut", *often).code == 0
+    for name in ("metrics/quantization.jsonl", "samples/samples.jsonl", "eval/eval_results.jsonl"):
+        assert (tmp_path / "whole" / name).read_text() == (tmp_path / "cut" / name).read_text()
+
+
+def dumps(runs: Path, run_id: str) -> list[Path]:
+    folder = runs / run_id / "anomalies"
+    return sorted(folder.iterdir()) if folder.is_dir() else []
+
+
+def test_clean_run_fires_nothing(runs: Path) -> None:
+    assert dumps(runs, "tiny") == []
+    assert all(row["anomaly_flag"] is None for row in read_lines(runs / "tiny" / "metrics" / "scalars.jsonl").rows)
+
+
+def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path: Path) -> None:
+    """A nearly untrained model with thresholds set to fire; every file of the dump is there and readable."""
+    rules = ["--train.entropy-floor", 99, "--train.repetition-limit", 0, "--train.sample-every", 2]
+    assert train(bitnet, tmp_path, "r", "--num-steps", 2, *rules).code == 0
+    assert [path.name for path in dumps(tmp_path, "r")] == ["step_000002_entropy_collapse", "step_000002_repetition_surge"]
+    folder = dumps(tmp_path, "r")[0]
+    names = {path.name for path in folder.iterdir()}
+    assert {"README.md", "batch.json", "grad_norms.json", "L0_attn_activations.json", "L0_attn_activations.png",
+            "L0_qkv_quant_dist.json", "L0_qkv_quant_dist.png", "prompt_25_17_top20.json"} <= names  # fmt: skip
+    norms = json.loads((folder / "grad_norms.json").read_text())
+    assert norms["blocks.0.attention.qkv_proj.weight"] > 0
+    batch = json.loads((folder / "batch.json").read_text())
+    assert len(batch["text"]) == len(batch["input_ids"]) == 8
+    assert " = " in batch["text"][0]
+    top = json.loads((folder / "prompt_25_17_top20.json").read_text())
+    assert len(top["tokens"]) == 20
+    assert 0 < sum(top["probs"]) <= 1.0001
+    readme = (folder / "README.md").read_text()
+    assert "entropy_collapse" in readme
+    assert "below 99" in readme
+    flags = [row["anomaly_flag"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows]
+    assert flags == [None, "entropy_collapse"]
+
+
+def test_at_most_so_many_dumps(bitnet: Command, tmp_path: Path) -> None:
+    rules = ["--train.entropy-floor", 99, "--train.sample-every", 1, "--train.max-dumps", 2]
+    result = train(bitnet, tmp_path, "r", "--num-steps", 4, *rules)
+    assert len(dumps(tmp_path, "r")) == 2
+    assert result.out.count("no dump") == 2
+
+
+def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitnet.train.loop as loop
+
+    real, calls = loop.summed_loss, 0
+
+    def spiky(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(logits, batch) * (50.0 if calls == 105 else 1.0)
+
+    monkeypatch.setattr(loop, "summed_loss", spiky)
+    assert train(bitnet, tmp_path, "r", "--num-steps", 106).code == 0
+    assert [path.name for path in dumps(tmp_path, "r")] == ["step_000105_loss_spike"]
+
+
+def test_nan_is_dumped_refused_and_after_three_the_run_fails(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitnet.train.loop as loop
+
+    real = loop.summed_loss
+    monkeypatch.setattr(loop, "summed_loss", lambda logits, batch: real(logits, batch) * float("nan"))
+    result = train(bitnet, tmp_path, "r", "--num-steps", 9)
+    assert result.code == 1
+    assert "3 updates in a row" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert "done" not in result.out
+    assert [path.name for path in dumps(tmp_path, "r")] == [f"step_00000{n}_nan_inf_loss" for n in (1, 2, 3)]
+    assert json.loads((tmp_path / "r" / "status.json").read_text())["state"] == "failed"
+    assert all(row["loss"] is None for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows)
+
+
+def test_full_disk_while_logging_stops_with_one_message_and_keeps_what_was_written(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import errno
+
+    from bitnet.run.metrics import LineWriter
+
+    real = LineWriter.write
+
+    def full_at_four(self: LineWriter, row: dict[str, Any]) -> None:
+        if row["step"] == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, row)
+
+    monkeypatch.setattr(LineWriter, "write", full_at_four)
+    result = train(bitnet, tmp_path, "r", "--num-steps", 6)
+    assert result.code == 2
+    assert "No space left" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    monkeypatch.setattr(LineWriter, "write", real)
+    assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [1, 2, 3]
+    assert train(bitnet, tmp_path, "r", "--num-steps", 6).code == 0
+    assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [1, 2, 3, 4, 5, 6]
