@@ -56,9 +56,7 @@ def main() -> None:
     latest = {(row["experiment"], row["variant"], row["weights"], row["tokens"]): row for row in rows}
     path.write_text(json.dumps(list(latest.values()), indent=1) + "\n", encoding="utf-8")
     for row in latest.values():
-        print(
-            f"{row['experiment']} {row['variant']}: {row['result']}  ({row['tokens']:,} tokens, {row['minutes']:.1f} min, loss {row['first_loss']:.2f} -> {row['last_loss']:.2f})"
-        )
+        print(f"{row['experiment']} {row['variant']}: {row['result']}, loss {row['first_loss']:.2f} -> {row['last_loss']:.2f}")
 
 
 if __name__ == "__main__":

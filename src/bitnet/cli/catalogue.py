@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,7 +43,7 @@ def find_experiment(word: str) -> Experiment:
     found = getattr(module, "experiment", None)
     if not isinstance(found, Experiment):
         raise DataError(f"{word} does not define `experiment = Experiment(...)`; see CONTRIBUTING.md for how to write one")
-    return found
+    return dataclasses.replace(found, file=str(Path(word).resolve())) if word.endswith(".py") else found
 
 
 def _planned(names: list[str]) -> set[str]:
@@ -59,8 +60,6 @@ def _load_file(path: Path) -> Any:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    import sys
-
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)

@@ -31,6 +31,8 @@ def stream(
     if length == 0:
         raise DataError("the prompt is empty; give at least one token to continue")
     room = model.config.max_seq_length - length
+    if room < 0:
+        raise DataError(f"the prompt has {length} tokens, the model reads at most {model.config.max_seq_length}; shorten it")
     cache = model.new_cache(rows, length + max(min(max_new_tokens, room), 0))
     generator = sampling.generator(prompt_ids.device)
     new = prompt_ids

@@ -178,7 +178,7 @@ def _train(session: Session, begin: Checkpoint, status: Status) -> Ended:
 def _updates(session: Session, begin: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> Ended:
     """The loop with its observers, until the last update or a signal."""
     train, layout = session.config.train, session.layout
-    observers, checkpoints = _observers(session, begin, status, writers)
+    observers, checkpoints = observers_of(session, begin, status, writers)
     if not layout.checkpoint_steps():
         checkpoints.save(0, 0, None)
     received: list[int] = []
@@ -203,7 +203,7 @@ def _updates(session: Session, begin: Checkpoint, status: Status, writers: Seque
     return Ended(layout, "done", train.total_steps)
 
 
-def _observers(session: Session, begin: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> tuple[list[Observer], Checkpoints]:
+def observers_of(session: Session, begin: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> tuple[list[Observer], Checkpoints]:
     """In the order they run: samples before the alarms that read them, every metric line of a step before its checkpoint."""
     layout, task, model, train = session.layout, session.task, session.model, session.config.train
     scalars, probes, evaluations, samples = writers

@@ -1,0 +1,101 @@
+"""What watching a run costs: the quick arithmetic run with its observers, and with none, in turns.
+
+    python benchmarks/observers.py [--steps 2000] [--block 100]
+
+One process trains on; blocks of updates alternate between observed and unobserved, so that both see the same machine. A
+pair is one block of each. Evaluation and samples are timed apart, inside the observed blocks, and taken out of "watching".
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+
+from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.optimizer import Optimizers
+from bitnet.run.checkpoint import Checkpoint
+from bitnet.run.layout import RunLayout
+from bitnet.run.metrics import LineWriter
+from bitnet.train.choose import StartOptions
+from bitnet.train.loop import StepReport, train_steps
+from bitnet.train.machine import choose_machine, keep_freed_memory
+from bitnet.train.observers import Observer, Status
+from bitnet.train.start import Session, observers_of, seed_everything
+from hardware import where, write_results
+
+
+def open_session(steps: int, root: Path) -> Session:
+    """The quick arithmetic run, stretched to `steps` updates."""
+    config = dataclasses.replace(QUICK, train=dataclasses.replace(QUICK.train.with_total_steps(steps), checkpoint_every=10 * steps))
+    device = torch.device("cpu")
+    machine = choose_machine(config.train, device)
+    keep_freed_memory()
+    seed_everything(config.train.seed)
+    model = BitNetTransformer(config.model)
+    model.set_product(machine.product, machine.gradient_dtype)
+    optimizers = Optimizers(model, config.train.optimizer_config())
+    options = StartOptions(runs_dir=root, device=device)
+    return Session(RunLayout(root / "observed"), ArithmeticTask(config), config, machine, model, optimizers, options, print)
+
+
+def timed(observer: Observer, spent: dict[str, float]) -> Callable[[StepReport], None]:
+    """The observer, its seconds added to `spent` under its name."""
+
+    def call(report: StepReport) -> None:
+        started = time.perf_counter()
+        observer(report)
+        spent[type(observer).__name__] += time.perf_counter() - started
+
+    return call
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--block", type=int, default=100)
+    args = parser.parse_args()
+    spent: dict[str, float] = defaultdict(float)
+    blocks: dict[bool, list[float]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as root, ExitStack() as closing:
+        session = open_session(args.steps, Path(root))
+        train = session.config.train
+        writers = [closing.enter_context(LineWriter(path)) for path in session.layout.line_files()]
+        observers, _ = observers_of(session, Checkpoint(0, {}, {}, {}, {}), Status(session.layout, train), writers)
+        calls = [(observer.every, timed(observer, spent)) for observer in observers]
+        started, apart_before = time.perf_counter(), 0.0
+        for report in train_steps(session.model, session.model, session.task.source, session.optimizers, train):
+            watched = (report.step - 1) // args.block % 2 == 0
+            for every, call in calls if watched else []:
+                if report.step % every == 0:
+                    call(report)
+            if report.step % args.block == 0:
+                now, apart_now = time.perf_counter(), spent["Evaluation"] + spent["Samples"]
+                blocks[watched].append(now - started - (apart_now - apart_before))
+                started, apart_before = now, apart_now
+    ratios = [on / off for on, off in zip(blocks[True], blocks[False], strict=True)]
+    observed = sum(blocks[True])
+    rows = [{
+        "pairs": len(ratios), "updates_per_block": args.block, "watching_slowdown_median": statistics.median(ratios) - 1,
+        "watching_slowdown_min": min(ratios) - 1, "watching_slowdown_max": max(ratios) - 1,
+        "watching_share_measured_inside": sum(v for k, v in spent.items() if k not in ("Evaluation", "Samples", "Checkpoints")) / observed,
+        "evaluation_share": spent["Evaluation"] / observed, "samples_share": spent["Samples"] / observed,
+        "seconds_by_observer": {name: round(seconds, 3) for name, seconds in spent.items()}, "observed_seconds": observed,
+    }]  # fmt: skip
+    print(where())
+    for key, value in rows[0].items():
+        print(f"  {key:<34}{value}")
+    print(f"wrote {write_results('observers', rows)}")
+
+
+if __name__ == "__main__":
+    main()

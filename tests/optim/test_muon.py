@@ -1,0 +1,100 @@
+"""Our Muon against torch's, and each logical matrix by itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.muon import Muon, orthogonalize
+from bitnet.optim.optimizer import OptimizerConfig, Optimizers
+from bitnet.optim.schedule import Rates
+
+MUON = OptimizerConfig(kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0)
+
+
+@pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
+def test_equals_torch_muon_within_bf16_rounding(shape: tuple[int, int]) -> None:
+    """torch fixes the iteration at bfloat16 (8 bits of mantissa); an update entry is about 1/sqrt(24)."""
+    torch.manual_seed(0)
+    start = torch.randn(shape)
+    ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
+    mine = Muon([(ours, (shape[0],))], momentum=0.95)
+    reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, nesterov=True)
+    mine.param_groups[0].update(lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        gradient = torch.randn(shape)
+        ours.grad, theirs.grad = gradient.clone(), gradient.clone()
+        mine.step()
+        reference.step()
+    moved = (theirs - start).norm()
+    assert (ours - theirs).norm() < 0.02 * moved
+
+
+def test_singular_values_become_nearly_equal() -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalize(torch.randn(3, 20, 30)))
+    assert float(values.min()) > 0.6
+    assert float(values.max()) < 1.3
+
+
+def test_fused_projection_equals_its_split_matrices() -> None:
+    torch.manual_seed(0)
+    weight, gradient = torch.randn(24, 10), torch.randn(24, 10)
+    fused = torch.nn.Parameter(weight.clone())
+    parts = [torch.nn.Parameter(part.clone()) for part in weight.split([12, 6, 6])]
+    fused.grad = gradient.clone()
+    for part, piece in zip(parts, gradient.split([12, 6, 6]), strict=True):
+        part.grad = piece.clone()
+    one = Muon([(fused, (12, 6, 6))], momentum=0.9)
+    many = Muon([(part, (part.shape[0],)) for part in parts], momentum=0.9)
+    for optimizer in (one, many):
+        optimizer.param_groups[0]["lr"] = 0.05
+        optimizer.step()
+    assert torch.allclose(fused, torch.cat(parts), atol=1e-6)
+
+
+def one_update(model: BitNetTransformer, optimizers: Optimizers, seed: int) -> None:
+    torch.manual_seed(seed)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizers.step(Rates(1e-3, 0.1))
+
+
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_state_restored_by_name_continues_bit_for_bit(kind: str, tiny_model: BitNetTransformer) -> None:
+    config = OptimizerConfig(kind=kind, adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0)
+    first = Optimizers(tiny_model, config)
+    one_update(tiny_model, first, 1)
+    copy = BitNetTransformer(tiny_model.config)
+    copy.load_state_dict(tiny_model.state_dict())
+    second = Optimizers(copy, config)
+    second.load_state_tensors({name: tensor.clone() for name, tensor in first.state_tensors().items()})
+    one_update(tiny_model, first, 2)
+    one_update(copy, second, 2)
+    assert all(torch.equal(a, b) for a, b in zip(tiny_model.parameters(), copy.parameters(), strict=True))
+
+
+def test_muon_moves_the_ternary_matrices_and_adamw_the_rest(tiny_model: BitNetTransformer) -> None:
+    optimizers = Optimizers(tiny_model, MUON)
+    one_update(tiny_model, optimizers, 0)
+    names = optimizers.state_tensors().keys()
+    ternary = {
+        f"momentum_buffer.{name}"
+        for name, p in tiny_model.named_parameters()
+        if any(p is layer.weight for layer in tiny_model.bit_linears().values())
+    }
+    assert {name for name in names if name.startswith("momentum_buffer")} == ternary
+    assert "exp_avg.token_embeddings.weight" in names
+
+
+def test_decay_leaves_norm_weights_alone(tiny_model: BitNetTransformer) -> None:
+    optimizers = Optimizers(
+        tiny_model, OptimizerConfig(kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0)
+    )
+    before = tiny_model.token_embeddings.weight.detach().clone()
+    for parameter in tiny_model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizers.step(Rates(0.1, 0.5))
+    assert torch.equal(tiny_model.final_norm.weight, torch.ones(32))
+    assert torch.allclose(tiny_model.token_embeddings.weight, before * (1 - 0.1 * 0.5))
