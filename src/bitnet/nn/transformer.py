@@ -205,20 +205,22 @@ class BitNetTransformer(nn.Module):
     def _initialise(self) -> None:
         """N(0, 0.02); projections that write to the residual stream 1/sqrt(2L) of that (GPT-2, section 2.3).
 
-        A tied embedding gets N(0, 1/C): the residual stream begins as the token's own embedding, so after the final norm
-        the logit of the present token is about C times the embedding's standard deviation. At 0.02 and C = 768 that is
-        15, far above ln(V); at 1/C it is 1 and the loss starts at ln(V).
+        The residual stream begins as the token's own embedding, so with a tied head the logit of the present token is
+        about C times the embedding's standard deviation: 15 at 0.02 and C = 768, far above ln(V). A tied embedding
+        therefore gets 1/C, and what is added to it shrinks in the same proportion, so that the stream still begins as
+        mostly the token itself. Without the second half held-out arithmetic suffered (docs/log.md).
         """
         config = self.config
+        tied_std = min(INITIAL_STD, 1 / config.hidden_size)
+        embedding_std = tied_std if config.embeddings_tied else INITIAL_STD
+        residual_std = embedding_std / math.sqrt(2 * config.num_layers)
         for name, parameter in self.named_parameters():
-            if parameter.dim() != 2:
-                continue
-            std = INITIAL_STD
-            if name.endswith(("out_proj.weight", "down.weight")):
-                std = INITIAL_STD / math.sqrt(2 * config.num_layers)
-            elif name == "token_embeddings.weight" and config.embeddings_tied:
-                std = 1 / config.hidden_size
-            nn.init.normal_(parameter, std=std)
+            if name == "token_embeddings.weight":
+                nn.init.normal_(parameter, std=embedding_std)
+            elif name.endswith(("out_proj.weight", "down.weight")):
+                nn.init.normal_(parameter, std=residual_std)
+            elif parameter.dim() == 2:
+                nn.init.normal_(parameter, std=INITIAL_STD)
 
     def bit_linears(self) -> dict[str, BitLinear]:
         """The ternary layers by short name, in order: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, L0_ffn_down, ..."""
