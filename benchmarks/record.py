@@ -28,7 +28,7 @@ def row_of(word: str) -> dict[str, Any]:
     result = judge(trained, experiment.open(config), find_variant(experiment, variant).criteria)
     scalars = read_lines(layout.scalars).rows
     facts = read_json(layout.provenance)
-    full = trained.step == find_variant(experiment, variant).config.train.total_steps
+    full = config.train.total_tokens >= find_variant(experiment, variant).config.train.total_tokens
     return {
         "experiment": experiment.name,
         "variant": variant,
@@ -36,6 +36,8 @@ def row_of(word: str) -> dict[str, Any]:
         "parameters": config.model.total_params,
         "tokens": scalars[-1]["tokens_seen"],
         "full_budget": full,
+        "budget": find_variant(experiment, variant).config.train.total_tokens,
+        "loss_on": getattr(config.data, "loss_on", "all"),
         "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {facts['threads']} threads",
         "torch": facts["torch_version"],
         "minutes": sum(row["step_time_ms"] for row in scalars) / 60e3,

@@ -44,7 +44,9 @@ def test_the_parts_of_the_model_have_their_documented_names(tiny_model: BitNetTr
     block = {"pre_attn_norm", "attention.qkv_proj", "attention.out_proj", "pre_ffn_norm", "feedforward.gate_up", "feedforward.down"}
     expected = {f"blocks.{layer}.{part}.weight" for layer in range(2) for part in block}
     assert {name for name, _ in tiny_model.named_parameters()} == {"token_embeddings.weight", "final_norm.weight", *expected}
-    assert list(tiny_model.bit_linears()) == [f"L{i}_{part}" for i in range(2) for part in ("attn_qkv", "attn_out", "ffn_gate_up", "ffn_down")]
+    assert list(tiny_model.bit_linears()) == [
+        f"L{i}_{part}" for i in range(2) for part in ("attn_qkv", "attn_out", "ffn_gate_up", "ffn_down")
+    ]
 
 
 @pytest.mark.parametrize("name", EXACT)

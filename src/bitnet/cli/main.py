@@ -17,6 +17,7 @@ VERBS = {
     "runs": "list the runs",
     "status": "how far a run is, and how it is doing",
     "plot": "draw the curves of runs as PNG",
+    "report": "one HTML page about a run, or two runs compared",
     "prepare": "write the data of an experiment to a file",
 }
 

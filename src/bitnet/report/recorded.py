@@ -28,8 +28,10 @@ SAMPLE_PROMPTS = 12
 TEXT_LIMIT = 800  # characters of one sample or setting that a page shows
 README_LIMIT = 4000
 ANOMALY_LIMIT = 50
+LARGEST = 1e37  # pictures are drawn from 32-bit floats
 
 _ANOMALY = re.compile(r"step_(\d+)_(.+)")
+_COLUMN = re.compile(r"[\w./+-]{1,80}")  # a name that means itself in a plot
 _TOLD_OF_SAMPLE = ("mean_entropy", "max_repetition", "unique_tokens", "total_tokens")
 
 
@@ -110,16 +112,17 @@ def read_run(layout: RunLayout) -> Recorded:
 
 
 def number(value: Any) -> float | None:
-    """The value if it is a finite number."""
-    usable = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+    """The value if it is a finite number that a curve can show."""
+    usable = type(value) in (int, float) and abs(value) <= LARGEST
     return float(value) if usable else None
 
 
 def columns(rows: Sequence[dict[str, Any]]) -> Columns:
     """Every key that is a number in some row, as an array over the rows in order of step."""
     ordered = sorted(rows, key=lambda row: row["step"])
-    names = dict.fromkeys(name for row in ordered for name, value in row.items() if type(value) in (int, float))
-    return {name: np.array([_or_nan(row.get(name)) for row in ordered], dtype=np.float64) for name in names}
+    named = dict.fromkeys(name for row in ordered for name, value in row.items() if type(value) in (int, float))
+    names = [name for name in named if _COLUMN.fullmatch(name)]
+    return {name: _column([row.get(name) for row in ordered]) for name in names}
 
 
 def spread(count: int, most: int) -> list[int]:
@@ -134,6 +137,12 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
     return text if len(text) <= limit else text[:limit] + "…"
 
 
+def _column(values: list[Any]) -> Column:
+    floats = [value if type(value) is float else _or_nan(value) for value in values]  # most are: 60,000 rows have a dozen each
+    column = np.array(floats, dtype=np.float64)
+    return np.where(np.abs(column) <= LARGEST, column, np.nan)
+
+
 def _or_nan(value: Any) -> float:
     found = number(value)
     return float("nan") if found is None else found
@@ -145,9 +154,11 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     except OSError as error:
         notes.append(f"{path.name} could not be read ({error.strerror})")
         return []
-    if lines.skipped:
-        notes.append(f"{path.name}: {lines.skipped} unreadable line{'s' if lines.skipped > 1 else ''} passed over")
-    return lines.rows
+    rows = [row for row in lines.rows if type(row["step"]) is int and 0 <= row["step"] < 2**53]
+    skipped = lines.skipped + len(lines.rows) - len(rows)
+    if skipped:
+        notes.append(f"{path.name}: {skipped} unreadable line{'s' if skipped > 1 else ''} passed over")
+    return rows
 
 
 def _object(path: Path, notes: list[str]) -> dict[str, Any]:

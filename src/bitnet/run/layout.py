@@ -156,12 +156,20 @@ def find_run(word: str, runs_dir: Path) -> RunReference:
         if found is not None:
             return found
     runs = list_runs(runs_dir)
-    named = [layout for layout in runs if word == "latest" or read_config(layout).get("experiment") == word]
+    named = [layout for layout in runs if word == "latest" or _experiment_of(layout) == word]
     if named:
         return RunReference(named[-1])
     names = [layout.run_id for layout in runs]
     hint = did_you_mean(word, names[-8:]) if names else " No run exists there yet; start one with: bitnet train arithmetic"
     raise NotFoundError(f"there is no run {word!r} in {runs_dir}.{hint}")
+
+
+def _experiment_of(layout: RunLayout) -> Any:
+    """What a run trained, or None where its config is damaged: one bad folder must not hide the others."""
+    try:
+        return read_config(layout).get("experiment")
+    except DataError:
+        return None
 
 
 def _find_path(path: Path) -> RunReference | None:

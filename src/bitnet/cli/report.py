@@ -1,0 +1,48 @@
+"""`bitnet report RUN [RUN]`: one self-contained HTML page about a run, or two runs compared."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tyro.conf import Positional
+
+from bitnet.cli.flags import RunFlags, parse
+from bitnet.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportFlags(RunFlags):
+    """Flags of `bitnet report`."""
+
+    run: Positional[tuple[str, ...]] = ("latest",)
+    """One run, or two to compare: run id, directory, experiment name, or latest."""
+    out: Path | None = None
+    """Where to write; by default report.html in the run, comparison.html in the first of two."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the page and print where it is."""
+    flags = parse(ReportFlags, arguments, "report")
+    words = flags.run or ("latest",)
+    if len(words) > 2:
+        raise ConfigError(f"{len(words)} runs were given; a report is about one or two. To overlay more: bitnet plot RUN...")
+    from bitnet.report.page import write_page
+    from bitnet.run.layout import find_run
+
+    layouts = [find_run(word, flags.runs_dir).layout for word in words]
+    if len({layout.root.resolve() for layout in layouts}) < len(layouts):
+        raise ConfigError(f"{words[0]} and {words[1]} are the same run, {layouts[0].run_id}; name two different ones")
+    out = flags.out or layouts[0].root / ("report.html" if len(layouts) == 1 else "comparison.html")
+    if out.suffix not in (".html", ".htm"):
+        raise ConfigError(f"--out is {out}; it must end in .html")
+    runs = write_page(layouts, out)
+    notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
+    size = out.stat().st_size
+    if flags.json:
+        print(json.dumps({"out": str(out), "bytes": size, "runs": [run.name for run in runs], "notes": notes}))
+    else:
+        print("\n".join([*notes, f"wrote {out} ({size / 1e6:.1f} MB)"]))
+    return 0

@@ -1,0 +1,217 @@
+"""What a page says in words and numbers: rows for its tables, one value per run. Makes no HTML: the template does, and escapes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bitnet.errors import BitnetError
+from bitnet.report.recorded import Recorded, Sample, clipped, number
+
+ABSENT = "not recorded"
+MODES = ("greedy", "typical", "stress")  # of decoding, in this order
+TERNARY_PARTS = ("attention", "feedforward")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table: a name and what each run has for it."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def differs(self) -> bool:
+        """Whether two runs disagree."""
+        return len(set(self.values)) > 1
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model: how many parameters, which share of all, and what its weights are."""
+
+    name: str
+    parameters: int
+    share: float
+    kind: str
+
+
+def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and short texts."""
+    out: dict[str, str] = {}
+    for name, item in value.items():
+        if isinstance(item, dict) and item:
+            out |= flat(item, f"{prefix}{name}.")
+        else:
+            out[f"{prefix}{name}"] = setting(item)
+    return out
+
+
+def setting(value: Any) -> str:
+    """A setting as text: numbers grouped, yes and no, dashes for nothing."""
+    if value is None:
+        return "—"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}" if abs(value) >= 10_000 else str(value)
+    if isinstance(value, float):
+        return f"{value:g}"
+    return clipped(value if isinstance(value, str) else json.dumps(value))
+
+
+def rows(records: Sequence[Mapping[str, Any]]) -> list[Row]:
+    """The settings of one or two records side by side."""
+    flattened = [flat(record) for record in records]
+    names = dict.fromkeys(name for record in flattened for name in record)
+    return [Row(name, tuple(record.get(name, ABSENT) for record in flattened)) for name in names]
+
+
+def differences(runs: Sequence[Recorded]) -> list[Row]:
+    """Settings in which two runs differ."""
+    return [row for row in rows([run.config for run in runs]) if row.differs]
+
+
+def facts(run: Recorded) -> list[tuple[str, str, str]]:
+    """The figures of a run that one looks for first: name, value, unit."""
+    scalars, evaluations = run.scalars, run.evaluations
+    total = _counted(number(run.section("training").get("total_steps")))
+    trained_s = float(np.nansum(scalars["step_time_ms"])) / 1e3 if "step_time_ms" in scalars else None
+    return [
+        ("updates", _counted(_last(scalars, "step")), f"of {total}"),
+        ("tokens seen", _short(_last(scalars, "tokens_seen")), ""),
+        ("parameters", _short(number(run.section("model").get("total_params"))), ""),
+        ("training loss", _decimals(_recent(scalars, "loss")), "nats/token"),
+        ("held-out loss", _decimals(_last(evaluations, "eval_loss")), "nats/token"),
+        ("bits per byte", _decimals(_last(evaluations, "bits_per_byte")), "held out"),
+        ("throughput", _counted(_median(scalars, "tokens_per_sec")), "tokens/s"),
+        ("training time", "—" if trained_s is None else duration(trained_s), ""),
+    ]
+
+
+def _last(table: Mapping[str, Any], key: str) -> float | None:
+    values = table[key][np.isfinite(table[key])] if key in table else []
+    return float(values[-1]) if len(values) else None
+
+
+def _recent(table: Mapping[str, Any], key: str, window: int = 100) -> float | None:
+    values = table[key][np.isfinite(table[key])][-window:] if key in table else []
+    return float(np.mean(values)) if len(values) else None
+
+
+def _median(table: Mapping[str, Any], key: str) -> float | None:
+    return float(np.nanmedian(table[key])) if key in table else None
+
+
+def _counted(value: float | None) -> str:
+    return "—" if value is None else f"{value:,.0f}"
+
+
+def _decimals(value: float | None) -> str:
+    return "—" if value is None else f"{value:.4f}"
+
+
+def _short(value: float | None) -> str:
+    """12,345,678 as 12.3 M."""
+    if value is None:
+        return "—"
+    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {letter}"
+    return f"{value:g}"
+
+
+def duration(seconds: float) -> str:
+    """Hours and minutes, or minutes and seconds."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
+
+
+@dataclass(frozen=True)
+class Judged:
+    """One criterion: what was asked, what was measured."""
+
+    name: str
+    value: str
+    threshold: str
+    met: bool
+
+
+def criteria(run: Recorded) -> list[Judged]:
+    """The success criteria of the last judging."""
+    listed = run.verdict.get("criteria")
+    usable = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
+    return [
+        Judged(_sign(setting(one.get("name"))), _measure(one, "value"), _measure(one, "threshold"), one.get("met") is True)
+        for one in usable
+    ]
+
+
+def _sign(text: str) -> str:
+    return text.replace(">=", "≥").replace("<=", "≤")
+
+
+def _measure(one: Mapping[str, Any], key: str) -> str:
+    value = number(one.get(key))
+    return "—" if value is None else f"{value:.4g}"
+
+
+def measured(run: Recorded) -> list[Row]:
+    """The metrics of the last judging, the number of cases beside each."""
+    metrics = run.verdict.get("metrics")
+    values = metrics if isinstance(metrics, dict) else {}
+    shown = [(name, found) for name, value in values.items() if not name.endswith("_cases") and (found := number(value)) is not None]
+    return [Row(name, (f"{found:,.4g}", _counted(number(values.get(f"{name}_cases"))))) for name, found in shown]
+
+
+def parts(run: Recorded) -> list[Part]:
+    """Where the model's parameters are; empty when the configuration does not describe a model."""
+    model = run.section("model")
+    if not model:
+        return []
+    from bitnet.nn.transformer import config_from_dict  # brings torch
+
+    try:
+        counts = config_from_dict(model).parameter_breakdown()
+    except (BitnetError, TypeError, ValueError, ArithmeticError):
+        return []
+    total = sum(counts.values()) or 1
+    ternary = model.get("weights", "ternary") == "ternary"
+    kinds = {name: "ternary" if ternary and name in TERNARY_PARTS else "full precision" for name in counts}
+    return [Part(name.replace("_", " "), count, count / total, kinds[name]) for name, count in counts.items()]
+
+
+@dataclass(frozen=True)
+class Prompted:
+    """All samples for one prompt: a line per step, a cell per (mode, run)."""
+
+    prompt: str
+    lines: list[tuple[int, list[Sample | None]]]
+
+
+@dataclass(frozen=True)
+class SampleTables:
+    """heads: (mode, run's place) for each column."""
+
+    heads: list[tuple[str, int]]
+    prompts: list[Prompted]
+    modes: list[str]
+
+
+def sample_tables(runs: Sequence[Recorded]) -> SampleTables:
+    """Samples side by side: by prompt, down the steps, across modes and runs."""
+    everything = {(place, one.prompt, one.step, one.mode): one for place, run in enumerate(runs) for one in run.samples}
+    modes = sorted({key[3] for key in everything}, key=lambda mode: (MODES.index(mode) if mode in MODES else len(MODES), mode))
+    heads = [(mode, place) for mode in modes for place in range(len(runs))]
+    prompts = []
+    for prompt in dict.fromkeys(key[1] for key in everything):
+        steps = sorted({key[2] for key in everything if key[1] == prompt})
+        lines = [(step, [everything.get((place, prompt, step, mode)) for mode, place in heads]) for step in steps]
+        prompts.append(Prompted(prompt, lines))
+    return SampleTables(heads, prompts, modes)

@@ -1,0 +1,141 @@
+"""Checkpoints are whole or absent, and damage is noticed."""
+
+from __future__ import annotations
+
+import errno
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitnet.run.checkpoint as checkpoint_module
+from bitnet.errors import CheckpointError
+from bitnet.run.checkpoint import Checkpoint, load_checkpoint, newest_good, prune, retained_steps, save_checkpoint
+from bitnet.run.layout import RunLayout
+from bitnet.trained import load
+from conftest import Result
+
+FILES = ("model.safetensors", "optimizer.safetensors", "observers.safetensors", "state.json", "manifest.json")
+
+
+def small(step: int) -> Checkpoint:
+    tensors = {"w": torch.full((3, 2), float(step))}
+    return Checkpoint(step, tensors, {"m": torch.ones(2)}, {"step": step}, {"codes": torch.zeros(1, dtype=torch.uint8)})
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-3])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    save_checkpoint(layout, small(7))
+    loaded = load_checkpoint(layout.checkpoint(7))
+    assert loaded.step == 7
+    assert torch.equal(loaded.model["w"], torch.full((3, 2), 7.0))
+    assert {path.name for path in layout.checkpoint(7).iterdir()} == set(FILES)
+    assert layout.checkpoint(7).name == "step_000007"
+
+
+@pytest.mark.parametrize("damage", [empty, cut, flip, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_any_damage_to_any_file_is_noticed_and_the_newest_good_one_is_used(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+) -> None:
+    layout = RunLayout(tmp_path)
+    for step in (1, 2):
+        save_checkpoint(layout, small(step))
+    damage(layout.checkpoint(2) / name)
+    with pytest.raises(CheckpointError, match="step_000002"):
+        load_checkpoint(layout.checkpoint(2))
+    problems: list[str] = []
+    good = newest_good(layout, problems.append)
+    assert good is not None
+    assert good.step == 1
+    assert len(problems) == 1
+    assert "step_000002" in problems[0]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_full_disk_at_any_write_leaves_earlier_checkpoints_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    layout = RunLayout(tmp_path)
+    save_checkpoint(layout, small(1))
+    real, calls = checkpoint_module._sync, 0
+
+    def full(path: Path) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > number:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(path)
+
+    monkeypatch.setattr(checkpoint_module, "_sync", full)
+    with pytest.raises(CheckpointError, match="No space left"):
+        save_checkpoint(layout, small(2))
+    assert layout.checkpoint_steps() == [1]
+    assert load_checkpoint(layout.checkpoint(1)).step == 1
+    assert not list(layout.checkpoints.glob(".*"))
+
+
+def test_folder_of_a_killed_save_does_not_count_and_is_cleared(tmp_path: Path) -> None:
+    layout = RunLayout(tmp_path)
+    save_checkpoint(layout, small(1))
+    shutil.copytree(layout.checkpoint(1), layout.checkpoints / ".step_000002.123.tmp")
+    assert layout.checkpoint_steps() == [1]
+    prune(layout, mandatory=[], keep_last=5, keep_every=10)
+    assert [path.name for path in layout.checkpoints.iterdir()] == ["step_000001"]
+
+
+def test_retention_keeps_the_last_few_every_so_many_and_the_mandatory() -> None:
+    steps = [0, *range(5000, 65_000, 5000), 29_999]
+    kept = retained_steps(steps, mandatory={0, 29_999, 30_000, 60_000}, keep_last=5, keep_every=10_000)
+    assert kept == {0, 10_000, 20_000, 29_999, 30_000, 40_000, 45_000, 50_000, 55_000, 60_000}
+
+
+def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(bitnet: Callable[..., Result], runs: Path) -> None:
+    flip(runs / "tiny" / "checkpoints" / "step_000008" / "model.safetensors")
+    result = bitnet("evaluate", "tiny", "--runs-dir", runs)
+    assert result.code == 0
+    assert "step_000008" in result.err
+    assert "at update 6" in result.out
+    named = bitnet("evaluate", runs / "tiny" / "checkpoints" / "step_000008", "--runs-dir", runs)
+    assert named.code == 2
+    assert "SHA-256" in named.err
+
+
+def test_run_with_no_whole_checkpoint_is_refused_and_nothing_is_deleted(bitnet: Callable[..., Result], runs: Path) -> None:
+    for folder in (runs / "tiny" / "checkpoints").iterdir():
+        empty(folder / "manifest.json")
+    before = sorted(path.name for path in (runs / "tiny" / "checkpoints").iterdir())
+    result = bitnet("complete", "tiny", "1 + 1 = ", "--runs-dir", runs)
+    assert result.code == 2
+    assert len(result.err.strip().splitlines()) == 1
+    assert sorted(path.name for path in (runs / "tiny" / "checkpoints").iterdir()) == before
+
+
+def test_run_without_a_checkpoint_yet(bitnet: Callable[..., Result], runs: Path) -> None:
+    shutil.rmtree(runs / "tiny" / "checkpoints")
+    result = bitnet("evaluate", "tiny", "--runs-dir", runs)
+    assert result.code == 2
+    assert "no checkpoint yet" in result.err
+
+
+def test_loaded_in_python_it_completes_and_generates(runs: Path) -> None:
+    model = load("tiny", runs_dir=runs)
+    assert isinstance(model.complete("1 + 2 = "), str)
+    ids = torch.tensor([model.tokenizer.encode("1 + 2 = ")])
+    out = model.generate(ids, max_length=20)
+    assert torch.equal(out[:, :8], ids)
+    assert 9 <= out.shape[1] <= 20

@@ -1,0 +1,89 @@
+"""The README says what is true: its tree, its commands, its tables."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitnet.cli.main import VERBS
+from conftest import Result
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = [README, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")]
+
+
+def blocks(language: str) -> list[str]:
+    return [block for page in PAGES for block in re.findall(rf"```{language}\n(.*?)```", page, re.DOTALL)]
+
+
+def commands(program: str) -> list[list[str]]:
+    lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    return [shlex.split(line) for line in lines if line.split(" ")[0] in {program, f"./{program}"}]
+
+
+def test_tree_names_every_module_and_no_other() -> None:
+    tree = next(block for block in blocks("text") if block.startswith("src/bitnet/"))
+    source = ROOT / "src" / "bitnet"
+    named: dict[str, str] = {}
+    for line in tree.splitlines()[1:]:
+        match = re.match(r"  (\S+)\s+(.*)", line)
+        if match:
+            named[match[1]] = match[2]
+    folders = {f"{path.name}/" for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
+    files = {path.name for path in source.glob("*.py")} - {"__init__.py", "__main__.py"}
+    assert named.keys() == folders | files
+    for folder in ("nn", "text", "data", "optim", "generate", "run", "evaluate", "diagnose", "train"):
+        modules = {path.stem for path in (source / folder).glob("*.py")} - {"__init__"}
+        listed = set(re.split(r",\s*", named[f"{folder}/"].split(": ", 1)[1]))
+        assert listed == modules, folder
+
+
+def test_every_recipe_named_exists() -> None:
+    recipes = subprocess.run(["just", "--summary"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    used = commands("just")
+    assert used
+    assert {words[1] for words in used} <= set(recipes)
+    wanted = "demo exp-arithmetic train-arithmetic train-simple plot-loss check-status test check"
+    assert set(wanted.split()) <= set(recipes)
+
+
+def test_every_command_named_is_accepted(bitnet: Callable[..., Result], runs: Path) -> None:
+    """train with --dry-run; the rest against a real run. The flags that a page shows must parse."""
+    used = commands("bitnet")
+    assert len(used) >= 6
+    for _, verb, *rest in used:
+        assert verb in VERBS
+        if verb == "train" and not rest[0].startswith("path/"):
+            result = bitnet(verb, *rest, "--dry-run")
+        elif verb == "prepare":
+            small = [word.replace("arithmetic_train.txt", str(runs / "out.txt")).replace("1_000_000", "50") for word in rest]
+            result = bitnet(verb, *small)
+        elif verb in {"complete", "status", "plot", "evaluate", "report"} and rest != ["--interactive"]:
+            result = bitnet(verb, *rest, "--runs-dir", runs)
+        else:
+            continue
+        assert result.code == 0, (verb, rest, result.err)
+
+
+def test_measured_tables_are_the_recorded_ones() -> None:
+    command = [sys.executable, "benchmarks/readme.py", "--check"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_every_link_to_a_file_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#:]+)\)", page):
+            assert (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("name", ["demo", "test"])
+def test_the_two_commands_come_first(name: str) -> None:
+    assert f"./just {name}" in blocks("bash")[0]

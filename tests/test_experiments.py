@@ -1,0 +1,127 @@
+"""What every experiment promises, checked over all of them; and that one file is enough to add another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from bitnet.cli.catalogue import experiment_names, find_experiment
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.optimizer import Optimizers
+from bitnet.optim.schedule import Rates
+from bitnet.optim.update import apply_update
+from bitnet.train.config import RunConfig
+from bitnet.train.loop import summed_loss
+from bitnet.train.recipe import Experiment
+from conftest import Result
+
+VARIANTS = [(name, variant) for name in experiment_names() for variant in find_experiment(name).variants]
+
+
+def shrunk(experiment: Experiment, variant: str) -> RunConfig:
+    """The variant with a model that a test can afford."""
+    config = experiment.variants[variant].config
+    small = {"hidden_size": 48, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_hidden_size": 96}
+    train = dataclasses.replace(config.train, batch_size=8, eval_cases=12)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, **small), train=train)  # type: ignore[arg-type]
+
+
+@pytest.fixture(params=VARIANTS, ids=lambda pair: "-".join(pair))
+def case(request: pytest.FixtureRequest) -> tuple[Experiment, RunConfig]:
+    experiment = find_experiment(request.param[0])
+    return experiment, shrunk(experiment, request.param[1])
+
+
+def test_same_seed_same_batches_and_another_seed_others(case: tuple[Experiment, RunConfig]) -> None:
+    experiment, config = case
+    numbers = np.arange(100, 108)
+    first, second = (experiment.open(config).source.rows(numbers) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    other = experiment.open(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))).source.rows(numbers)
+    assert not torch.equal(first.input_ids, other.input_ids)
+    assert first.input_ids.shape == (8, config.train.seq_len)
+
+
+def test_frozen_evaluation_is_always_the_same_and_disjoint_from_training(case: tuple[Experiment, RunConfig]) -> None:
+    experiment, config = case
+    task = experiment.open(config)
+    first, second = task.frozen_evaluation(), experiment.open(config).frozen_evaluation()
+    assert torch.equal(first[0].input_ids, second[0].input_ids)
+    kept = {tuple(token for token in row if token) for batch in first for row in batch.input_ids.tolist()}
+    trained = "\n" + "\n".join(task.tokenizer.decode(row) for row in task.source.rows(np.arange(2000)).input_ids.tolist())
+    assert not any("\n" + task.tokenizer.decode(row) in trained for row in kept)
+
+
+def test_tokenizer_round_trips_and_stays_in_the_vocabulary(case: tuple[Experiment, RunConfig]) -> None:
+    experiment, config = case
+    task = experiment.open(config)
+    assert task.tokenizer.vocab_size == config.model.vocab_size
+    for prompt in task.prompts:
+        ids = task.tokenizer.encode(prompt)
+        assert task.tokenizer.decode(ids) == prompt
+        assert max(ids) < config.model.vocab_size
+
+
+def test_thirty_updates_on_one_batch_lower_the_loss(case: tuple[Experiment, RunConfig]) -> None:
+    experiment, config = case
+    torch.manual_seed(0)
+    batch = experiment.open(config).source.rows(np.arange(8))
+    model = BitNetTransformer(config.model)
+    optimizers = Optimizers(model, config.train.optimizer_config())
+    losses = []
+    for _ in range(30):
+        loss = summed_loss(model(batch.input_ids), batch) / batch.loss_mask.sum()
+        loss.backward()
+        losses.append(float(loss.detach()))
+        apply_update(model, optimizers, Rates(config.train.peak_lr, 0.0), loss=losses[-1], clip_norm=1.0)
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(case: tuple[Experiment, RunConfig]) -> None:
+    experiment, config = case
+    task = experiment.open(config)
+    metrics = task.judge(BitNetTransformer(config.model), 12)
+    assert metrics["exact_match_cases"] == 12
+    for variant in experiment.variants.values():
+        assert {criterion.metric for criterion in variant.criteria} <= metrics.keys()
+    assert len(task.show(BitNetTransformer(config.model), 3)) == 3
+
+
+MINE = """
+import dataclasses
+from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
+from bitnet.train.recipe import Criterion, Experiment, Variant
+
+CONFIG = dataclasses.replace(
+    QUICK,
+    model=dataclasses.replace(QUICK.model, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48),
+    train=dataclasses.replace(QUICK.train, batch_size=4, total_steps=3, warmup_steps=0, eval_cases=8),
+    data=dataclasses.replace(QUICK.data, max_operand=9),
+)
+experiment = Experiment(name="mine", label="1M", about="a test", open=ArithmeticTask,
+                        variants={"quick": Variant(CONFIG, (Criterion("exact_match", at_least=0.0),), "three updates")})
+"""
+
+
+def test_experiment_in_a_file_of_its_own_trains_and_is_judged(bitnet: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    trained = bitnet("train", file, "--device", "cpu", "--runs-dir", tmp_path / "runs", "--json")
+    assert trained.code == 0, trained.err
+    assert trained.json["run"].startswith("bitnet_1M_mine_")
+    judged = bitnet("evaluate", trained.json["run"], "--runs-dir", tmp_path / "runs", "--check", "--json")
+    assert judged.code == 0, judged.err
+    assert judged.json["verdict"] == "PASS"
+
+
+def test_file_without_an_experiment_is_refused(bitnet: Callable[..., Result], tmp_path: Path) -> None:
+    file = tmp_path / "none.py"
+    file.write_text("x = 1\n")
+    assert "does not define" in bitnet("train", file).err
+    file.write_text("1 / 0\n")
+    assert "ZeroDivisionError" in bitnet("train", file).err
