@@ -31,7 +31,7 @@ def shrunk(experiment: Experiment, variant: str) -> RunConfig:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, **small), train=train)  # type: ignore[arg-type]
 
 
-@pytest.fixture(params=VARIANTS, ids=lambda pair: "-".join(pair))
+@pytest.fixture(params=VARIANTS, ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[Experiment, RunConfig]:
     experiment = find_experiment(request.param[0])
     return experiment, shrunk(experiment, request.param[1])

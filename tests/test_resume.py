@@ -166,9 +166,9 @@ def line_count(path: Path) -> int:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_kill_at_a_random_moment_loses_nothing(recipe: str, tmp_path: Path, whole: Any) -> None:
-    """SIGKILL, which no program can prepare for, somewhere in the first hundred of 250 updates of a real process."""
-    moment = random.SystemRandom().randint(1, 100)
-    command = [sys.executable, "-m", "bitnet", *arguments(tmp_path, recipe, 250)]
+    """SIGKILL, which no program can prepare for, somewhere in the first fifty of 120 updates of a real process."""
+    moment = random.SystemRandom().randint(1, 50)
+    command = [sys.executable, "-m", "bitnet", *arguments(tmp_path, recipe, 120)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     try:
         while process.poll() is None and line_count(run_of(tmp_path).scalars) < moment:
@@ -178,9 +178,9 @@ def test_a_kill_at_a_random_moment_loses_nothing(recipe: str, tmp_path: Path, wh
     _, error = process.communicate()
     assert process.returncode == -signal.SIGKILL, error.decode()
     assert run_command("status", "one", "--runs-dir", tmp_path, "--json").json["state"] == "killed"
-    resumed = train(tmp_path, recipe, 250)
+    resumed = train(tmp_path, recipe, 120)
     assert resumed.code == 0, f"killed after {moment} lines"
-    assert outcome(tmp_path, 250) == whole(recipe, 250), f"killed after {moment} lines"
+    assert outcome(tmp_path, 120) == whole(recipe, 120), f"killed after {moment} lines"
 
 
 def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_none(tmp_path: Path, whole: Any) -> None:

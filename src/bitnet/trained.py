@@ -13,7 +13,7 @@ from bitnet.errors import CheckpointError, DataError
 from bitnet.generate.decode import generate, stream
 from bitnet.generate.sampling import GREEDY, Sampling
 from bitnet.nn.bitlinear import has_fast_int8
-from bitnet.nn.transformer import BitNetTransformer, config_from_dict
+from bitnet.nn.transformer import BitNetConfig, BitNetTransformer, config_from_dict
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunLayout, RunReference, find_run, read_config
 from bitnet.text.tokenizer import EOS, Tokenizer, load_tokenizer
@@ -67,12 +67,20 @@ def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.
     reference = find_run(str(run), Path(runs_dir))
     notes: list[str] = []
     checkpoint = read_checkpoint(reference, notes)
-    config = config_from_dict(read_config(reference.layout)["model"])
-    model = BitNetTransformer(config).to(torch.device(device))
+    model = BitNetTransformer(model_config(reference.layout)).to(torch.device(device))
     model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()
     return TrainedModel(reference.layout, checkpoint.step, model, load_tokenizer(reference.layout.tokenizer), tuple(notes))
+
+
+def model_config(layout: RunLayout) -> BitNetConfig:
+    """The shape of a run's model. Raises DataError when meta/config.json does not give it."""
+    try:
+        return config_from_dict(read_config(layout)["model"])
+    except (KeyError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+    raise DataError(f"{layout.config} does not describe a model ({problem}); restore the file or start a new run")
 
 
 def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:

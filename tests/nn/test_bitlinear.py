@@ -146,7 +146,7 @@ def optimizer_step(model: BitNetTransformer, kind: OptimizerKind) -> None:
 
 def load(model: BitNetTransformer) -> None:
     other = {name: torch.randn_like(parameter) for name, parameter in model.named_parameters()}
-    load_weights(model, Checkpoint(1, other, {}, {}))
+    load_weights(model, Checkpoint(1, other, {}, {}, {}))
 
 
 @pytest.mark.parametrize("change", [adamw, muon, load])

@@ -174,7 +174,7 @@ def test_a_60000_step_run_fits(bitnet: Any, tmp_path: Path) -> None:
 
 def test_two_deep_runs_with_many_probes_fit(bitnet: Any, tmp_path: Path) -> None:
     for place, name in enumerate(("one", "two")):
-        write_run(tmp_path / name, 1000, layers=24, every=2, seed=place)
+        write_run(tmp_path / name, 400, layers=24, every=2, seed=place)
     assert len(report(bitnet, tmp_path, "one", "two").encode()) < LIMIT_BYTES
 
 

@@ -9,7 +9,6 @@ import pytest
 
 from bitnet.errors import NotFoundError, RunError
 from bitnet.run.layout import RunLayout, check_run_id, find_run, write_json
-from bitnet.run.metrics import LineWriter, cut_back, last_line, read_lines
 
 
 @pytest.mark.parametrize(
@@ -40,41 +39,6 @@ def test_odd_run_ids_are_refused(bad: str) -> None:
 @pytest.mark.parametrize("good", ["a", "bitnet_95M_fineweb_T1.97B_1703097600", "x" * 64])
 def test_plain_run_ids_pass(good: str) -> None:
     assert check_run_id(good) == good
-
-
-def test_lines_are_read_leniently_and_counted(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    path.write_text('{"step": 1, "x": 2}\nnot json\n[1]\n{"x": 1}\n{"step": 2}\n{"step": 3, "lo')
-    lines = read_lines(path)
-    assert [row["step"] for row in lines.rows] == [1, 2]
-    assert lines.skipped == 4
-    assert last_line(path) == {"step": 2}
-    assert read_lines(tmp_path / "none") == ([], 0)
-
-
-def test_last_line_of_a_long_file_with_long_lines(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    path.write_text("".join(json.dumps({"step": n, "text": "x" * 100_000}) + "\n" for n in range(4)))
-    row = last_line(path)
-    assert row is not None
-    assert row["step"] == 3
-
-
-def test_cut_back_drops_later_and_half_written_lines_only(tmp_path: Path) -> None:
-    path = tmp_path / "lines.jsonl"
-    kept = '{"step": 1}\n{"step": 2}\n'
-    for tail in ('{"step": 3}\n{"step": 4}\n', '{"step": 3', ""):
-        path.write_text(kept + tail)
-        cut_back(path, 2)
-        assert path.read_text() == kept
-
-
-def test_writer_appends_whole_lines_and_turns_nan_into_null(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "lines.jsonl"
-    for step in (1, 2):
-        with LineWriter(path) as writer:
-            writer.write({"step": step, "loss": float("nan"), "list": [float("inf"), 1.0]})
-    assert [json.loads(line) for line in path.read_text().splitlines()] == [{"step": n, "loss": None, "list": [None, 1.0]} for n in (1, 2)]
 
 
 def test_json_is_replaced_in_one_step(tmp_path: Path) -> None:

@@ -63,7 +63,7 @@ def _load_file(path: Path) -> Any:
     sys.modules[spec.name] = module  # dataclasses look their module up
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # whatever the user's file raises is the user's to see
+    except (Exception, SystemExit) as error:  # whatever the user's file raises is the user's to see
         raise DataError(f"{path} could not be imported ({type(error).__name__}: {error}); correct it and try again") from error
     return module
 

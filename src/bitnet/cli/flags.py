@@ -51,12 +51,19 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
 
 
 def _condensed(box: str, verb: str) -> str:
-    """The message inside tyro's box, and the nearest flag where it offers one."""
+    """The message inside tyro's box, and the nearest flag where it offers one.
+
+    The box has its title in the upper border, or, on terminals without Unicode, in a section of its own.
+    """
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
     lines = [line.strip("│ \t") for line in plain.splitlines()]
-    body = [line for line in lines if line and line[0] not in "╭╰"]
-    rules = [index for index, line in enumerate(body) if set(line) <= {"─"}]
-    message = " ".join(body[: rules[0]] if rules else body)
-    near = [line.split()[0] for line in body if line.startswith("--") and not message.startswith(line)]
+    sections: list[list[str]] = [[]]
+    for line in lines:
+        if line and set(line) <= set("-─"):
+            sections.append([])
+        elif line and line[0] not in "╭╰":
+            sections[-1].append(line)
+    message = " ".join(sections[0] if "╭" in plain or len(sections) == 1 else sections[1]).rstrip(".")
+    near = [line.split()[0] for section in sections for line in section if line.startswith("--")]
     hint = f' Did you mean "{near[0]}"?' if near and "nrecognized" in message else ""
     return f"{message}.{hint} See: bitnet {verb} --help"

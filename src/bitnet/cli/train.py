@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -75,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
         print(f"next: bitnet evaluate {ended.layout.root}", file=out)
     if flags.json:
         print(json.dumps({"run": ended.layout.run_id, "state": ended.state, "step": ended.step}))
-    return 128 + signal.SIGINT if ended.state == "stopped" else 0
+    return 0 if ended.signal is None else 128 + ended.signal
 
 
 def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunConfig]:

@@ -31,6 +31,7 @@ ALPHABET = "0123456789+-*/()= \n"
 END = "\n"
 Operator = Literal["+", "-", "*", "//"]
 KINDS = {"+": "add", "-": "sub", "*": "mul", "//": "div"}
+TRIES_PER_EXPRESSION = 40  # draws per expression asked for; about one in four is held out
 PROMPTS = ("25 + 17 = ", "100 - 35 = ", "7 * 8 = ", "20 // 4 = ", "2 + 3 = ")
 
 
@@ -135,20 +136,19 @@ def all_problems(data: ArithmeticData) -> Iterator[Problem]:
 
 
 def random_expressions(data: ArithmeticData, seed: int, *, kept_back: bool, count: int) -> list[Expression]:
-    """`count` distinct expressions that are, or are not, in the evaluation set."""
+    """Up to `count` distinct expressions that are, or are not, in the evaluation set; fewer where there are fewer."""
     generator = random.Random(f"expressions {seed} {kept_back}")
+    operand = range(data.min_right, data.max_operand + 1)
     found: dict[Expression, None] = {}
-    while len(found) < count:
-        inner = Problem(
-            generator.randint(0, data.max_operand), generator.choice(data.operators), generator.randint(data.min_right, data.max_operand)
-        )
-        other, op, first = generator.randint(data.min_right, data.max_operand), generator.choice(data.operators), generator.random() < 0.5
-        if op == "//" and not first and inner.value == 0:
-            continue
-        expression = Expression(inner, op, other, first)
-        if expression.kept_back == kept_back:
+    for _ in range(TRIES_PER_EXPRESSION * count + 10_000):
+        if len(found) == count:
+            break
+        inner = Problem(generator.randint(0, data.max_operand), generator.choice(data.operators), generator.choice(operand))
+        expression = Expression(inner, generator.choice(data.operators), generator.choice(operand), generator.random() < 0.5)
+        divides_by_zero = expression.op == "//" and not expression.inner_first and inner.value == 0
+        if not divides_by_zero and expression.kept_back == kept_back:
             found[expression] = None
-    return list(found)  # fmt: skip
+    return list(found)
 
 
 class ArithmeticTask:
@@ -168,6 +168,11 @@ class ArithmeticTask:
         """Everything that may be trained on."""
         examples = [problem.example for problem in all_problems(self.data) if not problem.kept_back]
         extra = random_expressions(self.data, self.config.train.seed, kept_back=False, count=self.data.expressions)
+        if len(extra) < self.data.expressions:
+            raise ConfigError(
+                f"data.expressions is {self.data.expressions}, but only {len(extra)} distinct ones were found with these operands and "
+                "operators; lower it or raise data.max_operand"
+            )
         return examples + [expression.example for expression in extra]
 
     @cached_property

@@ -24,7 +24,7 @@ def loss(frame: Frame) -> Any:
     """Training loss, raw and smoothed, with the held-out loss."""
     plot = blank(frame, "nats / token")
     plot.height = LOSS_HEIGHT
-    raw = Series("loss", "every update", width=0.8, alpha=0.35)
+    raw = Series("loss", "every update", width=0.8, alpha=0.45)
     smooth = Series("smooth", "training, smoothed", width=2.2)
     held_out = Series("eval_loss", "held out")
     items: list[Any] = []
@@ -37,7 +37,7 @@ def loss(frame: Frame) -> Any:
         evaluations = source_of(run, run.evaluations, [held_out])
         points = _evaluation_points(frame, plot, evaluations, index)
         items += named(frame, index, [points], ["held out"]) if points else []
-        hover(plot, drawn[1:] or points[:1], index, told if drawn else [held_out])
+        hover(frame, plot, drawn[1:] or points[:1], index, told if drawn else [held_out])
         _anomaly_marks(plot, run)
     return finished(frame, plot, items)
 
@@ -105,7 +105,7 @@ def throughput(frame: Frame) -> Any:
 
 
 def _raw_and_smooth(frame: Frame, plot: Any, key: str, digits: str) -> Any:
-    series = [Series(key, "this update", digits, width=0.8, alpha=0.3), Series("smooth", "smoothed", digits, width=2.0)]
+    series = [Series(key, "this update", digits, width=0.8, alpha=0.4), Series("smooth", "smoothed", digits, width=2.0)]
     return columns_plot(frame, plot, lambda run: with_smooth(run.scalars, key), series, same_colour=True, by=(key,))
 
 
@@ -124,10 +124,11 @@ def flips(frame: Frame) -> Any:
 
 
 def with_smooth(table: Columns, key: str) -> Columns:
-    """The table with `smooth`: an average over about 1/300 of the run, at least 20 updates."""
+    """The table with `smooth`: an average over 20 updates, fewer in a run below 400 and more in one above 6,000."""
     if not has(table, key):
         return {}
-    span = max(20.0, len(table[key]) / 300)
+    count = len(table[key])
+    span = max(1.0, min(20.0, count / 20), count / 300)
     return {**table, "smooth": np.array(smoothed(table[key].tolist(), 1 - 1 / span))}
 
 

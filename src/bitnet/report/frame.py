@@ -115,7 +115,7 @@ def columns_plot(
         drawn = lines(frame, plot, source, index, present, dots=dots, same_colour=same_colour)
         groups = [drawn] if same_colour and drawn else [[line] for line in drawn]
         items += named(frame, index, groups, [one.label for one in present[-len(groups) :]])
-        hover(plot, drawn[-1:], index, present)
+        hover(frame, plot, drawn[-1:], index, present)
     return finished(frame, plot, items)
 
 
@@ -159,13 +159,15 @@ def named(frame: Frame, index: int, drawn: Sequence[Sequence[Any]], labels: Sequ
     return [LegendItem(label=prefix + label, renderers=list(reversed(lines))) for lines, label in zip(drawn, labels, strict=True)]
 
 
-def hover(plot: Any, renderers: Sequence[Any], index: int, series: Sequence[Series]) -> None:
-    """One tooltip per run, the first run's to the left and the second's to the right of the mouse."""
+def hover(frame: Frame, plot: Any, renderers: Sequence[Any], index: int, series: Sequence[Series]) -> None:
+    """One tooltip per run; of two, the first run's is to the left of the mouse and the second's to the right."""
     if not renderers:
         return
-    run = renderers[0].data_source.name
-    rows = [("run", _literal(run)), ("update", "@step{0,0}"), *((one.label, f"@{{{one.key}}}{{{one.digits}}}") for one in series)]
-    plot.add_tools(HoverTool(renderers=list(renderers), mode="vline", tooltips=rows, attachment="left" if index else "right"))
+    rows = [("update", "@step{0,0}"), *((one.label, f"@{{{one.key}}}{{{one.digits}}}") for one in series)]
+    if frame.compares:
+        rows = [(f"run {LETTERS[index]}", _literal(renderers[0].data_source.name)), *rows]
+    side = ("left", "right")[index] if frame.compares else "horizontal"
+    plot.add_tools(HoverTool(renderers=list(renderers), mode="vline", tooltips=rows, attachment=side))
 
 
 def _literal(text: str) -> str:

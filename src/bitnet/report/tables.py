@@ -99,8 +99,9 @@ def _last(table: Mapping[str, Any], key: str) -> float | None:
 
 
 def _recent(table: Mapping[str, Any], key: str, window: int = 100) -> float | None:
-    values = table[key][np.isfinite(table[key])][-window:] if key in table else []
-    return float(np.mean(values)) if len(values) else None
+    """Mean of the last updates: a hundred, or the last twentieth of a short run."""
+    values = table[key][np.isfinite(table[key])] if key in table else np.empty(0)
+    return float(np.mean(values[-max(1, min(window, len(values) // 20)) :])) if len(values) else None
 
 
 def _median(table: Mapping[str, Any], key: str) -> float | None:

@@ -190,6 +190,8 @@ def _find_path(path: Path) -> RunReference | None:
 def list_runs(runs_dir: Path) -> list[RunLayout]:
     """All runs in a folder, oldest first."""
     if not runs_dir.is_dir():
+        if runs_dir.exists():
+            raise NotFoundError(f"{runs_dir} is a file, not a folder of runs; choose another --runs-dir")
         return []
     found = [RunLayout(path) for path in runs_dir.iterdir() if (path / "meta" / "config.json").is_file()]
     return sorted(found, key=lambda layout: (layout.config.stat().st_mtime_ns, layout.run_id))

@@ -93,6 +93,8 @@ class TrainConfig:
         for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.seed >= 2**63:
+            raise ConfigError(f"train.seed is {self.seed}; it must be below 2**63")
         if self.warmup_steps > self.total_steps:
             raise ConfigError(f"train.warmup_steps {self.warmup_steps} exceeds train.total_steps {self.total_steps}; lower it")
         if not 0 < self.boundary <= self.total_steps:

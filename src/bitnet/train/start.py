@@ -44,11 +44,12 @@ State = Literal["done", "stopped", "already_done"]
 
 @dataclass(frozen=True)
 class Ended:
-    """already_done: there was nothing left to do."""
+    """already_done: there was nothing left to do; signal: which one stopped it."""
 
     layout: RunLayout
     state: State
     step: int
+    signal: int | None = None
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _updates(session: Session, begin: Checkpoint, status: Status, writers: Seque
         if not layout.checkpoint(report.step).is_dir():
             checkpoints.save(report.step, report.tokens_seen, report.loss)
         status.write("stopped", report.step, signal.Signals(received[0]).name)
-        return Ended(layout, "stopped", report.step)
+        return Ended(layout, "stopped", report.step, received[0])
     status.write("done", train.total_steps)
     return Ended(layout, "done", train.total_steps)
 
