@@ -24,7 +24,8 @@ import torch
 
 from bitnet.data.stream import Batch
 from bitnet.experiments.shapes import ARITHMETIC, BASELINE, TINYSTORIES
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerConfig, Optimizers
 from bitnet.optim.schedule import Rates
 from bitnet.train.loop import autocast, summed_loss

@@ -15,7 +15,8 @@ import torch
 from hypothesis import HealthCheck, settings
 
 from bitnet.cli.main import main
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("quick")

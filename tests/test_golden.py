@@ -17,7 +17,8 @@ import pytest
 import torch
 
 from bitnet.experiments.arithmetic import ArithmeticData, ArithmeticTask
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.loop import train_steps

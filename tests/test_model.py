@@ -15,8 +15,9 @@ from bitnet.errors import ConfigError
 from bitnet.experiments.shapes import SHAPES
 from bitnet.generate.decode import generate
 from bitnet.generate.sampling import Sampling
+from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.nn.rotary import rotary_table, rotate
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer, config_from_dict
+from bitnet.nn.transformer import BitNetTransformer
 
 EXACT = {
     "arithmetic": 3_156_224,

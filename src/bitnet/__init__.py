@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+    from bitnet.nn.config import BitNetConfig
+    from bitnet.nn.transformer import BitNetTransformer
     from bitnet.trained import load
 
 __all__ = ["BitNetConfig", "BitNetTransformer", "load"]
@@ -22,8 +23,12 @@ def __getattr__(name: str) -> Any:
         from bitnet.trained import load
 
         return load
-    if name in ("BitNetConfig", "BitNetTransformer"):
-        from bitnet.nn import transformer
+    if name == "BitNetConfig":
+        from bitnet.nn.config import BitNetConfig
 
-        return getattr(transformer, name)
+        return BitNetConfig
+    if name == "BitNetTransformer":
+        from bitnet.nn.transformer import BitNetTransformer
+
+        return BitNetTransformer
     raise AttributeError(f"module 'bitnet' has no attribute {name!r}")

@@ -13,7 +13,8 @@ from bitnet.errors import CheckpointError, DataError
 from bitnet.generate.decode import generate, stream
 from bitnet.generate.sampling import GREEDY, Sampling
 from bitnet.nn.bitlinear import has_fast_int8
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer, config_from_dict
+from bitnet.nn.config import BitNetConfig, config_from_dict
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunLayout, RunReference, find_run, read_config
 from bitnet.text.tokenizer import EOS, Tokenizer, load_tokenizer

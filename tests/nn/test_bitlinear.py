@@ -10,8 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet.nn.bitlinear import BitLinear, Product
+from bitnet.nn.config import BitNetConfig
 from bitnet.nn.quantize import quantize_activations, ternarize
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind, Optimizers
 from bitnet.optim.schedule import Rates
 from bitnet.run.checkpoint import Checkpoint, load_weights

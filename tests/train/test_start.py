@@ -17,7 +17,8 @@ import torch
 
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
 from bitnet.nn.bitlinear import has_fast_int8
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines

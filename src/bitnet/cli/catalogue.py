@@ -77,7 +77,7 @@ def find_variant(experiment: Experiment, name: str) -> Variant:
 
 def config_of_run(layout: RunLayout) -> tuple[Experiment, str, RunConfig]:
     """Experiment, variant name and configuration of an existing run, from its meta/config.json."""
-    from bitnet.nn.transformer import config_from_dict
+    from bitnet.nn.config import config_from_dict
     from bitnet.run.layout import read_config
     from bitnet.train.config import RunConfig, TrainConfig
 

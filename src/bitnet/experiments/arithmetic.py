@@ -22,7 +22,8 @@ from bitnet.data.stream import Batch
 from bitnet.errors import ConfigError
 from bitnet.evaluate.answers import Case, answer_all, exact_match
 from bitnet.experiments.shapes import ARITHMETIC
-from bitnet.nn.transformer import BitNetConfig, BitNetTransformer
+from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
 from bitnet.train.recipe import Criterion, Experiment, Shown, Variant

@@ -5,7 +5,7 @@ An experiment takes its shape from here; `bitnet experiments` also lists the sha
 
 from __future__ import annotations
 
-from bitnet.nn.transformer import BitNetConfig
+from bitnet.nn.config import BitNetConfig
 
 ARITHMETIC = BitNetConfig(vocab_size=32, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, ffn_hidden_size=768, max_seq_length=64)
 TICTACTOE = BitNetConfig(

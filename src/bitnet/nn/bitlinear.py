@@ -28,11 +28,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitnet.nn.config import Activations, Weights
 from bitnet.nn.quantize import Ternary, quantize_activations, ternarize
 
 Product = Literal["int8", "float"]
-Weights = Literal["ternary", "full"]
-Activations = Literal["int8", "full"]
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:

@@ -13,105 +13,21 @@ Not here: the loss, decoding, and anything that knows where a weight came from.
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnet.errors import ConfigError
-from bitnet.nn.bitlinear import Activations, BitLinear, Product, Weights
+from bitnet.nn.bitlinear import BitLinear, Product
+from bitnet.nn.config import Activation, BitNetConfig
 from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.rms_norm import RMSNorm
 from bitnet.nn.rotary import rotary_table, rotate
 
-Activation = Literal["silu", "relu2"]
-
 # GPT-2's and Llama's value for projections and an untied head.
 INITIAL_STD = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class BitNetConfig:
-    """Shape and numerics of a model."""
-
-    vocab_size: int
-    hidden_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    ffn_hidden_size: int
-    max_seq_length: int
-    norm_eps: float = 1e-5
-    rope_theta: float = 10_000.0
-    embeddings_tied: bool = True
-    activation: Activation = "silu"
-    """silu: SwiGLU of b1.58; relu2: squared ReLU of 2B4T (arXiv:2504.12285, section 2)."""
-    sub_norm: bool = False
-    """RMSNorm before the output and the down projection, as in 2B4T."""
-    weights: Weights = "ternary"
-    activations: Activations = "int8"
-
-    def __post_init__(self) -> None:
-        counts = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("norm_eps", "rope_theta"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be a positive number")
-        if self.hidden_size % self.num_heads:
-            raise ConfigError(
-                f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads {self.num_heads}; change one of them"
-            )
-        if self.num_heads % self.num_kv_heads:
-            raise ConfigError(
-                f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads {self.num_kv_heads}; change one of them"
-            )
-        if self.head_dim % 2:
-            raise ConfigError(
-                f"the head width {self.hidden_size} / {self.num_heads} = {self.head_dim} is odd; "
-                "rotary embedding needs an even one, so change model.hidden_size or model.num_heads"
-            )
-
-    @property
-    def head_dim(self) -> int:
-        """D, the width of one head."""
-        return self.hidden_size // self.num_heads
-
-    @property
-    def heads_per_group(self) -> int:
-        """Query heads that share one key/value head."""
-        return self.num_heads // self.num_kv_heads
-
-    @property
-    def total_params(self) -> int:
-        """Exact number of trained parameters, a tied embedding counted once."""
-        return sum(self.parameter_breakdown().values())
-
-    def flops_per_token(self, tokens: int) -> float:
-        """Floating-point operations of forward and backward per token, in rows of `tokens` (PaLM, arXiv:2204.02311, app. B).
-
-        Six for each weight that multiplies (the embedding look-up does not, the head does) and the attention products.
-        """
-        parts = self.parameter_breakdown()
-        multiplied = parts["attention"] + parts["feedforward"] + self.vocab_size * self.hidden_size
-        return 6.0 * multiplied + 12.0 * self.num_layers * self.hidden_size * tokens
-
-    def parameter_breakdown(self) -> dict[str, int]:
-        """Parameters by part: where a model of this shape spends them."""
-        width, inner, heads = self.hidden_size, self.ffn_hidden_size, self.num_heads + 2 * self.num_kv_heads
-        norms = 2 * width + (width + inner if self.sub_norm else 0)
-        parts = {
-            "token_embeddings": self.vocab_size * width,
-            "attention": self.num_layers * (width * heads * self.head_dim + width * width),
-            "feedforward": self.num_layers * 3 * width * inner,
-            "norms": self.num_layers * norms + width,
-        }
-        return parts if self.embeddings_tied else {**parts, "lm_head": self.vocab_size * width}
 
 
 def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinear:
@@ -263,9 +179,3 @@ class BitNetTransformer(nn.Module):
         """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
         logits: Tensor = self.lm_head(self.hidden(input_ids, cache))
         return logits
-
-
-def config_from_dict(values: dict[str, object]) -> BitNetConfig:
-    """The config that a `model` section of config.json describes; derived figures in it are ignored."""
-    known = {field.name for field in dataclasses.fields(BitNetConfig)}
-    return BitNetConfig(**{name: value for name, value in values.items() if name in known})  # type: ignore[arg-type]

@@ -94,6 +94,7 @@ def _draw_scalars(axes: Any, rows: list[dict[str, Any]], xs: list[float], name: 
     decay = axes[1].twinx() if not hasattr(axes[1], "decay_axis") else axes[1].decay_axis
     axes[1].decay_axis = decay
     decay.plot(xs, [_number(row.get("wd")) for row in rows], color=colour, linestyle="--", linewidth=0.8)
+    decay.set_ylim(bottom=0)
     axes[2].plot(xs, [_number(row.get("grad_norm")) for row in rows], color=colour, linewidth=0.8)
     axes[3].plot(xs, smoothed([_number(row.get("tokens_per_sec")) for row in rows]), color=colour)
 
@@ -111,8 +112,13 @@ def x_values(rows: Sequence[dict[str, Any]], x_axis: XAxis) -> list[float]:
     return seconds
 
 
-def smoothed(values: Sequence[float], weight: float = 0.95) -> list[float]:
-    """Exponential moving average without start-up bias (Adam's correction); gaps are passed over."""
+def smoothed(values: Sequence[float], weight: float | None = None) -> list[float]:
+    """Exponential moving average without start-up bias (Adam's correction); gaps are passed over.
+
+    weight: of the past; by default the average reaches back over about a fiftieth of the values, 100 at most.
+    """
+    if weight is None:
+        weight = 1 - 1 / min(max(len(values) / 50, 2), 100)
     average, mass, out = 0.0, 0.0, []
     for value in values:
         if value == value:

@@ -176,7 +176,7 @@ def parts(run: Recorded) -> list[Part]:
     model = run.section("model")
     if not model:
         return []
-    from bitnet.nn.transformer import config_from_dict  # brings torch
+    from bitnet.nn.config import config_from_dict
 
     try:
         counts = config_from_dict(model).parameter_breakdown()

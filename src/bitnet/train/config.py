@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitnet.errors import ConfigError
-from bitnet.nn.transformer import BitNetConfig
+from bitnet.nn.config import BitNetConfig
 from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
 from bitnet.optim.schedule import Schedule, ScheduleKind
 
