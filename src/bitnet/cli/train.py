@@ -54,6 +54,9 @@ def main(arguments: Sequence[str]) -> int:
 
     experiment, name, flags, config = resolve(arguments)
     out = sys.stderr if flags.json else sys.stdout
+    if flags.variant is None:
+        others = ", ".join(other for other in experiment.variants if other != name)
+        print(f"variant {name}, the one for a {choose_device(flags.device).type}; with --variant there are also: {others}", file=out)
     print(summary(experiment, name, config), file=out, flush=True)
     if flags.dry_run:
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
