@@ -75,9 +75,11 @@ def test_same_id_with_changed_settings_is_refused_with_the_difference(bitnet: Co
 
 def test_runs_folder_that_cannot_be_written(bitnet: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    result = bitnet(*TINY_TRAIN, "--runs-dir", tmp_path / "file")
-    assert result.code == 2
-    assert "cannot be written" in result.err
+    for folder, message in ((tmp_path / "file", "is a file, not a folder"), (tmp_path / "file" / "runs", "cannot be written")):
+        result = bitnet(*TINY_TRAIN, "--runs-dir", folder)
+        assert result.code == 2
+        assert message in result.err
+        assert len(result.err.strip().splitlines()) == 1
     assert (tmp_path / "file").read_text() == "mine"
 
 
