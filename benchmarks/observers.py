@@ -24,7 +24,8 @@ from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint
-from bitnet.run.layout import RunLayout
+from bitnet.run.frozen import save_frozen_set
+from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter
 from bitnet.train.choose import StartOptions
 from bitnet.train.loop import StepReport, train_steps
@@ -70,6 +71,9 @@ def main() -> None:
         session = open_session(args.steps, Path(root))
         train = session.config.train
         writers = [closing.enter_context(LineWriter(path)) for path in session.layout.line_files()]
+        frozen = session.task.frozen_evaluation()
+        digest = save_frozen_set(session.layout, [batch._asdict() for batch in frozen])
+        write_json(session.layout.fingerprint, {"evaluation_sha256": digest})
         observers, _ = observers_of(session, Checkpoint(0, {}, {}, {}, {}), Status(session.layout, train), writers)
         calls = [(observer.every, timed(observer, spent)) for observer in observers]
         started, apart_before = time.perf_counter(), 0.0

@@ -46,7 +46,9 @@ def test_tree_names_every_module_and_no_other() -> None:
 
 
 def test_every_recipe_named_exists() -> None:
-    recipes = subprocess.run(["just", "--summary"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
+    recipes = subprocess.run(
+        [str(Path(sys.executable).with_name("just")), "--summary"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
     used = commands("just")
     assert used
     assert {words[1] for words in used} <= set(recipes)

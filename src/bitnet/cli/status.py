@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def page(summary: dict[str, Any]) -> str:
     """A few lines for a person; what was not recorded yet is left out."""
-    from bitnet.train.progress import duration
+    from bitnet.run.wording import duration
 
     done, total = summary["step"], summary["total_steps"]
     filled = min(round(BAR_WIDTH * done / total), BAR_WIDTH) if total else 0

@@ -78,6 +78,11 @@ class RunLayout:
         return self.root / "eval" / "eval_results.jsonl"
 
     @property
+    def frozen_set(self) -> Path:
+        """The held-out batches that every evaluation of this run is measured on."""
+        return self.root / "eval" / "frozen_set.safetensors"
+
+    @property
     def samples(self) -> Path:
         """One line per (step, prompt, mode)."""
         return self.root / "samples" / "samples.jsonl"

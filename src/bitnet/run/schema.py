@@ -83,6 +83,8 @@ FINGERPRINT = {
     "examples": "distinct training examples (generated tasks)",
     "sampling_strategy": "",
     "tokenizer_vocab_size": "",
+    "evaluation_sequences": "rows of the frozen evaluation set",
+    "evaluation_sha256": "of eval/frozen_set.safetensors",
 }
 STATE = {
     "step": "updates done",
@@ -126,6 +128,7 @@ REST = {
     "and what follows from them",
     "tokenizer/": "the tokenizer the run was trained with",
     "checkpoints/step_NNNNNN/manifest.json": "size and SHA-256 of the other files, written last; without it a checkpoint does not count",
+    "eval/frozen_set.safetensors": "the held-out batches that every evaluation inside training is measured on",
     "eval/verdict.json": "the last result of `bitnet evaluate`",
     "anomalies/step_NNNNNN_<event>/": "`README.md` says what fired and where to look; `batch.json`, "
     "`grad_norms.json`, `prompt_<...>_top20.json`, "

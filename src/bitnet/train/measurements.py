@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitnet.data.stream import Batch
 from bitnet.diagnose.ternary import ternary_codes, ternary_statistics
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.generate.snapshot import MODES, snapshot, stable_seed
@@ -24,10 +26,18 @@ PROBE_ROWS = 16  # rows of the frozen evaluation set that activations are measur
 class Evaluation:
     """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few cases."""
 
-    def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig, average: LossAverage) -> None:
+    def __init__(
+        self,
+        writer: LineWriter,
+        model: BitNetTransformer,
+        task: Task,
+        config: TrainConfig,
+        average: LossAverage,
+        batches: Sequence[Batch],
+    ) -> None:
         self.every, self.cases = config.eval_every, config.eval_cases
         self.writer, self.model, self.task, self.average = writer, model, task, average
-        self.batches = task.frozen_evaluation()
+        self.batches = batches
 
     def __call__(self, report: StepReport) -> None:
         loss = held_out_loss(self.model, self.batches, self.task.tokenizer)
@@ -47,9 +57,9 @@ class Evaluation:
 class Probe:
     """metrics/quantization.jsonl: ternary shares, scales, flips and activation ranges of every layer."""
 
-    def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig) -> None:
+    def __init__(self, writer: LineWriter, model: BitNetTransformer, config: TrainConfig, batches: Sequence[Batch]) -> None:
         self.every, self.writer, self.model = config.probe_every, writer, model
-        rows = task.frozen_evaluation()[0].input_ids[:PROBE_ROWS]
+        rows = batches[0].input_ids[:PROBE_ROWS]
         self.input_ids = rows.to(model.final_norm.weight.device)
         self.codes = ternary_codes(model)
 

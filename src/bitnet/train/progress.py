@@ -9,6 +9,7 @@ from collections import deque
 
 from bitnet.diagnose.ternary import zero_share
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.run.wording import duration
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
 
@@ -55,11 +56,3 @@ class Progress:
             f"grad {report.grad_norm:.2f}  {report.tokens / per_step:,.0f} tok/s  zeros {self.zeros:.1%}  "
             f"eta {duration(remaining)}" + (f"  {report.refused}" if report.refused else "")
         )
-
-
-def duration(seconds: float) -> str:
-    """Seconds as 1h02m, 3m20s or 12s."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
-    return f"{whole // 60}m{whole % 60:02d}s" if whole >= 60 else f"{whole}s"

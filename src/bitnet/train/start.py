@@ -19,10 +19,12 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from bitnet.data.stream import Batch
 from bitnet.errors import CheckpointError, RunError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, load_weights, newest_good
+from bitnet.run.frozen import load_frozen_set, save_frozen_set
 from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter, cut_back, read_lines
 from bitnet.run.provenance import provenance
@@ -164,7 +166,12 @@ def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     )
     task.tokenizer.save(layout.tokenizer)
     write_json(layout.provenance, facts)
-    write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size})
+    frozen = task.frozen_evaluation()
+    evaluation = {
+        "evaluation_sequences": sum(len(batch.input_ids) for batch in frozen),
+        "evaluation_sha256": save_frozen_set(layout, [batch._asdict() for batch in frozen]),
+    }
+    write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
     write_json(layout.config, described)  # last: a folder is a run once it has this file
     return Checkpoint(0, {}, {}, {}, {})
 
@@ -212,7 +219,8 @@ def observers_of(session: Session, begin: Checkpoint, status: Status, writers: S
     average.losses.extend(row["loss"] for row in read_lines(layout.scalars).rows if row.get("loss") is not None)
     sampler = Samples(samples, model, task, train)
     alarms = Alarms(layout, model, task, train, average, sampler, session.say)
-    probe = Probe(probes, model, task, train)
+    frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
+    probe = Probe(probes, model, train, frozen)
     probe.remember(begin.memory)
     checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory)
     observers: list[Observer] = [
@@ -223,7 +231,7 @@ def observers_of(session: Session, begin: Checkpoint, status: Status, writers: S
         Guard(),
         Progress(model, train, to_stderr=session.options.progress_to_stderr),
         probe,
-        Evaluation(evaluations, model, task, train, average),
+        Evaluation(evaluations, model, task, train, average, frozen),
         status,
         checkpoints,
     ]

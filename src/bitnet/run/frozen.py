@@ -1,0 +1,42 @@
+"""The frozen evaluation set: written once at the start of a run, its SHA-256 in the fingerprint, checked when read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from bitnet.errors import DataError
+from bitnet.run.layout import RunLayout, read_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) -> str:
+    """Write the batches (named tensors each) and return the file's SHA-256."""
+    from safetensors.torch import save_file
+
+    layout.frozen_set.parent.mkdir(parents=True, exist_ok=True)
+    save_file(
+        {f"{index}.{name}": tensor.contiguous() for index, batch in enumerate(batches) for name, tensor in batch.items()}, layout.frozen_set
+    )
+    return _sha256(layout)
+
+
+def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
+    """The batches as they were written. Raises DataError when the file is missing or is not the one of the fingerprint."""
+    from safetensors.torch import load_file
+
+    expected = read_json(layout.fingerprint).get("evaluation_sha256")
+    if not layout.frozen_set.is_file() or _sha256(layout) != expected:
+        raise DataError(f"{layout.frozen_set} is missing or was altered since the run began; restore it or begin under another --run-id")
+    batches: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in load_file(layout.frozen_set).items():
+        index, name = key.split(".", 1)
+        batches.setdefault(int(index), {})[name] = tensor
+    return [batches[index] for index in sorted(batches)]
+
+
+def _sha256(layout: RunLayout) -> str:
+    return hashlib.sha256(layout.frozen_set.read_bytes()).hexdigest()
