@@ -20,6 +20,19 @@ exp-arithmetic: _ready
 train-arithmetic *args: _ready
     bitnet train arithmetic "$@"
 
+# tic-tac-toe, full experiment: `reference` on a GPU, `quick` on a CPU
+exp-tictactoe: _ready
+    bitnet train tictactoe
+    bitnet evaluate tictactoe
+
+# tic-tac-toe with your own settings, e.g. `just train-tictactoe --num-steps 10000 --batch-size 64`
+train-tictactoe *args: _ready
+    bitnet train tictactoe "$@"
+
+# play tic-tac-toe against a trained model: a run, or a path into one
+play-tictactoe *args: _ready
+    bitnet play "$@"
+
 # N steps of the smallest variant: a first sign of life
 train-simple steps="100": _ready
     bitnet train arithmetic --variant quick --device cpu --num-steps {{ steps }}

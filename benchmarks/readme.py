@@ -1,7 +1,7 @@
-"""Write the measured tables into README.md, between their markers.
+"""Write the measured tables into README.md and docs/experiments.md, between their markers.
 
-    python benchmarks/readme.py           rewrite the tables from what the benchmarks recorded
-    python benchmarks/readme.py --check   exit with 1 if README.md does not hold exactly these tables
+    python benchmarks/readme.py           rewrite the tables from what the benchmarks recorded and the code says
+    python benchmarks/readme.py --check   exit with 1 if a page does not hold exactly these tables
 
 Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), speeds from
 benchmarks/results/train_speed_*.json (benchmarks/train_speed.py). No figure is typed by hand.
@@ -16,10 +16,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from bitnet.cli.catalogue import experiment_names, find_experiment
 from bitnet.experiments.measured import measured
 from hardware import RESULTS
 
-README = Path(__file__).parents[1] / "README.md"
+ROOT = Path(__file__).parents[1]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "experiments.md")
 KINDS = ("exact_match", "exact_match_add", "exact_match_sub", "exact_match_mul", "exact_match_div")
 
 
@@ -29,20 +31,41 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def experiments_table() -> str:
-    """One row per recorded run: exact match per operator, loss at both ends, cost, and where it was measured."""
-    head = ["variant", "parameters", "tokens", "exact match", "+", "-", "*", "//", "loss, first and last 100", "minutes", "commit"]
+def results_table() -> str:
+    """One row per recorded run: size, cost, result, and where it was measured."""
+    head = ["experiment", "variant", "parameters", "tokens", "result", "loss, first and last 100", "minutes", "commit"]
     rows = []
     for row in measured():
-        shares = [f"{100 * row['metrics'][kind]:.2f}%" if kind in row["metrics"] else "" for kind in KINDS]
         budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
         name = row["variant"] + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
         losses = f"{row['first_loss']:.2f}, {row['last_loss']:.3f} (on {row['loss_on']})"
-        rows.append(
-            [name, f"{row['parameters']:,}", f"{row['tokens'] / 1e6:.1f}M{budget}", *shares, losses, f"{row['minutes']:.1f}", row["commit"]]
-        )
+        size = [f"{row['parameters']:,}", f"{row['tokens'] / 1e6:.1f}M{budget}"]
+        rows.append([row["experiment"], name, *size, f"{row['result']}: {row['verdict']}", losses, f"{row['minutes']:.1f}", row["commit"]])
     places = sorted({f"{row['hardware']}, torch {row['torch']}" for row in measured()})
     return table(head, rows) + "\n\nMeasured on: " + "; ".join(places) + "."
+
+
+def operators_table() -> str:
+    """Exact match of the arithmetic runs per operator."""
+    head = ["variant", "tokens", "exact match", "+", "-", "*", "//"]
+    rows = []
+    for row in measured():
+        if row["experiment"] == "arithmetic":
+            shares = [f"{100 * row['metrics'][kind]:.2f}%" if kind in row["metrics"] else "" for kind in KINDS]
+            rows.append([row["variant"], f"{row['tokens'] / 1e6:.1f}M", *shares])
+    return table(head, rows)
+
+
+def variants_table() -> str:
+    """Every variant as the code has it, with its criteria."""
+    head = ["experiment", "variant", "parameters", "tokens", "updates", "optimizer", "success", "about"]
+    rows = []
+    for name in experiment_names():
+        for variant, settings in find_experiment(name).variants.items():
+            config, criteria = settings.config, ", ".join(str(criterion) for criterion in settings.criteria)
+            size = [f"{config.model.total_params:,}", f"{config.train.total_tokens:,}", f"{config.train.total_steps:,}"]
+            rows.append([name, variant, *size, config.train.optimizer, criteria, settings.about])
+    return table(head, rows)
 
 
 def speed_table() -> str:
@@ -62,22 +85,24 @@ def speed_table() -> str:
     return "\n\n".join(parts)
 
 
+BLOCKS = {"results": results_table, "operators": operators_table, "variants": variants_table, "speed": speed_table}
+
+
 def with_tables(text: str) -> str:
-    """The README's text with both blocks replaced."""
-    for name, block in (("results", experiments_table()), ("speed", speed_table())):
+    """A page's text with every block between markers replaced."""
+    for name, block in BLOCKS.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(text), f"README.md has no <!-- {name} --> block"
-        text = pattern.sub(lambda match, block=block: f"{match[1]}{block}{match[2]}", text)  # type: ignore[misc]
+        text = pattern.sub(lambda match, block=block: f"{match[1]}{block()}{match[2]}", text)  # type: ignore[misc]
     return text
 
 
 def main() -> int:
-    text = README.read_text(encoding="utf-8")
-    wanted = with_tables(text)
+    stale = [page for page in PAGES if with_tables(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
     if "--check" in sys.argv[1:]:
-        print("README.md is up to date" if wanted == text else "README.md differs; run: python benchmarks/readme.py")
-        return int(wanted != text)
-    README.write_text(wanted, encoding="utf-8")
+        print("; ".join(f"{page.name} differs; run: python benchmarks/readme.py" for page in stale) or "all pages are up to date")
+        return int(bool(stale))
+    for page in stale:
+        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
     return 0
 
 

@@ -2,7 +2,8 @@
 
     python benchmarks/record.py RUN [RUN ...]
 
-Judges each run, reads its hardware and times, appends to src/bitnet/experiments/measured.json, and prints the table.
+Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware and times, appends to
+src/bitnet/experiments/measured.json, and prints the table.
 """
 
 from __future__ import annotations
@@ -15,17 +16,18 @@ from typing import Any
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.evaluate import judge
 from bitnet.experiments import measured
-from bitnet.run.layout import find_run, read_json
+from bitnet.run.layout import RunLayout, find_run, read_json
 from bitnet.run.metrics import read_lines
+from bitnet.train.config import RunConfig
+from bitnet.train.recipe import Experiment
 from bitnet.trained import load
 
 
 def row_of(word: str) -> dict[str, Any]:
     """One measured result."""
     layout = find_run(word, Path("runs")).layout
-    trained = load(layout.root)
     experiment, variant, config = config_of_run(layout)
-    result = judge(trained, experiment.open(config), find_variant(experiment, variant).criteria)
+    result = verdict_of(layout, experiment, variant, config)
     scalars = read_lines(layout.scalars).rows
     facts = read_json(layout.provenance)
     full = config.train.total_tokens >= find_variant(experiment, variant).config.train.total_tokens
@@ -41,15 +43,32 @@ def row_of(word: str) -> dict[str, Any]:
         "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {facts['threads']} threads",
         "torch": facts["torch_version"],
         "minutes": sum(row["step_time_ms"] for row in scalars) / 60e3,
-        "commit": (facts["git_commit"] or "")[:7],
+        "commit": (facts["git_commit"] or "")[:7] + ("+" if facts["git_dirty"] else ""),  # +: with changes not yet committed
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
-        "result": ", ".join(
-            f"{key} {value:.4f}" for key, value in result["metrics"].items() if key.startswith("exact_match") and "cases" not in key
-        ),
+        "result": ", ".join(f"{key} {shown(result['metrics'][key])}" for key in telling(experiment) if key in result["metrics"]),
         "metrics": result["metrics"],
     }
+
+
+def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: RunConfig) -> dict[str, Any]:
+    """The judgement of the run's last checkpoint."""
+    if layout.verdict.is_file():
+        result = read_json(layout.verdict)
+        if result["step"] == config.train.total_steps:
+            return result
+    return judge(load(layout.root), experiment.open(config), find_variant(experiment, variant).criteria)
+
+
+def telling(experiment: Experiment) -> list[str]:
+    """The metrics that the criteria of any variant name, each once, in their order."""
+    return list(dict.fromkeys(criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria))
+
+
+def shown(value: float) -> str:
+    """Counts without decimals, shares with four."""
+    return f"{value:.0f}" if value == int(value) and value != 1 else f"{value:.4f}"
 
 
 def main() -> None:

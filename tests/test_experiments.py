@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import json
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+import bitnet.train.start as start
 from bitnet.cli.catalogue import experiment_names, find_experiment
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.schedule import Rates
 from bitnet.optim.update import apply_update
+from bitnet.run.layout import RunLayout
+from bitnet.run.metrics import read_lines
 from bitnet.train.config import RunConfig
-from bitnet.train.loop import summed_loss
+from bitnet.train.loop import StepReport, summed_loss, train_steps
 from bitnet.train.recipe import Experiment
 from conftest import Result
 
@@ -86,10 +92,49 @@ def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(case: tuple[
     experiment, config = case
     task = experiment.open(config)
     metrics = task.judge(BitNetTransformer(config.model), 12)
-    assert metrics["exact_match_cases"] == 12
+    rates = {name: value for name, value in metrics.items() if name.endswith(("_rate", "_match", "_valid", "_kept", "parses", "right"))}
+    assert rates
+    for name, value in rates.items():
+        assert 0 <= value <= 1
+        assert 0 < metrics[f"{name}_cases"] <= 12, f"{name} does not say how many cases it was measured on"
     for variant in experiment.variants.values():
         assert {criterion.metric for criterion in variant.criteria} <= metrics.keys()
     assert len(task.show(BitNetTransformer(config.model), 3)) == 3
+
+
+SMALL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
+         "--model.ffn-hidden-size", "48", "--batch-size", "4", "--train.eval-cases", "6", "--num-steps", "4", "--train.warmup-steps", "0",
+         "--train.checkpoint-every", "2", "--train.eval-every", "2", "--train.probe-every", "2", "--train.sample-every", "4"]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_training_leaves_a_valid_run_and_resumes_bit_for_bit(name: str, bitnet: Callable[..., Result], tmp_path: Path) -> None:
+    """Four updates in one go, and four with a stop after the second: equal weights and optimizer, and every file that a run has."""
+
+    def train(runs: str) -> Result:
+        return bitnet("train", name, "--variant", "quick", "--device", "cpu", *SMALL, "--run-id", "one", "--runs-dir", tmp_path / runs)
+
+    def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
+        for report in train_steps(*words, **options):
+            if report.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield report
+
+    assert train("whole").code == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "train_steps", stopped_at_two)
+        assert train("parts").code == 128 + signal.SIGTERM
+    assert train("parts").code == 0
+    whole, parts = (RunLayout(tmp_path / runs / "one") for runs in ("whole", "parts"))
+    for file in ("model.safetensors", "optimizer.safetensors"):
+        assert (whole.checkpoint(4) / file).read_bytes() == (parts.checkpoint(4) / file).read_bytes()
+    for layout in (whole, parts):
+        assert json.loads(layout.status.read_text())["state"] == "done"
+        assert json.loads(layout.config.read_text())["experiment"] == name
+        assert json.loads(layout.fingerprint.read_text())["tokenizer_vocab_size"] > 0
+        assert [row["step"] for row in read_lines(layout.scalars).rows] == [1, 2, 3, 4]
+        assert all(read_lines(path).rows for path in layout.line_files())
+    assert bitnet("status", "one", "--runs-dir", tmp_path / "parts").code == 0
 
 
 MINE = """

@@ -13,12 +13,12 @@ Not here: the rules themselves; each stands in its experiment's file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from bitnet.data.stream import Batch, shifted
 from bitnet.errors import ConfigError
@@ -42,19 +42,20 @@ def held_out(key: str, one_in: int = 10) -> bool:
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """tokens: int64 (N, longest), padded; lengths, answer_starts: int64 (N,); weights: float64 (N,) or None."""
+    """tokens: int16 (N, longest), padded; lengths, answer_starts: int64 (N,); weights: float64 (N,) or None."""
 
-    tokens: NDArray[np.int64]
+    tokens: NDArray[np.int16]
     lengths: NDArray[np.int64]
     answer_starts: NDArray[np.int64]
     weights: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, examples: Iterable[Example], tokenizer: Tokenizer, weights: Sequence[float] | None = None) -> ExampleTable:
+    def of(cls, examples: Iterable[Example], tokenizer: Tokenizer, weights: ArrayLike | None = None) -> ExampleTable:
         """Encode examples; weights, if given, say how often each is drawn relative to the others."""
         rows = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer)) for example in examples]
         lengths = np.array([len(prompt) + len(answer) for prompt, answer in rows], dtype=np.int64)
-        tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int64)
+        assert tokenizer.vocab_size <= 2**15, "generated tasks have small vocabularies; their tables are int16"
+        tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int16)
         for index, (prompt, answer) in enumerate(rows):
             tokens[index, : lengths[index]] = prompt + answer
         starts = np.array([len(prompt) for prompt, _ in rows], dtype=np.int64)
@@ -68,7 +69,7 @@ class ExampleTable:
 
     def batch(self, loss_on: LossOn) -> Batch:
         """The whole table as one batch, one example a row."""
-        return shifted(self.tokens, self.scored(loss_on))
+        return shifted(self.tokens.astype(np.int64), self.scored(loss_on))
 
 
 def random_fractions(seed: int, rows: NDArray[np.int64], slots: int) -> NDArray[np.float64]:
@@ -109,7 +110,7 @@ class TableRows:
         chosen = self._choose(random_fractions(self.seed, numbers, self.slots))  # (B, slots)
         if self.layout == "single":
             spare = ((0, 0), (0, self.seq_len + 1 - self.table.tokens.shape[1]))
-            tokens, scored = self.table.tokens[chosen[:, 0]], self.scored[chosen[:, 0]]
+            tokens, scored = self.table.tokens[chosen[:, 0]].astype(np.int64), self.scored[chosen[:, 0]]
             return shifted(np.pad(tokens, spare, constant_values=PAD), np.pad(scored, spare))
         return self._pack(chosen)
 

@@ -33,3 +33,12 @@ class KVCache:
         """Keep only these rows of the batch (int64 indices or a boolean mask)."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
+
+    def branch(self, rows: Tensor, room: int) -> KVCache:
+        """A cache of its own that begins as these rows of this one and has room for `room` more tokens. rows: int64 (n,)."""
+        layers, _, heads, _, width = self.keys.shape
+        new = KVCache(layers, len(rows), heads, self.length + room, width, like=self.keys)
+        new.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]
+        new.values[:, :, :, : self.length] = self.values[:, rows, :, : self.length]
+        new.length = self.length
+        return new

@@ -1,0 +1,218 @@
+"""`bitnet play RUN`: tic-tac-toe against a trained model, in the terminal.
+
+The model gets the text of the game and nothing else. Where its answer is no free cell, that is shown and counted, and
+its next likeliest answer is taken, so that the game can go on.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from tyro.conf import Positional
+
+from bitnet.cli.flags import RunFlags, parse
+from bitnet.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from bitnet.trained import TrainedModel
+
+HELP = "0-8 play a cell   h hint   u undo   n new game   s switch sides   q quit"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlayFlags(RunFlags):
+    """Flags of `bitnet play`."""
+
+    run: Positional[str] = "tictactoe"
+    """Run id, directory, checkpoint, experiment name, or latest; it must have learned tic-tac-toe."""
+    side: Literal["ask", "X", "O"] = "ask"
+    """Your side; X begins."""
+    temperature: float = 0.0
+    """0: the model plays its likeliest move; above: it draws."""
+    seed: int = 0
+    """Seed of the drawing."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass
+class Table:
+    """One sitting: the game on the board and the score so far."""
+
+    trained: TrainedModel
+    side: int
+    """The person's: 0 for X, 1 for O."""
+    temperature: float
+    seed: int
+    moves: list[int] = field(default_factory=list)
+    score: dict[str, int] = field(default_factory=lambda: {"you": 0, "model": 0, "draws": 0, "illegal": 0})
+
+
+class Leave(Exception):
+    """The person wants to stop."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Play until the person leaves."""
+    flags = parse(PlayFlags, arguments, "play")
+    if flags.temperature < 0:
+        raise ConfigError(f"--temperature is {flags.temperature}; it must be 0 or above")
+    from bitnet.evaluate.play import cell_ids, question
+    from bitnet.train.machine import choose_device
+    from bitnet.trained import load
+
+    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
+    for note in trained.notes:
+        print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
+    try:
+        cell_ids(trained.tokenizer)
+        trained.tokenizer.encode(question(()))
+    except DataError:
+        raise DataError(f"{trained.layout.run_id} has not learned tic-tac-toe; train one with: bitnet train tictactoe") from None
+    print(f"Tic-tac-toe against {trained.layout.run_id} at update {trained.step}.\n{HELP}")
+    table = Table(trained, 0, flags.temperature, flags.seed)
+    try:
+        table.side = "XO".index(flags.side) if flags.side != "ask" else ask_side()
+        while True:
+            play_one(table)
+            ask_again(table)
+    except (Leave, EOFError, KeyboardInterrupt):
+        print()
+    score = table.score
+    print(f"you {score['you']}, model {score['model']}, draws {score['draws']}; illegal moves of the model: {score['illegal']}")
+    if flags.json:
+        print(json.dumps({"run": trained.layout.run_id, "step": trained.step, **score}))
+    return 0
+
+
+def ask(prompt: str) -> str:
+    """One line from the person. Raises Leave for q."""
+    word = input(prompt).strip().lower()
+    if word in ("q", "quit", "exit"):
+        raise Leave
+    return word
+
+
+def ask_side() -> int:
+    """0 for X, 1 for O."""
+    while True:
+        word = ask("Your side, X or O (X begins)? [X] ") or "x"
+        if word in ("x", "o"):
+            return "xo".index(word)
+        print("  Type x or o, or q to leave.")
+
+
+def ask_again(table: Table) -> None:
+    """Another game, on the same or the other side."""
+    while True:
+        word = ask("Again? Enter for another game, s to switch sides, q to leave: ")
+        if word in ("", "y", "yes", "n", "s"):
+            table.side ^= word == "s"
+            table.moves.clear()
+            return
+        print("  Type Enter, s or q.")
+
+
+def play_one(table: Table) -> None:
+    """One game to its end."""
+    from bitnet.evaluate.play import DRAW, OPEN, winner
+
+    drawn = False
+    while winner(table.moves) == OPEN:
+        if len(table.moves) % 2 == table.side:
+            if not drawn:
+                print(board(table.moves))
+            drawn = your_turn(table)
+        else:
+            table.moves.append(model_move(table))
+            drawn = False
+    outcome = winner(table.moves)
+    side = None if outcome == DRAW else outcome - 1
+    who = "draws" if side is None else "you" if side == table.side else "model"
+    table.score[who] += 1
+    print(board(table.moves))
+    print({"draws": "A draw.", "you": "You win.", "model": "The model wins."}[who] + f" {said_result(table)}")
+
+
+def your_turn(table: Table) -> bool:
+    """Take one answer. Returns whether the board on the screen still holds."""
+    word = ask(f"{'XO'[table.side]} (you): ")
+    if word in ("h", "hint"):
+        print(hint(table))
+        return True
+    if word in ("u", "undo"):
+        if len(table.moves) < 2:
+            print("  There is no move of yours to take back.")
+            return True
+        del table.moves[-2:]
+        return False
+    if word in ("n", "new", "s"):
+        table.side ^= word == "s"
+        table.moves.clear()
+        return False
+    if word.isascii() and word.isdigit() and int(word) < 9 and int(word) not in table.moves:
+        table.moves.append(int(word))
+        return False
+    taken = word.isascii() and word.isdigit() and int(word) < 9
+    print(f"  Cell {word} is taken." if taken else f"  {HELP}")
+    return True
+
+
+def model_move(table: Table) -> int:
+    """The model's likeliest, or drawn, free cell; whatever it preferred and may not do is shown and counted."""
+    import torch
+
+    from bitnet.evaluate.play import cell_ids, next_token_probabilities
+
+    tokenizer, mark = table.trained.tokenizer, "XO"[1 - table.side]
+    chances = next_token_probabilities(table.trained.model, tokenizer, table.moves)
+    if table.temperature > 0:
+        generator = torch.Generator().manual_seed(table.seed * 9 + len(table.moves) + 1000 * sum(table.score.values()))
+        scaled = (chances.log() / table.temperature).softmax(-1)
+        order = torch.multinomial(scaled + 1e-12, len(chances), generator=generator)
+    else:
+        order = chances.argsort(descending=True, stable=True)
+    cells = {token: cell for cell, token in enumerate(cell_ids(tokenizer))}
+    for token in order.tolist():
+        cell = cells.get(token)
+        if cell is not None and cell not in table.moves:
+            print(f"{mark} (model): {cell}   it gave this cell {float(chances[token]):.1%}")
+            return cell
+        table.score["illegal"] += 1
+        what = f"cell {cell}, which is taken" if cell is not None else f"{tokenizer.decode([token])!r}, which is no cell"
+        print(f"{mark} (model): {what}: an ILLEGAL move ({float(chances[token]):.1%}); its next choice counts")
+    raise AssertionError("an open game has a free cell")
+
+
+def board(moves: Sequence[int], cells: Sequence[str] | None = None) -> str:
+    """The board as text; free cells show their number, or what `cells` says."""
+    shown = list(cells) if cells is not None else [str(cell) for cell in range(9)]
+    for index, cell in enumerate(moves):
+        shown[cell] = "XO"[index % 2]
+    width = max(len(word) for word in shown)
+    rows = ["│".join(f" {word:^{width}} " for word in shown[start : start + 3]) for start in (0, 3, 6)]
+    rule = "┼".join(["─" * (width + 2)] * 3)
+    return "\n" + f"\n   {rule}\n".join(f"   {row}" for row in rows) + "\n"
+
+
+def hint(table: Table) -> str:
+    """What the model would play in the person's place, drawn on the board."""
+    from bitnet.evaluate.play import cell_ids, next_token_probabilities
+
+    chances = next_token_probabilities(table.trained.model, table.trained.tokenizer, table.moves)[cell_ids(table.trained.tokenizer)]
+    words = [f"{float(chance):.0%}" for chance in chances]
+    illegal = 1 - sum(float(chances[cell]) for cell in range(9) if cell not in table.moves)
+    advice = f"in your place the model would play {int(chances.argmax())}; {illegal:.1%} of its chances are illegal"
+    return f"{board(table.moves, words)}  {advice}"
+
+
+def said_result(table: Table) -> str:
+    """What the model writes after the last move, which it was never told."""
+    from bitnet.evaluate.play import line_text
+
+    said = table.trained.complete(line_text(table.moves), max_new_tokens=20).removeprefix(" | ")
+    return f'The model writes: "{said}"'
