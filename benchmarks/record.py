@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.catalogue import config_of_run, find_variant
-from bitnet.cli.evaluate import judge
+from bitnet.cli.evaluate import figure, judge
 from bitnet.experiments import measured
 from bitnet.run.layout import RunLayout, find_run, read_json
 from bitnet.run.metrics import read_lines
@@ -67,8 +67,8 @@ def telling(experiment: Experiment) -> list[str]:
 
 
 def shown(value: float) -> str:
-    """Counts without decimals, shares with four."""
-    return f"{value:.0f}" if value == int(value) and value != 1 else f"{value:.4f}"
+    """Counts without decimals, shares with four, and more where those would say 1 for what is not quite 1."""
+    return f"{value:.0f}" if value == int(value) and value != 1 else figure(value)
 
 
 def main() -> None:

@@ -53,7 +53,12 @@ def some_children(depth: int, chosen: NDArray[np.int64], cells: NDArray[np.int64
     return (cells + depth) % 4 == 0
 
 
-def test_cached_reading_of_the_tree_equals_reading_each_text_by_itself(model: BitNetTransformer) -> None:
+@pytest.mark.parametrize("max_rows", [512, 4])
+def test_cached_reading_of_the_tree_equals_reading_each_text_by_itself(
+    model: BitNetTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With few rows at a time the walk reads most lines in place, with padding in the rows that have ended."""
+    monkeypatch.setattr(play, "MAX_ROWS", max_rows)
     choices = play.Explorer(model, TOKENIZER, wanted=some_children, results=True).explore()
     read = [(depth, line) for depth, cells in enumerate(choices.cells) for line in np.flatnonzero(cells != play.NOT_READ).tolist()]
     assert len(read) > 50

@@ -82,10 +82,15 @@ def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
         if name.endswith("_cases") or name == "tokens":
             continue
         cases = metrics.get(f"{name}_cases")
-        lines.append(f"  {name:<24}{value:>10.4f}" + (f"   of {cases:,.0f} held-out cases" if cases else ""))
+        lines.append(f"  {name:<24}{figure(value):>10}" + (f"   of {cases:,.0f} held-out cases" if cases else ""))
     for case in shown:
         mark = "right" if case.answer == case.expected else f"wrong, it is {case.expected}"
         lines.append(f"  {case.prompt}{case.answer}   {mark}")
     for row in result["criteria"]:
-        lines.append(f"  {row['name']}: {row['value']:.4f}  {'met' if row['met'] else 'NOT met'}")
+        lines.append(f"  {row['name']}: {figure(row['value'])}  {'met' if row['met'] else 'NOT met'}")
     return "\n".join([*lines, result["verdict"]])
+
+
+def figure(value: float) -> str:
+    """Four decimals, and as many as it takes not to show 1 (or 0) for what is not quite 1 (or 0)."""
+    return next(text for digits in range(4, 18) if (text := f"{value:.{digits}f}") and (float(text) in (0, 1)) <= (value in (0, 1)))

@@ -4,7 +4,7 @@
 
 A *line* is a sequence of moves. The tree holds all of them by depth: 549,946 lines, of which 294,778 are unfinished and
 255,168 finished. Lines of one depth have texts of one length and share their beginnings, so the model reads the tree
-downwards: each distinct line costs the six tokens by which it is longer than its parent, on a copy of its parent's cache.
+downwards: each distinct line costs the six tokens by which it is longer than its parent, after its parent's cache.
 
 A model's move is its likeliest token after `X:` or `O:`, whatever that token is; a cell that is taken, or no cell at
 all, is an illegal move and forfeits the game. Not here: how the games it learns from are played
@@ -22,10 +22,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.tokenizer import Tokenizer
+from bitnet.text.tokenizer import PAD, Tokenizer
 
 BOARD = "_ _ _ _ _ _ _ _ _"
 BETWEEN = " | "
@@ -36,6 +37,7 @@ ROWS_OF_THREE = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8
 FULL = 0b111_111_111
 NOT_READ, NO_CELL = -2, -1
 MAX_ROWS = 512  # lines read together; bounds the memory of the caches
+IN_PLACE = 0.5  # share of a cache's rows that must go on for it to be worth reading padding in the others
 
 IntArray = NDArray[np.int64]
 Wanted = Callable[[int, IntArray, IntArray], NDArray[np.bool_]]
@@ -135,48 +137,73 @@ class Explorer:
     def explore(self) -> Choices:
         """Ask every wanted line, from the empty board on."""
         start = torch.tensor([self.tokenizer.encode(question(()))], device=self.device)
-        self._ask(0, np.zeros(1, dtype=np.int64), start, self.model.new_cache(1, start.shape[1]))
+        longest = len(self.tokenizer.encode(question(range(8)) + BETWEEN + RESULTS[X_WINS])) + 1
+        root = np.zeros(1, dtype=np.int64)
+        self._ask(0, root, root, start, self.model.new_cache(1, longest))
         return self.choices
 
-    def _ask(self, depth: int, lines: IntArray, tokens: torch.Tensor, room: KVCache) -> None:
-        """Read the ends of these open lines, (n, k) tokens, into `room`; note the choices; go on with the children."""
-        logits = self.model.lm_head(self.model.hidden(tokens, room)[:, -1])  # (n, V)
-        self.choices.cells[depth][lines] = self.cell_of[logits.argmax(-1).cpu().numpy()]
+    def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: Tensor, room: KVCache) -> None:
+        """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of `room`; then the children."""
+        start = room.length
+        hidden, here, rows = self._read(tokens, rows, room)
+        self.choices.cells[depth][lines] = self.cell_of[self.model.lm_head(hidden[:, -1]).argmax(-1).cpu().numpy()]
         below = game_tree()[depth + 1]
-        children, row_of = self._children(depth, lines)
-        closed = below.outcome[children] != OPEN
-        if self.results:
-            for outcome in (X_WINS, O_WINS, DRAW):
-                ended = below.outcome[children] == outcome
-                for part in _parts(np.flatnonzero(ended)):
-                    self._read_result(depth + 1, children[part], row_of[part], room, outcome)
-        for part in _parts(np.flatnonzero(~closed)):
-            ends = self._tokens(below.moves[children[part], -1], f"{BETWEEN}{MARKS[(depth + 1) % 2]}:")
-            self._ask(depth + 1, children[part], ends, room.branch(torch.from_numpy(row_of[part]).to(self.device), ends.shape[1]))
+        for children, parents in self._families(depth, lines):
+            closed = below.outcome[children] != OPEN
+            for part in _parts(np.flatnonzero(closed)) if self.results else ():
+                self._read_result(depth + 1, children[part], rows[parents[part]], here)
+            for part in _parts(np.flatnonzero(~closed)):
+                ends = self._tokens(below.moves[children[part], -1], [f"{BETWEEN}{MARKS[(depth + 1) % 2]}:"] * len(part))
+                self._ask(depth + 1, children[part], rows[parents[part]], ends, here)
+        room.length = start
 
-    def _children(self, depth: int, lines: IntArray) -> tuple[IntArray, IntArray]:
-        """Wanted children of sorted lines: their indices in the depth below, and which of `lines` each comes from."""
+    def _read(self, tokens: Tensor, rows: IntArray, room: KVCache) -> tuple[Tensor, KVCache, IntArray]:
+        """Hidden states (n, k, C) of tokens (n, k) read after `rows` of a cache, the cache that now holds them, and their rows in it.
+
+        Where most rows go on, they do so in place, and the caller takes the cache back to its length; the few that do not
+        read padding, which is overwritten. Else the rows that go on are copied: copying is what this walk spends its time on.
+        """
+        if len(rows) < IN_PLACE * room.rows or len(np.unique(rows)) < len(rows):
+            room = room.branch(torch.from_numpy(rows).to(self.device), room.capacity - room.length)
+            return self.model.hidden(tokens, room), room, np.arange(len(rows))
+        whole = torch.zeros(room.rows, tokens.shape[1], dtype=torch.int64, device=self.device)
+        whole[rows] = tokens
+        return self.model.hidden(whole, room)[rows], room, rows
+
+    def _families(self, depth: int, lines: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+        """Wanted children, as indices in the depth below and of their parents in `lines`: all at once, or, of many lines,
+        every line's first child, then every line's second, so that they can be read in place.
+        """
         below = game_tree()[depth + 1]
-        first, last = np.searchsorted(below.parent, lines, "left"), np.searchsorted(below.parent, lines, "right")
-        row_of = np.repeat(np.arange(len(lines)), last - first)
-        children = np.arange(len(row_of)) + np.repeat(first - np.cumsum(last - first) + (last - first), last - first)
-        if self.wanted is not None:
-            keep = self.wanted(depth, self.choices.cells[depth][lines[row_of]].astype(np.int64), below.moves[children, -1].astype(np.int64))
-            children, row_of = children[keep], row_of[keep]
-        return children, row_of
+        free = 9 - depth  # every open line of this depth has as many children
+        children = np.searchsorted(below.parent, lines)[:, None] + np.arange(free)  # (n, free)
+        parents = np.tile(np.arange(len(lines))[:, None], free)
+        if len(lines) < MAX_ROWS // 2:
+            children, parents = children.reshape(-1, 1), parents.reshape(-1, 1)
+        for family, of in zip(children.T, parents.T, strict=True):
+            if self.wanted is None:
+                yield family, of
+                continue
+            chosen = self.choices.cells[depth][lines[of]].astype(np.int64)
+            keep = self.wanted(depth, chosen, below.moves[family, -1].astype(np.int64))
+            yield family[keep], of[keep]
 
-    def _tokens(self, cells: NDArray[np.int8], text: str) -> torch.Tensor:
-        """The move and what follows it, (n, k)."""
-        after = np.tile(self.tokenizer.encode(text), (len(cells), 1))
-        move = np.array(cell_ids(self.tokenizer))[cells][:, None]
-        return torch.from_numpy(np.concatenate([move, after], axis=1)).to(self.device)
+    def _tokens(self, cells: NDArray[np.int8], texts: Sequence[str]) -> Tensor:
+        """Each move and the text that follows it, padded, (n, k)."""
+        rows = [self.tokenizer.encode(f"{cell}{text}") for cell, text in zip(cells.tolist(), texts, strict=True)]
+        longest = max(map(len, rows))
+        return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device=self.device)
 
-    def _read_result(self, depth: int, lines: IntArray, row_of: IntArray, room: KVCache, outcome: int) -> None:
-        """Greedy decoding gives this text if and only if each of its tokens is the likeliest after the ones before."""
-        tokens = self._tokens(game_tree()[depth].moves[lines, -1], BETWEEN + RESULTS[outcome])
-        branch = room.branch(torch.from_numpy(row_of).to(self.device), tokens.shape[1])
-        said = self.model(tokens[:, :-1], branch).argmax(-1)  # (n, k - 1)
-        self.choices.right_result[depth][lines] = (said == tokens[:, 1:]).all(dim=1).cpu().numpy()
+    def _read_result(self, depth: int, lines: IntArray, rows: IntArray, room: KVCache) -> None:
+        """Greedy decoding gives a text if and only if each of its tokens is the likeliest after the ones before."""
+        here = game_tree()[depth]
+        tokens = self._tokens(here.moves[lines, -1], [BETWEEN + RESULTS[outcome] for outcome in here.outcome[lines]])
+        start = room.length
+        hidden, _, _ = self._read(tokens[:, :-1], rows, room)
+        room.length = start
+        said = self.model.lm_head(hidden).argmax(-1)  # (n, k - 1)
+        right = (said == tokens[:, 1:]) | (tokens[:, 1:] == PAD)
+        self.choices.right_result[depth][lines] = right.all(dim=1).cpu().numpy()
 
 
 def _parts(indices: IntArray) -> Iterator[IntArray]:
@@ -274,10 +301,10 @@ def play_out(choices: Choices, side: int) -> dict[str, float]:
 
 
 @torch.no_grad()
-def next_token_probabilities(model: BitNetTransformer, tokenizer: Tokenizer, moves: Sequence[int]) -> torch.Tensor:
+def next_token_probabilities(model: BitNetTransformer, tokenizer: Tokenizer, moves: Sequence[int]) -> Tensor:
     """What the model expects where the next mover's cell stands. float32 (V,)."""
     ids = torch.tensor([tokenizer.encode(question(moves))], device=model.final_norm.weight.device)
-    logits: torch.Tensor = model(ids)[0, -1]
+    logits: Tensor = model(ids)[0, -1]
     return logits.float().softmax(-1).cpu()
 
 

@@ -17,6 +17,11 @@ class KVCache:
         self.capacity = capacity
         self.length = 0
 
+    @property
+    def rows(self) -> int:
+        """Sequences that it holds."""
+        return self.keys.shape[1]
+
     def extend(self, layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
         """Append this layer's new keys and values, (B, G, T, D); return all so far, (B, G, length + T, D)."""
         end = self.length + keys.shape[2]

@@ -1,0 +1,32 @@
+"""How a model continues many prompts, greedily or sampled, as text. For judges that accept more than one answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+from bitnet.generate.decode import continue_prompts
+from bitnet.generate.snapshot import MODES
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.tokenizer import Tokenizer
+
+Mode = Literal["greedy", "typical", "stress"]
+
+
+def continuations(
+    model: BitNetTransformer,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    *,
+    end_mark: str,
+    mode: Mode = "greedy",
+    max_new_tokens: int,
+) -> list[str]:
+    """Continuations in the order of the prompts, each with its end mark where the model produced it.
+
+    end_mark is one token. A continuation ends without it after max_new_tokens or at the model's max_seq_length.
+    """
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    (stop,) = tokenizer.encode(end_mark)
+    answers = continue_prompts(model, ids, max_new_tokens=max_new_tokens, stop_id=stop, sampling=MODES[mode])
+    return [tokenizer.decode(answer) for answer in answers]

@@ -1,0 +1,219 @@
+"""Each wall alone. Here programs run that the first wall would refuse: what the second one does must be enough."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitnet.errors import BitnetError
+from bitnet.evaluate import sandbox
+from bitnet.evaluate.sandbox import Limits, Outcome, Program, Result, Worker, run_programs
+
+SHORT = Limits(cpu_seconds=0.1, wall_seconds=10.0)
+GOOD = Program("def f(x):\n    print(x)\n    return x * 2\n", "f", [(1,), (21,)])
+GOOD_OUTCOME = Outcome((Result(2, ("1",)), Result(42, ("21",))))
+FOREVER = "def f(x):\n    while True:\n        x = x + 1\n"
+
+# A way past missing builtins, to every module that the worker has loaded. What it then meets is the audit hook.
+INSIDE = """
+def f(x):
+    for kind in ().__class__.__base__.__subclasses__():
+        if kind.__name__ == "BuiltinImporter":
+            names = kind.load_module("sys").modules
+    ATTACK
+    return 1
+"""
+
+
+def inside(attack: str) -> str:
+    return INSIDE.replace("ATTACK", attack)
+
+
+BREAKOUTS = {
+    "import": "def f(x):\n    import os\n    return os.system('touch CANARY')\n",
+    "open": "def f(x):\n    return open('CANARY', 'w')\n",
+    "eval": "def f(x):\n    return eval('1')\n",
+    "builtins": "def f(x):\n    return __builtins__['__import__']('os').system('touch CANARY')\n",
+    "at the top": "import os\nos.system('touch CANARY')\ndef f(x):\n    return 1\n",
+    "default argument": "def f(x, y=open('CANARY', 'w')):\n    return 1\n",
+    "globals of print": "def f(x):\n    return print.__globals__['os'].system('touch CANARY')\n",
+    "code of print": "def f(x):\n    return print.__code__.co_flags\n",
+    "frame": "def f(x):\n    y = (y.gi_frame.f_back for _ in [1])\n    for frame in y:\n        return 1\n",
+    "system": inside("names['os'].system('touch CANARY')"),
+    "open of builtins": inside("names['builtins'].open('CANARY', 'w').write('x')"),
+    "os.open": inside("names['os'].open('CANARY', 65)"),
+    "mkdir": inside("names['os'].mkdir('CANARY')"),
+    "fork": inside("names['os'].fork() or names['os'].mkdir('CANARY')"),
+    "exec of a program": inside("names['os'].execv('/bin/touch', ['touch', 'CANARY'])"),
+    "exec of text": inside("names['builtins'].exec('import os; os.mkdir(\"CANARY\")')"),
+    "import of a new module": inside("names['builtins'].__import__('socket')"),
+    "kill": inside("names['os'].kill(names['os'].getppid(), 9)"),
+    "frame of sys": inside("names['sys']._getframe(1)"),
+    "exit": inside("names['os']._exit(0)"),
+    "SystemExit": inside("names['sys'].exit(0)"),
+    "format": "def f(x):\n    return '{0.__class__.__base__}'.format(x)\n",
+    "f-string": "def f(x):\n    return f'{x.__class__.__base__}'\n",
+}
+NO_NUMBERS = {
+    "object": "def f(x):\n    return f\n",
+    "print of an object": "def f(x):\n    print(f)\n",
+    "range": "def f(x):\n    return range(x)\n",
+}
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    with Worker(SHORT) as one:
+        yield one
+
+
+def alone(source: str) -> Program:
+    return Program(source, "f", [(1,)])
+
+
+def test_what_a_function_returns_and_prints_per_call() -> None:
+    assert run_programs([GOOD]) == [GOOD_OUTCOME]
+
+
+def test_a_truth_is_not_a_number() -> None:
+    (outcome,) = run_programs([alone("def f(x):\n    return x == 1\n")])
+    assert outcome.results is not None
+    assert outcome.results[0].same_as(Result(True, ()))
+    assert not outcome.results[0].same_as(Result(1, ()))
+
+
+def test_refused_programs_never_reach_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox.Worker, "_start", lambda self: pytest.fail("a worker was started"))
+    assert all(outcome.results is None for outcome in run_programs([alone(source) for source in BREAKOUTS.values()]))
+
+
+def test_the_attacks_below_do_get_inside(worker: Worker) -> None:
+    """Should this fail, Python has closed the way in, and the attacks that begin with it show nothing any more."""
+    assert worker.run(alone(inside("return names['os'].getppid() > 1"))) == Outcome((Result(True, ()),))
+
+
+@pytest.mark.parametrize("name", BREAKOUTS)
+def test_the_worker_holds_what_the_tree_let_through(worker: Worker, name: str, tmp_path: Path) -> None:
+    canary = tmp_path / "canary"
+    outcome = worker.run(alone(BREAKOUTS[name].replace("CANARY", str(canary))))
+    assert outcome.results is None, outcome
+    assert not canary.exists()
+    assert worker.run(GOOD) == GOOD_OUTCOME
+
+
+@pytest.mark.parametrize("source", NO_NUMBERS.values(), ids=NO_NUMBERS)
+def test_only_numbers_come_back(source: str) -> None:
+    assert [outcome.results for outcome in run_programs([alone(source), GOOD])] == [None, GOOD_OUTCOME.results]
+
+
+def test_a_program_finds_nothing_of_the_one_before(worker: Worker) -> None:
+    assert worker.run(alone("y = 7\ndef f(x):\n    return y\n")) == Outcome((Result(7, ()),))
+    assert worker.run(alone("def f(x):\n    return y\n")).results is None
+
+
+ENDLESS = {
+    "loop": FOREVER,
+    "loop that catches the alarm": "def f(x):\n    while True:\n        try:\n            while True:\n                pass\n"
+    "        except:\n            pass\n",
+    "one long operation": "def f(x):\n    return -1 in range(10 ** 15).__iter__()\n",
+    "numbers that grow": "def f(x):\n    x = 3\n    for i in range(100):\n        x = x * x\n    return x\n",
+    "recursion": "def f(x):\n    return f(x)\n",
+    "print flood": "def f(x):\n    while True:\n        print(x)\n",
+    "a number too long to write": "def f(x):\n    return 10 ** 5000\n",
+    "printing one": "def f(x):\n    print(10 ** 5000)\n",
+}
+
+
+@pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
+def test_a_program_without_end_fails_alone_and_soon(worker: Worker, source: str) -> None:
+    started = time.monotonic()
+    assert worker.run(alone(source)).results is None
+    assert worker.run(GOOD) == GOOD_OUTCOME
+    assert time.monotonic() - started < SHORT.wall_seconds
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not limit the memory of a process; the tree refuses these programs")
+@pytest.mark.parametrize(
+    "body", ["return [0] * 10 ** 9", "return 'a' * 10 ** 10", "return 1 << 10 ** 11", "y = [y for y in range(10 ** 9)]"]
+)
+def test_memory_is_limited(worker: Worker, body: str) -> None:
+    assert worker.run(alone(f"def f(x):\n    {body}\n")).results is None
+    assert worker.run(GOOD) == GOOD_OUTCOME
+
+
+def test_a_worker_that_stands_still_is_replaced() -> None:
+    with Worker(Limits(wall_seconds=0.3)) as worker:
+        assert worker.run(GOOD) == GOOD_OUTCOME
+        assert worker.process is not None
+        first = worker.process.pid
+        os.kill(first, signal.SIGSTOP)
+        assert worker.run(GOOD) == GOOD_OUTCOME  # by another one: this program is not to blame
+        assert worker.process.pid != first
+
+
+ANSWERS = 4  # the number of the pipe in the worker: after 0, 1, 2 and that of the questions
+FORGED = {
+    "a verdict": '{"right": true}',
+    "garbage": "]]]]",
+    "deep nesting": "[" * 100_000,
+    "a flood": "1" * 2_000_000,
+    "another question's answer": '{"number": 99, "results": [[2, []]]}',
+    "too few results": '{"number": 1, "results": []}',
+    "text for a number": '{"number": 1, "results": [["right", []]]}',
+    "its own answer": '{"number": 1, "results": [[7, []]]}',
+}
+
+
+@pytest.mark.parametrize("text", FORGED.values(), ids=FORGED)
+def test_what_a_program_writes_to_the_pipes_is_no_verdict(worker: Worker, text: str) -> None:
+    """At most it is an answer of its own, which it could have given by returning it; what is right is not known there."""
+    outcome = worker.run(alone(inside(f"return names['os'].write({ANSWERS}, {text!r}.encode() + b'\\n') and names")))
+    assert outcome.results in (None, (Result(7, ()),))
+    assert worker.run(GOOD) == GOOD_OUTCOME
+
+
+def test_standard_output_leads_nowhere(worker: Worker) -> None:
+    attack = "return names['os'].write(1, b'PASS') + names['os'].write(2, b'PASS')"
+    assert worker.run(alone(inside(attack))) == Outcome((Result(8, ()),))
+
+
+def test_the_pipe_of_the_answers_is_the_one_attacked_here(worker: Worker) -> None:
+    assert worker.run(alone(inside(f"return names['os'].write({ANSWERS}, b' ')"))) == Outcome((Result(1, ()),))
+
+
+def test_workers_end_with_their_judge() -> None:
+    with Worker(SHORT) as worker:
+        worker.run(GOOD)
+        assert worker.process is not None
+        pid = worker.process.pid
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_sandbox_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    for program in ("/nowhere/python", "/bin/cat"):
+        monkeypatch.setattr(sys, "executable", program)
+        with pytest.raises(BitnetError, match="did not start"):
+            run_programs([GOOD], SHORT)
+
+
+LINES = [
+    "return x", "return x * y", "x = x * x", "y = x % 3 + 1", "y = 1 // x", "print(x)", "print(x, y > 1)", "if x > 3:", "else:",
+    "while x < 9:", "for i in range(x):", "for i in range(1000000):", "x -= 1", "return x.real", "print(print)", "y = range(x)",
+]  # fmt: skip
+
+
+@given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(LINES)), min_size=1, max_size=6))
+def test_what_the_tree_lets_through_never_brings_the_worker_down(lines: list[tuple[int, str]]) -> None:
+    """A worker that dies is a hole in the tree's rules: something came through that only the system stops."""
+    source = "def f(x):\n" + "".join(f"{'    ' * depth}{line}\n" for depth, line in lines)
+    (outcome,) = run_programs([alone(source)], SHORT)
+    assert outcome.problem != "it brought the worker down"
