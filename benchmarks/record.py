@@ -47,7 +47,7 @@ def row_of(word: str) -> dict[str, Any]:
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
-        "result": ", ".join(f"{key} {shown(result['metrics'][key])}" for key in telling(experiment) if key in result["metrics"]),
+        "result": ", ".join(f"{key} {shown(key, result['metrics'][key])}" for key in telling(experiment) if key in result["metrics"]),
         "metrics": result["metrics"],
     }
 
@@ -66,9 +66,9 @@ def telling(experiment: Experiment) -> list[str]:
     return list(dict.fromkeys(criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria))
 
 
-def shown(value: float) -> str:
+def shown(name: str, value: float) -> str:
     """Counts without decimals, shares with four, and more where those would say 1 for what is not quite 1."""
-    return f"{value:.0f}" if value == int(value) and value != 1 else figure(value)
+    return f"{value:.0f}" if name.startswith(("losses", "draws", "wins", "illegal")) else figure(value)
 
 
 def main() -> None:
