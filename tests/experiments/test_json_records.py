@@ -174,7 +174,7 @@ def test_judge_counts_a_perfect_writer_as_perfect_and_a_silent_one_as_nothing(ta
     monkeypatch.setattr(json_records, "continuations", continued({case.prompt: case.rest for case in task.held_out_cases}))
     metrics = task.judge(model)
     assert metrics["greedy_valid"] == metrics["typical_valid"] == metrics["fields_kept"] == 1.0
-    assert metrics["greedy_valid_cases"] == metrics["typical_valid_cases"] == metrics["fields_kept_cases"] / 2 == 2400
+    assert metrics["greedy_valid_cases"] == metrics["typical_valid_cases"] == metrics["fields_kept_cases"] == 2400
     monkeypatch.setattr(json_records, "continuations", continued({case.prompt: "" for case in task.held_out_cases}))
     metrics = task.judge(model, 50)
     assert metrics["greedy_valid"] == metrics["typical_valid"] == metrics["fields_kept"] == 0.0

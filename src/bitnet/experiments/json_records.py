@@ -53,6 +53,7 @@ END = "\n"
 CUTS = (32, 40, 48, 56, 64, 72)  # characters given to continue; few lengths, because prompts of one length are decoded together
 CASES_PER_CUT = 400
 LONGEST_REST = 64  # characters; no record is longer than the shortest cut and this
+MODES: tuple[Mode, ...] = ("greedy", "typical")
 PROMPTS = (
     '{"name": "Alice", "age": 25, "city": "',
     '{"city": "Boston", "name": "',
@@ -203,16 +204,21 @@ class JsonTask:
         return [ExampleTable.of((Example(case.prompt, case.rest) for case in cases), self.tokenizer).batch("all")]
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
-        """Per way of decoding the share that is valid, and over both the share that keeps what was given."""
+        """The shares that are valid, greedy and sampled, and the share that keeps what was given both ways."""
         cases = self.held_out_cases[:limit]
-        metrics: dict[str, float] = {}
-        kept: list[bool] = []
-        for mode in ("greedy", "typical"):
+        kept = [True] * len(cases)
+        shares: dict[str, list[bool]] = {}
+        for mode in MODES:
             records = [parse(line) for line in self._continued(model, cases, mode)]
-            valid = [record is not None and meets_schema(record) for record in records]
-            kept += [record is not None and keeps(record, case.given) for record, case in zip(records, cases, strict=True)]
-            metrics |= {f"{mode}_valid": sum(valid) / len(valid), f"{mode}_valid_cases": float(len(valid))}
-        return {**metrics, "fields_kept": sum(kept) / len(kept), "fields_kept_cases": float(len(kept))}
+            shares[f"{mode}_valid"] = [record is not None and meets_schema(record) for record in records]
+            kept = [
+                before and record is not None and keeps(record, case.given)
+                for before, record, case in zip(kept, records, cases, strict=True)
+            ]
+        metrics: dict[str, float] = {}
+        for name, hits in {**shares, "fields_kept": kept}.items():
+            metrics |= {name: sum(hits) / len(hits), f"{name}_cases": float(len(hits))}
+        return metrics
 
     def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
         """A few held-out beginnings with the model's greedy continuation; any valid one that keeps the fields is right."""
