@@ -288,7 +288,7 @@ QUICK = RunConfig(
 BEST = RunConfig(
     model=TICTACTOE,
     train=dataclasses.replace(
-        QUICK.train, total_steps=7_500, warmup_steps=250, log_every=50, eval_every=500, sample_every=1_000, checkpoint_every=500
+        QUICK.train, total_steps=640, log_every=10, eval_every=80, sample_every=160, probe_every=80, checkpoint_every=80
     ),
     data=TicTacToeData(),
 )
