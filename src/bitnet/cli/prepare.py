@@ -1,11 +1,15 @@
-"""`bitnet prepare NAME --out FILE`: the data of an experiment as a file."""
+"""`bitnet prepare NAME --out FILE`: the data of an experiment as a file. `bitnet prepare --data PATH... --out DIR`: token shards."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+import sys
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
@@ -13,10 +17,16 @@ from bitnet.cli.catalogue import check_positive, find_experiment, find_variant
 from bitnet.cli.flags import parse
 from bitnet.errors import ConfigError, DataError
 
+if TYPE_CHECKING:
+    from bitnet.data.prepare import Progress
+    from bitnet.data.shards import Shards
+
+LINE_EVERY_S = 5.0  # between lines of progress where they cannot be rewritten
+
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareFlags:
-    """Flags of `bitnet prepare`."""
+    """Write the data of an experiment to a text file."""
 
     experiment: Positional[str]
     """Which experiment's data."""
@@ -28,9 +38,62 @@ class PrepareFlags:
     """Whose settings to use."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class CorpusFlags:
+    """Which documents."""
+
+    data: tuple[str, ...] = ()
+    """Files (.txt, .jsonl, each also .gz .xz .zst, .parquet), folders of them, or patterns."""
+    dataset: str | None = None
+    """Instead of --data: a data set of the hub, NAME or NAME:CONFIG, streamed and shuffled."""
+    split: str = "train"
+    """Split of the data set."""
+    column: str = "text"
+    """Column with the text."""
+    validation: tuple[str, ...] = ()
+    """Files that are the held-out set and are never trained on; without it, documents are chosen by a hash."""
+    held_out_one_in: int = 100
+    """Without --validation: one document in so many is held out."""
+    seed: int = 42
+    """Seed of what is drawn or shuffled."""
+    json: bool = False
+    """Print the result as JSON on the last line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareDocumentsFlags(CorpusFlags):
+    """Turn documents into token shards for training. Repeat the command to continue after an interruption."""
+
+    tokenizer: str
+    """Folder of the tokenizer, or its name on the hub."""
+    out: Path
+    """Folder to write."""
+    processes: int | None = None
+    """Processes that encode; all processors when not given."""
+    max_documents: int | None = None
+    """Documents to take at most."""
+    max_tokens: int | None = None
+    """Training tokens after which to stop."""
+
+
 def main(arguments: Sequence[str]) -> int:
+    """Documents where --data or --dataset is given, else an experiment's text; --help shows both."""
+    if any(word in ("-h", "--help") for word in arguments):
+        for flags in (PrepareFlags, PrepareDocumentsFlags):
+            try:
+                parse(flags, ["--help"], "prepare")
+            except SystemExit:
+                print()
+        return 0
+    if any(word.split("=")[0] in ("--data", "--dataset") for word in arguments):
+        return prepare_documents(parse(PrepareDocumentsFlags, arguments, "prepare"))
+    if not arguments:
+        raise ConfigError("name an experiment, as in `bitnet prepare arithmetic --out FILE`, or documents with --data or --dataset")
+    return prepare_experiment(parse(PrepareFlags, arguments, "prepare"))
+
+
+def prepare_experiment(flags: PrepareFlags) -> int:
     """Write the lines under a temporary name, then rename: the file is whole or absent."""
-    flags = parse(PrepareFlags, arguments, "prepare")
     check_positive(flags.count, "--count")
     experiment = find_experiment(flags.experiment)
     if "prepare" not in experiment.extra:
@@ -38,14 +101,98 @@ def main(arguments: Sequence[str]) -> int:
     if flags.out.exists():
         raise DataError(f"{flags.out} exists; delete it or choose another --out")
     lines = experiment.extra["prepare"](find_variant(experiment, flags.variant).config, flags.count)
-    temporary = flags.out.with_name(f".{flags.out.name}.{os.getpid()}.tmp")
+    _write_whole(flags.out, lines)
+    print(f"wrote {flags.count:,} lines to {flags.out}")
+    return 0
+
+
+def _write_whole(out: Path, lines: Iterable[str]) -> None:
+    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-        temporary.rename(flags.out)
+        temporary.rename(out)
     except OSError as error:
-        raise DataError(f"{flags.out} cannot be written ({error.strerror}); choose another --out") from None
+        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
     finally:
         temporary.unlink(missing_ok=True)
-    print(f"wrote {flags.count:,} lines to {flags.out}")
+
+
+def prepare_documents(flags: PrepareDocumentsFlags) -> int:
+    """Make, finish or find the shards, and say what is in them."""
+    from bitnet.data.corpus import open_corpus
+    from bitnet.data.prepare import prepare
+    from bitnet.text.pretrained import find_tokenizer
+
+    corpus = open_corpus(
+        flags.data, dataset=flags.dataset, split=flags.split, column=flags.column, validation=flags.validation,
+        one_in=flags.held_out_one_in, max_documents=flags.max_documents, max_tokens=flags.max_tokens, seed=flags.seed,
+    )  # fmt: skip
+    tokenizer = find_tokenizer(flags.tokenizer)
+    shards = prepare(corpus, tokenizer, flags.out, processes=flags.processes, report=progress_line())
+    summary = summary_of(shards)
+    print(_page(summary), file=sys.stderr if flags.json else sys.stdout)
+    if flags.json:
+        print(json.dumps(summary))
     return 0
+
+
+def progress_line() -> Callable[[Progress], None]:
+    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few seconds."""
+    rewritten = sys.stderr.isatty()
+    last = time.monotonic()
+
+    def show(progress: Progress) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= (0.2 if rewritten else LINE_EVERY_S):
+            last = now
+            print(_line(progress), file=sys.stderr, end="\x1b[K\r" if rewritten else "\n", flush=True)
+
+    return show
+
+
+def _line(progress: Progress) -> str:
+    from bitnet.run.wording import duration
+
+    done = "" if progress.fraction is None else f"{progress.fraction:6.1%}  "
+    left = "" if progress.eta_s is None else f"  about {duration(progress.eta_s)} to go"
+    text = f"{progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB  {progress.tokens:,} tokens"
+    return f"{done}{text}  {progress.mb_per_s:.1f} MB/s{left}"
+
+
+def summary_of(shards: Shards) -> dict[str, Any]:
+    """What was prepared, for people and programs."""
+    train, held_out, counts = shards.train, shards.held_out, shards.manifest["counts"]
+    return {
+        "out": str(shards.folder),
+        "name": shards.manifest["name"],
+        "tokenizer": shards.manifest["tokenizer"],
+        "documents": train.documents,
+        "tokens": train.tokens,
+        "text_bytes": train.text_bytes,
+        "bytes_per_token": train.text_bytes / train.tokens,
+        "held_out_documents": held_out.documents,
+        "held_out_tokens": held_out.tokens,
+        "held_out_text_bytes": held_out.text_bytes,
+        **{key: counts[key] for key in ("equal_to_validation", "empty", "broken")},
+        "first_broken": shards.manifest["first_broken"],
+    }
+
+
+def _page(summary: dict[str, Any]) -> str:
+    def row(what: str, documents: int, tokens: int) -> str:
+        return f"  {what:<12} {documents:>12,} documents  {tokens:>14,} tokens"
+
+    lines = [
+        f"{summary['out']}: {summary['name']}, ids of a vocabulary of {summary['tokenizer']['tokenizer_vocab_size']:,}",
+        f"{row('to train on', summary['documents'], summary['tokens'])}  {summary['bytes_per_token']:.2f} bytes each",
+        row("held out", summary["held_out_documents"], summary["held_out_tokens"]),
+    ]
+    dropped = {
+        "equal to a document of the validation file": summary["equal_to_validation"],
+        "empty": summary["empty"],
+        f"broken (first: {summary['first_broken']})": summary["broken"],
+    }
+    lines += [f"  {'left out':<12} {count:>12,} {what}" for what, count in dropped.items() if count]
+    return "\n".join(lines)

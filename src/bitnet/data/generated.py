@@ -132,6 +132,11 @@ class TableRows:
         scored[row, places[kept]] = self.scored[chosen][kept]
         return shifted(tokens, scored)
 
+    def epochs(self, rows: int) -> float:
+        """Examples that so many rows show, over the examples there are: on average, as they are drawn with replacement."""
+        per_row = 1.0 if self.layout == "single" else (self.seq_len + 1) / float(self.table.lengths.mean())
+        return rows * per_row / len(self.table.lengths)
+
     def fingerprint(self) -> dict[str, Any]:
         """Size and hash of the table."""
         tokens = int(self.table.lengths.sum())

@@ -39,6 +39,10 @@ class RowSource(Protocol):
         """The rows with these numbers, in this order."""
         ...
 
+    def epochs(self, rows: int) -> float:
+        """How many times a run of so many rows goes through the data."""
+        ...
+
     def fingerprint(self) -> dict[str, Any]:
         """What the data is, for meta/dataset_fingerprint.json."""
         ...

@@ -1,15 +1,24 @@
-"""One token per character: for tasks whose alphabet is known beforehand."""
+"""One token per character: for tasks whose alphabet is known beforehand, and for stories, whose alphabet is counted.
+
+A task's alphabet is exact: another character is an error. A counted one keeps the most frequent characters, and <unk>
+stands for the rest, which is lost: byte-level BPE (bpe.py) loses nothing.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bitnet.errors import DataError, NotFoundError
-from bitnet.text.tokenizer import SPECIAL_TOKENS
+from bitnet.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FILE_NAME = "characters.json"
 
@@ -17,8 +26,13 @@ FILE_NAME = "characters.json"
 class CharacterTokenizer:
     """Special tokens first, then the alphabet, then unused ids up to `vocab_size`."""
 
-    def __init__(self, alphabet: str, vocab_size: int) -> None:
-        """alphabet: distinct characters, in the order of their ids; vocab_size: at least 4 more than its length."""
+    pad_id, bos_id, eos_id = PAD, BOS, EOS
+
+    def __init__(self, alphabet: str, vocab_size: int, *, unknown: bool = False) -> None:
+        """alphabet: distinct characters, in the order of their ids; vocab_size: at least 4 more than its length.
+
+        unknown: whether other characters become <unk>, instead of an error.
+        """
         if len(set(alphabet)) != len(alphabet):
             raise DataError("the alphabet repeats a character; list each once")
         needed = len(SPECIAL_TOKENS) + len(alphabet)
@@ -26,7 +40,19 @@ class CharacterTokenizer:
             raise DataError(f"a vocabulary of {vocab_size} is too small for {len(alphabet)} characters; it must be at least {needed}")
         self.alphabet = alphabet
         self._vocab_size = vocab_size
+        self._unknown = unknown
         self._ids = {character: index + len(SPECIAL_TOKENS) for index, character in enumerate(alphabet)}
+
+    @classmethod
+    def count(cls, texts: Iterable[str], vocab_size: int) -> CharacterTokenizer:
+        """The most frequent characters of the texts; the rest is <unk>."""
+        counts: Counter[str] = Counter()
+        for text in texts:
+            counts.update(text)
+        most = sorted(counts, key=lambda character: (-counts[character], character))[: max(vocab_size - len(SPECIAL_TOKENS), 0)]
+        if not most:
+            raise DataError(f"no alphabet of {vocab_size} entries can be counted; give text, and a size above {len(SPECIAL_TOKENS)}")
+        return cls("".join(sorted(most)), vocab_size, unknown=True)
 
     @property
     def vocab_size(self) -> int:
@@ -35,22 +61,41 @@ class CharacterTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """One id per character."""
+        if self._unknown:
+            return [self._ids.get(character, UNK) for character in text]
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
             raise DataError(f"the character {error.args[0]!r} is not in this model's alphabet; it knows only {self.alphabet!r}") from None
+
+    def encode_array(self, text: str) -> NDArray[np.uint32]:
+        """The ids of `encode` as an array."""
+        import numpy as np
+
+        return np.array(self.encode(text), dtype=np.uint32)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Characters of the ids; special and unused ids give nothing."""
         first = len(SPECIAL_TOKENS)
         return "".join(self.alphabet[i - first] for i in ids if first <= i < first + len(self.alphabet))
 
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of each id's character, (V,); 0 for special and unused ids."""
+        import numpy as np
+
+        lengths = np.zeros(self._vocab_size, dtype=np.int64)
+        for character, index in self._ids.items():
+            lengths[index] = len(character.encode(errors="surrogatepass"))
+        return lengths
+
     def describe(self) -> dict[str, Any]:
         """Kind and sha256 of what defines the ids."""
-        return {"tokenizer": "characters", "tokenizer_sha256": hashlib.sha256(self._json().encode()).hexdigest()}
+        known = {"tokenizer": "characters", "tokenizer_sha256": hashlib.sha256(self._json().encode()).hexdigest()}
+        return {**known, "tokenizer_unknown": True} if self._unknown else known
 
     def _json(self) -> str:
-        return json.dumps({"kind": "characters", "alphabet": self.alphabet, "vocab_size": self._vocab_size})
+        values = {"kind": "characters", "alphabet": self.alphabet, "vocab_size": self._vocab_size}
+        return json.dumps({**values, "unknown": True} if self._unknown else values)
 
     def save(self, folder: Path) -> None:
         """Write characters.json into the folder."""
@@ -63,7 +108,7 @@ class CharacterTokenizer:
         path = folder / FILE_NAME
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            return cls(values["alphabet"], values["vocab_size"])
+            return cls(values["alphabet"], values["vocab_size"], unknown=values.get("unknown", False))
         except FileNotFoundError:
             raise NotFoundError(f"there is no tokenizer at {path}; train the run again or copy its tokenizer folder back") from None
         except (json.JSONDecodeError, KeyError, TypeError) as error:

@@ -1,29 +1,62 @@
-"""What the rest of the program may ask of a tokenizer, and how one is found again in a folder."""
+"""What the rest of the program may ask of a tokenizer, and how one is found again in a folder.
+
+Not here: any tokenizer. Characters stand in characters.py, everything with a tokenizer.json in subword.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
+
+from bitnet.errors import NotFoundError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
+"""Their ids in every tokenizer that this project makes. A pretrained one has its own: ask `pad_id`, `bos_id`, `eos_id`."""
 
 
 class Tokenizer(Protocol):
-    """Ids 0..3 are <pad> <s> </s> <unk> in every tokenizer of this project."""
+    """Text to ids and back. Text that looks like a special token is text: only ids are control tokens."""
 
     @property
     def vocab_size(self) -> int:
         """Number of ids."""
         ...
 
+    @property
+    def pad_id(self) -> int:
+        """What fills a row; never scored."""
+        ...
+
+    @property
+    def bos_id(self) -> int:
+        """What begins a conversation or a document, where something does."""
+        ...
+
+    @property
+    def eos_id(self) -> int:
+        """What ends a document; generation stops there."""
+        ...
+
     def encode(self, text: str) -> list[int]:
-        """Ids of a text. Raises DataError for text it cannot represent."""
+        """Ids of a text, without special ones. Raises DataError for text it cannot represent."""
+        ...
+
+    def encode_array(self, text: str) -> NDArray[np.uint32]:
+        """The ids of `encode`, as an array: for documents of many megabytes."""
         ...
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out."""
+        ...
+
+    def byte_lengths(self) -> NDArray[np.int64]:
+        """UTF-8 bytes of text that each id stands for, (V,); 0 for special and unused ids. For bits per byte."""
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -36,7 +69,15 @@ class Tokenizer(Protocol):
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer saved in a folder."""
-    from bitnet.text.characters import CharacterTokenizer
+    """The tokenizer saved in a folder: characters.json, or a Hugging Face tokenizer.json."""
+    from bitnet.text.characters import FILE_NAME, CharacterTokenizer
+    from bitnet.text.subword import TOKENIZER_FILE, SubwordTokenizer
 
-    return CharacterTokenizer.load(folder)
+    if (folder / TOKENIZER_FILE).is_file():
+        return SubwordTokenizer.load(folder)
+    if (folder / FILE_NAME).is_file():
+        return CharacterTokenizer.load(folder)
+    raise NotFoundError(
+        f"there is no tokenizer in {folder} (neither {TOKENIZER_FILE} nor {FILE_NAME}); copy a run's tokenizer folder back, or make one "
+        "with: bitnet tokenizer train"
+    )

@@ -1,0 +1,153 @@
+"""Records out of one open file, by its kind.
+
+    .txt        documents end at a line `<|endoftext|>`; a file without such a line is one document
+    .jsonl      one object a line, its text in one column: a string, or a list of strings (joined by line breaks)
+    .parquet    the same from a column
+
+The first two may be compressed (.gz, .xz, .zst). A file is read as a stream: memory is bounded by its longest document. A
+record that cannot be used is not skipped in silence but handed on with what is wrong with it, so that it is counted.
+Not here: several files, and going on from a position (documents.py).
+"""
+
+from __future__ import annotations
+
+import gzip
+import importlib
+import io
+import json
+import lzma
+import zlib
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from bitnet.errors import BitnetError, ConfigError, DataError, NotFoundError
+
+DELIMITER = b"<|endoftext|>"
+EMPTY = "empty"
+COMPRESSIONS = (".gz", ".xz", ".zst")
+KINDS = (".txt", ".jsonl", *(kind + packed for kind in (".txt", ".jsonl") for packed in COMPRESSIONS), ".parquet")
+BUFFER_BYTES = 1 << 20
+
+
+class Record(NamedTuple):
+    """A document, or what is wrong with it: EMPTY, or why it cannot be read."""
+
+    text: str | None
+    problem: str | None = None
+
+
+def read_file(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
+    """The records of one open file. An empty file is one empty record."""
+    if path.stat().st_size == 0:
+        yield Record(None, EMPTY)
+        return
+    try:
+        if path.suffix == ".parquet":
+            yield from _parquet_records(path, raw, column)
+            return
+        kind = path.with_suffix("").suffix if path.suffix in COMPRESSIONS else path.suffix
+        with _unpacked(raw, path.suffix) as lines:
+            yield from _text_records(lines) if kind == ".txt" else _json_records(lines, path, column)
+    except BitnetError:
+        raise
+    except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
+        raise DataError(f"{path} is cut short or damaged ({error}); fetch it again, or leave it out") from error
+
+
+def _unpacked(raw: IO[bytes], suffix: str) -> AbstractContextManager[Iterable[bytes]]:
+    """The lines of a file, decompressed by its last suffix."""
+    if suffix == ".gz":
+        return gzip.GzipFile(fileobj=raw)
+    if suffix == ".xz":
+        return lzma.LZMAFile(raw)
+    if suffix == ".zst":
+        return io.BufferedReader(_pyarrow("pyarrow", "a .zst file").CompressedInputStream(raw, "zstd"), BUFFER_BYTES)
+    return nullcontext(raw)
+
+
+def _pyarrow(module: str, what: str) -> Any:
+    """Arrow's reader. For zstd too: the package zstandard takes a file that was cut short for a whole one."""
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise ConfigError(f"reading {what} needs pyarrow; install it with: pip install 'bitnet[text]'") from None
+
+
+def _text_records(lines: Iterable[bytes]) -> Iterator[Record]:
+    document: list[bytes] = []
+    ended = False
+    for line in lines:
+        if DELIMITER in line and line.strip() == DELIMITER:
+            yield _text_record(b"".join(document))
+            document, ended = [], True
+        else:
+            document.append(line)
+    rest = b"".join(document)
+    if rest.strip() or not ended:
+        yield _text_record(rest)
+
+
+def _text_record(raw: bytes) -> Record:
+    raw = raw.removeprefix(b"\xef\xbb\xbf").strip(b"\r\n")
+    if b"\x00" in raw:
+        return Record(None, "binary data, not text")
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        return Record(None, f"not UTF-8 ({error.reason} at byte {error.start})")
+    return _checked(text)
+
+
+def _json_records(lines: Iterable[bytes], path: Path, column: str) -> Iterator[Record]:
+    known = False
+    for line in lines:
+        if not line.strip():
+            continue
+        try:
+            values = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield Record(None, f"not JSON ({error})")
+            continue
+        if not isinstance(values, dict):
+            yield Record(None, f"a {type(values).__name__}, not an object")
+            continue
+        if not known:
+            check_column(column, values, str(path))
+            known = True
+        yield text_record(values.get(column))
+
+
+def _parquet_records(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
+    file = _pyarrow("pyarrow.parquet", "a .parquet file").ParquetFile(raw)
+    check_column(column, file.schema_arrow.names, str(path))
+    for batch in file.iter_batches(batch_size=256, columns=[column]):
+        for value in batch.column(0):
+            yield text_record(value.as_py())
+
+
+def check_column(column: str, names: Iterable[str], where: str) -> None:
+    """Raise NotFoundError, with the columns there are, unless `column` is one of them."""
+    there = sorted(names)
+    if column not in there:
+        raise NotFoundError(f"{where} has no column {column!r}; it has: {', '.join(there)}. Choose one with --column")
+
+
+def text_record(value: object) -> Record:
+    """What stands in a column, as a document."""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "\n".join(value)
+    if value is None:
+        return Record(None, EMPTY)
+    return _checked(value) if isinstance(value, str) else Record(None, f"a {type(value).__name__} in the column, not text")
+
+
+def _checked(text: str) -> Record:
+    if not text or text.isspace():
+        return Record(None, EMPTY)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return Record(None, "half of a surrogate pair, which UTF-8 cannot represent")
+    return Record(text)

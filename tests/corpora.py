@@ -1,0 +1,56 @@
+"""Small corpora for the tests of preparing and reading shards."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+from bitnet.text.bpe import train_bpe
+from bitnet.text.subword import SubwordTokenizer
+
+WORDS = (
+    "the",
+    "a",
+    "small",
+    "big",
+    "red",
+    "blue",
+    "cat",
+    "dog",
+    "bird",
+    "ran",
+    "sat",
+    "sang",
+    "said",
+    "under",
+    "over",
+    "and",
+    "happy",
+    "moon",
+)
+
+
+def story(number: int) -> str:
+    """A different story for each number, 60 to 400 bytes."""
+    generator = random.Random(number)
+    sentences = (" ".join(generator.choices(WORDS, k=generator.randint(4, 12))).capitalize() for _ in range(generator.randint(2, 6)))
+    return f"Story {number}. " + ". ".join(sentences) + "."
+
+
+def stories(count: int, first: int = 0) -> list[str]:
+    return [story(number) for number in range(first, first + count)]
+
+
+def write_txt(path: Path, texts: list[str]) -> Path:
+    path.write_text("".join(f"{text}\n<|endoftext|>\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
+    path.write_text("".join(json.dumps({"id": index, column: text}) + "\n" for index, text in enumerate(texts)), encoding="utf-8")
+    return path
+
+
+def small_tokenizer() -> SubwordTokenizer:
+    return train_bpe(stories(200), 320)
