@@ -19,7 +19,9 @@ VERBS = {
     "status": "how far a run is, and how it is doing",
     "plot": "draw the curves of runs as PNG",
     "report": "one HTML page about a run, or two runs compared",
-    "prepare": "write the data of an experiment to a file",
+    "tokenizer": "train a tokenizer from documents, or look at one",
+    "prepare": "documents to token shards, or an experiment's data to a file",
+    "cost": "what a run will take before it starts: memory, disk, time, money",
 }
 
 

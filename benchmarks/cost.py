@@ -1,0 +1,173 @@
+"""Is what `bitnet cost` says true? Its estimate of the quick arithmetic run beside that run; and the tables of docs/costs.md.
+
+    python benchmarks/cost.py            estimate, train, compare: exit code 1 beyond 20% in time or 10% in memory (4 minutes)
+    python benchmarks/cost.py --page     write the tables of docs/costs.md between their markers
+    python benchmarks/cost.py --check    exit with 1 if docs/costs.md does not hold exactly these tables
+
+Both commands run in processes of their own, the estimate first. Time is that of the whole training command, start and
+evaluation included; memory is the largest resident size that the system saw.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from bitnet.cli.cost_page import fits, long_time, scaled, size
+from bitnet.cost.devices import load_devices
+from bitnet.cost.estimate import estimate
+from bitnet.cost.memory import Numerics, head_ledger, layer_ledger
+from bitnet.cost.presets import PRESETS
+from bitnet.experiments.shapes import BASELINE, SHAPES
+from bitnet.train.config import TrainConfig
+from hardware import RESULTS, where, write_results
+from readme import table
+
+PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
+RUN = ["arithmetic", "--variant", "quick", "--device", "cpu"]
+TIME_TOLERANCE, MEMORY_TOLERANCE = 0.2, 0.1
+# The verified plan of the 95M baseline (seeds: 60,000 updates of 32 x 1,024) and, for the shapes, equal batches.
+PLAN = TrainConfig(seq_len=1024, batch_size=32, total_steps=60_000, warmup_steps=375)
+ROWS = 8
+
+
+def bitnet(*words: str) -> tuple[str, float, int]:
+    """Standard output, seconds, and largest resident size in bytes of one command."""
+    started = time.perf_counter()
+    process = subprocess.Popen([sys.executable, "-m", "bitnet", *words], stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    out = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"bitnet {' '.join(words)} ended with status {status}")
+    return out, time.perf_counter() - started, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def compare() -> list[dict[str, Any]]:
+    """Estimated and real time and memory, and their quotients."""
+    out, _, _ = bitnet("cost", *RUN, "--measure", "--json")
+    said = json.loads(out.splitlines()[-1])
+    with tempfile.TemporaryDirectory() as runs:
+        _, seconds, peak = bitnet("train", *RUN, "--runs-dir", runs)
+    pairs = [
+        ("time, from 10 s of measuring", "s", said["measured"]["seconds"], seconds, TIME_TOLERANCE),
+        ("largest resident size", "GB", said["process_bytes"]["cpu"] / 1e9, peak / 1e9, MEMORY_TOLERANCE),
+    ]
+    names = ("figure", "unit", "estimate", "real", "tolerance")
+    rows: list[dict[str, Any]] = [dict(zip(names, pair, strict=True)) for pair in pairs]
+    for row in rows:
+        row["off"] = row["estimate"] / row["real"] - 1
+    return rows
+
+
+def checked_table() -> str:
+    """What `compare` recorded last."""
+    if not (RESULTS / "cost.json").is_file():
+        return "Not measured yet: `python benchmarks/cost.py` does."
+    recorded = json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
+    head = ["quick arithmetic run", "estimate", "real", "off", "promised"]
+    rows = [
+        [row["figure"], f"{row['estimate']:.3g} {row['unit']}", f"{row['real']:.3g} {row['unit']}", f"{row['off']:+.1%}",
+         f"within {row['tolerance']:.0%}"]
+        for row in recorded["rows"]
+    ]  # fmt: skip
+    place = recorded["where"]
+    return (
+        table(head, rows)
+        + f"\n\nMeasured on: {place['hardware']}, {place['threads']} threads, torch {place['torch']}, commit {place['commit']}, "
+        + f"{place['date']}, by `python benchmarks/cost.py`."
+    )
+
+
+def shapes_table() -> str:
+    """One row for each shape: what follows from the numbers alone."""
+    head = [
+        "shape",
+        "parameters",
+        "tokens at 20 each",
+        "FLOP in all",
+        "packed",
+        "checkpoint",
+        f"card, {ROWS} rows",
+        "8 GB",
+        "24 GB",
+        "80 GB",
+    ]
+    rows = []
+    for name, model in {**SHAPES, **PRESETS}.items():
+        train = TrainConfig(seq_len=model.max_seq_length, batch_size=ROWS, total_steps=1)
+        found = estimate(model, train, [])
+        cards = [fits(one) for one in found.fits if one.gb in (8, 24, 80)]
+        rows.append(
+            [name, f"{found.parameters:,}", scaled(found.tokens_at_20).strip(), scaled(found.tokens_at_20 * found.flops_per_token).strip(),
+             size(found.packed_bytes), size(found.checkpoint_bytes), size(found.process_bytes["cuda"]), *cards]
+        )  # fmt: skip
+    return table(head, rows)
+
+
+def devices_table() -> str:
+    """The 95M baseline on every device of the table."""
+    head = ["device", "TFLOP/s", "rate", "time", "USD", "price", "batch of 32 rows"]
+    rows = []
+    for row in estimate(BASELINE, PLAN, load_devices()).devices:
+        device = row.device
+        rate = f"{device.flops_per_second / 1e12:.3g}"
+        rows.append(
+            [device.name, rate, f"{'measured' if device.measured else 'ASSUMED'}: {device.basis}", long_time(row.seconds),
+             "-" if row.usd is None else f"{row.usd:,.2f}", device.price_basis, "-" if row.fit is None else fits(row.fit)]
+        )  # fmt: skip
+    return table(head, rows)
+
+
+def ledger_table() -> str:
+    """Bytes for each token that one layer of the baseline, and its head, keep."""
+    ways = {
+        "GPU: int8, bf16": (BASELINE, Numerics(device="cuda", product="int8", bf16=True)),
+        "CPU: int8, float32": (BASELINE, Numerics(device="cpu", product="int8", bf16=False)),
+    }
+    columns = [(layer_ledger(model, numerics), head_ledger(model, numerics)) for model, numerics in ways.values()]
+    rows = [[name, *(f"{layer[name]:,}" for layer, _ in columns)] for name in columns[0][0]]
+    rows.append(["**one layer**", *(f"{sum(layer.values()):,}" for layer, _ in columns)])
+    rows += [[f"{name} (once)", *(f"{head[name]:,}" for _, head in columns)] for name in columns[0][1]]
+    total = [BASELINE.num_layers * sum(layer.values()) + sum(head.values()) for layer, head in columns]
+    return table(["kept for each token", *ways], [*rows, ["**8 layers and head**", *(f"{value:,}" for value in total)]])
+
+
+def with_tables(text: str) -> str:
+    """The page with its blocks replaced."""
+    blocks = {"shapes": shapes_table, "devices": devices_table, "ledger": ledger_table, "checked": checked_table}
+    for name, block in blocks.items():
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        assert pattern.search(text), f"docs/costs.md has no <!-- {name} --> block"
+        content = block()
+        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)  # type: ignore[misc]
+    return text
+
+
+def main() -> int:
+    words = sys.argv[1:]
+    if "--page" in words or "--check" in words:
+        text = PAGE.read_text(encoding="utf-8")
+        wanted = with_tables(text)
+        if "--check" in words:
+            print("docs/costs.md is up to date" if wanted == text else "docs/costs.md differs; run: python benchmarks/cost.py --page")
+            return int(wanted != text)
+        PAGE.write_text(wanted, encoding="utf-8")
+        return 0
+    rows = compare()
+    print(where())
+    for row in rows:
+        print(f"{row['figure']:<32}estimate {row['estimate']:.3f}  real {row['real']:.3f} {row['unit']}  off {row['off']:+.1%}")
+    print(f"wrote {write_results('cost', rows)}")
+    return int(any(abs(row["off"]) > row["tolerance"] for row in rows))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,1 @@
+"""What a run will take before it starts: arithmetic on its configuration. Nothing here trains or measures."""

@@ -1,0 +1,173 @@
+"""Memory of one training process, term by term, from what the modules of bitnet.nn keep for the backward pass.
+
+What is held at all times (weights, optimizer state, ternary codes with their dequantized copies) is joined by one of
+two things, and the larger decides the peak:
+
+    backward pass   everything the forward pass kept (the ledgers below) and what the first steps back work with: at
+                    the head two more tensors of tokens x vocabulary, or in the last feed-forward three of tokens x
+                    inner width. Where micro-batches accumulate, all gradients are there too.
+    update          all gradients, and for Muon the directions and the stacked matrices of its iteration
+
+Tensors are counted as autograd keeps them in eager mode with a fused attention kernel (which keeps queries, keys,
+values, output and one number per head, never T x T). Tests hold the ledgers to the tensors that autograd saves, byte
+for byte, and the peak to the allocator's.
+
+Not here: torch.compile, which fuses and usually needs less; fragmentation; what evaluation needs.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from bitnet.nn.bitlinear import Product, has_fast_int8
+from bitnet.nn.config import BitNetConfig
+from bitnet.optim.optimizer import OptimizerKind
+from bitnet.train.config import TrainConfig
+
+DeviceType = Literal["cpu", "cuda"]
+FLOAT = 4  # bytes of float32: weights, gradients, optimizer state, residual stream
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """How a device multiplies: product of the ternary layers, and whether autocast to bf16 runs."""
+
+    device: DeviceType
+    product: Product
+    bf16: bool
+
+    @property
+    def half(self) -> int:
+        """Bytes of a number that autocast touches."""
+        return 2 if self.bf16 else FLOAT
+
+
+def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> Numerics:
+    """What training chooses there (train/machine.py); a GPU is taken to be of capability 8.0 or newer."""
+    import torch
+
+    quantized = model.weights == "ternary" and model.activations == "int8"
+    fast = device == "cuda" or has_fast_int8(torch.device("cpu"))
+    int8 = quantized and (train.product == "int8" or (train.product == "auto" and fast))
+    bf16 = train.precision == "bf16" or (train.precision == "auto" and device == "cuda")
+    return Numerics(device=device, product="int8" if int8 else "float", bf16=bf16)
+
+
+def ternary_shapes(model: BitNetConfig) -> Counter[tuple[int, int]]:
+    """How often each logical matrix (out, in) that can be ternary occurs in the model."""
+    width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
+    shapes = [(width, width), (keys, width), (keys, width), (width, width), (inner, width), (inner, width), (width, inner)]
+    return Counter({shape: count * model.num_layers for shape, count in Counter(shapes).items()})
+
+
+def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
+    """Bytes that one layer keeps for each token until its backward pass, by what they are."""
+    width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
+    half, integer = numerics.half, numerics.product == "int8"
+    wide = FLOAT if integer else half  # int8 products return the dtype of their input, here of the norm: float32
+    cast = integer and numerics.bf16  # attention then casts q, k and v, and nobody keeps the originals
+    copied = model.activations == "int8" or model.sub_norm  # else the product shares the attention's output
+    ledger = {
+        "residual stream at both norms": 2 * (FLOAT * width + FLOAT),
+        "input of q, k, v": width + FLOAT if integer else half * width,
+        "q, k, v": half * (width + 2 * keys) + (0 if cast else half * (width + keys)),
+        "attention output": half * width + FLOAT * model.num_heads,
+        "input of output projection": width + half if integer else half * width * copied,
+        "input of gate, up": width + FLOAT if integer else half * width,
+        "gate, up": wide * 2 * inner,
+        "activation": wide * inner * (1 if model.activation == "silu" else 2),
+        "input of down projection": inner + wide if integer else half * inner,
+    }
+    if model.sub_norm:  # float32 attention output is counted already
+        ledger["sub-norms"] = FLOAT * inner + (FLOAT * width if numerics.bf16 else 0) + 2 * FLOAT
+    return ledger
+
+
+def head_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
+    """Bytes that the final norm, the head and the loss keep for each token."""
+    return {
+        "final norm": FLOAT * model.hidden_size + FLOAT,
+        "input of head": numerics.half * model.hidden_size,
+        "log-probabilities": FLOAT * model.vocab_size,
+    }
+
+
+def kept_copies(model: BitNetConfig, numerics: Numerics, seq_len: int) -> int:
+    """Bytes that a micro-batch keeps whatever its size: weights as the float product sees them, and bf16 casts."""
+    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
+    changed = numerics.product == "float" and (model.weights == "ternary" or numerics.bf16)
+    copies = numerics.half * ternary if changed else 0
+    if numerics.bf16:
+        copies += 2 * model.vocab_size * model.hidden_size
+        copies += 0 if numerics.product == "int8" else 8 * model.num_layers * seq_len * model.head_dim  # rotary tables
+    return copies
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes, at one micro-batch size. The first three are always held; see the module for the rest."""
+
+    weights: int
+    optimizer: int
+    ternary_codes: int
+    gradients: int
+    activations: int
+    backward_work: int
+    update_work: int
+    accumulates: bool
+    """Whether gradients of earlier micro-batches are held during the backward pass."""
+
+    @property
+    def peak(self) -> int:
+        """The most that tensors take at once."""
+        backward = self.activations + self.backward_work + (self.gradients if self.accumulates else 0)
+        return self.weights + self.optimizer + self.ternary_codes + max(backward, self.gradients + self.update_work)
+
+
+def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Memory:
+    """Memory of one process that trains this model in micro-batches of train.batch_size rows."""
+    tokens = train.batch_size * train.seq_len
+    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
+    head = tokens * sum(head_ledger(model, numerics).values())
+    layers = tokens * model.num_layers * sum(layer_ledger(model, numerics).values())
+    integer = numerics.product == "int8"
+    return Memory(
+        weights=FLOAT * model.total_params,
+        optimizer=optimizer_bytes(model, train.optimizer),
+        ternary_codes=ternary * (1 + numerics.half) if integer else 0,
+        gradients=FLOAT * model.total_params,
+        activations=layers + head + kept_copies(model, numerics, train.seq_len),
+        backward_work=_backward_work(model, numerics, tokens, head),
+        update_work=_update_work(model, train.optimizer, numerics),
+        accumulates=train.grad_accumulation_steps > 1,
+    )
+
+
+def optimizer_bytes(model: BitNetConfig, kind: OptimizerKind) -> int:
+    """AdamW keeps two float32 numbers for each parameter, Muon one for each ternary weight (optim/optimizer.py)."""
+    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
+    return 2 * FLOAT * model.total_params - (FLOAT * ternary if kind == "muon" else 0)
+
+
+def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: int) -> int:
+    """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last feed-forward's."""
+    wide = FLOAT if numerics.product == "int8" else numerics.half
+    tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
+    feedforward = tokens * (tensors * wide * model.ffn_hidden_size + FLOAT * model.hidden_size)
+    return max(tokens * 2 * FLOAT * model.vocab_size, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
+
+
+def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -> int:
+    """Muon: a direction for each weight, and for the largest group of equal shapes three copies and two Gram matrices.
+
+    Else the sum of a tied embedding's two gradients, which stands just before the update.
+    """
+    summing = 2 * FLOAT * model.vocab_size * model.hidden_size if model.embeddings_tied else 0
+    if kind == "adamw":
+        return summing
+    shapes = ternary_shapes(model)
+    directions = FLOAT * sum(out * width * count for (out, width), count in shapes.items())
+    group = max(count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes.items())
+    return max(directions + (2 if numerics.device == "cuda" else FLOAT) * group, summing)
