@@ -29,6 +29,24 @@ exp-tictactoe: _ready
 train-tictactoe *args: _ready
     bitnet train tictactoe "$@"
 
+# TinyStories, full experiment: `reference` on a GPU, `quick` on a CPU; `--data stories.txt` where there is no hub
+exp-tinystories *args: _ready
+    bitnet train tinystories --run-id bitnet_12M_tinystories_exp "$@"
+    bitnet evaluate bitnet_12M_tinystories_exp --once
+
+# TinyStories with your own settings, e.g. `just train-tinystories --num-steps 15000 --seq-len 128 --batch-size 16`
+train-tinystories *args: _ready
+    bitnet train tinystories "$@"
+
+# the 95M baseline, full experiment: `reference` on a GPU (days), `smoke` on a CPU; `--data books/` where there is no hub
+exp-baseline *args: _ready
+    bitnet train baseline --run-id bitnet_95M_baseline_exp "$@"
+    bitnet evaluate bitnet_95M_baseline_exp --once
+
+# the baseline with your own settings, e.g. `just train-baseline --run-id my_experiment --batch-size 32`
+train-baseline *args: _ready
+    bitnet train baseline "$@"
+
 # play tic-tac-toe against a trained model: a run, or a path into one
 play-tictactoe *args: _ready
     bitnet play "$@"

@@ -1,4 +1,4 @@
-"""Write the measured tables into README.md and docs/experiments.md, between their markers.
+"""Write the measured and the generated tables into README.md and the pages of docs/, between their markers.
 
     python benchmarks/readme.py           rewrite the tables from what the benchmarks recorded and the code says
     python benchmarks/readme.py --check   exit with 1 if a page does not hold exactly these tables
@@ -9,10 +9,14 @@ benchmarks/results/train_speed_*.json (benchmarks/train_speed.py). No figure is 
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import functools
+import itertools
 import json
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +25,7 @@ from bitnet.experiments.measured import measured
 from hardware import RESULTS
 
 ROOT = Path(__file__).parents[1]
-PAGES = (ROOT / "README.md", ROOT / "docs" / "experiments.md")
+PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
 KINDS = ("exact_match", "exact_match_add", "exact_match_sub", "exact_match_mul", "exact_match_div")
 
 
@@ -31,17 +35,20 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
-def results_table() -> str:
-    """One row per recorded run: size, cost, result, and where it was measured."""
+def results_table(only: str | None = None) -> str:
+    """One row per recorded run, or run of one experiment: size, cost, result, and where it was measured."""
+    found = [row for row in measured() if only in (None, row["experiment"])]
+    if not found:
+        return "Nothing yet."
     head = ["experiment", "variant", "parameters", "tokens", "result", "loss, first and last 100", "minutes", "commit"]
     rows = []
-    for row in measured():
+    for row in found:
         budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
         name = row["variant"] + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
         losses = f"{row['first_loss']:.2f}, {row['last_loss']:.3f} (on {row['loss_on']})"
         size = [f"{row['parameters']:,}", f"{row['tokens'] / 1e6:.1f}M{budget}"]
         rows.append([row["experiment"], name, *size, f"{row['result']}: {row['verdict']}", losses, f"{row['minutes']:.1f}", row["commit"]])
-    places = sorted({f"{row['hardware']}, torch {row['torch']}" for row in measured()})
+    places = sorted({f"{row['hardware']}, torch {row['torch']}" for row in found})
     return table(head, rows) + "\n\nMeasured on: " + "; ".join(places) + "."
 
 
@@ -68,6 +75,54 @@ def variants_table() -> str:
     return table(head, rows)
 
 
+def configuration_table(name: str) -> str:
+    """What differs between the variants of one experiment, and what success is: fields down, variants across."""
+    variants = find_experiment(name).variants
+    configs = {variant: settings.config for variant, settings in variants.items()}
+    rows = [["parameters", *(f"{config.model.total_params:,}" for config in configs.values())]]
+    rows += [["tokens", *(f"{config.train.total_tokens:,}" for config in configs.values())]]
+    for section, fields in SHOWN_FIELDS.items():
+        values = [dataclasses.asdict(getattr(config, section)) for config in configs.values()]
+        rows += [[f"`{section}.{field}`", *(said(one[field]) for one in values)] for field in fields or values[0] if field in values[0]]
+    rows += [["success", *(", ".join(map(str, settings.criteria)) for settings in variants.values())]]
+    return table(["", *configs], rows)
+
+
+def said(value: Any) -> str:
+    """A setting as a reader would write it."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return ", ".join(map(str, value)) or "-" if isinstance(value, tuple) else "-" if value is None else str(value)
+
+
+SHOWN_FIELDS: dict[str, tuple[str, ...]] = {
+    "model": ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length", "sub_norm"),
+    "train": ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "optimizer", "schedule", "peak_lr", "muon_lr", "final_lr",
+              "warmup_steps", "stage1_wd"),
+    "data": (),
+}  # fmt: skip
+"""Fields of each section that a page shows; none: all."""
+
+
+def recipes_table() -> str:
+    """Recipes of the justfile with their comments."""
+    pairs = re.findall(r"^# (.*)\n([a-z][\w-]*)[^\n]*: _ready", (ROOT / "justfile").read_text(encoding="utf-8"), re.MULTILINE)
+    return table(["recipe", "what it does"], [[f"`./just {name}`", about] for about, name in pairs])
+
+
+def flags_table(kind: str) -> str:
+    """Flags of a class of bitnet.cli.train, from its source: name and docstring of each field."""
+    tree = ast.parse((ROOT / "src" / "bitnet" / "cli" / "train.py").read_text(encoding="utf-8"))
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
+    rows = []
+    for field, about in itertools.pairwise(body):
+        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(about, ast.Expr):
+            assert isinstance(about.value, ast.Constant)
+            name = "data" if field.target.id == "files" else field.target.id.replace("_", "-")
+            rows.append([f"`--{name}`", str(about.value.value)])
+    return table(["flag", "meaning"], rows)
+
+
 def speed_table() -> str:
     """One row per shape and way to multiply, for each device that was measured."""
     parts = []
@@ -85,14 +140,24 @@ def speed_table() -> str:
     return "\n\n".join(parts)
 
 
-BLOCKS = {"results": results_table, "operators": operators_table, "variants": variants_table, "speed": speed_table}
+BLOCKS: dict[str, Callable[[], str]] = {
+    "results": results_table,
+    "operators": operators_table,
+    "variants": variants_table,
+    "speed": speed_table,
+    "recipes": recipes_table,
+    "flags": lambda: flags_table("TrainFlags"),
+    "text_flags": lambda: flags_table("TextFlags"),
+    **{f"configuration {name}": functools.partial(configuration_table, name) for name in experiment_names()},
+    **{f"measured {name}": functools.partial(results_table, name) for name in experiment_names()},
+}
 
 
 def with_tables(text: str) -> str:
     """A page's text with every block between markers replaced."""
     for name, block in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(\n<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda match, block=block: f"{match[1]}{block()}{match[2]}", text)  # type: ignore[misc]
+        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
+        text = pattern.sub(lambda match, block=block: f"{match[1]}{block()}\n{match[2]}", text)  # type: ignore[misc]
     return text
 
 

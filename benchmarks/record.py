@@ -16,6 +16,7 @@ from typing import Any
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.evaluate import figure, judge
 from bitnet.experiments import measured
+from bitnet.experiments.real_text import TextData
 from bitnet.run.layout import RunLayout, find_run, read_json
 from bitnet.run.metrics import read_lines
 from bitnet.train.config import RunConfig
@@ -47,7 +48,9 @@ def row_of(word: str) -> dict[str, Any]:
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
-        "result": ", ".join(f"{key} {shown(key, result['metrics'][key])}" for key in telling(experiment) if key in result["metrics"]),
+        "result": ", ".join(
+            f"{key} {shown(key, result['metrics'][key])}" for key in telling(experiment, config) if key in result["metrics"]
+        ),
         "metrics": result["metrics"],
     }
 
@@ -61,9 +64,10 @@ def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: 
     return judge(load(layout.root), experiment.open(config), find_variant(experiment, variant).criteria)
 
 
-def telling(experiment: Experiment) -> list[str]:
-    """The metrics that the criteria of any variant name, each once, in their order."""
-    return list(dict.fromkeys(criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria))
+def telling(experiment: Experiment, config: RunConfig) -> list[str]:
+    """The metrics that the criteria of any variant name, each once, in their order; on real text bits per byte first."""
+    named = (criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria)
+    return list(dict.fromkeys([*(["bits_per_byte"] if isinstance(config.data, TextData) else []), *named]))
 
 
 def shown(name: str, value: float) -> str:

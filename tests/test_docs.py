@@ -13,10 +13,13 @@ import pytest
 
 from bitnet.cli.main import VERBS
 from conftest import Result
+from corpora import stories, write_txt
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = [README, (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")]
+DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "log.md")
+FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
+PAGES = [page.read_text(encoding="utf-8") for page in FILES]
 
 
 def blocks(language: str) -> list[str]:
@@ -24,7 +27,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(program: str) -> list[list[str]]:
-    lines = [line.split("  #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
+    lines = [line.split(" #")[0].strip() for block in blocks("bash") for line in block.splitlines()]
     return [shlex.split(line) for line in lines if line.split(" ")[0] in {program, f"./{program}"}]
 
 
@@ -52,12 +55,22 @@ def test_every_recipe_named_exists() -> None:
     used = commands("just")
     assert used
     assert {words[1] for words in used} <= set(recipes)
-    wanted = "demo exp-arithmetic train-arithmetic train-simple plot-loss check-status test check"
+    wanted = "demo train-simple play-tictactoe plot-loss check-status test check bench " + " ".join(
+        f"exp-{name} train-{name}" for name in ("arithmetic", "tictactoe", "tinystories", "baseline")
+    )
     assert set(wanted.split()) <= set(recipes)
 
 
-def test_every_command_named_is_accepted(bitnet: Callable[..., Result], runs: Path) -> None:
-    """train with --dry-run; the rest against a real run. The flags that a page shows must parse."""
+def test_every_command_named_is_accepted(
+    bitnet: Callable[..., Result], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """train with --dry-run; the rest against a real run and small files. The flags that a page shows must parse."""
+    monkeypatch.chdir(tmp_path)
+    write_txt(Path("stories.txt"), stories(200))
+    write_txt(Path("more-stories.txt"), ["1 + 2 = 3", "4 + 5 = 9"])  # the run at hand knows these characters
+    Path("books").mkdir()
+    write_txt(Path("books/a.txt"), stories(20))
+    Path("my-devices.toml").write_text((ROOT / "src/bitnet/cost/devices.toml").read_text())
     used = commands("bitnet")
     assert len(used) >= 6
     for _, verb, *rest in used:
@@ -65,9 +78,14 @@ def test_every_command_named_is_accepted(bitnet: Callable[..., Result], runs: Pa
         if verb == "train" and not rest[0].startswith("path/"):
             result = bitnet(verb, *rest, "--dry-run")
         elif verb == "prepare":
-            small = [word.replace("arithmetic_train.txt", str(runs / "out.txt")).replace("1_000_000", "50") for word in rest]
-            result = bitnet(verb, *small)
-        elif verb in {"complete", "status", "plot", "evaluate", "report"} and rest != ["--interactive"]:
+            result = bitnet(verb, *(word.replace("1_000_000", "50") for word in rest))
+        elif verb == "tokenizer":
+            result = bitnet(verb, *(word.replace("2048", "320") for word in rest))
+        elif verb == "cost":
+            result = bitnet(verb, *(word for word in rest if word != "--measure"))
+        elif verb == "complete":
+            result = bitnet(verb, "latest", "1 + 2 = ", *(word for word in rest[2:] if word != "--interactive"), "--runs-dir", runs)
+        elif verb in {"status", "plot", "evaluate", "report"}:
             result = bitnet(verb, *rest, "--runs-dir", runs)
         else:
             continue
@@ -81,9 +99,9 @@ def test_measured_tables_are_the_recorded_ones() -> None:
 
 
 def test_every_link_to_a_file_leads_somewhere() -> None:
-    for page in PAGES:
+    for file, page in zip(FILES, PAGES, strict=True):
         for target in re.findall(r"\]\(([^)#:]+)\)", page):
-            assert (ROOT / target).exists(), target
+            assert (file.parent / target).exists(), (file.name, target)
 
 
 @pytest.mark.parametrize("name", ["demo", "test"])

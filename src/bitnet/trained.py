@@ -17,7 +17,9 @@ from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunLayout, RunReference, find_run, read_config
-from bitnet.text.tokenizer import EOS, Tokenizer, load_tokenizer
+from bitnet.text.tokenizer import Tokenizer, load_tokenizer
+
+LINE = "line"
 
 
 @dataclass(frozen=True)
@@ -30,17 +32,21 @@ class TrainedModel:
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
 
-    def complete(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = "\n") -> str:
-        """The continuation of a prompt, without it. Ends at `stop` (left out), at </s>, or after max_new_tokens."""
+    def complete(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE) -> str:
+        """The continuation of a prompt, without it. Ends at `stop` (left out), at the end of text, or after max_new_tokens.
+
+        stop: by default the end of the line for tasks whose examples are lines, nothing for a model of running text.
+        """
         return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
 
-    def stream(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = "\n") -> Iterator[str]:
+    def stream(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE) -> Iterator[str]:
         """The pieces of `complete` as they come. Raises DataError for a prompt the tokenizer cannot represent."""
         ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self._device)
         new: list[int] = []
         shown = ""
+        stop = self._line_end if stop == LINE else stop
         for chosen, _ in stream(self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling):
-            if int(chosen) == EOS:
+            if int(chosen) == self.tokenizer.eos_id:
                 return
             new.append(int(chosen))
             text = self.tokenizer.decode(new)
@@ -56,7 +62,13 @@ class TrainedModel:
         new = max_length - input_ids.shape[1]
         if new <= 0:
             raise DataError(f"max_length is {max_length} but the prompt already has {input_ids.shape[1]} tokens; raise max_length")
-        return generate(self.model, input_ids.to(self._device), max_new_tokens=new, sampling=sampling, stop_ids=(EOS,))
+        return generate(self.model, input_ids.to(self._device), max_new_tokens=new, sampling=sampling, stop_ids=(self.tokenizer.eos_id,))
+
+    @property
+    def _line_end(self) -> str | None:
+        """The line break where the tokenizer knows just one task's characters: there an example is a line."""
+        described = self.tokenizer.describe()
+        return "\n" if described["tokenizer"] == "characters" and not described.get("tokenizer_unknown") else None
 
     @property
     def _device(self) -> torch.device:

@@ -19,11 +19,14 @@ if TYPE_CHECKING:
     from bitnet.train.recipe import Experiment, Variant
 
 
+SHARED = ("shapes", "measured", "real_text")  # files of bitnet.experiments that are no experiments
+
+
 def experiment_names() -> list[str]:
     """Names of the experiments, found without importing any of them."""
     import bitnet.experiments
 
-    return sorted(m.name for m in pkgutil.iter_modules(bitnet.experiments.__path__) if m.name not in ("shapes", "measured"))
+    return sorted(m.name for m in pkgutil.iter_modules(bitnet.experiments.__path__) if m.name not in SHARED)
 
 
 def find_experiment(word: str) -> Experiment:

@@ -1,4 +1,4 @@
-"""`bitnet evaluate RUN`: measure the success criteria on held-out cases."""
+"""`bitnet evaluate RUN`: measure the success criteria on held-out cases; with --data, the loss on a text."""
 
 from __future__ import annotations
 
@@ -7,16 +7,20 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from tyro.conf import Positional
 
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from bitnet.train.config import RunConfig
     from bitnet.train.recipe import Shown, Task
     from bitnet.trained import TrainedModel
+
+TEXT_ROWS = 16  # rows of a batch when a text's loss is measured
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,12 @@ class EvaluateFlags(RunFlags):
     """Exit with code 1 unless every criterion is met."""
     show: int = 10
     """How many held-out cases to show with the model's answers."""
+    once: bool = False
+    """Where this checkpoint was measured before, show that result instead of measuring again."""
+    data: tuple[str, ...] = ()
+    """Files, folders or patterns: measure the loss on their text instead of the criteria."""
+    column: str = "text"
+    """Column with the text, of --data."""
     device: str = "auto"
     """auto, cpu or cuda."""
 
@@ -43,17 +53,65 @@ def main(arguments: Sequence[str]) -> int:
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
     for note in trained.notes:
         print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
-    experiment, variant, config = config_of_run(trained.layout)
-    task = experiment.open(config)
-    started = time.perf_counter()
-    result = judge(trained, task, find_variant(experiment, variant).criteria)
-    result["seconds"] = round(time.perf_counter() - started, 2)
-    write_json(trained.layout.verdict, result)
     out = sys.stderr if flags.json else sys.stdout
-    print(_page(result, task.show(trained.model, flags.show) if flags.show > 0 else []), file=out)
+    shown: Sequence[Shown] = []
+    result = measured_before(trained) if flags.once else None
+    if result is None:
+        experiment, variant, config = config_of_run(trained.layout)
+        if flags.data:
+            return _text_loss(trained, config, flags, out)
+        task = experiment.open(config)
+        check_tokenizer(trained, task)
+        started = time.perf_counter()
+        result = judge(trained, task, find_variant(experiment, variant).criteria)
+        result["seconds"] = round(time.perf_counter() - started, 2)
+        write_json(trained.layout.verdict, result)
+        shown = task.show(trained.model, flags.show) if flags.show > 0 else []
+    print(_page(result, shown), file=out)
     if flags.json:
         print(json.dumps(result))
     return 1 if flags.check and result["verdict"] == "FAIL" else 0
+
+
+def measured_before(trained: TrainedModel) -> dict[str, Any] | None:
+    """The stored result, if it is of this checkpoint."""
+    from bitnet.run.layout import read_json
+
+    if not trained.layout.verdict.is_file():
+        return None
+    stored = read_json(trained.layout.verdict)
+    return stored if stored.get("step") == trained.step and {"metrics", "criteria", "verdict"} <= stored.keys() else None
+
+
+def check_tokenizer(trained: TrainedModel, task: Task) -> None:
+    """Raise DataError where the experiment's data now has another tokenizer than the run was trained with."""
+    then, now = (tokenizer.describe()["tokenizer_sha256"] for tokenizer in (trained.tokenizer, task.tokenizer))
+    if then != now:
+        raise DataError(
+            f"the data of {trained.layout.run_id} now has another tokenizer (sha256 {now[:12]}, the run's is {then[:12]}); "
+            "restore the files and the cache that it was trained from, or measure a text with --data"
+        )
+
+
+def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, out: TextIO) -> int:
+    """Loss on the documents of --data, every token of them."""
+    from bitnet.data.documents import LocalFiles
+    from bitnet.data.windows import text_batches
+    from bitnet.evaluate.loss import held_out_loss
+
+    if flags.check:
+        raise ConfigError("--check asks for the success criteria, which are measured without --data; give one of them")
+    texts = (record.text for record in LocalFiles(flags.data, flags.column).open() if record.text is not None)
+    batches = text_batches(texts, trained.tokenizer, seq_len=config.train.seq_len, batch_size=TEXT_ROWS)
+    metrics = held_out_loss(trained.model, batches, trained.tokenizer)
+    if not metrics["tokens"]:
+        raise DataError(f"{', '.join(flags.data)}: there is no text to measure; give files with documents")
+    result = {"run": trained.layout.run_id, "step": trained.step, "data": list(flags.data), "metrics": metrics}
+    print(f"{result['run']} at update {trained.step}, on {', '.join(flags.data)} ({metrics['tokens']:,.0f} tokens)", file=out)
+    print("\n".join(f"  {name:<24}{figure(metrics[name]):>10}" for name in ("nats_per_token", "bits_per_byte")), file=out)
+    if flags.json:
+        print(json.dumps(result))
+    return 0
 
 
 def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[str, Any]:
@@ -84,6 +142,9 @@ def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
         cases = metrics.get(f"{name}_cases")
         lines.append(f"  {name:<24}{figure(value):>10}" + (f"   of {cases:,.0f} held-out cases" if cases else ""))
     for case in shown:
+        if case.expected is None:
+            lines.append(f"  {' '.join(case.prompt.split())} | {' '.join(case.answer.split())}")
+            continue
         mark = "right" if case.answer == case.expected else f"wrong, it is {case.expected}"
         lines.append(f"  {case.prompt}{case.answer}   {mark}")
     for row in result["criteria"]:

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
 
 from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
+    from bitnet.experiments.real_text import TextData
     from bitnet.train.config import RunConfig
     from bitnet.train.recipe import Experiment
 
@@ -46,6 +49,24 @@ class TrainFlags(RunFlags):
     """Print the resolved configuration and write nothing."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class TextFlags:
+    """Further flags of the experiments on real text."""
+
+    files: Annotated[tuple[str, ...] | None, tyro.conf.arg(name="data")] = None
+    """Files, folders or patterns to train on instead of the hub's data set (.txt, .jsonl, .parquet; .gz, .xz, .zst)."""
+    validation: tuple[str, ...] | None = None
+    """Files that are the held-out set and are never trained on."""
+    column: str | None = None
+    """Column with the text."""
+    tokenizer: str | None = None
+    """own (made from the data), characters, a folder, or a name on the hub."""
+    cache_dir: str | None = None
+    """Where tokenizers and token shards are kept."""
+    allow_repeat: bool = False
+    """Permit more than four passes over the data."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train; returns 0 when done, 128 + the signal when stopped by one."""
     from bitnet.train.choose import StartOptions
@@ -59,8 +80,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"variant {name}, the one for a {choose_device(flags.device).type}; with --variant there are also: {others}", file=out)
     print(summary(experiment, name, config), file=out, flush=True)
     if flags.dry_run:
+        print("\n".join(outlook(config)), file=out)
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
         return 0
+    make_data_ready(config, lambda text: print(text, file=out, flush=True))
     options = StartOptions(
         runs_dir=flags.runs_dir,
         run_id=flags.run_id,
@@ -94,7 +117,7 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
     name = _peek(rest, "--variant") or experiment.default_variant(choose_device(_peek(rest, "--device") or "auto").type)
     base = find_variant(experiment, name).config
     flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
-    return experiment, name, flags, apply_flags(flags, type(base)(model=flags.model, train=flags.train, data=flags.data))
+    return experiment, name, flags, apply_flags(flags)
 
 
 def _peek(words: Sequence[str], flag: str) -> str | None:
@@ -109,19 +132,22 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
 
 def _flags_type(base: RunConfig) -> type[TrainFlags]:
     """TrainFlags with one dotted group of flags for each section of the configuration."""
-    import tyro
+    from bitnet.experiments.real_text import TextData
 
     quiet = tyro.conf.arg(help="")
     sections: list[Any] = [
         (section, Annotated[type(getattr(base, section)), quiet], dataclasses.field(default=getattr(base, section)))
         for section in ("model", "train", "data")
     ]
-    return dataclasses.make_dataclass("TrainFlags", sections, bases=(TrainFlags,), frozen=True, kw_only=True)
+    bases = (TextFlags, TrainFlags) if isinstance(base.data, TextData) else (TrainFlags,)
+    return dataclasses.make_dataclass("TrainFlags", sections, bases=bases, frozen=True, kw_only=True)
 
 
-def apply_flags(flags: TrainFlags, config: RunConfig) -> RunConfig:
-    """The short flags on top of the dotted ones."""
-    train, model = config.train, config.model
+def apply_flags(flags: Any) -> RunConfig:
+    """The short flags on top of the dotted ones; what fits together is checked at the end."""
+    from bitnet.train.config import RunConfig
+
+    train, model, data = flags.train, flags.model, flags.data
     train = dataclasses.replace(
         train,
         batch_size=train.batch_size if flags.batch_size is None else flags.batch_size,
@@ -134,7 +160,42 @@ def apply_flags(flags: TrainFlags, config: RunConfig) -> RunConfig:
         model = dataclasses.replace(model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations)
     if train.product == "int8" and "full" in (model.weights, model.activations):
         raise ConfigError("train.product is int8 but the model is not ternary with int8 activations; use --train.product float")
-    return dataclasses.replace(config, train=train, model=model)
+    return RunConfig(train=train, model=model, data=apply_text_flags(flags, data) if isinstance(flags, TextFlags) else data)
+
+
+def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
+    """The short flags about documents on top of the dotted ones. Files are looked for at once."""
+    from bitnet.data.documents import LocalFiles
+
+    given = {name: getattr(flags, name) for name in ("validation", "column", "tokenizer", "cache_dir") if getattr(flags, name) is not None}
+    data = dataclasses.replace(data, **given, allow_repeat=data.allow_repeat or flags.allow_repeat, data=flags.files or data.data)
+    return dataclasses.replace(data, dataset=LocalFiles(data.data, data.column).name) if data.data else data
+
+
+def make_data_ready(config: RunConfig, say: Callable[[str], None]) -> None:
+    """Tokenizer and token shards of an experiment on real text, with what is going on shown; nothing for others."""
+    from bitnet.cli.prepare import progress_line
+    from bitnet.experiments.real_text import TextData, Watch, ready_shards
+
+    if isinstance(config.data, TextData):
+        ready_shards(config, Watch(say, progress_line()))
+
+
+def outlook(config: RunConfig) -> list[str]:
+    """Memory, disk and time of a run before it starts, without measuring anything."""
+    from bitnet.cli.cost_page import long_time, size
+    from bitnet.cost.devices import load_devices
+    from bitnet.cost.estimate import estimate
+
+    found = estimate(config.model, config.train, load_devices())
+    memory = ", ".join(f"{kind} {size(count)}" for kind, count in found.process_bytes.items())
+    times = [f"{row.device.name} {long_time(row.seconds)}" for row in found.devices if row.fit is None or row.fit.largest_batch]
+    return [
+        f"  tokens for each parameter {found.tokens_per_parameter:.3g}",
+        f"  memory of the whole process: {memory}",
+        f"  disk {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints of {size(found.checkpoint_bytes)} and one being written",
+        f"  time, assumed rates (bitnet cost tells more): {', '.join(times)}",
+    ]
 
 
 def summary(experiment: Experiment, variant: str, config: RunConfig) -> str:

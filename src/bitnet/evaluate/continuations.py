@@ -26,7 +26,13 @@ def continuations(
 
     end_mark is one token. A continuation ends without it after max_new_tokens or at the model's max_seq_length.
     """
-    ids = [tokenizer.encode(prompt) for prompt in prompts]
     (stop,) = tokenizer.encode(end_mark)
-    answers = continue_prompts(model, ids, max_new_tokens=max_new_tokens, stop_id=stop, sampling=MODES[mode])
-    return [tokenizer.decode(answer) for answer in answers]
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    return [tokenizer.decode(answer) for answer in continued_ids(model, ids, stop_id=stop, mode=mode, max_new_tokens=max_new_tokens)]
+
+
+def continued_ids(
+    model: BitNetTransformer, prompts: Sequence[Sequence[int]], *, stop_id: int, mode: Mode = "greedy", max_new_tokens: int
+) -> list[list[int]]:
+    """The same for ids, up to and including stop_id where it came."""
+    return continue_prompts(model, prompts, max_new_tokens=max_new_tokens, stop_id=stop_id, sampling=MODES[mode])

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 
 from bitnet.data.stream import Batch
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.tokenizer import PAD, Tokenizer
+from bitnet.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def held_out_loss(model: BitNetTransformer, batches: Sequence[Batch], tokenizer: Tokenizer) -> dict[str, float]:
+def held_out_loss(model: BitNetTransformer, batches: Iterable[Batch], tokenizer: Tokenizer) -> dict[str, float]:
     """nats_per_token over scored targets, bits_per_byte of the text they decode to, and how many tokens that were."""
     device = model.final_norm.weight.device
+    bytes_of = torch.from_numpy(tokenizer.byte_lengths())  # (V,), 0 for special tokens
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:
         on_device = batch.to(device)
@@ -24,8 +25,7 @@ def held_out_loss(model: BitNetTransformer, batches: Sequence[Batch], tokenizer:
         mask = on_device.loss_mask.flatten()
         nats += float((losses.double() * mask).sum())
         tokens += int(mask.sum())
-        scored = batch.targets[batch.loss_mask & (batch.targets != PAD)]
-        text_bytes += len(tokenizer.decode(scored.tolist()).encode())
+        text_bytes += int(bytes_of[batch.targets[batch.loss_mask]].sum())
     per_token = nats / tokens if tokens else math.nan
     per_byte = nats / math.log(2) / text_bytes if text_bytes else math.nan
     return {"nats_per_token": per_token, "bits_per_byte": per_byte, "tokens": float(tokens)}

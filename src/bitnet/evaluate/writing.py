@@ -11,6 +11,8 @@ last whole sentence only where that matters: an unfinished last sentence is not 
     known_words             share of words that occur in the training text
     repeating, soup         share of samples with a broken pattern
 
+`looping` is for greedy decoding, whose way to fail is to say its last words again and again.
+
 Not here: drawing the samples, and the loss (loss.py).
 """
 
@@ -25,6 +27,8 @@ CLOSING = "\"'”’)"
 OPENING = "\"'“‘("
 SAME_WORD_IN_A_ROW = 3
 """So many times the same word running is the plan's first broken pattern. "very, very" is fine."""
+LOOP_TURNS = 3
+LONGEST_LOOP = 16
 SOUP_SHARE = 0.3
 """A sample in which more than this share of the words was never seen in training is soup. Ours, without a source."""
 
@@ -73,6 +77,14 @@ def repeated_4grams(text: str) -> float:
     said = words(text)
     grams = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
+
+
+def looping(text: str) -> bool:
+    """Whether the text ends in a loop: its last words, up to LONGEST_LOOP of them, said LOOP_TURNS times running."""
+    said = words(text)
+    return any(
+        said[-period * LOOP_TURNS :] == said[-period:] * LOOP_TURNS for period in range(1, min(LONGEST_LOOP, len(said) // LOOP_TURNS) + 1)
+    )
 
 
 def is_soup(text: str, known: Collection[str]) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 from bitnet.generate.decode import stream
 from bitnet.generate.sampling import GREEDY, STRESS, TYPICAL
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.tokenizer import EOS, Tokenizer
+from bitnet.text.tokenizer import Tokenizer
 
 MODES = {"greedy": GREEDY, "typical": TYPICAL, "stress": STRESS}
 DETAILED = 10  # positions whose distribution is recorded (the seeds' figure)
@@ -43,7 +43,7 @@ def snapshot(
     """One row of samples/samples.jsonl, without its step. Repetition is counted over the generated part only."""
     prompt_ids = tokenizer.encode(prompt)
     ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.final_norm.weight.device)
-    stops = {EOS, *(tokenizer.encode(stop) if stop else ())}
+    stops = {tokenizer.eos_id, *(tokenizer.encode(stop) if stop else ())}
     new: list[int] = []
     details: list[dict[str, Any]] = []
     for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)):

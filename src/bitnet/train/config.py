@@ -150,6 +150,10 @@ class DataConfig:
     dataset: str
     """What the data is called."""
 
+    def derived(self) -> dict[str, Any]:
+        """Figures that follow from the fields, for meta/config.json."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
@@ -171,5 +175,5 @@ class RunConfig:
         model, train = dataclasses.asdict(self.model), dataclasses.asdict(self.train)
         derived = {"head_dim": self.model.head_dim, "total_params": self.model.total_params}
         tokens = {"stage1_end": self.train.boundary, "tokens_per_step": self.train.tokens_per_step, "total_tokens": self.train.total_tokens}
-        data = dataclasses.asdict(self.data)
+        data = {**dataclasses.asdict(self.data), **self.data.derived()}
         return {"model": {**model, **derived}, "training": {**train, **tokens}, "data": data}

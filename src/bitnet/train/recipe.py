@@ -47,7 +47,8 @@ class Shown:
 
     prompt: str
     answer: str
-    expected: str
+    expected: str | None
+    """None where any continuation may be right."""
 
 
 class Task(Protocol):
@@ -109,8 +110,14 @@ class Experiment:
     """Variant when none is named and there is no GPU."""
     gpu_variant: str = "reference"
     extra: Mapping[str, Any] = field(default_factory=dict)
+    run_name: Callable[[RunConfig], str] | None = None
+    """Beginning of a new run's id; by default bitnet_LABEL_NAME."""
     file: str | None = None
     """Where a user's own experiment stands; None for those of this package."""
+
+    def run_prefix(self, config: RunConfig) -> str:
+        """What a new run's id begins with; the time follows."""
+        return self.run_name(config) if self.run_name else f"bitnet_{self.label}_{self.name}"
 
     def default_variant(self, device_type: str) -> str:
         """The variant for a device when the user names none."""

@@ -73,14 +73,14 @@ def describe(experiment: Experiment, variant: str, config: RunConfig, task: Task
     described = {"experiment": experiment.name, "variant": variant, **config.to_json()}
     if experiment.file is not None:
         described["experiment_file"] = experiment.file
-    return {**described, "data": {**described["data"], **task.tokenizer.describe()}}
+    return {**described, "data": {**task.tokenizer.describe(), **described["data"]}}
 
 
 def run_experiment(experiment: Experiment, variant: str, config: RunConfig, options: StartOptions, say: Say) -> Ended:
     """Train, or continue, or find that it is done. Raises BitnetError; status.json then says failed."""
     task = experiment.open(config)
     described = describe(experiment, variant, config, task)
-    layout = choose_run(f"bitnet_{experiment.label}_{experiment.name}", described, options)
+    layout = choose_run(experiment.run_prefix(config), described, options)
     with exclusive(layout):
         if state_of(layout) == "done":
             return Ended(layout, "already_done", config.train.total_steps)
@@ -167,7 +167,9 @@ def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     task.tokenizer.save(layout.tokenizer)
     write_json(layout.provenance, facts)
     frozen = task.frozen_evaluation()
+    rows = config.train.total_steps * config.train.batch_size * config.train.grad_accumulation_steps
     evaluation = {
+        "expected_repetition_rate": task.source.epochs(rows),
         "evaluation_sequences": sum(len(batch.input_ids) for batch in frozen),
         "evaluation_sha256": save_frozen_set(layout, [batch._asdict() for batch in frozen]),
     }

@@ -1,0 +1,271 @@
+"""What the experiments on real text share: settings, the way from documents to rows, and the judge.
+
+    documents, held out by their content's hash or not
+        not held out -> tokenizer, training shards -> windows
+        held out -> held-out shards -> loss, beginnings that the judge has continued
+
+The tokenizer and the shards are made once and kept in `cache_dir` under a name that depends on everything that decides
+them; a second run finds them. Both see training documents only. The judge has two parts: the loss on held-out text, and
+numbers about what the model writes after the beginnings of held-out documents (evaluate/writing.py).
+Not here: any experiment (tinystories.py, baseline.py).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitnet.data.corpus import Corpus, open_corpus
+from bitnet.data.holdout import ONE_IN
+from bitnet.data.prepare import Report, prepare_cached
+from bitnet.data.shards import Shards
+from bitnet.data.stream import Batch
+from bitnet.data.windows import WindowRows, held_out_batches
+from bitnet.errors import ConfigError, DataError
+from bitnet.evaluate.continuations import Mode, continued_ids
+from bitnet.evaluate.loss import held_out_loss
+from bitnet.evaluate.writing import looping, vocabulary, writing_metrics
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.bpe import train_bpe
+from bitnet.text.characters import CharacterTokenizer
+from bitnet.text.pretrained import find_tokenizer
+from bitnet.text.tokenizer import Tokenizer, load_tokenizer
+from bitnet.train.config import DataConfig, RunConfig, TrainConfig
+from bitnet.train.recipe import Shown
+
+MADE_HERE = ("own", "characters")
+PROMPT_TOKENS = (6, 12, 20, 28, 36)  # several beginnings of one document, since small corpora hold few out
+NEW_TOKENS = 64
+JUDGED_ROWS = 16  # windows of a batch when the held-out loss is measured
+KNOWN_TOKENS = 20_000_000  # training tokens whose words count as known; more would find names and misprints
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextData(DataConfig):
+    """Which documents, which tokenizer, and how much is judged."""
+
+    split: str = "train"
+    column: str = "text"
+    data: tuple[str, ...] = ()
+    """Local files instead of the data set of the hub."""
+    validation: tuple[str, ...] = ()
+    """Files that are the held-out set; without it documents are held out by a hash."""
+    held_out_one_in: int = ONE_IN
+    tokenizer: str = "own"
+    """own: byte-level BPE of model.vocab_size entries; characters; a folder; or a name on the hub."""
+    tokenizer_documents: int = 100_000
+    max_documents: int | None = None
+    """Documents to take at most."""
+    revision: str | None = None
+    """Commit of the data set on the hub; its newest one when not given."""
+    allow_repeat: bool = False
+    """Permit more than four passes over the data."""
+    eval_sequences: int = 64
+    """Held-out windows that the loss is measured on during training."""
+    judged_sequences: int = 400
+    """Held-out windows that `bitnet evaluate` measures the loss on."""
+    judged_prompts: int = 200
+    cache_dir: str = "cache"
+    """Where tokenizers and token shards are kept."""
+
+    def __post_init__(self) -> None:
+        for name in ("held_out_one_in", "tokenizer_documents", "eval_sequences", "judged_sequences", "judged_prompts"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+
+    def derived(self) -> dict[str, Any]:
+        """Whether documents come from the hub as a stream."""
+        return {"streaming": not self.data}
+
+
+class Prompt(NamedTuple):
+    """A beginning of a held-out document, and how it went on."""
+
+    ids: list[int]
+    rest: list[int]
+
+
+class Watch(NamedTuple):
+    """Who is told of the way to the shards. say: one line; report: progress of encoding."""
+
+    say: Callable[[str], None]
+    report: Report
+
+
+def corpus_of(config: RunConfig) -> Corpus:
+    """The documents of a run. From the hub as many as the run's tokens need, from files all."""
+    data = text_data(config)
+    named: dict[str, Any] = {} if data.data else {"dataset": data.dataset, "revision": data.revision, "cache": Path(data.cache_dir)}
+    limited = data.data or data.max_documents
+    return open_corpus(
+        data.data, **named, split=data.split, column=data.column, validation=data.validation, one_in=data.held_out_one_in,
+        max_documents=data.max_documents, max_tokens=None if limited else config.train.total_tokens + 1, seed=config.train.seed,
+    )  # fmt: skip
+
+
+def text_data(config: RunConfig) -> TextData:
+    """The data settings, known to be of this kind."""
+    assert isinstance(config.data, TextData)
+    return config.data
+
+
+def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = None) -> Tokenizer:
+    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if the model is too small for it."""
+    data, entries = text_data(config), config.model.vocab_size
+    if data.tokenizer in MADE_HERE:
+        return _made_tokenizer(data, entries, config.train.seed, corpus, watch)
+    tokenizer = find_tokenizer(data.tokenizer)
+    if tokenizer.vocab_size > entries:
+        raise ConfigError(
+            f"the tokenizer {data.tokenizer} has {tokenizer.vocab_size:,} entries, the model {entries:,}; "
+            f"say --model.vocab-size {tokenizer.vocab_size}"
+        )
+    return tokenizer
+
+
+def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, watch: Watch | None) -> Tokenizer:
+    documents = min(data.tokenizer_documents, data.max_documents or data.tokenizer_documents)
+    settings = {
+        "kind": data.tokenizer, "entries": entries, "source": corpus.source.identity(), "seed": seed,
+        "validation": corpus.validation.identity() if corpus.validation else None, "one_in": data.held_out_one_in,
+        "documents": documents,
+    }  # fmt: skip
+    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    folder = Path(data.cache_dir) / f"tokenizer-{plain(corpus.source.name)}-{entries}-{key}"
+    if folder.is_dir():
+        return load_tokenizer(folder)
+    if watch:
+        watch.say(f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}")
+    texts = corpus.sampled_texts(documents, seed)
+    made: Tokenizer = train_bpe(texts, entries) if data.tokenizer == "own" else CharacterTokenizer.count(texts, entries)
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        made.save(temporary)
+        temporary.rename(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror}); choose another --cache-dir") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return made
+
+
+def plain(name: str) -> str:
+    """A name as part of a file name or run id."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")[:40]
+
+
+def ready_shards(config: RunConfig, watch: Watch | None = None) -> tuple[Tokenizer, Shards]:
+    """Tokenizer and token shards of a run, made where they are missing. Interrupted, it goes on where it was."""
+    corpus = corpus_of(config)
+    tokenizer = ready_tokenizer(config, corpus, watch)
+    shards = prepare_cached(corpus, tokenizer, Path(text_data(config).cache_dir), report=watch.report if watch else None)
+    if watch:
+        train, held_out = shards.train, shards.held_out
+        watch.say(
+            f"data {shards.folder}: {train.documents:,} documents, {train.tokens:,} tokens of {train.text_bytes / train.tokens:.2f} bytes; "
+            f"held out {held_out.documents:,} documents, {held_out.tokens:,} tokens\n"
+            f"the run reads the training tokens {config.train.total_tokens / train.tokens:.2f} times"
+        )
+    return tokenizer, shards
+
+
+class TextTask:
+    """Real text with its judge. Opening it makes what is missing of tokenizer and shards."""
+
+    end_mark = None
+
+    def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
+        """Raises BitnetError where the data cannot be had, or would be repeated more than was allowed."""
+        self.config, self.data, self.prompts = config, text_data(config), prompts
+        train = config.train
+        self.tokenizer, self.shards = ready_shards(config)
+        self.source = WindowRows(self.shards, seq_len=train.seq_len, seed=train.seed)
+        self.source.check_epochs(rows_of(train), allow_repeat=self.data.allow_repeat)
+
+    def frozen_evaluation(self) -> list[Batch]:
+        """Windows of the held-out documents."""
+        return self._windows(self.data.eval_sequences)
+
+    def _windows(self, count: int) -> list[Batch]:
+        return held_out_batches(
+            self.shards, seq_len=self.config.train.seq_len, batch_size=JUDGED_ROWS, max_windows=count, pad_id=self.tokenizer.pad_id
+        )
+
+    @cached_property
+    def known_words(self) -> frozenset[str]:
+        """Words of the training text."""
+        return vocabulary(self.tokenizer.decode(ids.tolist()) for ids in _until(self.shards.train.each_document(), KNOWN_TOKENS))
+
+    @cached_property
+    def held_out_prompts(self) -> list[Prompt]:
+        """Different beginnings of held-out documents, of several lengths, each cut where a word begins."""
+        found: dict[tuple[int, ...], Prompt] = {}
+        documents = [ids.tolist() for ids in islice(self.shards.held_out.each_document(), self.data.judged_prompts)]
+        for tokens in PROMPT_TOKENS:
+            for ids in documents:
+                cut = self._word_start(ids, tokens)
+                if cut and len(found) < self.data.judged_prompts:
+                    found.setdefault(tuple(ids[:cut]), Prompt(ids[:cut], ids[cut:]))
+        if not found:
+            raise DataError(f"no held-out document of {self.shards.folder} has {PROMPT_TOKENS[0]} tokens to begin with; hold out more")
+        return list(found.values())
+
+    def _word_start(self, ids: list[int], most: int) -> int:
+        """The last place up to `most` tokens where a word begins, so that no prompt ends inside one; 0 where there is none."""
+        starts = (cut for cut in range(min(most, len(ids) - 1), 0, -1) if self.tokenizer.decode([ids[cut]])[:1].isspace())
+        return next(starts, 0)
+
+    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+        """Numbers about the writing; without a limit also the loss over judged_sequences windows."""
+        prompts = self.held_out_prompts[:limit]
+        beginnings = [self.tokenizer.decode(prompt.ids) for prompt in prompts]
+        sampled, greedy = (self._continued(model, prompts, mode) for mode in ("typical", "greedy"))
+        metrics = writing_metrics(sampled, self.known_words, prompts=beginnings)
+        stuck = [looping(text) for text in greedy]
+        metrics |= {"greedy_looping": sum(stuck) / len(stuck), "greedy_looping_cases": float(len(stuck))}
+        if limit is None:
+            metrics |= held_out_loss(model, self._windows(self.data.judged_sequences), self.tokenizer)
+        return metrics
+
+    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+        """A few held-out beginnings with what the model makes of them, sampled; there is no right answer."""
+        prompts = self.held_out_prompts[:count]
+        texts = self._continued(model, prompts, "typical")
+        return [Shown(self.tokenizer.decode(prompt.ids), text, None) for prompt, text in zip(prompts, texts, strict=True)]
+
+    def _continued(self, model: BitNetTransformer, prompts: Sequence[Prompt], mode: Mode) -> list[str]:
+        room = model.config.max_seq_length - max(len(prompt.ids) for prompt in prompts)
+        ids = continued_ids(
+            model, [prompt.ids for prompt in prompts], stop_id=self.tokenizer.eos_id, mode=mode, max_new_tokens=min(NEW_TOKENS, room)
+        )
+        return [self.tokenizer.decode(row) for row in ids]
+
+
+def rows_of(train: TrainConfig) -> int:
+    """Rows that a run reads in all, in one process."""
+    return train.total_steps * train.batch_size * train.grad_accumulation_steps
+
+
+def _until(documents: Iterable[Any], tokens: int) -> Iterator[Any]:
+    """Documents until they have so many tokens."""
+    seen = 0
+    for ids in documents:
+        if seen >= tokens:
+            return
+        seen += len(ids)
+        yield ids
+
+
+def training_text(config: RunConfig, count: int) -> Iterator[str]:
+    """`count` training documents as text, each followed by the line that ends it."""
+    texts = corpus_of(config).training_texts()
+    return (f"{text}\n<|endoftext|>\n" for text in islice(texts, count))

@@ -1,0 +1,73 @@
+"""TinyStories: can a small ternary model learn to write English?
+
+Short stories in the words of a four-year-old (arXiv:2305.07759), on which float models of 1 to 30 million parameters write
+whole sentences. The plan's test of the infrastructure on natural language: if this works, a larger model that prints
+garbage has another problem. Judged by numbers: loss and bits per byte on stories never seen, and 200 continuations of
+their beginnings: are the words words, do sentences end, does greedy decoding get stuck?
+
+`reference` is the plan's recipe (AdamW, two stages, 30,000 updates of 32 x 256 tokens); `best` spends the same tokens with
+Muon; `quick` is a smaller model that two processor cores train in a quarter of an hour on 4 MB, several times over.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from bitnet.experiments.real_text import TextData, TextTask, training_text
+from bitnet.experiments.shapes import TINYSTORIES
+from bitnet.nn.config import BitNetConfig
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.recipe import Criterion, Experiment, Variant
+
+HUB = "roneneldan/TinyStories"
+PROMPTS = (  # the plan's three, and two that ask for an action and for speech
+    "Once upon a time",
+    "There was a little",
+    "One day a boy",
+    "Lily and her mom went to the",
+    'The dog looked at Tom and said, "',
+)
+REFERENCE = RunConfig(
+    model=TINYSTORIES,
+    train=TrainConfig(
+        seq_len=256, batch_size=32, total_steps=30_000, warmup_steps=250, log_every=100, eval_every=1_000, eval_cases=8,
+        sample_every=1_000, checkpoint_every=5_000,
+    ),
+    data=TextData(dataset=HUB, judged_sequences=2_000),
+)  # fmt: skip
+BEST = dataclasses.replace(
+    REFERENCE,
+    model=dataclasses.replace(TINYSTORIES, sub_norm=True),
+    train=dataclasses.replace(REFERENCE.train, optimizer="muon", schedule="warm_down", final_lr=0.0, stage1_wd=0.0, muon_lr=0.02),
+)
+QUICK = RunConfig(
+    model=BitNetConfig(
+        vocab_size=2048, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, ffn_hidden_size=768, max_seq_length=256
+    ),
+    train=TrainConfig(
+        seq_len=256, batch_size=16, total_steps=1_100, warmup_steps=50, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=200, eval_cases=4, sample_every=400, probe_every=200,
+        checkpoint_every=200,
+    ),
+    data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True),
+)  # fmt: skip
+WORDS = (Criterion("known_words", at_least=0.98), Criterion("greedy_looping", at_most=0.0))
+
+
+def open_task(config: RunConfig) -> TextTask:
+    """The task; makes tokenizer and shards where they are missing."""
+    return TextTask(config, PROMPTS)
+
+
+experiment = Experiment(
+    name="tinystories",
+    label="12M",
+    about="natural language: does it write sentences?",
+    variants={
+        "quick": Variant(QUICK, WORDS, "a quarter of an hour on two CPU cores: a small model, 4 MB of stories several times"),
+        "reference": Variant(REFERENCE, (Criterion("nats_per_token", at_most=2.0),), "the plan's: AdamW, two stages"),
+        "best": Variant(BEST, (Criterion("nats_per_token", at_most=2.0), *WORDS), "Muon, sub-norms; same tokens"),
+    },
+    open=open_task,
+    extra={"prepare": training_text},
+)

@@ -1,0 +1,201 @@
+"""From documents to a judged model: what is made once is found again, and what would train something else is refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bitnet.cli.catalogue import find_experiment
+from bitnet.errors import ConfigError, NotFoundError
+from bitnet.evaluate.writing import looping
+from bitnet.experiments import baseline, tinystories
+from bitnet.experiments.real_text import TextData, TextTask
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.bpe import train_bpe
+from bitnet.train.config import RunConfig
+from conftest import Result
+from corpora import stories, write_txt
+
+SMALL = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
+         "--model.ffn-hidden-size", "48", "--model.vocab-size", "320", "--model.max-seq-length", "64", "--seq-len", "32",
+         "--batch-size", "4", "--train.eval-cases", "2", "--num-steps", "2", "--train.warmup-steps", "0", "--data.held-out-one-in", "10",
+         "--data.judged-prompts", "8"]  # fmt: skip
+Bitnet = Callable[..., Result]
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A corpus, in a working directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return write_txt(tmp_path / "tales.txt", stories(300))
+
+
+def config_on(file: Path, **changes: object) -> RunConfig:
+    """A small run on a file."""
+    base = tinystories.QUICK
+    values = {"data": (str(file),), "held_out_one_in": 10, "judged_prompts": 40, "cache_dir": str(file.parent / "cache"), **changes}
+    return dataclasses.replace(
+        base,
+        model=dataclasses.replace(
+            base.model, vocab_size=320, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48
+        ),
+        train=dataclasses.replace(base.train, seq_len=32, batch_size=4, total_steps=10, warmup_steps=0),
+        data=dataclasses.replace(base.data, **values),  # type: ignore[arg-type]
+    )
+
+
+def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: Bitnet, file: Path) -> None:
+    words = ["tinystories", "--variant", "quick", "--data", file, *SMALL]
+    first = bitnet("train", *words, "--run-id", "one")
+    assert first.code == 0, first.err
+    assert "finding 320 entries" in first.out
+    second = bitnet("train", *words, "--run-id", "two")
+    assert second.code == 0
+    assert "finding" not in second.out
+    assert "already done" in bitnet("train", *words, "--run-id", "two").out
+    data = json.loads(Path("runs/one/meta/config.json").read_text())["data"]
+    assert (data["tokenizer"], data["dataset"], data["data"], data["streaming"]) == ("own", "tales.txt", [str(file)], False)
+    assert len(data["tokenizer_sha256"]) == 64
+    judged = bitnet("evaluate", "one", "--json", "--show", 0)
+    assert judged.code == 0, judged.err
+    assert {"nats_per_token", "bits_per_byte", "known_words", "greedy_looping"} <= judged.json["metrics"].keys()
+    assert bitnet("evaluate", "one", "--json", "--once").json == judged.json
+
+
+def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Bitnet, file: Path) -> None:
+    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code == 0
+    assert not Path("runs/one/eval/verdict.json").exists()
+    assert bitnet("evaluate", "one", "--once", "--json", "--show", 0).json["step"] == 2
+    assert Path("runs/one/eval/verdict.json").exists()
+
+
+def test_evaluate_on_a_text_gives_the_loss_of_every_token(bitnet: Bitnet, file: Path, tmp_path: Path) -> None:
+    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code == 0
+    text = write_txt(tmp_path / "new.txt", stories(30, first=900))
+    measured = bitnet("evaluate", "one", "--data", text, "--json")
+    assert measured.code == 0, measured.err
+    tokenizer = TextTask(config_on(file), ()).tokenizer
+    assert measured.json["metrics"]["tokens"] == sum(len(tokenizer.encode(one)) + 1 for one in stories(30, first=900)) - 1
+    assert 5 < measured.json["metrics"]["nats_per_token"] < 7  # ln(320) is 5.77
+    assert bitnet("evaluate", "one", "--data", text, "--check").code == 2
+
+
+def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Bitnet, file: Path) -> None:
+    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code == 0
+    write_txt(file, stories(300, first=5000))
+    refused = bitnet("evaluate", "one")
+    assert refused.code == 2
+    assert "another tokenizer" in refused.err
+
+
+def test_more_than_four_passes_have_to_be_asked_for(bitnet: Bitnet, file: Path) -> None:
+    words = ["baseline", "--variant", "pilot", "--data", file, *SMALL, "--num-steps", "4000"]
+    refused = bitnet("train", *words)
+    assert refused.code == 2
+    assert "--allow-repeat" in refused.err
+    assert "epochs" in refused.err
+    config = dataclasses.replace(config_on(file, allow_repeat=True), train=dataclasses.replace(config_on(file).train, total_steps=4000))
+    assert TextTask(config, ()).source.epochs(16_000) > 4
+
+
+def test_characters_are_a_tokenizer_for_stories_too(file: Path) -> None:
+    task = TextTask(config_on(file, tokenizer="characters"), ())
+    assert task.tokenizer.describe()["tokenizer"] == "characters"
+    assert task.tokenizer.vocab_size == 320
+    assert task.tokenizer.decode(task.tokenizer.encode("A small cat. ☃")) == "A small cat. "
+
+
+def test_folder_is_a_tokenizer_and_a_model_too_small_for_it_is_refused(file: Path, tmp_path: Path) -> None:
+    train_bpe(stories(300), 300).save(tmp_path / "small")
+    assert TextTask(config_on(file, tokenizer=str(tmp_path / "small")), ()).tokenizer.vocab_size == 300
+    train_bpe(stories(300), 330).save(tmp_path / "large")
+    with pytest.raises(ConfigError, match=r"330 entries, the model 320; say --model.vocab-size 330"):
+        TextTask(config_on(file, tokenizer=str(tmp_path / "large")), ())
+
+
+def test_prompts_of_the_judge_are_beginnings_of_held_out_documents_at_words(file: Path) -> None:
+    task = TextTask(config_on(file), ())
+    held_out = [task.tokenizer.decode(ids.tolist()) for ids in task.shards.held_out.each_document()]
+    trained = [task.tokenizer.decode(ids.tolist()) for ids in task.shards.train.each_document()]
+    prompts = task.held_out_prompts
+    assert len(prompts) == 40
+    for prompt in prompts:
+        beginning = task.tokenizer.decode(prompt.ids)
+        assert any(text.startswith(beginning) for text in held_out)
+        assert not any(text.startswith(beginning) for text in trained)  # stories are numbered
+        assert task.tokenizer.decode(prompt.rest)[0].isspace()
+
+
+def test_judge_knows_the_words_of_the_training_text(file: Path) -> None:
+    task = TextTask(config_on(file), ())
+    assert {"story", "moon", "happy"} <= task.known_words
+    metrics = task.judge(BitNetTransformer(task.config.model))
+    assert metrics["known_words"] < 0.9  # an untrained model writes letter soup
+    assert 0.5 < metrics["soup"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("text", "stuck"),
+    [
+        ("the the the", True),
+        ("She was so happy. She was so happy. She was so happy.", True),
+        ("She was so happy. She was so happy and went home.", False),
+        ("He ran and ran.", False),
+        ("", False),
+    ],
+)
+def test_looping_is_the_same_words_three_times_at_the_end(text: str, stuck: bool) -> None:
+    assert looping(text) is stuck
+
+
+def test_baseline_runs_are_named_by_size_source_and_tokens() -> None:
+    experiment = find_experiment("baseline")
+    assert experiment.run_prefix(baseline.REFERENCE) == "bitnet_95M_fineweb_T1.97B"
+    assert experiment.run_prefix(baseline.TINYSTORIES_2K).startswith("bitnet_72M_tinystories_T246M")
+    local = dataclasses.replace(baseline.SMOKE, data=dataclasses.replace(baseline.SMOKE.data, data=("texts/books/*.jsonl.xz",)))  # type: ignore[call-arg]
+    assert experiment.run_prefix(local).startswith("bitnet_95M_")
+
+
+def test_sizes_and_budgets_of_the_plan() -> None:
+    assert tinystories.REFERENCE.model.total_params == 11_408_256
+    assert tinystories.REFERENCE.train.total_tokens == tinystories.BEST.train.total_tokens == 245_760_000
+    assert baseline.REFERENCE.model.total_params == 95_367_936
+    assert baseline.REFERENCE.train.total_tokens == 1_966_080_000
+    assert baseline.EARLIER.train.tokens_per_step == 2 * 16 * 256
+    assert baseline.EARLIER.train.total_steps == 400_000
+    assert (baseline.SMOKE.train.total_steps, baseline.SMOKE.train.tokens_per_step) == (200, 4096)
+    assert 200e6 < baseline.LARGER.model.total_params < 210e6
+    assert {0, 29_999, 30_000, 60_000} == set(baseline.REFERENCE.train.mandatory_checkpoints())
+
+
+def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Bitnet, file: Path) -> None:
+    shown = bitnet("train", "baseline", "--variant", "reference", "--data", file, "--dry-run", "--json")
+    assert shown.code == 0, shown.err
+    assert shown.json["training"]["total_tokens"] == 1_966_080_000
+    for word in ("95,367,936 parameters", "20.6", "memory", "disk", "time"):
+        assert word in shown.err
+    assert sorted(path.name for path in Path().iterdir()) == ["tales.txt"]
+
+
+def test_missing_files_and_settings_out_of_range_are_refused(bitnet: Bitnet, file: Path) -> None:
+    assert "no file" in bitnet("train", "tinystories", "--variant", "quick", "--data", "nothing.txt", *SMALL).err
+    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--tokenizer", "./nothing").code == 2
+    with pytest.raises(ConfigError, match="judged_prompts"):
+        TextData(dataset="x", judged_prompts=0)
+    assert bitnet("train", "arithmetic", "--data", file).code == 2
+
+
+def test_without_a_network_the_hub_is_named_and_files_are_offered(bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(name: str) -> str:
+        raise NotFoundError(f"the hub cannot be reached for {name}; check the network, or give local files with --data")
+
+    monkeypatch.setattr("bitnet.data.hub.newest_revision", unreachable)
+    refused = bitnet("train", "tinystories", "--variant", "quick", *SMALL)
+    assert refused.code == 2
+    assert "roneneldan/TinyStories" in refused.err
+    assert "--data" in refused.err
+    assert not Path("runs").exists()
