@@ -118,3 +118,20 @@ def test_connection_lost_on_the_way_can_be_continued(folder: Path, monkeypatch: 
     monkeypatch.setattr(hub.HubReading, "_rows", lambda self: lost())
     with pytest.raises(DataError, match=r"failed in block 0 \(ConnectionError: reset by peer\); repeat the command"):
         texts_of(source)
+
+
+def test_without_a_network_the_revision_of_the_last_time_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was prepared can be found again; what never was cannot be begun."""
+
+    def unreachable(name: str) -> str:
+        raise NotFoundError(f"the hub cannot be reached for {name}")
+
+    monkeypatch.setattr(hub, "newest_revision", lambda name: "abc123")
+    assert HubDataset("some/set", cache=tmp_path / "cache").revision == "abc123"
+    monkeypatch.setattr(hub, "newest_revision", unreachable)
+    assert HubDataset("some/set", cache=tmp_path / "cache").revision == "abc123"
+    with pytest.raises(NotFoundError):
+        HubDataset("other/set", cache=tmp_path / "cache")
+    with pytest.raises(NotFoundError):
+        HubDataset("some/set")
+    assert HubDataset("other/set", revision="def456").revision == "def456"

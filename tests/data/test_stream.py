@@ -101,3 +101,9 @@ def test_held_out_is_stable_and_about_one_in_ten() -> None:
     assert kept == [11, 13, 31, 33]
     share = sum(held_out(f"key {number}") for number in range(20_000)) / 20_000
     assert share == pytest.approx(0.1, abs=0.01)
+
+
+def test_epochs_count_the_examples_that_rows_show() -> None:
+    assert rows(layout="single").epochs(6) == 2.0
+    packed = rows()
+    assert packed.epochs(100) == pytest.approx(100 * 9 / float(TABLE.lengths.mean()) / 3)

@@ -54,20 +54,18 @@ def main(arguments: Sequence[str]) -> int:
     for note in trained.notes:
         print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
     out = sys.stderr if flags.json else sys.stdout
-    shown: Sequence[Shown] = []
+    experiment, variant, config = config_of_run(trained.layout)
+    if flags.data:
+        return _text_loss(trained, config, flags, out)
+    task = experiment.open(config)
+    check_tokenizer(trained, task)
     result = measured_before(trained) if flags.once else None
     if result is None:
-        experiment, variant, config = config_of_run(trained.layout)
-        if flags.data:
-            return _text_loss(trained, config, flags, out)
-        task = experiment.open(config)
-        check_tokenizer(trained, task)
         started = time.perf_counter()
         result = judge(trained, task, find_variant(experiment, variant).criteria)
         result["seconds"] = round(time.perf_counter() - started, 2)
         write_json(trained.layout.verdict, result)
-        shown = task.show(trained.model, flags.show) if flags.show > 0 else []
-    print(_page(result, shown), file=out)
+    print(_page(result, task.show(trained.model, flags.show) if flags.show > 0 else []), file=out)
     if flags.json:
         print(json.dumps(result))
     return 1 if flags.check and result["verdict"] == "FAIL" else 0

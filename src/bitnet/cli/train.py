@@ -178,7 +178,7 @@ def make_data_ready(config: RunConfig, say: Callable[[str], None]) -> None:
     from bitnet.experiments.real_text import TextData, Watch, ready_shards
 
     if isinstance(config.data, TextData):
-        ready_shards(config, Watch(say, progress_line()))
+        ready_shards(config, Watch(say, progress_line(), sys.stderr.isatty()))
 
 
 def outlook(config: RunConfig) -> list[str]:

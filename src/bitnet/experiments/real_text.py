@@ -95,10 +95,11 @@ class Prompt(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Who is told of the way to the shards. say: one line; report: progress of encoding."""
+    """Who is told of the way to the shards. say: one line; report: progress of encoding; bars: draw the tokenizer library's."""
 
     say: Callable[[str], None]
     report: Report
+    bars: bool = False
 
 
 def corpus_of(config: RunConfig) -> Corpus:
@@ -146,7 +147,9 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
     if watch:
         watch.say(f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}")
     texts = corpus.sampled_texts(documents, seed)
-    made: Tokenizer = train_bpe(texts, entries) if data.tokenizer == "own" else CharacterTokenizer.count(texts, entries)
+    bars = watch is not None and watch.bars
+    own = data.tokenizer == "own"
+    made: Tokenizer = train_bpe(texts, entries, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         made.save(temporary)
