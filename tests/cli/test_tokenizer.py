@@ -65,7 +65,7 @@ def test_bad_input_is_one_line(bitnet: Command, data: Path, tmp_path: Path) -> N
         (["tokenizer", "trian"], 'Did you mean "train"?'),
         (["tokenizer", "train", "--vocab-size", 300, "--out", tmp_path / "x"], "--data"),
         ([*train, 100, "--out", tmp_path / "x"], "at least 260"),
-        ([*train, 30_000, "--out", tmp_path / "x"], "the data supports only"),
+        ([*train, 30_000, "--out", tmp_path / "x"], "the data supports a vocabulary of"),
         ([*train, 300, "--out", tmp_path / "mine"], "holds no tokenizer"),
         ([*train, 300, "--out", tmp_path / "x", "--max-documents", 0], "--max-documents is 0"),
         ([*train, 300, "--out", tmp_path / "x", "--colum", "a"], 'Did you mean "--column"?'),

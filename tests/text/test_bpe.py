@@ -96,9 +96,9 @@ def test_same_documents_same_tokenizer() -> None:
 
 def test_size_is_exact_or_an_error_says_what_the_data_supports() -> None:
     assert TOKENIZER.vocab_size == 300
-    with pytest.raises(DataError, match=r"supports only 26\d entries \(\d merges were found\)"):
+    with pytest.raises(DataError, match=r"supports a vocabulary of 26\d entries only \(\d merges were found\)"):
         train_bpe(["abc abc abc"], 2048)
-    with pytest.raises(DataError, match="supports only 260 entries"):
+    with pytest.raises(DataError, match="supports a vocabulary of 260 entries only"):
         train_bpe([], 300)
     with pytest.raises(ConfigError, match=f"at least {SMALLEST}"):
         train_bpe(STORIES, SMALLEST - 1)

@@ -34,7 +34,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, show_progress: bool = Fa
     """
     if vocab_size < SMALLEST:
         raise ConfigError(
-            f"--vocab-size is {vocab_size}; it must be at least {SMALLEST}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens"
+            f"the vocabulary is to have {vocab_size} entries; it must be at least {SMALLEST}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens"
         )
     package = tokenizers_package()
     pre_tokenizers = package.pre_tokenizers
@@ -53,7 +53,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, show_progress: bool = Fa
     found = library.get_vocab_size()
     if found < vocab_size:
         raise DataError(
-            f"the data supports only {found} entries ({found - SMALLEST} merges were found), --vocab-size asks for {vocab_size}; "
-            f"give more text or --vocab-size {found}"
+            f"the data supports a vocabulary of {found} entries only ({found - SMALLEST} merges were found), {vocab_size} are asked for; "
+            f"give more text, or ask for {found}"
         )
     return SubwordTokenizer(library.to_str(pretty=True), dict(CONFIG))
