@@ -34,7 +34,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, show_progress: bool = Fa
     """
     if vocab_size < SMALLEST:
         raise ConfigError(
-            f"the vocabulary is to have {vocab_size} entries; it must be at least {SMALLEST}: 256 bytes and {len(SPECIAL_TOKENS)} special tokens"
+            f"a vocabulary of {vocab_size} entries is too small; it must have at least {SMALLEST}: 256 bytes and "
+            f"{len(SPECIAL_TOKENS)} special tokens"
         )
     package = tokenizers_package()
     pre_tokenizers = package.pre_tokenizers
