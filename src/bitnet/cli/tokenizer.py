@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -128,21 +126,14 @@ def _holds_tokenizer(folder: Path) -> bool:
 
 
 def put_in_place(tokenizer: Tokenizer, out: Path) -> None:
-    """Save under a temporary name, then rename. A folder that holds the same tokenizer already stays as it is."""
-    from bitnet.text.tokenizer import load_tokenizer
+    """Save it. A folder that holds the same tokenizer already stays as it is."""
+    from bitnet.text.tokenizer import load_tokenizer, save_in_place
 
     if out.is_dir() and _holds_tokenizer(out):
         if load_tokenizer(out).describe()["tokenizer_sha256"] == tokenizer.describe()["tokenizer_sha256"]:
             return
         raise DataError(f"{out} holds another tokenizer; delete it, or name a new folder with --out")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        tokenizer.save(temporary)
-        temporary.rename(out)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    save_in_place(tokenizer, out)
 
 
 def inspect(flags: InspectFlags) -> int:

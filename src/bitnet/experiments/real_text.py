@@ -14,9 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -38,7 +36,7 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.bpe import train_bpe
 from bitnet.text.characters import CharacterTokenizer
 from bitnet.text.pretrained import find_tokenizer
-from bitnet.text.tokenizer import Tokenizer, load_tokenizer
+from bitnet.text.tokenizer import Tokenizer, load_tokenizer, save_in_place
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
 from bitnet.train.recipe import Shown
 
@@ -150,14 +148,7 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
     bars = watch is not None and watch.bars
     own = data.tokenizer == "own"
     made: Tokenizer = train_bpe(texts, entries, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    try:
-        made.save(temporary)
-        temporary.rename(folder)
-    except OSError as error:
-        raise DataError(f"{folder} cannot be written ({error.strerror}); choose another --cache-dir") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+    save_in_place(made, folder)
     return made
 
 

@@ -5,11 +5,13 @@ Not here: any tokenizer. Characters stand in characters.py, everything with a to
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from bitnet.errors import NotFoundError
+from bitnet.errors import DataError, NotFoundError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -66,6 +68,18 @@ class Tokenizer(Protocol):
     def save(self, folder: Path) -> None:
         """Write the files that `load_tokenizer` reads."""
         ...
+
+
+def save_in_place(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save under a temporary name, then rename: the folder is whole or absent. It must not hold anything yet."""
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    try:
+        tokenizer.save(temporary)
+        temporary.rename(folder)
+    except OSError as error:
+        raise DataError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
