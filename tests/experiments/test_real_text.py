@@ -15,6 +15,7 @@ from bitnet.evaluate.writing import looping
 from bitnet.experiments import baseline, tinystories
 from bitnet.experiments.real_text import TextData, TextTask
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.run.schema import TEXT_FINGERPRINT
 from bitnet.text.bpe import train_bpe
 from bitnet.train.config import RunConfig
 from conftest import Result
@@ -60,6 +61,7 @@ def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: B
     data = json.loads(Path("runs/one/meta/config.json").read_text())["data"]
     assert (data["tokenizer"], data["dataset"], data["data"], data["streaming"]) == ("own", "tales.txt", [str(file)], False)
     assert len(data["tokenizer_sha256"]) == 64
+    assert json.loads(Path("runs/one/meta/dataset_fingerprint.json").read_text()).keys() == TEXT_FINGERPRINT.keys()
     judged = bitnet("evaluate", "one", "--json", "--show", 0)
     assert judged.code == 0, judged.err
     assert {"nats_per_token", "bits_per_byte", "known_words", "greedy_looping"} <= judged.json["metrics"].keys()

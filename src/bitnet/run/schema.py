@@ -83,9 +83,22 @@ FINGERPRINT = {
     "examples": "distinct training examples (generated tasks)",
     "sampling_strategy": "",
     "tokenizer_vocab_size": "",
+    "expected_repetition_rate": "times that the run goes through the data; below 1 nothing is repeated",
     "evaluation_sequences": "rows of the frozen evaluation set",
     "evaluation_sha256": "of eval/frozen_set.safetensors",
 }
+TEXT_FINGERPRINT = {
+    **{key: meaning for key, meaning in FINGERPRINT.items() if key not in ("table_sha256", "examples")},
+    "tokenizer_sha256": "of tokenizer.json, or of what defines the characters",
+    "documents": "training documents",
+    "text_bytes": "UTF-8 bytes of the training documents",
+    "windows_per_epoch": "different rows",
+    "train_sha256": "of each shard's token ids",
+    "held_out_documents": "documents that are never trained on",
+    "held_out_tokens": "their tokens",
+    "held_out_sha256": "of each held-out shard's token ids",
+}
+"""The same of experiments on real text."""
 STATE = {
     "step": "updates done",
     "tokens_seen": "targets read",
@@ -119,7 +132,8 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
     ),
     "samples/samples.jsonl": ("one line per prompt and mode every `sample_every` updates", SAMPLES),
     "meta/provenance.json": ("written once at the start", PROVENANCE),
-    "meta/dataset_fingerprint.json": ("written once at the start", FINGERPRINT),
+    "meta/dataset_fingerprint.json": ("written once at the start, by generated tasks", FINGERPRINT),
+    "meta/dataset_fingerprint.json of real text": ("the same file of experiments on real text", TEXT_FINGERPRINT),
     "checkpoints/step_NNNNNN/state.json": ("beside model, optimizer and observers.safetensors", STATE),
     "status.json": ("replaced at every log interval and at the end", STATUS),
 }
