@@ -47,8 +47,10 @@ def main(arguments: Sequence[str]) -> int:
     """Print metrics, criteria and the verdict."""
     flags = parse(EvaluateFlags, arguments, "evaluate")
     from bitnet.run.layout import write_json
-    from bitnet.train.machine import choose_device
+    from bitnet.train.machine import choose_device, keep_freed_memory
     from bitnet.trained import load
+
+    keep_freed_memory()
 
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
     for note in trained.notes:
