@@ -6,7 +6,7 @@ garbage has another problem. Judged by numbers: loss and bits per byte on storie
 their beginnings: are the words words, do sentences end, does greedy decoding get stuck?
 
 `reference` is the plan's recipe (AdamW, two stages, 30,000 updates of 32 x 256 tokens); `best` spends the same tokens with
-Muon; `quick` is a smaller model that two processor cores train in a quarter of an hour on 4 MB, several times over.
+Muon; `quick` is a smaller model that two processor cores train in about twenty minutes on 4 MB, several times over.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ experiment = Experiment(
     label="12M",
     about="natural language: does it write sentences?",
     variants={
-        "quick": Variant(QUICK, WORDS, "a quarter of an hour on two CPU cores: a small model, 4 MB of stories several times"),
+        "quick": Variant(QUICK, WORDS, "twenty minutes on two CPU cores: a small model, 4 MB of stories several times"),
         "reference": Variant(REFERENCE, (Criterion("nats_per_token", at_most=2.0),), "the plan's: AdamW, two stages"),
         "best": Variant(BEST, (Criterion("nats_per_token", at_most=2.0), *WORDS), "Muon, sub-norms; same tokens"),
     },
