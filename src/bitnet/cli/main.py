@@ -21,6 +21,7 @@ VERBS = {
     "report": "one HTML page about a run, or two runs compared",
     "tokenizer": "train a tokenizer from documents, or look at one",
     "prepare": "documents to token shards, or an experiment's data to a file",
+    "voice": "fine-tuning data: topics to prompts, prompts to answers in a voice",
     "cost": "what a run will take before it starts: memory, disk, time, money",
 }
 

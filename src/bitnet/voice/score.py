@@ -4,8 +4,9 @@ Each sign of the voice file is a regular expression with points. It is looked fo
 counts once however often it occurs; points may be negative. The text is in the voice when the points add up to the file's
 `in_voice_at` and none of its `breaks` occurs (the signs of speaking to the character instead of as it, gates.py).
 
-For the built-in dog that means: two of the dog's noises, body, doings and squirrel beliefs, or more. One squirrel or one
-"my nose" alone is not enough; a text about dogs or squirrels from outside (breeds, species, "my dog") loses points.
+For the built-in dog that means: a noise, a part of the body or something that a dog does, and squirrels or acorns beside it.
+One squirrel or one "my nose" alone is not enough; a text about dogs or squirrels from outside (breeds, species, "my dog")
+loses points.
 What it cannot do: understand. A sentence that names the words without the meaning passes. tests/voice/labelled.jsonl holds
 lines labelled by hand, on which its mistakes are counted.
 """
