@@ -22,7 +22,7 @@ def test_one_hundred_topics_come_along_and_twenty_are_held_out() -> None:
 
 def test_any_words_in_any_script_each_once(tmp_path: Path) -> None:
     path = tmp_path / "topics.txt"
-    path.write_text("\ufeffthe moon\n\n  The  Moon \nÄpfel & Öl\n猫\nhow to say \"no\" {politely}\n", encoding="utf-8")
+    path.write_text('\ufeffthe moon\n\n  The  Moon \nÄpfel & Öl\n猫\nhow to say "no" {politely}\n', encoding="utf-8")
     assert read_topics(path) == ["the moon", "Äpfel & Öl", "猫", 'how to say "no" {politely}']
 
 

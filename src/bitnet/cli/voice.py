@@ -129,7 +129,9 @@ def answers(flags: AnswersFlags) -> int:
     if manifest["broken_prompts"]:
         lines.append(f"  broken lines of the prompts left out: {manifest['broken_prompts']:,} (first: {manifest['first_broken']})")
     if flags.pairs:
-        lines.append(f"  preference pairs: {manifest['pair_count']:,}; {_dropped('plain answers refused', manifest['plain_refused']).strip()}")
+        lines.append(
+            f"  preference pairs: {manifest['pair_count']:,}; {_dropped('plain answers refused', manifest['plain_refused']).strip()}"
+        )
     return _end(flags, manifest, lines)
 
 

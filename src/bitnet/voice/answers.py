@@ -162,7 +162,13 @@ def _finish(folder: Path, settings: dict[str, Any], found: JsonLines, work: _Wor
     if not rows:
         raise DataError("no answer passed the gates; take another --teacher, or another voice, and a new --out")
     write_lines(folder / FILE, rows)
-    manifest = {"kind": "answers", **settings, "broken_prompts": found.broken, "first_broken": found.first_broken, **_counts(prompts, rows, work)}
+    manifest = {
+        "kind": "answers",
+        **settings,
+        "broken_prompts": found.broken,
+        "first_broken": found.first_broken,
+        **_counts(prompts, rows, work),
+    }
     if work.options.pairs:
         pairs = [_pair(row, work.plain[row["id"]]["plain"]) for row in rows if work.plain[row["id"]]["refused"] is None]
         write_lines(folder / PAIRS_FILE, pairs)
@@ -194,4 +200,3 @@ def _counts(prompts: list[dict[str, Any]], rows: list[dict[str, Any]], work: _Wo
         "mention_topic": sum(mentions(row["answer"], row["topic"]) for row in rows) / len(rows),
         "shared_beginnings": shared / len(rows),
     }
-

@@ -27,7 +27,9 @@ MODEL_TALK = re.compile(
     r"|i (?:cannot|can't|can’t) (?:pretend|role-?play)|the user|system prompt)\b",
     re.IGNORECASE,
 )
-GREETING = r"(?:hi|hello|hey|dear|oh|wow|well|aww?|ah|good|thanks?|thank you|sorry|yes|no|ok|okay|so|come|listen|look)(?: there| you| boy| girl)?"
+GREETING = (
+    r"(?:hi|hello|hey|dear|oh|wow|well|aww?|ah|good|thanks?|thank you|sorry|yes|no|ok|okay|so|come|listen|look)(?: there| you| boy| girl)?"
+)
 MYSELF = r"(?:me|i|yours|love|dog|pup|friend|name|myself|am|paws|woofs|barks|called|sincerely|truly)"
 
 

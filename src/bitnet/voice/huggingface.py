@@ -34,7 +34,12 @@ class HuggingFaceTeacher:
 
     def describe(self) -> dict[str, Any]:
         """Name and how it is drawn from."""
-        return {"kind": "huggingface", "name": self.name, "temperature": self.options.temperature, "max_new_tokens": self.options.max_new_tokens}
+        return {
+            "kind": "huggingface",
+            "name": self.name,
+            "temperature": self.options.temperature,
+            "max_new_tokens": self.options.max_new_tokens,
+        }
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """One generation for the whole batch."""
@@ -51,7 +56,9 @@ class HuggingFaceTeacher:
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and width >= limit:
             raise DataError(f"a request has {width} tokens, the teacher {self.name} reads at most {limit}; shorten the voice's style")
-        drawn: dict[str, Any] = {"do_sample": True, "temperature": self.options.temperature} if self.options.temperature else {"do_sample": False}
+        drawn: dict[str, Any] = (
+            {"do_sample": True, "temperature": self.options.temperature} if self.options.temperature else {"do_sample": False}
+        )
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(requests[0].seed)
             ids = self._model.generate(
@@ -78,7 +85,9 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
-        raise ConfigError("a Hugging Face teacher needs transformers; install it with: pip install transformers, or say --teacher rules") from None
+        raise ConfigError(
+            "a Hugging Face teacher needs transformers; install it with: pip install transformers, or say --teacher rules"
+        ) from None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)

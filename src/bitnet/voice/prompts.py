@@ -53,7 +53,9 @@ class PromptOptions:
                 raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
 
 
-def make_prompts(topics: Sequence[str], asker: Voice, teacher: Teacher, options: PromptOptions, folder: Path, report: Report) -> dict[str, Any]:
+def make_prompts(
+    topics: Sequence[str], asker: Voice, teacher: Teacher, options: PromptOptions, folder: Path, report: Report
+) -> dict[str, Any]:
     """Ask for what the journal lacks, then write prompts.jsonl, manifest.json and the data card. Returns the manifest."""
     settings = {
         "voice": asker.name, "voice_sha256": asker.sha256, "teacher": teacher.describe(),
@@ -78,7 +80,9 @@ def make_prompts(topics: Sequence[str], asker: Voice, teacher: Teacher, options:
     return _finish(folder, settings, topics, rows, dropped)
 
 
-def _finish(folder: Path, settings: dict[str, Any], topics: Sequence[str], rows: list[dict[str, Any]], dropped: Counter[str]) -> dict[str, Any]:
+def _finish(
+    folder: Path, settings: dict[str, Any], topics: Sequence[str], rows: list[dict[str, Any]], dropped: Counter[str]
+) -> dict[str, Any]:
     write_lines(folder / FILE, rows)
     counts = Counter(row["topic"] for row in rows)
     manifest = {
@@ -104,7 +108,8 @@ def _parts(pieces: Sequence[tuple[str, int]], size: int) -> Iterator[Sequence[tu
 def _ask(part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, options: PromptOptions, journal: Journal) -> None:
     """One batch of each piece. What a reply without prompts said is kept, to be shown."""
     requests = [
-        Request(asker, topic, instruction(topic, batch, options.per_batch), options.seed + batch, options.per_batch) for topic, batch in part
+        Request(asker, topic, instruction(topic, batch, options.per_batch), options.seed + batch, options.per_batch)
+        for topic, batch in part
     ]
     for (topic, batch), reply in zip(part, teacher.reply(requests), strict=True):
         found = read_list(reply.text, ended=reply.ended)

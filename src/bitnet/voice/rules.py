@@ -38,7 +38,9 @@ class RulesTeacher:
 def _written(request: Request) -> str:
     voice = request.voice
     if not voice.templates:
-        raise ConfigError(f"the voice {voice.name} has no [templates], which the teacher `rules` speaks by; add them, or use another --teacher")
+        raise ConfigError(
+            f"the voice {voice.name} has no [templates], which the teacher `rules` speaks by; add them, or use another --teacher"
+        )
     key = "\x1f".join((voice.name, request.topic, request.text, str(request.seed)))
     random_source = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
     if request.count is None:
