@@ -147,7 +147,7 @@ def test_an_answer_that_does_not_come_in_time() -> None:
 def test_nobody_there() -> None:
     with server(lambda body, before: (200, {}, {})) as (url, _):
         pass
-    with pytest.raises(NotFoundError, match="cannot be reached after 5 tries .*refused"):
+    with pytest.raises(NotFoundError, match=r"cannot be reached after 5 tries .*refused"):
         teacher(url).reply([ASK])
 
 

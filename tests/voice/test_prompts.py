@@ -105,7 +105,7 @@ def test_a_finished_folder_asks_nothing_and_a_new_topic_only_its_own(tmp_path: P
 
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     make_prompts(["rain"], HUMAN, RulesTeacher(), SMALL, tmp_path, quiet)
-    with pytest.raises(DataError, match="begun with other settings .seed 42, now 7."):
+    with pytest.raises(DataError, match=r"begun with other settings .seed 42, now 7."):
         make_prompts(["rain"], HUMAN, RulesTeacher(), PromptOptions(batches=2, per_batch=3, seed=7), tmp_path, quiet)
 
 

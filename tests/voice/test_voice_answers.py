@@ -160,7 +160,7 @@ def test_broken_prompts_are_counted_and_above_five_percent_refused(prompts: Path
     assert manifest["broken_prompts"] == 1
     assert manifest["first_broken"].endswith("id is no text")
     path.write_text(path.read_text() + "nonsense\n" * 20)
-    with pytest.raises(DataError, match="lines of .* are broken, more than 5%"):
+    with pytest.raises(DataError, match=r"lines of .* are broken, more than 5%"):
         make_answers(prompts, BITNUT, RULES, AnswerOptions(), tmp_path / "b", quiet)
 
 
@@ -171,5 +171,5 @@ def test_a_folder_without_prompts(tmp_path: Path) -> None:
 
 def test_a_teacher_of_whom_nothing_can_be_used_is_stopped(tmp_path: Path) -> None:
     make_prompts([f"topic {n}" for n in range(9)], built_in("human"), RULES, PromptOptions(batches=1), tmp_path / "p", quiet)
-    with pytest.raises(DataError, match="answers nonsense: none of .* could be taken .empty"):
+    with pytest.raises(DataError, match=r"answers nonsense: none of .* could be taken .empty"):
         make_answers(tmp_path / "p", BITNUT, Saying(lambda request: Reply("...", ended=True)), AnswerOptions(), tmp_path / "a", quiet)

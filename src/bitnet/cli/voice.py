@@ -101,8 +101,8 @@ def prompts(flags: PromptsFlags) -> int:
     options = PromptOptions(batches=flags.batches, per_batch=flags.per_batch, seed=flags.seed)
     manifest = make_prompts(topics, built_in("human"), _teacher(flags), options, flags.out, progress("batches", "prompts"))
     lines = [
-        f"{flags.out}: {manifest['prompts']:,} prompts about {manifest['topics']:,} topics, at least {manifest['fewest_of_a_topic']:,} of each; "
-        f"{manifest['topics_held_out']:,} topics are held out",
+        f"{flags.out}: {manifest['prompts']:,} prompts about {manifest['topics']:,} topics, at least "
+        f"{manifest['fewest_of_a_topic']:,} of each; {manifest['topics_held_out']:,} topics are held out",
         _dropped("dropped", manifest["dropped"]),
     ]
     if manifest["topics_without_prompt"]:
@@ -119,8 +119,8 @@ def answers(flags: AnswersFlags) -> int:
     options = AnswerOptions(attempts=flags.attempts, seed=flags.seed, pairs=flags.pairs)
     manifest = make_answers(flags.prompts, voice, _teacher(flags), options, flags.out, progress("prompts", "answers"))
     lines = [
-        f"{flags.out}: {manifest['answers']:,} answers of {voice.name} to {manifest['prompts']:,} prompts on {manifest['topics']:,} topics, "
-        f"at least {manifest['fewest_of_a_topic']:,} on each",
+        f"{flags.out}: {manifest['answers']:,} answers of {voice.name} to {manifest['prompts']:,} prompts on "
+        f"{manifest['topics']:,} topics, at least {manifest['fewest_of_a_topic']:,} on each",
         f"  in the voice {manifest['in_voice']:.1%}, mention the topic {manifest['mention_topic']:.1%}, "
         f"share their first eight words {manifest['shared_beginnings']:.1%}",
         _dropped("attempts refused", manifest["refused_attempts"]),

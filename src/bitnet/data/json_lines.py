@@ -43,7 +43,8 @@ def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | Non
     broken, lines = len(problems), len(problems) + len(rows)
     if broken > MAX_BROKEN * lines:
         raise DataError(
-            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {problems[0]}); repair or make the file again"
+            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {problems[0]}); repair the file "
+            "or make it again"
         )
     if not rows:
         raise DataError(f"{path} has no record; make it again")

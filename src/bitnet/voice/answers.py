@@ -131,8 +131,8 @@ class _Work:
         for first in range(0, len(waiting), self.teacher.batch_size):
             part = waiting[first : first + self.teacher.batch_size]
             replies = self.teacher.reply([self._request(plain, prompt, 0) for prompt in part])
-            for prompt, reply in zip(part, replies, strict=True):
-                reply = Reply(cleaned(reply.text, plain), reply.ended)
+            for prompt, raw in zip(part, replies, strict=True):
+                reply = Reply(cleaned(raw.text, plain), raw.ended)
                 refused = broken(reply, plain) or ("in_voice" if in_voice(reply.text, self.voice) else None)
                 row = {"id": prompt["id"], "plain": reply.text, "refused": refused}
                 self.journal.append(row)

@@ -14,7 +14,8 @@ def prompts_card(manifest: Mapping[str, Any]) -> str:
         f"{manifest['prompts']:,} messages about {manifest['topics']:,} topics, written by a program ({asked}), not by people.",
         {
             **_origin(manifest),
-            "Prompts": f"{manifest['prompts']:,}, of them {manifest['prompts_held_out']:,} on {manifest['topics_held_out']:,} topics held out",
+            "Prompts": f"{manifest['prompts']:,}",
+            "Held out": f"{manifest['prompts_held_out']:,} of them, on {manifest['topics_held_out']:,} topics",
             "Fewest of a topic": f"{manifest['fewest_of_a_topic']:,}",
             "Dropped": _counted(manifest["dropped"]),
         },

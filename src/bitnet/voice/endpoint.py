@@ -73,8 +73,8 @@ class EndpointTeacher:
         for attempt in range(TRIES):
             wait = FIRST_PAUSE_S * 2**attempt
             try:
-                sent = urllib.request.Request(self.url, data=body, headers=headers)  # noqa: S310 - http(s) only, see open_teacher
-                with urllib.request.urlopen(sent, timeout=self.options.timeout_s) as answer:  # noqa: S310
+                sent = urllib.request.Request(self.url, data=body, headers=headers)
+                with urllib.request.urlopen(sent, timeout=self.options.timeout_s) as answer:
                     content: bytes = answer.read()
                     return content
             except urllib.error.HTTPError as error:
@@ -88,8 +88,8 @@ class EndpointTeacher:
             if attempt + 1 < TRIES:
                 self._pause(wait)
         raise NotFoundError(
-            f"the teacher at {self.url} cannot be reached after {TRIES} tries ({problem}); start it or correct --teacher, and repeat the command "
-            "to continue"
+            f"the teacher at {self.url} cannot be reached after {TRIES} tries ({problem}); start it or correct --teacher, "
+            "and repeat the command to continue"
         )
 
     def _read(self, content: bytes) -> Reply:

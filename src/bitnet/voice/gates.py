@@ -23,8 +23,8 @@ from bitnet.voice.voices import Voice
 REASONS = ("empty", "cut_off", "breaks_character", "repeats", "begins_alike")
 FIRST_WORDS = 8
 MODEL_TALK = re.compile(
-    r"\b(?:as an? (?:ai|artificial|language|virtual)|language model|ai (?:assistant|model)|(?:i am|i'm|i’m) (?:just )?an? (?:ai|assistant|model)"
-    r"|i (?:cannot|can't|can’t) (?:pretend|role-?play)|the user|system prompt)\b",
+    r"\b(?:as an? (?:ai|artificial|language|virtual)|language model|ai (?:assistant|model)"
+    r"|(?:i am|i'm|i’m) (?:just )?an? (?:ai|assistant|model)|i (?:cannot|can't|can’t) (?:pretend|role-?play)|the user|system prompt)\b",
     re.IGNORECASE,
 )
 GREETING = (
