@@ -171,7 +171,7 @@ def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     evaluation = {
         "expected_repetition_rate": task.source.epochs(rows),
         "evaluation_sequences": sum(len(batch.input_ids) for batch in frozen),
-        "evaluation_sha256": save_frozen_set(layout, [batch._asdict() for batch in frozen]),
+        "evaluation_sha256": save_frozen_set(layout, [batch.tensors() for batch in frozen]),
     }
     write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
     write_json(layout.config, described)  # last: a folder is a run once it has this file
@@ -249,7 +249,7 @@ def forward_of(session: Session) -> Forward:
     try:
         rows = session.task.source.rows(np.arange(config.batch_size, dtype=np.int64)).to(machine.device)
         with autocast(machine.device, machine.bf16):
-            compiled(rows.input_ids).float().sum().backward()  # type: ignore[no-untyped-call]
+            compiled(rows.input_ids, segments=rows.segments).float().sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train
         session.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
         torch.compiler.reset()
