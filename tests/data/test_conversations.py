@@ -97,7 +97,7 @@ def test_a_row_follows_from_its_number_alone(numbers: list[int]) -> None:
 def letters() -> TableRows:
     """Other text: rows of ids below 10, all of them learned."""
     tokenizer = CharacterTokenizer("ab", 6)
-    table = ExampleTable.of([Example("", "ab" * 30)], tokenizer)
+    table = ExampleTable.of([Example("", "ab" * 20)], tokenizer)
     return TableRows(table, seed=1, seq_len=40, layout="packed", loss_on="all", name="letters")
 
 

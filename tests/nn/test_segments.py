@@ -47,7 +47,7 @@ def test_a_text_reads_the_same_wherever_it_stands(tiny_model: BitNetTransformer,
         alone = tiny_model(row[index : index + 1, first:last])[0]
         close = torch.isclose(packed[index, first:last], alone, rtol=1e-3, atol=1e-3)
         assert close.float().mean() > 0.95  # an activation on the edge of two int8 codes may round the other way
-    
+
 
 def test_gradients_do_not_leak_either(tiny_model: BitNetTransformer, row: Tensor) -> None:
     """A loss on the second text gives no gradient to the embedding of a token that only the first one has."""

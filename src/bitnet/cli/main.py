@@ -14,6 +14,7 @@ VERBS = {
     "train": "train an experiment, or continue a run",
     "evaluate": "measure a run against its success criteria",
     "complete": "continue a prompt",
+    "chat": "talk to a model",
     "play": "tic-tac-toe against a model",
     "runs": "list the runs",
     "status": "how far a run is, and how it is doing",
