@@ -65,7 +65,7 @@ def test_same_seed_same_batches_and_another_seed_others(case: tuple[Experiment, 
     experiment, config = case
     numbers = np.arange(100, 108)
     first, second = (experiment.open(config).source.rows(numbers) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
     other = experiment.open(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))).source.rows(numbers)
     assert not torch.equal(first.input_ids, other.input_ids)
     assert first.input_ids.shape == (8, config.train.seq_len)

@@ -129,7 +129,7 @@ def test_experiments_lists_the_exact_counts(bitnet: Command) -> None:
     rows = bitnet("experiments", "--json").json
     counts = {(row["name"], row["variant"]): row["parameters"] for row in rows}
     assert counts["arithmetic", "reference"] == counts["arithmetic", "best"] == 3_156_224
-    assert [counts[name, None] for name in ("tictactoe", "tinystories", "baseline", "bitnut")] == [
+    assert [counts[name, "reference"] for name in ("tictactoe", "tinystories", "baseline", "bitnut")] == [
         10_634_112,
         11_408_256,
         95_367_936,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,7 @@ def test_segments_number_the_conversations_of_a_row() -> None:
     batch = made(30).rows(np.arange(20))
     assert batch.segments is not None
     for ids, segments in zip(batch.input_ids.tolist(), batch.segments.tolist(), strict=True):
-        runs = [ids[0]] + [b for a, b in zip(ids, ids[1:], strict=False) if a != b]
+        runs = [ids[0]] + [b for a, b in itertools.pairwise(ids) if a != b]
         assert len(set(zip(ids, segments, strict=True))) == len(runs) == len(set(segments))
         assert segments == sorted(segments)
 

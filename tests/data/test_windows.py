@@ -84,7 +84,7 @@ def test_one_row_does_not_depend_on_the_others_in_its_batch(source: WindowRows) 
 def test_processes_together_read_the_rows_of_one(source: WindowRows, world: int) -> None:
     whole = source.rows(row_numbers(7, 0, batch_size=8, accumulation=1, rank=0, world_size=1))
     parts = [source.rows(row_numbers(7, 0, batch_size=8 // world, accumulation=1, rank=rank, world_size=world)) for rank in range(world)]
-    assert all(torch.equal(a, b) for a, b in zip(whole, concatenate(parts), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), concatenate(parts).tensors().values(), strict=True))
 
 
 def test_no_window_contains_a_held_out_document(source: WindowRows, shards: Shards, corpus: Corpus) -> None:

@@ -83,7 +83,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(outlook(config)), file=out)
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
         return 0
-    make_data_ready(config, lambda text: print(text, file=out, flush=True))
+    make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
     options = StartOptions(
         runs_dir=flags.runs_dir,
         run_id=flags.run_id,
@@ -172,13 +172,14 @@ def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
     return dataclasses.replace(data, dataset=LocalFiles(data.data, data.column).name) if data.data else data
 
 
-def make_data_ready(config: RunConfig, say: Callable[[str], None]) -> None:
+def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[str], None]) -> None:
     """Tokenizer and token shards of an experiment on real text, with what is going on shown; nothing for others."""
     from bitnet.cli.prepare import progress_line
     from bitnet.experiments.real_text import TextData, Watch, ready_shards
 
     if isinstance(config.data, TextData):
-        ready_shards(config, Watch(say, progress_line(), sys.stderr.isatty()))
+        ready = experiment.extra.get("ready", ready_shards)
+        ready(config, Watch(say, progress_line(), sys.stderr.isatty()))
 
 
 def outlook(config: RunConfig) -> list[str]:

@@ -58,7 +58,7 @@ class EndpointTeacher:
         body = {
             "model": self.options.model,
             "messages": [{"role": "system", "content": request.voice.style}, {"role": "user", "content": request.text}],
-            "max_tokens": self.options.max_new_tokens * (4 if request.count else 1),  # a list is longer than an answer
+            "max_tokens": self.options.max_new_tokens * (4 if request.entries else 1),  # a list is longer than an answer
             "temperature": self.options.temperature,
             "seed": request.seed,
         }

@@ -52,7 +52,7 @@ class HuggingFaceTeacher:
                                  add_special_tokens=not templated).to(self._model.device)  # fmt: skip
         inputs.pop("token_type_ids", None)
         width = inputs["input_ids"].shape[1]
-        longest = self.options.max_new_tokens * (4 if any(request.count for request in requests) else 1)
+        longest = self.options.max_new_tokens * (4 if any(request.entries for request in requests) else 1)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and width >= limit:
             raise DataError(f"a request has {width} tokens, the teacher {self.name} reads at most {limit}; shorten the voice's style")

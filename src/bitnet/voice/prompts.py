@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,10 +65,11 @@ def make_prompts(
         done = {(row["topic"], row["batch"]) for row in journal.rows}
         wanted = [(topic, batch) for topic in topics for batch in range(options.batches)]
         missing = [piece for piece in wanted if piece not in done]
-        for part in _parts(missing, teacher.batch_size):
-            _ask(part, asker, teacher, options, journal)
-            entries = sum(len(row["prompts"]) for row in journal.rows)
-            report(len(wanted) - len(missing) + missing.index(part[-1]) + 1, len(wanted), entries)
+        entries = sum(len(row["prompts"]) for row in journal.rows)
+        for first in range(0, len(missing), teacher.batch_size):
+            part = missing[first : first + teacher.batch_size]
+            entries += _ask(part, asker, teacher, options, journal)
+            report(len(wanted) - len(missing) + first + len(part), len(wanted), entries)
             if not entries and len(journal.rows) >= NOTHING_AFTER:
                 raise DataError(
                     f"the teacher answers nonsense: no prompt could be read in {len(journal.rows)} batches (the last reply begins "
@@ -101,12 +102,9 @@ def _finish(
     return manifest
 
 
-def _parts(pieces: Sequence[tuple[str, int]], size: int) -> Iterator[Sequence[tuple[str, int]]]:
-    return (pieces[first : first + size] for first in range(0, len(pieces), size))
-
-
-def _ask(part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, options: PromptOptions, journal: Journal) -> None:
-    """One batch of each piece. What a reply without prompts said is kept, to be shown."""
+def _ask(part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, options: PromptOptions, journal: Journal) -> int:
+    """One batch of each piece; returns how many entries there were. What a reply without prompts said is kept, to be shown."""
+    entries = 0
     requests = [
         Request(asker, topic, instruction(topic, batch, options.per_batch), options.seed + batch, options.per_batch)
         for topic, batch in part
@@ -114,6 +112,8 @@ def _ask(part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, option
     for (topic, batch), reply in zip(part, teacher.reply(requests), strict=True):
         found = read_list(reply.text, ended=reply.ended)
         journal.append({"topic": topic, "batch": batch, "prompts": found, **({} if found else {"reply": reply.text[:200]})})
+        entries += len(found)
+    return entries
 
 
 def instruction(topic: str, batch: int, count: int) -> str:

@@ -43,11 +43,11 @@ def _written(request: Request) -> str:
         )
     key = "\x1f".join((voice.name, request.topic, request.text, str(request.seed)))
     random_source = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
-    if request.count is None:
+    if request.entries is None:
         return utterance(voice, request.topic, random_source)
     entries: dict[str, None] = {}
-    for _ in range(request.count * DRAWS):
-        if len(entries) == request.count:
+    for _ in range(request.entries * DRAWS):
+        if len(entries) == request.entries:
             break
         entries[utterance(voice, request.topic, random_source)] = None
     return "\n".join(f"{number}. {entry}" for number, entry in enumerate(entries, start=1))

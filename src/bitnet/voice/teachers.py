@@ -27,7 +27,7 @@ class Request(NamedTuple):
     topic: str
     text: str
     seed: int
-    count: int | None = None
+    entries: int | None = None
     """A numbered list of so many entries is wanted; None: one answer."""
 
 
