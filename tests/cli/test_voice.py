@@ -32,7 +32,7 @@ def test_from_topics_to_pairs(bitnet: Bitnet, topics: Path, tmp_path: Path) -> N
     assert done.json["in_voice"] > 0.95
     assert "attempts refused" in done.err
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        "journal.jsonl", "answers.jsonl", "pairs.jsonl", "manifest.json", "README.md",
+        "journal.jsonl", "answers.jsonl", "pairs.jsonl", "voice.toml", "manifest.json", "README.md",
     }  # fmt: skip
     assert json.loads((tmp_path / "a" / "manifest.json").read_text())["answers"] == done.json["answers"]
 

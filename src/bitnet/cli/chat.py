@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +64,7 @@ class Sitting:
     sampling: Sampling
     max_new_tokens: int
 
-    def reply(self, text: str) -> Iterator[str]:
+    def reply(self, text: str) -> Generator[str, None, None]:
         """The pieces of an answer; each answer is drawn with a seed of its own."""
         if self.session is None:
             yield from self.trained.stream(text, max_new_tokens=self.max_new_tokens, sampling=self.sampling, stop=None)

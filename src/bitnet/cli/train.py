@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.start_from import started_from, with_conversations
 from bitnet.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class TrainFlags(RunFlags):
     """auto continues a run of the same id or configuration, never begins anew, must fails without one."""
     mirror: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Also show the metrics there; each needs its extra."""
+    start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Begin with the model, tokenizer and weights of this run."""
     dry_run: bool = False
     """Print the resolved configuration and write nothing."""
 
@@ -65,6 +69,14 @@ class TextFlags:
     """Where tokenizers and token shards are kept."""
     allow_repeat: bool = False
     """Permit more than four passes over the data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConversationFlags:
+    """Further flag of fine-tuning."""
+
+    files: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """Folder of `bitnet voice answers`, or a file of conversations as JSON lines."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -116,6 +128,9 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
     rest = list(arguments[1:])
     name = _peek(rest, "--variant") or experiment.default_variant(choose_device(_peek(rest, "--device") or "auto").type)
     base = find_variant(experiment, name).config
+    origin = _peek(rest, "--from")
+    if origin is not None:
+        base = started_from(base, origin, Path(_peek(rest, "--runs-dir") or "runs"))
     flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
     return experiment, name, flags, apply_flags(flags)
 
@@ -132,6 +147,7 @@ def _peek(words: Sequence[str], flag: str) -> str | None:
 
 def _flags_type(base: RunConfig) -> type[TrainFlags]:
     """TrainFlags with one dotted group of flags for each section of the configuration."""
+    from bitnet.experiments.bitnut_sft import ConversationData
     from bitnet.experiments.real_text import TextData
 
     quiet = tyro.conf.arg(help="")
@@ -139,7 +155,8 @@ def _flags_type(base: RunConfig) -> type[TrainFlags]:
         (section, Annotated[type(getattr(base, section)), quiet], dataclasses.field(default=getattr(base, section)))
         for section in ("model", "train", "data")
     ]
-    bases = (TextFlags, TrainFlags) if isinstance(base.data, TextData) else (TrainFlags,)
+    extra = (TextFlags,) if isinstance(base.data, TextData) else (ConversationFlags,) if isinstance(base.data, ConversationData) else ()
+    bases = (*extra, TrainFlags)
     return dataclasses.make_dataclass("TrainFlags", sections, bases=bases, frozen=True, kw_only=True)
 
 
@@ -160,7 +177,11 @@ def apply_flags(flags: Any) -> RunConfig:
         model = dataclasses.replace(model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations)
     if train.product == "int8" and "full" in (model.weights, model.activations):
         raise ConfigError("train.product is int8 but the model is not ternary with int8 activations; use --train.product float")
-    return RunConfig(train=train, model=model, data=apply_text_flags(flags, data) if isinstance(flags, TextFlags) else data)
+    if isinstance(flags, TextFlags):
+        data = apply_text_flags(flags, data)
+    elif isinstance(flags, ConversationFlags) and flags.files is not None:
+        data = with_conversations(data, flags.files)
+    return RunConfig(train=train, model=model, data=data)
 
 
 def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:

@@ -140,7 +140,8 @@ class ConversationRows:
 
     def _others_before(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """How many of the first `numbers` rows are of the other text."""
-        return np.floor(numbers * self.other_share).astype(np.int64)
+        counts: NDArray[np.int64] = np.floor(numbers * self.other_share).astype(np.int64)
+        return counts
 
     def _laid_out(self, rows: Sequence[Sequence[int]]) -> Batch:
         return laid_out([[self.conversations[index] for index in row] for row in rows], self.seq_len, self.pad_id)
@@ -201,8 +202,13 @@ def laid_out(rows: Sequence[Sequence[Encoded]], seq_len: int, pad_id: int) -> Ba
 
 
 def single_batches(conversations: Sequence[Encoded], *, seq_len: int, batch_size: int, pad_id: int) -> list[Batch]:
-    """One conversation a row, for measuring a loss; nothing stands before it that could leak. Those too long are left out."""
+    """One conversation a row, for measuring a loss; nothing stands before it that could leak.
+
+    Those too long are left out. Raises DataError where none is left.
+    """
     fitting = [[one] for one in conversations if len(one.tokens) <= seq_len + 1]
+    if not fitting:
+        raise DataError(f"none of {len(conversations)} held-out conversations fits a row of {seq_len} tokens; raise --seq-len")
     parts = (fitting[first : first + batch_size] for first in range(0, len(fitting), batch_size))
     return [laid_out(part, seq_len, pad_id)._replace(segments=None) for part in parts]
 

@@ -70,7 +70,7 @@ TWO_PART = dataclasses.replace(
     REFERENCE,
     # the lower rate of the second part is a guess: a third of the peak, on the way to 1% of it
     train=dataclasses.replace(REFERENCE.train, total_steps=76_294, schedule="two_stage", stage2_lr=0.0005),
-    data=dataclasses.replace(REFERENCE.data, second_dataset=SECOND_HUB),
+    data=BitNutData(dataset=HUB, second_dataset=SECOND_HUB, eval_sequences=400, judged_sequences=2_000),
 )
 SMOKE = dataclasses.replace(
     REFERENCE,

@@ -9,7 +9,7 @@ Not here: the terminal (cli/chat.py), the template itself (text/chat.py).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -39,7 +39,7 @@ class ChatSession:
     ended: bool = True
     """Whether the last answer ended by itself, not at the limit of length."""
 
-    def reply(self, text: str, sampling: Sampling) -> Iterator[str]:
+    def reply(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
         """The pieces of an answer as they come; afterwards both sides are in `turns`, also when the caller stops early.
 
         Raises DataError where the text alone does not fit the context.

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from bitnet.data.stream import Batch
 from bitnet.errors import CheckpointError, RunError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
-from bitnet.run.checkpoint import Checkpoint, load_weights, newest_good
+from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
 from bitnet.run.frozen import load_frozen_set, save_frozen_set
 from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter, cut_back, read_lines
@@ -154,6 +155,9 @@ def _resume(session: Session) -> Checkpoint | None:
 def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     """Write what a new run starts with."""
     layout, task, config, machine = session.layout, session.task, session.config, session.machine
+    if config.train.start_from is not None:
+        load_weights(session.model, load_checkpoint(Path(config.train.start_from), optimizer=False))
+        session.say(f"beginning with the weights of {config.train.start_from}")
     for path in layout.line_files():
         cut_back(path, 0)
     facts = provenance(

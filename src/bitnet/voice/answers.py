@@ -3,7 +3,7 @@
 Each attempt at a prompt is one line of the journal, taken or refused with the reason. A refused one is tried again with
 another seed, `attempts` times in all; then the prompt is given up and counted. A killed command goes on where it was.
 Written at the end: answers.jsonl (id, topic, held_out, prompt, answer), with `pairs` also pairs.jsonl (prompt, chosen,
-rejected), manifest.json and a data card.
+rejected), voice.toml (a copy of the voice), manifest.json and a data card.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from bitnet.voice.voices import Voice, built_in
 
 FILE = "answers.jsonl"
 PAIRS_FILE = "pairs.jsonl"
+VOICE_FILE = "voice.toml"
 NONSENSE_AFTER = 40  # answers refused in a row, from the start, after which the teacher talks nonsense
 
 
@@ -174,6 +175,7 @@ def _finish(folder: Path, settings: dict[str, Any], found: JsonLines, work: _Wor
         write_lines(folder / PAIRS_FILE, pairs)
         refused = Counter(row["refused"] for row in work.plain.values() if row["refused"])
         manifest |= {"pair_count": len(pairs), "plain_refused": dict(refused)}
+    write_whole(folder / VOICE_FILE, work.voice.text)
     write_json(folder / "manifest.json", manifest)
     write_whole(folder / "README.md", answers_card(manifest, rows[: 3 * (len(rows) // 3) : max(len(rows) // 3, 1)]))
     return manifest

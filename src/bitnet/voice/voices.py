@@ -36,11 +36,12 @@ KEYS = ("name", "about", "style", "templates", "slots", "signs", "in_voice_at", 
 
 @dataclass(frozen=True)
 class Voice:
-    """One voice file, checked. sha256: of the file's text, so that data says exactly which voice made it."""
+    """One voice file, checked. text: what it says, kept beside the data that it made; sha256: of that text."""
 
     name: str
     style: str
     sha256: str
+    text: str = ""
     about: str = ""
     templates: Mapping[str, Sequence[str]] = field(default_factory=dict)
     slots: Mapping[str, Sequence[str]] = field(default_factory=dict)
@@ -86,6 +87,7 @@ def _voice(text: str, where: str) -> Voice:
         name=values["name"],
         style=values["style"].strip(),
         sha256=hashlib.sha256(text.encode()).hexdigest(),
+        text=text,
         about=values.get("about", ""),
         templates=_lists(values.get("templates", {}), where, "templates"),
         slots=_lists(values.get("slots", {}), where, "slots"),
