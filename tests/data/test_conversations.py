@@ -13,7 +13,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.data.conversations import Conversation, ConversationRows, Encoded, encoded, packed, read_conversations, single_batches
+from bitnet.data.conversations import Conversation, ConversationRows, Encoded, chained, encoded, packed, read_conversations, single_batches
 from bitnet.data.generated import Example, ExampleTable, TableRows
 from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.text.characters import CharacterTokenizer
@@ -62,6 +62,16 @@ def test_targets_that_count_are_the_answers() -> None:
     assert sorted(said.replace(" The cat sat.", "1").replace(" Moon. A dog ran.", "2")) == sorted("1212" * 2)
     assert batch.segments is not None
     assert batch.segments.shape == batch.input_ids.shape
+
+
+def test_conversations_on_one_topic_are_chained_into_several_turns() -> None:
+    """Half of those that begin a conversation go on with the next one on their topic; each is used once."""
+    parts = [Conversation((Turn(f"{topic}{n}?", f"{n}."),), topic=topic) for n in range(5) for topic in "ab"]
+    made = chained(parts, 0.5)
+    assert [[turn.human for turn in one.turns] for one in made[:4]] == [["a0?"], ["a1?", "a2?"], ["a3?"], ["a4?"]]
+    assert sorted(turn for one in made for turn in one.turns) == sorted(turn for one in parts for turn in one.turns)
+    assert chained(parts, 0.0) == sorted(parts, key=lambda one: one.topic)
+    assert all(len({turn.human[0] for turn in one.turns}) == 1 for one in chained(parts, 1.0))
 
 
 def test_segments_number_the_conversations_of_a_row() -> None:

@@ -15,6 +15,7 @@ Not here: who made the conversations (voice/), and the form of a turn (text/chat
 from __future__ import annotations
 
 import hashlib
+import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,6 +91,24 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
         raise ValueError("messages are not user and assistant in turn")
     texts = [one["content"].strip() for one in messages] + ([""] if len(messages) % 2 else [])
     return [Turn(human, answer) for human, answer in zip(texts[::2], texts[1::2], strict=True)]
+
+
+def chained(conversations: Sequence[Conversation], share: float) -> list[Conversation]:
+    """A share of conversations with the next one on the same topic as further turns, so that history is learned too.
+
+    Each is used once; topics keep their order. share: 0 to 1, of the conversations that begin one here.
+    """
+    topics: dict[str, list[Conversation]] = {}
+    for one in conversations:
+        topics.setdefault(one.topic, []).append(one)
+    made: list[Conversation] = []
+    for members in topics.values():
+        waiting = iter(members)
+        for number, one in enumerate(waiting):
+            wanted = math.floor((number + 1) * share) > math.floor(number * share)
+            following = next(waiting, None) if wanted else None
+            made.append(one if following is None else one._replace(turns=one.turns + following.turns))
+    return made
 
 
 class Encoded(NamedTuple):

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from bitnet.data.conversations import Conversation, ConversationRows, encoded, read_conversations, single_batches
+from bitnet.data.conversations import Conversation, ConversationRows, chained, encoded, read_conversations, single_batches
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -63,6 +63,8 @@ class ConversationData(DataConfig):
     """Folder of the token shards that it was trained on."""
     other_share: float = 0.1
     """Share of rows that are windows of that text."""
+    chained_share: float = 0.3
+    """Share of conversations that another one on the same topic follows as a second turn."""
     eval_conversations: int = 64
     """Held-out conversations that the loss is measured on during training."""
     judged_prompts: int = 200
@@ -73,6 +75,8 @@ class ConversationData(DataConfig):
         for name in ("eval_conversations", "judged_prompts", "answer_tokens"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.chained_share <= 1:
+            raise ConfigError(f"data.chained_share is {self.chained_share}; it must be between 0 and 1")
         if not 0 <= self.other_share < 1:
             raise ConfigError(f"data.other_share is {self.other_share}; it must be at least 0 and below 1")
 
@@ -128,9 +132,10 @@ class ConversationTask:
     def _rows(self) -> ConversationRows:
         train, data = self.config.train, self.data
         windows = WindowRows(self.other, seq_len=train.seq_len, seed=train.seed) if self.other and data.other_share else None
+        conversations = encoded(chained(self.found.train, data.chained_share), self.tokenizer, data.speaker)
         return ConversationRows(
-            encoded(self.found.train, self.tokenizer, data.speaker), seq_len=train.seq_len, seed=train.seed, pad_id=self.tokenizer.pad_id,
-            name=self.found.name, other=windows, other_share=data.other_share if windows else 0.0,
+            conversations, seq_len=train.seq_len, seed=train.seed, pad_id=self.tokenizer.pad_id, name=self.found.name, other=windows,
+             other_share=data.other_share if windows else 0.0,
         )  # fmt: skip
 
     @cached_property
