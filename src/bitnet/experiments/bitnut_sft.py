@@ -135,7 +135,7 @@ class ConversationTask:
         conversations = encoded(chained(self.found.train, data.chained_share), self.tokenizer, data.speaker)
         return ConversationRows(
             conversations, seq_len=train.seq_len, seed=train.seed, pad_id=self.tokenizer.pad_id, name=self.found.name, other=windows,
-             other_share=data.other_share if windows else 0.0,
+            other_share=data.other_share if windows else 0.0,
         )  # fmt: skip
 
     @cached_property
