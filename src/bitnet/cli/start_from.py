@@ -36,15 +36,21 @@ def _data_of(data: DataConfig, layout: RunLayout) -> DataConfig:
     if isinstance(data, TextData):
         return dataclasses.replace(data, tokenizer=tokenizer)
     if isinstance(data, ConversationData):
-        return dataclasses.replace(data, base_run=str(layout.root), tokenizer=tokenizer, other=_text_of(layout))
+        return dataclasses.replace(data, tokenizer=tokenizer, other=_text_of(layout))
     return data
 
 
 def _text_of(layout: RunLayout) -> str:
     """The folder of the token shards that a run was trained on; nothing for a run of another kind."""
+    from bitnet.experiments.bitnut import BitNutData, ready_parts
+    from bitnet.experiments.bitnut_sft import ConversationData
     from bitnet.experiments.real_text import TextData, ready_shards
 
     config = config_of_run(layout)[2]
+    if isinstance(config.data, ConversationData):
+        return config.data.other
+    if isinstance(config.data, BitNutData):
+        return str(ready_parts(config)[1][0].folder.resolve())
     return str(ready_shards(config)[1].folder.resolve()) if isinstance(config.data, TextData) else ""
 
 

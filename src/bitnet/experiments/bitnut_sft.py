@@ -55,10 +55,8 @@ class ConversationData(DataConfig):
     """The name before the answers; `bitnet chat` reads it here."""
     voice: str = SPEAKER
     """A built-in voice or a voice file, whose signs the answers are judged by."""
-    base_run: str = ""
-    """The run whose weights are begun with."""
     tokenizer: str = ""
-    """Folder of its tokenizer."""
+    """Folder of the tokenizer of the run that is begun from."""
     other: str = ""
     """Folder of the token shards that it was trained on."""
     other_share: float = 0.1
@@ -114,7 +112,7 @@ class ConversationTask:
         """Raises BitnetError where the run or the conversations are missing or do not fit each other."""
         assert isinstance(config.data, ConversationData)
         self.config, self.data = config, config.data
-        if not self.data.base_run or not self.data.conversations:
+        if config.train.start_from is None or not self.data.conversations:
             raise ConfigError("fine-tuning needs a run and conversations, as in: bitnet train bitnut_sft --from RUN --data DIR")
         self.voice = find_voice(self.data.voice)
         self.tokenizer = load_tokenizer(Path(self.data.tokenizer))
@@ -167,7 +165,8 @@ class ConversationTask:
 
     def _losses(self, model: BitNetTransformer) -> dict[str, float]:
         """forgetting: nats per token on the text before, against the start weights; nats_before: theirs on held-out answers."""
-        base = load(self.data.base_run, device=model.final_norm.weight.device).model
+        assert self.config.train.start_from is not None
+        base = load(self.config.train.start_from, device=model.final_norm.weight.device).model
         before = held_out_loss(base, self.frozen_evaluation(), self.tokenizer)["nats_per_token"]
         if self.other is None:
             return {"nats_before": before}
