@@ -117,7 +117,7 @@ def test_a_stopped_run_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
 
 def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
     other = tmp_path / "other-tokenizer"
-    (tmp_path / "more.txt").write_text("Quite another text, over and over. " * 90)
+    write_txt(tmp_path / "more.txt", [text.upper() for text in stories(150)])
     assert bitnet("tokenizer", "train", "--data", tmp_path / "more.txt", "--vocab-size", 300, "--out", other).code == 0
     answer = json.dumps({"prompt": "Why?", "answer": "Woof!"}) + "\n"
     (tmp_path / "all.jsonl").write_text(answer)

@@ -1,8 +1,8 @@
 """A teacher from a Hugging Face folder or hub name: a causal language model through transformers.
 
-A tokenizer with a chat template is spoken to in it; another gets style, message and a label as running text. Only code of
-transformers itself is run. Which tokens are drawn depends on the seeds, the batch and the machine; the journal keeps what was
-drawn. Not here: the project's own runs, which are not causal models of transformers.
+A tokenizer with a chat template is spoken to in it; another gets style, message and a label as running text. Weights are read
+from safetensors only, never from a pickle, and no code but that of transformers is run. Which tokens are drawn depends on the
+seeds, the batch and the machine; the journal keeps what was drawn. Not here: the project's own runs, which are not causal models of transformers.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
         ) from None
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False)
+        model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         return tokenizer, model.to(device).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
         problem = " ".join(str(error).split())[:200]
