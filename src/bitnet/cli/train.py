@@ -136,13 +136,14 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
 
 
 def _peek(words: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides which other flags there are."""
+    """The value of a flag that decides which other flags there are; given twice, the last one, as for every flag."""
+    found = None
     for index, word in enumerate(words):
         if word == flag and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"{flag}="):
-            return word.split("=", 1)[1]
-    return None
+            found = words[index + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def _flags_type(base: RunConfig) -> type[TrainFlags]:

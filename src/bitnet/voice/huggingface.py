@@ -2,7 +2,8 @@
 
 A tokenizer with a chat template is spoken to in it; another gets style, message and a label as running text. Weights are read
 from safetensors only, never from a pickle, and no code but that of transformers is run. Which tokens are drawn depends on the
-seeds, the batch and the machine; the journal keeps what was drawn. Not here: the project's own runs, which are not causal models of transformers.
+seeds, the batch and the machine; the journal keeps what was drawn.
+Not here: the project's own runs, which are not causal models of transformers.
 """
 
 from __future__ import annotations
