@@ -21,7 +21,6 @@ Command = Callable[..., Result]
         (["trian"], 'Did you mean "train"?'),
         (["train"], "name an experiment first"),
         (["train", "arithmetics"], 'Did you mean "arithmetic"?'),
-        (["train", "baseline"], "does not exist yet"),
         (["train", "arithmetic", "--variant", "quik"], 'Did you mean "quick"?'),
         (["train", "arithmetic", "--num-step", "3"], 'Did you mean "--num-steps"?'),
         (["train", "arithmetic", "--model.hiden-size", "64"], 'Did you mean "--model.hidden-size"?'),
