@@ -84,17 +84,19 @@ class HuggingFaceTeacher:
 def _loaded(name: str, device: str) -> tuple[Any, Any]:
     """Tokenizer and model, from a folder or the hub."""
     try:
+        from huggingface_hub.utils import logging
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise ConfigError(
             "a Hugging Face teacher needs transformers; install it with: pip install transformers, or say --teacher rules"
         ) from None
+    logging.set_verbosity_error()  # it tells of every try to reach the hub; what counts is said below
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         return tokenizer, model.to(device).eval()
     except (OSError, ValueError, KeyError, ImportError) as error:
-        problem = " ".join(str(error).split())[:200]
+        problem = " ".join(str(error).split())[:110]
         raise NotFoundError(
             f"the teacher {name!r} cannot be had ({problem}); give a folder or hub name of a causal model, an endpoint, or --teacher rules"
         ) from None
