@@ -90,7 +90,8 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
         raise ConfigError(
             "a Hugging Face teacher needs transformers; install it with: pip install transformers, or say --teacher rules"
         ) from None
-    logging.set_verbosity_error()  # it tells of every try to reach the hub; what counts is said below
+    # it tells of every try to reach the hub; what counts is said below
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
