@@ -47,6 +47,10 @@ exp-baseline *args: _ready
 train-baseline *args: _ready
     bitnet train baseline "$@"
 
+# talk to a trained model: a run, or a path into one; `-p PROMPT` for one answer
+chat *args: _ready
+    bitnet chat "$@"
+
 # play tic-tac-toe against a trained model: a run, or a path into one
 play-tictactoe *args: _ready
     bitnet play "$@"

@@ -72,7 +72,7 @@ def main() -> None:
         train = session.config.train
         writers = [closing.enter_context(LineWriter(path)) for path in session.layout.line_files()]
         frozen = session.task.frozen_evaluation()
-        digest = save_frozen_set(session.layout, [batch._asdict() for batch in frozen])
+        digest = save_frozen_set(session.layout, [batch.tensors() for batch in frozen])
         write_json(session.layout.fingerprint, {"evaluation_sha256": digest})
         observers, _ = observers_of(session, Checkpoint(0, {}, {}, {}, {}), Status(session.layout, train), writers)
         calls = [(observer.every, timed(observer, spent)) for observer in observers]

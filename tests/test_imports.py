@@ -23,7 +23,20 @@ MAY_IMPORT: dict[str, set[str]] = {
     "evaluate": {"nn", "text", "data", "generate"},
     "diagnose": {"nn", "text", "data", "optim", "generate", "run", "evaluate"},
     "train": BELOW_TRAIN,
-    "experiments": {"nn", "text", "data", "evaluate", "optim", "train.config", "train.recipe"},
+    # a voice's fine-tuning is judged by its signs, and against the run that it began from
+    "experiments": {
+        "nn",
+        "text",
+        "data",
+        "evaluate",
+        "optim",
+        "train.config",
+        "train.recipe",
+        "trained",
+        "voice.score",
+        "voice.topics",
+        "voice.voices",
+    },
     "voice": {"text", "data", "generate", "run"},
     "report": {"nn", "run", "evaluate", "diagnose", "optim"},
     # --measure times the loop's own functions; checkpoints are counted by the rule that training prunes with

@@ -75,7 +75,7 @@ def test_one_row_does_not_depend_on_the_others_in_its_batch(source: WindowRows) 
     numbers = np.array([source.windows - 1, source.windows, 0, 12_345_678], dtype=np.int64)  # over the border of two epochs
     together = source.rows(numbers)
     alone = concatenate([source.rows(numbers[index : index + 1]) for index in range(4)])
-    assert all(torch.equal(a, b) for a, b in zip(together, alone, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(together.tensors().values(), alone.tensors().values(), strict=True))
     other = WindowRows(source.shards, seq_len=T, seed=4).rows(numbers)
     assert not torch.equal(together.input_ids, other.input_ids)
 
@@ -84,7 +84,7 @@ def test_one_row_does_not_depend_on_the_others_in_its_batch(source: WindowRows) 
 def test_processes_together_read_the_rows_of_one(source: WindowRows, world: int) -> None:
     whole = source.rows(row_numbers(7, 0, batch_size=8, accumulation=1, rank=0, world_size=1))
     parts = [source.rows(row_numbers(7, 0, batch_size=8 // world, accumulation=1, rank=rank, world_size=world)) for rank in range(world)]
-    assert all(torch.equal(a, b) for a, b in zip(whole, concatenate(parts), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), concatenate(parts).tensors().values(), strict=True))
 
 
 def test_no_window_contains_a_held_out_document(source: WindowRows, shards: Shards, corpus: Corpus) -> None:

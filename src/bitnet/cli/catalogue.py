@@ -39,20 +39,11 @@ def find_experiment(word: str) -> Experiment:
         module = importlib.import_module(f"bitnet.experiments.{word}")
     else:
         names = experiment_names()
-        planned = _planned(names)
-        if word in planned:
-            raise NotFoundError(f"the experiment {word!r} does not exist yet; only its model shape does. There is: {', '.join(names)}")
         raise NotFoundError(f"there is no experiment {word!r}.{did_you_mean(word, names)} See: bitnet experiments")
     found = getattr(module, "experiment", None)
     if not isinstance(found, Experiment):
         raise DataError(f"{word} does not define `experiment = Experiment(...)`; see CONTRIBUTING.md for how to write one")
     return dataclasses.replace(found, file=str(Path(word).resolve())) if word.endswith(".py") else found
-
-
-def _planned(names: list[str]) -> set[str]:
-    from bitnet.experiments.shapes import SHAPES
-
-    return set(SHAPES) - set(names)
 
 
 def _load_file(path: Path) -> Any:

@@ -20,7 +20,7 @@ class Flags:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """List every variant of every experiment, and the shapes that have no experiment yet."""
+    """List every variant of every experiment."""
     flags = parse(Flags, arguments, "experiments")
     rows = catalogue()
     if flags.json:
@@ -28,32 +28,22 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     print(f"{'experiment':<14}{'variant':<12}{'parameters':>12}{'tokens':>16}  about")
     for row in rows:
-        tokens = f"{row['tokens']:,}" if row["tokens"] is not None else "-"
-        print(f"{row['name']:<14}{row['variant'] or '-':<12}{row['parameters']:>12,}{tokens:>16}  {row['about']}")
+        print(f"{row['name']:<14}{row['variant']:<12}{row['parameters']:>12,}{row['tokens']:>16,}  {row['about']}")
         if row["measured"]:
             print(f"{'':<56}measured: {row['measured']}")
     return 0
 
 
 def catalogue() -> list[dict[str, Any]]:
-    """name, variant, parameters, tokens, about, measured for each; variant is None where no experiment exists yet."""
+    """name, variant, parameters, tokens, about, measured for each."""
     from bitnet.experiments.measured import measured_result
-    from bitnet.experiments.shapes import PLANNED_TOKENS, SHAPES
 
     rows: list[dict[str, Any]] = []
-    names = experiment_names()
-    for name in names:
+    for name in experiment_names():
         for variant, settings in find_experiment(name).variants.items():
             parameters, tokens = settings.config.model.total_params, settings.config.train.total_tokens
             result = measured_result(name, variant)
             rows.append(
                 {"name": name, "variant": variant, "parameters": parameters, "tokens": tokens, "about": settings.about, "measured": result}
             )
-    for name, shape in SHAPES.items():
-        if name not in names:
-            tokens_planned = PLANNED_TOKENS[name]
-            rows.append(
-                {"name": name, "variant": None, "parameters": shape.total_params, "tokens": tokens_planned,
-                 "about": "no experiment yet: only the model's shape is declared", "measured": None}
-            )  # fmt: skip
     return rows

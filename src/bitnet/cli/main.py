@@ -14,6 +14,7 @@ VERBS = {
     "train": "train an experiment, or continue a run",
     "evaluate": "measure a run against its success criteria",
     "complete": "continue a prompt",
+    "chat": "talk to a model",
     "play": "tic-tac-toe against a model",
     "runs": "list the runs",
     "status": "how far a run is, and how it is doing",
@@ -21,6 +22,7 @@ VERBS = {
     "report": "one HTML page about a run, or two runs compared",
     "tokenizer": "train a tokenizer from documents, or look at one",
     "prepare": "documents to token shards, or an experiment's data to a file",
+    "voice": "fine-tuning data: topics to prompts, prompts to answers in a voice",
     "cost": "what a run will take before it starts: memory, disk, time, money",
 }
 

@@ -7,12 +7,14 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.start_from import started_from, with_conversations
 from bitnet.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ class TrainFlags(RunFlags):
     """auto continues a run of the same id or configuration, never begins anew, must fails without one."""
     mirror: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
     """Also show the metrics there; each needs its extra."""
+    start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
+    """Begin with the model, tokenizer and weights of this run."""
     dry_run: bool = False
     """Print the resolved configuration and write nothing."""
 
@@ -67,6 +71,14 @@ class TextFlags:
     """Permit more than four passes over the data."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class ConversationFlags:
+    """Further flag of fine-tuning."""
+
+    files: Annotated[str | None, tyro.conf.arg(name="data")] = None
+    """Folder of `bitnet voice answers`, or a file of conversations as JSON lines."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """Train; returns 0 when done, 128 + the signal when stopped by one."""
     from bitnet.train.choose import StartOptions
@@ -83,7 +95,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(outlook(config)), file=out)
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
         return 0
-    make_data_ready(config, lambda text: print(text, file=out, flush=True))
+    make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
     options = StartOptions(
         runs_dir=flags.runs_dir,
         run_id=flags.run_id,
@@ -116,22 +128,27 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
     rest = list(arguments[1:])
     name = _peek(rest, "--variant") or experiment.default_variant(choose_device(_peek(rest, "--device") or "auto").type)
     base = find_variant(experiment, name).config
+    origin = _peek(rest, "--from")
+    if origin is not None:
+        base = started_from(base, origin, Path(_peek(rest, "--runs-dir") or "runs"))
     flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
     return experiment, name, flags, apply_flags(flags)
 
 
 def _peek(words: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides which other flags there are."""
+    """The value of a flag that decides which other flags there are; given twice, the last one, as for every flag."""
+    found = None
     for index, word in enumerate(words):
         if word == flag and index + 1 < len(words):
-            return words[index + 1]
-        if word.startswith(f"{flag}="):
-            return word.split("=", 1)[1]
-    return None
+            found = words[index + 1]
+        elif word.startswith(f"{flag}="):
+            found = word.split("=", 1)[1]
+    return found
 
 
 def _flags_type(base: RunConfig) -> type[TrainFlags]:
     """TrainFlags with one dotted group of flags for each section of the configuration."""
+    from bitnet.experiments.bitnut_sft import ConversationData
     from bitnet.experiments.real_text import TextData
 
     quiet = tyro.conf.arg(help="")
@@ -139,7 +156,8 @@ def _flags_type(base: RunConfig) -> type[TrainFlags]:
         (section, Annotated[type(getattr(base, section)), quiet], dataclasses.field(default=getattr(base, section)))
         for section in ("model", "train", "data")
     ]
-    bases = (TextFlags, TrainFlags) if isinstance(base.data, TextData) else (TrainFlags,)
+    extra = (TextFlags,) if isinstance(base.data, TextData) else (ConversationFlags,) if isinstance(base.data, ConversationData) else ()
+    bases = (*extra, TrainFlags)
     return dataclasses.make_dataclass("TrainFlags", sections, bases=bases, frozen=True, kw_only=True)
 
 
@@ -160,7 +178,11 @@ def apply_flags(flags: Any) -> RunConfig:
         model = dataclasses.replace(model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations)
     if train.product == "int8" and "full" in (model.weights, model.activations):
         raise ConfigError("train.product is int8 but the model is not ternary with int8 activations; use --train.product float")
-    return RunConfig(train=train, model=model, data=apply_text_flags(flags, data) if isinstance(flags, TextFlags) else data)
+    if isinstance(flags, TextFlags):
+        data = apply_text_flags(flags, data)
+    elif isinstance(flags, ConversationFlags) and flags.files is not None:
+        data = with_conversations(data, flags.files)
+    return RunConfig(train=train, model=model, data=data)
 
 
 def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
@@ -172,13 +194,14 @@ def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
     return dataclasses.replace(data, dataset=LocalFiles(data.data, data.column).name) if data.data else data
 
 
-def make_data_ready(config: RunConfig, say: Callable[[str], None]) -> None:
+def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[str], None]) -> None:
     """Tokenizer and token shards of an experiment on real text, with what is going on shown; nothing for others."""
     from bitnet.cli.prepare import progress_line
     from bitnet.experiments.real_text import TextData, Watch, ready_shards
 
     if isinstance(config.data, TextData):
-        ready_shards(config, Watch(say, progress_line(), sys.stderr.isatty()))
+        ready = experiment.extra.get("ready", ready_shards)
+        ready(config, Watch(say, progress_line(), sys.stderr.isatty()))
 
 
 def outlook(config: RunConfig) -> list[str]:

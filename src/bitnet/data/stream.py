@@ -21,15 +21,27 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T)."""
+    """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T).
+
+    segments: int64 (B, T), or None where a row is one text. The model attends only between tokens of equal number.
+    """
 
     input_ids: Tensor
     targets: Tensor
     loss_mask: Tensor
+    segments: Tensor | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What there is, by name."""
+        return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(*(tensor.to(device, non_blocking=True) for tensor in self))
+        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
+
+    def select(self, rows: Tensor | slice) -> Batch:
+        """Some of its rows, in this order. rows: a slice, or int64 (n,)."""
+        return Batch(**{name: tensor[rows] for name, tensor in self.tensors().items()})
 
 
 class RowSource(Protocol):
@@ -63,5 +75,5 @@ def shifted(tokens: NDArray[np.int64], scored: NDArray[np.bool_]) -> Batch:
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
-    """Rows of several batches of equal width as one."""
-    return Batch(*(torch.cat(parts) for parts in zip(*batches, strict=True)))
+    """Rows of several batches of equal width as one. All of them have segments, or none has."""
+    return Batch(**{name: torch.cat([batch.tensors()[name] for batch in batches]) for name in batches[0].tensors()})

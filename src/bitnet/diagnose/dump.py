@@ -33,7 +33,7 @@ def write_dump(
 ) -> None:
     """Fill anomalies/step_NNNNNN_<event>/. Weights and random states are left as they were."""
     folder.mkdir(parents=True, exist_ok=True)
-    batch = Batch(*(tensor[:ROWS] for tensor in batch))
+    batch = batch.select(slice(ROWS))
     _write(
         folder / "batch.json", {"input_ids": batch.input_ids.tolist(), "text": [tokenizer.decode(row) for row in batch.input_ids.tolist()]}
     )
@@ -66,7 +66,8 @@ def _activations_and_gradients(model: BitNetTransformer, batch: Batch) -> tuple[
 
     handles = [block.attention.register_forward_hook(keep) for block in model.blocks if isinstance(block, Block)]
     try:
-        losses = F.cross_entropy(model(batch.input_ids).float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+        logits = model(batch.input_ids, segments=batch.segments)
+        losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
         mask = batch.loss_mask.flatten()
         parameters = dict(model.named_parameters())
         gradients = torch.autograd.grad((losses * mask).sum() / mask.sum().clamp(min=1), list(parameters.values()), allow_unused=True)

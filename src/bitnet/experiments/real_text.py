@@ -26,7 +26,7 @@ from bitnet.data.corpus import Corpus, open_corpus
 from bitnet.data.holdout import ONE_IN
 from bitnet.data.prepare import Report, prepare_cached
 from bitnet.data.shards import Shards
-from bitnet.data.stream import Batch
+from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
 from bitnet.errors import ConfigError, DataError
 from bitnet.evaluate.continuations import Mode, continued_ids
@@ -182,8 +182,9 @@ class TextTask:
         self.config, self.data, self.prompts = config, text_data(config), prompts
         train = config.train
         self.tokenizer, self.shards = ready_shards(config)
-        self.source = WindowRows(self.shards, seq_len=train.seq_len, seed=train.seed)
-        self.source.check_epochs(rows_of(train), allow_repeat=self.data.allow_repeat)
+        windows = WindowRows(self.shards, seq_len=train.seq_len, seed=train.seed)
+        windows.check_epochs(rows_of(train), allow_repeat=self.data.allow_repeat)
+        self.source: RowSource = windows
 
     def frozen_evaluation(self) -> list[Batch]:
         """Windows of the held-out documents."""

@@ -1,6 +1,6 @@
 """The five model shapes of the plan, declared once. Parameter counts follow from them and are tested.
 
-An experiment takes its shape from here; `bitnet experiments` also lists the shapes that have none yet.
+An experiment takes its shape from here.
 """
 
 from __future__ import annotations
@@ -38,5 +38,3 @@ SHAPES = {
     "baseline": BASELINE,
     "bitnut": BITNUT,
 }
-PLANNED_TOKENS = {"bitnut": 5_000_000_000}
-"""Token budgets of the shapes whose experiments do not exist yet, where the plan gives one."""

@@ -34,6 +34,13 @@ def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinea
     return BitLinear(width, rows, weights=config.weights, activations=config.activations)
 
 
+def segment_mask(segments: Tensor) -> Tensor:
+    """Who may attend to whom: to itself and to earlier tokens of its own segment. (B, T) -> bool (B, 1, T, T)."""
+    tokens = segments.shape[1]
+    causal = torch.ones(tokens, tokens, dtype=torch.bool, device=segments.device).tril()
+    return (segments[:, :, None] == segments[:, None, :]).logical_and(causal).unsqueeze(1)
+
+
 class Attention(nn.Module):
     """Causal grouped-query attention (arXiv:2305.13245) with rotary positions. (B, T, C) -> (B, T, C)."""
 
@@ -46,12 +53,11 @@ class Attention(nn.Module):
         self.sub_norm = RMSNorm(query, config.norm_eps) if config.sub_norm else None
         self.out_proj = _linear(config, query, (config.hidden_size,))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None = None) -> Tensor:
         rows, tokens, _ = x.shape
         heads = self.qkv_proj(x).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H + 2G, T, D)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, H, T, D), (B, G, T, D)
-        mask = None
         if cache is not None:
             past = cache.length
             k, v = cache.extend(self.layer, k, v)  # (B, G, past + T, D)
@@ -92,8 +98,8 @@ class Block(nn.Module):
         self.pre_ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.feedforward = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None) -> Tensor:
-        x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache)
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+        x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache, mask)
         out: Tensor = x + self.feedforward(self.pre_ffn_norm(x))
         return out
 
@@ -161,21 +167,26 @@ class BitNetTransformer(nn.Module):
         like = self.final_norm.weight
         return KVCache(config.num_layers, rows, config.num_kv_heads, room, config.head_dim, like=like)
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
-        """Normalised output of the last block. input_ids: int64 (B, T). Returns (B, T, C)."""
+    def hidden(self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
+        """Normalised output of the last block. input_ids: int64 (B, T). Returns (B, T, C).
+
+        segments: int64 (B, T); a token attends only to tokens of its own number. Without it a row is one text.
+        """
+        assert cache is None or segments is None, "a cache holds one text a row"
         start = cache.length if cache is not None else 0
         end = start + input_ids.shape[1]
         if end > self.config.max_seq_length:
             raise ConfigError(f"{end} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give it a shorter text")
         x = self.token_embeddings(input_ids)  # (B, T, C)
+        mask = None if segments is None else segment_mask(segments)
         for block in self.blocks:
-            x = block(x, self.cos[start:end], self.sin[start:end], cache)
+            x = block(x, self.cos[start:end], self.sin[start:end], cache, mask)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden: Tensor = self.final_norm(x)
         return hidden
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
         """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
-        logits: Tensor = self.lm_head(self.hidden(input_ids, cache))
+        logits: Tensor = self.lm_head(self.hidden(input_ids, cache, segments))
         return logits

@@ -78,6 +78,8 @@ class TrainConfig:
     """How ternary layers multiply: on int8 codes or in floats; auto takes int8 where it is faster."""
     compile: Compile = "auto"
     """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
+    start_from: str | None = None
+    """Folder of a checkpoint whose weights the run begins with; random ones when not given. `--from RUN` fills it in."""
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "log_every", "eval_every", "eval_cases",

@@ -21,7 +21,8 @@ from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
 
-Forward = Callable[[Tensor], Tensor]
+Forward = Callable[..., Tensor]
+"""What the model does: ids (B, T), and `segments` where a batch has them, to logits (B, T, V)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +90,7 @@ def train_steps(
         total = torch.zeros((), device=device)
         for batch in batches:
             with autocast(device, bf16):
-                loss = summed_loss(forward(batch.input_ids), batch) / scored
+                loss = summed_loss(forward(batch.input_ids, segments=batch.segments), batch) / scored
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         mean_loss = float(total)

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any, Literal
 
@@ -23,7 +24,7 @@ from bitnet.data.stream import Batch
 from bitnet.errors import CheckpointError, RunError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
-from bitnet.run.checkpoint import Checkpoint, load_weights, newest_good
+from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
 from bitnet.run.frozen import load_frozen_set, save_frozen_set
 from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter, cut_back, read_lines
@@ -154,6 +155,9 @@ def _resume(session: Session) -> Checkpoint | None:
 def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     """Write what a new run starts with."""
     layout, task, config, machine = session.layout, session.task, session.config, session.machine
+    if config.train.start_from is not None:
+        load_weights(session.model, load_checkpoint(Path(config.train.start_from), optimizer=False))
+        session.say(f"beginning with the weights of {config.train.start_from}")
     for path in layout.line_files():
         cut_back(path, 0)
     facts = provenance(
@@ -171,7 +175,7 @@ def _begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     evaluation = {
         "expected_repetition_rate": task.source.epochs(rows),
         "evaluation_sequences": sum(len(batch.input_ids) for batch in frozen),
-        "evaluation_sha256": save_frozen_set(layout, [batch._asdict() for batch in frozen]),
+        "evaluation_sha256": save_frozen_set(layout, [batch.tensors() for batch in frozen]),
     }
     write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
     write_json(layout.config, described)  # last: a folder is a run once it has this file
@@ -249,7 +253,7 @@ def forward_of(session: Session) -> Forward:
     try:
         rows = session.task.source.rows(np.arange(config.batch_size, dtype=np.int64)).to(machine.device)
         with autocast(machine.device, machine.bf16):
-            compiled(rows.input_ids).float().sum().backward()  # type: ignore[no-untyped-call]
+            compiled(rows.input_ids, segments=rows.segments).float().sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train
         session.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
         torch.compiler.reset()

@@ -1,0 +1,63 @@
+"""Records of a file of JSON lines. A broken one is counted and skipped; more than one in twenty stop the reading.
+
+Broken is a line that is no JSON object, or an object that its reader cannot use and says why. Not here: documents, whose
+records may also be text or columns (readers.py).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bitnet.errors import DataError, NotFoundError
+
+MAX_BROKEN = 0.05
+
+
+class JsonLines(NamedTuple):
+    """rows: the usable objects, in order. broken: lines left out; first_broken: where and why, or None."""
+
+    rows: list[dict[str, Any]]
+    broken: int
+    first_broken: str | None
+
+
+def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | None]) -> JsonLines:
+    """The objects of a file in which `problem_of` finds no problem. Raises DataError above MAX_BROKEN, or where nothing is left."""
+    rows: list[dict[str, Any]] = []
+    problems: list[str] = []
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                row, problem = _parsed(line, problem_of)
+                if row is not None:
+                    rows.append(row)
+                else:
+                    problems.append(f"{path}, line {number}: {problem}")
+    except OSError as error:
+        raise NotFoundError(f"{path} cannot be read ({error.strerror}); give a file of JSON lines") from None
+    broken, lines = len(problems), len(problems) + len(rows)
+    if broken > MAX_BROKEN * lines:
+        raise DataError(
+            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {problems[0]}); repair the file "
+            "or make it again"
+        )
+    if not rows:
+        raise DataError(f"{path} has no record; make it again")
+    return JsonLines(rows, broken, problems[0] if problems else None)
+
+
+def _parsed(line: bytes, problem_of: Callable[[dict[str, Any]], str | None]) -> tuple[dict[str, Any] | None, str | None]:
+    """The object, or what is wrong with the line."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        return None, f"not JSON ({error})"
+    if not isinstance(row, dict):
+        return None, f"a {type(row).__name__}, not an object"
+    problem = problem_of(row)
+    return (row, None) if problem is None else (None, problem)

@@ -1,0 +1,62 @@
+"""What people may ask about: one topic a line, any words, and which topics are kept from all fine-tuning.
+
+A topic is held out by a hash of itself, so that neither the order of the file nor a topic added later moves another one
+from one side to the other. One in five is: 20 of the 100 topics that come with the package.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from importlib import resources
+from pathlib import Path
+
+from bitnet.data.generated import held_out
+from bitnet.errors import DataError, NotFoundError
+
+HELD_OUT_ONE_IN = 5
+LONGEST = 200  # characters; a longer line is no topic but a text
+
+
+def built_in_topics() -> list[str]:
+    """The 100 topics of this package."""
+    return _topics(resources.files("bitnet.voice").joinpath("topics.txt").read_text(encoding="utf-8"), "topics.txt")
+
+
+def read_topics(path: Path) -> list[str]:
+    """Topics of a file, in order, each once. Raises DataError where there is none."""
+    try:
+        return _topics(path.read_text(encoding="utf-8-sig"), str(path))
+    except OSError as error:
+        raise NotFoundError(f"the topics file {path} cannot be read ({error.strerror}); give a text file with one topic a line") from None
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+
+
+def _topics(text: str, where: str) -> list[str]:
+    found: dict[str, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        topic = " ".join(line.split())
+        if len(topic) > LONGEST:
+            raise DataError(f"{where}, line {number}: a topic of {len(topic)} characters; give one short topic a line, up to {LONGEST}")
+        if any(unicodedata.category(letter) == "Cc" for letter in topic):
+            raise DataError(f"{where}, line {number}: control characters in a topic; give a text file with one topic a line")
+        if topic:
+            found.setdefault(same(topic), topic)
+    if not found:
+        raise DataError(f"{where} has no topic; write one on each line, for example: the moon")
+    return list(found.values())
+
+
+def same(text: str) -> str:
+    """The text as it is compared: Unicode forms, case and spaces play no role."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def is_held_out(topic: str) -> bool:
+    """Whether a topic is kept from fine-tuning, for judging."""
+    return held_out(f"topic {same(topic)}", HELD_OUT_ONE_IN)
+
+
+def mentions(text: str, topic: str) -> bool:
+    """Whether a text contains a topic's words as they stand, in any case."""
+    return same(topic) in same(text)
