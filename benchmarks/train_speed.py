@@ -28,8 +28,9 @@ from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerConfig, Optimizers
 from bitnet.optim.schedule import Rates
-from bitnet.train.loop import autocast, summed_loss
+from bitnet.train.loop import autocast
 from bitnet.train.machine import keep_freed_memory
+from bitnet.train.objective import summed_loss
 from hardware import where, write_results
 
 SHAPES = {"arithmetic": (ARITHMETIC, 32, 64), "tinystories": (TINYSTORIES, 16, 256), "95m": (BASELINE, 2, 1024)}

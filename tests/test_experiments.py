@@ -23,7 +23,8 @@ from bitnet.optim.update import apply_update
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 from bitnet.train.config import RunConfig
-from bitnet.train.loop import StepReport, summed_loss, train_steps
+from bitnet.train.loop import StepReport, train_steps
+from bitnet.train.objective import summed_loss
 from bitnet.train.recipe import Experiment
 from conftest import Result
 from corpora import stories, write_txt

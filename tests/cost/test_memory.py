@@ -29,7 +29,8 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerKind, Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
-from bitnet.train.loop import autocast, summed_loss
+from bitnet.train.loop import autocast
+from bitnet.train.objective import summed_loss
 
 CPU = torch.device("cpu")
 ROWS, TOKENS = 3, 20

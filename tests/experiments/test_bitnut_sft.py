@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 from collections.abc import Callable, Iterator
@@ -41,7 +42,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
          "--seq-len", 64, "--data.held-out-one-in", 10, "--data.judged-prompts", 8, "--run-id", "base", "--runs-dir", folder / "runs"],
         ["voice", "prompts", "--topics", folder / "topics.txt", "--teacher", "rules", "--batches", 1, "--per-batch", 4,
          "--out", folder / "p"],
-        ["voice", "answers", "--prompts", folder / "p", "--teacher", "rules", "--out", folder / "a"],
+        ["voice", "answers", "--prompts", folder / "p", "--teacher", "rules", "--pairs", "--out", folder / "a"],
     ):  # fmt: skip
         done = run_command(*words)
         assert done.code == 0, done.err
@@ -137,3 +138,63 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, bitnet: Bitne
     alone = bitnet("train", "bitnut_sft", "--variant", "quick", "--device", "cpu", "--runs-dir", tmp_path)
     assert alone.code == 2
     assert "--from RUN --data DIR" in alone.err
+
+
+def prefer(place: Path, runs: Path, *words: Any) -> Result:
+    """Four updates of preference optimisation from the fine-tuned run."""
+    command = ["train", "bitnut_dpo", "--variant", "quick", "--from", "tuned", "--data", place / "a", *SHORT, *JUDGE, "--num-steps", 4]
+    return run_command(*command, "--seq-len", 400, "--run-id", "preferring", "--runs-dir", runs, *words)
+
+
+def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
+    assert tune(place, tmp_path).code == 0
+    done = prefer(place, tmp_path, "--train.peak-lr", "0.001")
+    assert done.code == 0, done.err
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "preferring" / "metrics" / "scalars.jsonl").read_text().splitlines()]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert losses[-1] < losses[0]
+    described = json.loads((tmp_path / "preferring" / "meta" / "config.json").read_text())
+    assert (described["training"]["objective"], described["training"]["preference_beta"]) == ("preference", 0.1)
+    judged = bitnet("evaluate", "preferring", "--runs-dir", tmp_path, "--json")
+    assert judged.code == 0, judged.err
+    metrics = judged.json["metrics"]
+    tuned = bitnet("evaluate", "tuned", "--runs-dir", tmp_path, "--json").json["metrics"]
+    assert tuned.keys() < metrics.keys()
+    assert metrics["text_nats_before"] == tuned["text_nats"]
+    assert metrics["preferred_cases"] == 4
+    assert 0 <= metrics["preferred"] <= 1
+
+
+def test_a_stopped_preference_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
+    def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
+        for report in train_steps(*words, **options):
+            if report.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield report
+
+    assert tune(place, tmp_path).code == 0
+    assert prefer(place, tmp_path).code == 0
+    whole = (tmp_path / "preferring").rename(tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "train_steps", stopped_at_two)
+        assert prefer(place, tmp_path).code == 128 + signal.SIGTERM
+    assert prefer(place, tmp_path).code == 0
+    path = Path("checkpoints") / "step_000004" / "model.safetensors"
+    assert (whole / path).read_bytes() == (tmp_path / "preferring" / path).read_bytes()
+
+
+def test_preferences_need_pairs(place: Path, tmp_path: Path) -> None:
+    assert tune(place, tmp_path).code == 0
+    without = tmp_path / "without"
+    shutil.copytree(place / "a", without)
+    (without / "pairs.jsonl").unlink()
+    for words, message in (
+        (["--data", without], "bitnet voice answers --pairs"),
+        (["--data", place / "a" / "answers.jsonl"], "preferences need the folder"),
+        (["--batch-size", 3], "train.batch_size is 3"),
+        (["--seq-len", 5], "fits a row of 5 tokens"),
+    ):
+        done = prefer(place, tmp_path, *words)
+        assert done.code == 2, (words, done.out)
+        assert message in done.err, done.err
+        assert done.err.count("\n") == 1

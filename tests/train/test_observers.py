@@ -136,25 +136,25 @@ def test_at_most_so_many_dumps(bitnet: Command, tmp_path: Path) -> None:
 
 
 def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitnet.train.loop as loop
+    import bitnet.train.objective as objective
 
-    real, calls = loop.summed_loss, 0
+    real, calls = objective.summed_loss, 0
 
     def spiky(logits: torch.Tensor, batch: Any) -> torch.Tensor:
         nonlocal calls
         calls += 1
         return real(logits, batch) * (50.0 if calls == 105 else 1.0)
 
-    monkeypatch.setattr(loop, "summed_loss", spiky)
+    monkeypatch.setattr(objective, "summed_loss", spiky)
     assert train(bitnet, tmp_path, "r", "--num-steps", 106).code == 0
     assert [path.name for path in dumps(tmp_path, "r")] == ["step_000105_loss_spike"]
 
 
 def test_nan_is_dumped_refused_and_after_three_the_run_fails(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import bitnet.train.loop as loop
+    import bitnet.train.objective as objective
 
-    real = loop.summed_loss
-    monkeypatch.setattr(loop, "summed_loss", lambda logits, batch: real(logits, batch) * float("nan"))
+    real = objective.summed_loss
+    monkeypatch.setattr(objective, "summed_loss", lambda logits, batch: real(logits, batch) * float("nan"))
     result = train(bitnet, tmp_path, "r", "--num-steps", 9)
     assert result.code == 1
     assert "3 updates in a row" in result.err

@@ -31,8 +31,9 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
-from bitnet.train.loop import autocast, summed_loss
+from bitnet.train.loop import autocast
 from bitnet.train.machine import choose_machine, keep_freed_memory
+from bitnet.train.objective import summed_loss
 
 SECONDS = 10.0
 SHORT = 256  # tokens of the first, smallest part

@@ -24,12 +24,14 @@ class Batch(NamedTuple):
     """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T).
 
     segments: int64 (B, T), or None where a row is one text. The model attends only between tokens of equal number.
+    reference: float (B,), or None; summed log-probability of a row's scored targets under fixed weights, for a preference.
     """
 
     input_ids: Tensor
     targets: Tensor
     loss_mask: Tensor
     segments: Tensor | None = None
+    reference: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """What there is, by name."""

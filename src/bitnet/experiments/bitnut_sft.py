@@ -21,10 +21,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TypeVar
 
 from bitnet.data.conversations import Conversation, ConversationRows, chained, encoded, read_conversations, single_batches
 from bitnet.data.shards import Shards
-from bitnet.data.stream import Batch
+from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
 from bitnet.errors import ConfigError, DataError
 from bitnet.evaluate.continuations import continued_ids
@@ -41,6 +42,7 @@ from bitnet.voice.score import in_voice
 from bitnet.voice.topics import mentions
 from bitnet.voice.voices import find_voice
 
+T = TypeVar("T")
 ROWS = 16  # rows of a batch when a loss is measured
 FORGETTING_WINDOWS = 200
 
@@ -127,7 +129,7 @@ class ConversationTask:
         self.prompts = tuple(question(one.turns[0].human, self.data.speaker) for one in self.found.held_out[:5])
         self.source = self._rows()
 
-    def _rows(self) -> ConversationRows:
+    def _rows(self) -> RowSource:
         train, data = self.config.train, self.data
         windows = WindowRows(self.other, seq_len=train.seq_len, seed=train.seed) if self.other and data.other_share else None
         conversations = encoded(chained(self.found.train, data.chained_share), self.tokenizer, data.speaker)
@@ -143,13 +145,13 @@ class ConversationTask:
 
     def frozen_evaluation(self) -> list[Batch]:
         """Held-out conversations, one a row."""
-        chosen = _evenly(self.found.held_out, self.data.eval_conversations)
+        chosen = evenly(self.found.held_out, self.data.eval_conversations)
         parts = encoded(chosen, self.tokenizer, self.data.speaker)
         return single_batches(parts, seq_len=self.config.train.seq_len, batch_size=ROWS, pad_id=self.tokenizer.pad_id)
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
         """How it answers held-out prompts; without a limit also losses, with those of the start weights beside them."""
-        asked = _evenly(self.found.held_out, self.data.judged_prompts if limit is None else min(limit, self.data.judged_prompts))
+        asked = evenly(self.found.held_out, self.data.judged_prompts if limit is None else min(limit, self.data.judged_prompts))
         answers, ended = self._answers(model, asked)
         cases = float(len(asked))
         counts = {
@@ -178,7 +180,7 @@ class ConversationTask:
 
     def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
         """A few held-out prompts with the model's answers."""
-        asked = _evenly(self.found.held_out, count)
+        asked = evenly(self.found.held_out, count)
         return [Shown(one.turns[0].human, answer, None) for one, answer in zip(asked, self._answers(model, asked)[0], strict=True)]
 
     def _answers(self, model: BitNetTransformer, asked: Sequence[Conversation]) -> tuple[list[str], list[bool]]:
@@ -192,10 +194,10 @@ class ConversationTask:
         return [self.tokenizer.decode(row).strip() for row in ids], ended
 
 
-def _evenly(conversations: Sequence[Conversation], count: int) -> list[Conversation]:
+def evenly(found: Sequence[T], count: int) -> list[T]:
     """At most `count` of them, spread over all, always the same."""
-    taken = min(count, len(conversations))
-    return [conversations[place * len(conversations) // taken] for place in range(taken)]
+    taken = min(count, len(found))
+    return [found[place * len(found) // taken] for place in range(taken)]
 
 
 experiment = Experiment(

@@ -15,6 +15,7 @@ from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
 from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
 from bitnet.optim.schedule import Schedule, ScheduleKind
+from bitnet.train.objective import ObjectiveKind, Reduction
 
 Precision = Literal["auto", "fp32", "bf16"]
 ProductChoice = Literal["auto", "int8", "float"]
@@ -78,6 +79,12 @@ class TrainConfig:
     """How ternary layers multiply: on int8 codes or in floats; auto takes int8 where it is faster."""
     compile: Compile = "auto"
     """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
+    objective: ObjectiveKind = "next_token"
+    """preference: rows in pairs, the chosen answer and the rejected one (objective.py)."""
+    preference_beta: float = 0.1
+    """How strongly a preference holds on to the weights that it begins with; higher holds more."""
+    loss_reduction: Reduction = "mean"
+    """Gradient of the mean over an update's scored tokens, or of their sum."""
     start_from: str | None = None
     """Folder of a checkpoint whose weights the run begins with; random ones when not given. `--from RUN` fills it in."""
 
@@ -89,12 +96,14 @@ class TrainConfig:
         for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be zero or positive")
-        for name in ("peak_lr", "muon_lr", "grad_clip_norm"):
+        for name in ("peak_lr", "muon_lr", "grad_clip_norm", "preference_beta"):
             if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be a positive number")
         for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
+        if self.objective == "preference" and self.batch_size % 2:
+            raise ConfigError(f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even")
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; it must be below 2**63")
         if self.warmup_steps > self.total_steps:

@@ -12,7 +12,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet.data.stream import Batch, RowSource, row_numbers
@@ -20,6 +19,7 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
+from bitnet.train.objective import objective_of
 
 Forward = Callable[..., Tensor]
 """What the model does: ids (B, T), and `segments` where a batch has them, to logits (B, T, V)."""
@@ -27,7 +27,7 @@ Forward = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one update did. loss: nats per scored token before the update; grad_norm: before clipping."""
+    """What one update did. loss: mean of the objective over its cases, in nats, before the update; grad_norm: before clipping."""
 
     step: int
     tokens_seen: int
@@ -40,12 +40,6 @@ class StepReport:
     refused: str | None
     """Why the update was not applied, or None."""
     batches: tuple[Batch, ...]
-
-
-def summed_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy summed over scored targets, in nats. logits: (B, T, V)."""
-    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")  # (B*T,)
-    return (losses * batch.loss_mask.flatten()).sum()
 
 
 def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
@@ -77,23 +71,25 @@ def train_steps(
 ) -> Iterator[StepReport]:
     """Yield a report after each of the updates start_step + 1 .. total_steps.
 
-    forward is the model or its compiled form. Gradients are of the mean over the scored tokens of the whole update,
-    however its micro-batches split them.
+    forward is the model or its compiled form. Gradients are of the mean over the cases of the whole update (scored tokens, or pairs;
+    objective.py), however its micro-batches split them.
     """
     device = model.final_norm.weight.device
     schedule = config.rates()
     per_step = config.tokens_per_step * world_size
+    objective = objective_of(config.objective, config.preference_beta)
     for step in range(start_step + 1, config.total_steps + 1):
         started = time.perf_counter()
         batches = read_batches(source, config, step, rank, world_size, device)
-        scored = max(sum(int(batch.loss_mask.sum()) for batch in batches), 1)
+        cases = max(objective.cases(batches), 1)
+        divisor = cases if config.loss_reduction == "mean" else 1
         total = torch.zeros((), device=device)
         for batch in batches:
             with autocast(device, bf16):
-                loss = summed_loss(forward(batch.input_ids, segments=batch.segments), batch) / scored
+                loss = objective.summed(forward(batch.input_ids, segments=batch.segments), batch) / divisor
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
-        mean_loss = float(total)
+        mean_loss = float(total) * divisor / cases
         rates = schedule.rates_at(step)
         outcome = apply_update(model, optimizers, rates, loss=mean_loss, clip_norm=config.grad_clip_norm)
         yield StepReport(
