@@ -153,10 +153,10 @@ class Watched:
     def step(self, rates: Rates) -> None:
         """Note what comes in, let the real optimizers work, note what came of it."""
         parameters = dict(self._model.named_parameters())
-        gradients = {name: None if p.grad is None else p.grad.detach().double().clone() for name, p in parameters.items()}
-        before = {name: p.detach().double().clone() for name, p in parameters.items()}
+        gradients = {name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()}
+        before = {name: p.detach().clone() for name, p in parameters.items()}
         self._inner.step(rates)
-        after = {name: p.detach().double().clone() for name, p in parameters.items()}
+        after = {name: p.detach().clone() for name, p in parameters.items()}
         self.updates.append(Update(None, rates, gradients, before, after))
 
     def __getattr__(self, name: str) -> Any:
@@ -170,7 +170,7 @@ def watch(subject: Subject, model: BitNetTransformer, source: RowSource, count: 
     for report in subject.train(model, watched, source, start_step=start_step, **changes):
         reports.append(report)
         if len(watched.updates) < len(reports):  # the optimizers were never asked
-            same = {name: p.detach().double().clone() for name, p in model.named_parameters()}
+            same = {name: p.detach().clone() for name, p in model.named_parameters()}
             watched.updates.append(Update(before=same, after=same))
         watched.updates[len(reports) - 1].report = report
         if len(reports) == count:
