@@ -388,9 +388,9 @@ def _() -> None:
 
 @fault("padding scored", "data", "mask")
 def _() -> None:
-    from bitnet.data.generated import ExampleTable
-
     import numpy as np
+
+    from bitnet.data.generated import ExampleTable
 
     ExampleTable.scored = lambda self, loss_on: np.ones(self.tokens.shape, dtype=bool)  # type: ignore[method-assign]
 
@@ -608,7 +608,9 @@ def _() -> None:
 def _() -> None:
     import dataclasses
 
-    _probabilities(lambda logits, how, of: of(logits, dataclasses.replace(how, temperature=1 / how.temperature) if how.temperature else how))
+    _probabilities(
+        lambda logits, how, of: of(logits, dataclasses.replace(how, temperature=1 / how.temperature) if how.temperature else how)
+    )
 
 
 @fault("seed ignored", "decoding", "seeds")
@@ -706,8 +708,9 @@ def small_run(folder: Path, *more: str) -> list[str]:
     from bitnet.cli.main import main
 
     steps = [] if "--num-steps" in more else ["--num-steps", "60"]
-    words = ["train", *TINY, "--batch-size", "16", "--train.eval-every", "20", "--train.checkpoint-every", "20", "--train.sample-every", "60",
-             "--train.probe-every", "20", "--train.eval-cases", "12", *steps, *more, "--run-id", "one", "--runs-dir", str(folder / "runs")]  # fmt: skip
+    every = ["--train.eval-every", "20", "--train.checkpoint-every", "20", "--train.sample-every", "60", "--train.probe-every", "20"]
+    place = ["--run-id", "one", "--runs-dir", str(folder / "runs")]
+    words = ["train", *TINY, "--batch-size", "16", "--train.eval-cases", "12", *every, *steps, *more, *place]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(words) == 0
     return ["one", "--runs-dir", str(folder / "runs"), "--device", "cpu"]
@@ -732,7 +735,7 @@ def _in_child(one: Fault, folder: Path, sender: Any) -> None:
     torch.set_num_threads(1)
     try:
         sender.send(diagnosed(one, folder))
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - whatever a planted fault does to the process has to reach the report
         sender.send({"error": traceback.format_exc()})
     finally:
         sender.close()

@@ -54,7 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     """Print the page; 0 where nothing is suspected, 1 where a part is."""
     full, words = "--full" in arguments, [word for word in arguments if word != "--full"]
     named = experiment_word(words)
-    subject = of_experiment(named, [word for word in words if word != named], full) if named else of_run(parse(DiagnoseFlags, arguments, "diagnose"))
+    subject = (
+        of_experiment(named, [word for word in words if word != named], full)
+        if named
+        else of_run(parse(DiagnoseFlags, arguments, "diagnose"))
+    )
     from bitnet.diagnose.examine import examine
     from bitnet.diagnose.page import page
     from bitnet.diagnose.verdict import judge
@@ -149,7 +153,9 @@ def _subject(
         model.set_product(machine.product if "full" not in (shape.weights, shape.activations) else "float", machine.gradient_dtype)
         return model
 
-    def train(model: Any, optimizers: Any, source: Any, *, start_step: int = 0, num_steps: int | None = None, **changes: Any) -> Iterator[Any]:
+    def train(
+        model: Any, optimizers: Any, source: Any, *, start_step: int = 0, num_steps: int | None = None, **changes: Any
+    ) -> Iterator[Any]:
         settings = config.train if num_steps is None else config.train.with_total_steps(num_steps)
         settings = dataclasses.replace(settings, **changes)
         return start.train_steps(model, model, source, optimizers, settings, start_step=start_step, bf16=machine.bf16)
@@ -162,9 +168,11 @@ def _subject(
     in_main_thread = threading.current_thread() is threading.main_thread()
     return Subject(
         name=name, config=config.model, training=config.to_json()["training"], task=task, model=model, new_model=new_model,
-        new_optimizers=lambda model: start.Optimizers(model, config.train.optimizer_config()), train=train, rates_at=lambda step: config.train.rates().rates_at(step),
-        rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None, criteria=declared.criteria,
-        planned_tokens=declared.config.train.total_tokens, layout=layout, step=checkpoint.step if checkpoint else 0, damaged=damaged, bf16=machine.bf16, full=full,
+        new_optimizers=lambda model: start.Optimizers(model, config.train.optimizer_config()), train=train,
+        rates_at=lambda step: config.train.rates().rates_at(step),
+        rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
+        criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,
+        step=checkpoint.step if checkpoint else 0, damaged=damaged, bf16=machine.bf16, full=full,
     )  # fmt: skip
 
 

@@ -51,13 +51,15 @@ def ids_and_targets(subject: Subject, batch: Batch) -> Iterator[Check]:
     smallest = min(int(batch.input_ids.min()), int(batch.targets.min()))
     yield Check(
         name="ids inside the vocabulary", suspect="data", ok=smallest >= 0 and largest < vocabulary, value=[smallest, largest],
-        expected=f"0..{vocabulary - 1}, the tokenizer's included", source="model.vocab_size", detail="tokenizer, rows and model disagree about the vocabulary",
+        expected=f"0..{vocabulary - 1}, the tokenizer's included", source="model.vocab_size",
+        detail="tokenizer, rows and model disagree about the vocabulary",
     )  # fmt: skip
     same, present, later = (_agreement(batch, shift) for shift in (1, 0, 2))
     hint = "the present token" if present > same else "the token after the next" if later > same else "something else"
     yield Check(
-        name="targets are the next tokens", suspect="data", ok=same == 1.0, value=same, expected="1.0 of the positions where both are in the row",
-        source="definition of next-token prediction", detail=f"the model is asked for {hint}",
+        name="targets are the next tokens", suspect="data", ok=same == 1.0, value=same,
+        expected="1.0 of the positions where both are in the row", source="definition of next-token prediction",
+        detail=f"the model is asked for {hint}",
     )  # fmt: skip
     mask = batch.loss_mask
     scored_padding = int((mask & (batch.targets == tokenizer.pad_id)).sum()) if _pads(batch, tokenizer.pad_id) else 0
@@ -87,7 +89,8 @@ def order(subject: Subject, asked: Sequence[Sequence[int]], updates: Sequence[Up
     pure = all(torch.equal(a, b) and torch.equal(a, c.flip(0)) for a, b, c in zip(one, two, turned, strict=True))
     yield Check(
         name="rows depend on their number alone", suspect="data", ok=pure, value=pure, expected="the same row again, in any order",
-        source="the data position is a pure function of (seed, step)", detail="reading a row again gives another one: a resumed run learns from other data",
+        source="the data position is a pure function of (seed, step)",
+        detail="reading a row again gives another one: a resumed run learns from other data",
     )  # fmt: skip
     per_update = len(asked[0]) * 2 if asked else 0
     wanted = list(range(per_update * max(len(updates), 1)))
@@ -99,13 +102,15 @@ def order(subject: Subject, asked: Sequence[Sequence[int]], updates: Sequence[Up
     seen = [update.report.batches for update in updates if update.report is not None]
     shown = all(_are_rows(batches, subject, number, per_update) for number, batches in enumerate(seen)) and bool(seen)
     yield Check(
-        name="the loop trains on the rows that it read", suspect="data", ok=shown, value=shown, expected="the batches of each update equal the source's rows",
-        source="the same", detail="the batch of an update is not that of its rows: stale, or changed on the way",
+        name="the loop trains on the rows that it read", suspect="data", ok=shown, value=shown,
+        expected="the batches of each update equal the source's rows", source="the same",
+        detail="the batch of an update is not that of its rows: stale, or changed on the way",
     )  # fmt: skip
     worlds = [_covers(world, accumulation) for world, accumulation in ((1, 1), (1, 3), (2, 1), (4, 2))]
     yield Check(
-        name="processes share the rows without gap or overlap", suspect="data", ok=all(worlds), value=worlds, expected="every row once for 1, 2 and 4 processes",
-        source="the data position is a pure function of (seed, step, rank, world size)", detail="with several processes rows are lost or read twice",
+        name="processes share the rows without gap or overlap", suspect="data", ok=all(worlds), value=worlds,
+        expected="every row once for 1, 2 and 4 processes", source="the data position is a pure function of (seed, step, rank, world size)",
+        detail="with several processes rows are lost or read twice",
     )  # fmt: skip
 
 
@@ -136,14 +141,15 @@ def variety(subject: Subject, rows: Rows, count: int) -> Iterator[Check]:
     possible = (1 - math.exp(-epochs)) / epochs if epochs > 1e-6 else 1.0  # distinct among draws with replacement, the worst case
     distinct = len({row.tobytes() for row in rows}) / max(count, 1)
     yield Check(
-        name="rows differ", suspect="data", ok=distinct >= 0.5 * possible, value=distinct, expected=f">= {0.5 * possible:.3f} of {count} rows distinct",
-        source="half of what drawing with replacement gives", detail="the same few rows come again and again", weight=STRONG,
+        name="rows differ", suspect="data", ok=distinct >= 0.5 * possible, value=distinct,
+        expected=f">= {0.5 * possible:.3f} of {count} rows distinct", source="half of what drawing with replacement gives",
+        detail="the same few rows come again and again", weight=STRONG,
     )  # fmt: skip
     flat = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
     most = float(np.bincount(flat).max() / len(flat)) if len(flat) else 1.0
     yield Check(
-        name="tokens differ", suspect="data", ok=most < 0.7, value=most, expected="the most frequent token is below 0.7 of all", source="ours; a space is 0.2 of sums and of English",
-        detail="the rows are nearly constant", weight=STRONG,
+        name="tokens differ", suspect="data", ok=most < 0.7, value=most, expected="the most frequent token is below 0.7 of all",
+        source="ours; a space is 0.2 of sums and of English", detail="the rows are nearly constant", weight=STRONG,
     )  # fmt: skip
 
 
@@ -152,8 +158,9 @@ def text(subject: Subject, rows: Rows) -> Iterator[Check]:
     tokenizer = subject.task.tokenizer
     broken = [prompt for prompt in subject.task.prompts if tokenizer.decode(tokenizer.encode(prompt)) != prompt]
     yield Check(
-        name="tokenizer gives text back", suspect="data", ok=not broken, value=len(broken), expected="0 prompts changed by encoding and decoding",
-        source="definition of a tokenizer", detail=f"comes back as another text: {broken[:1]}",
+        name="tokenizer gives text back", suspect="data", ok=not broken, value=len(broken),
+        expected="0 prompts changed by encoding and decoding", source="definition of a tokenizer",
+        detail=f"comes back as another text: {broken[:1]}",
     )  # fmt: skip
     again, pieces = 0, 0
     strange, characters = 0, 0
@@ -167,19 +174,23 @@ def text(subject: Subject, rows: Rows) -> Iterator[Check]:
         again += _common(np.array([t for t in row.tolist() if t not in set(special)]), np.array(back, dtype=np.int64))
     share = again / pieces if pieces else 0.0
     yield Check(
-        name="rows are this tokenizer's ids", suspect="data", ok=share >= DECODED, value=share, expected=f">= {DECODED:g} of the ids come back from their text",
-        source="a tokenizer encodes a text in one way; a window's ends may differ", detail="the rows were made by another tokenizer than the one at hand",
+        name="rows are this tokenizer's ids", suspect="data", ok=share >= DECODED, value=share,
+        expected=f">= {DECODED:g} of the ids come back from their text",
+        source="a tokenizer encodes a text in one way; a window's ends may differ",
+        detail="the rows were made by another tokenizer than the one at hand",
     )  # fmt: skip
     odd = strange / characters if characters else 1.0
     yield Check(
-        name="rows decode to readable text", suspect="data", ok=characters > 0 and odd <= 0.05, value=odd, expected="<= 0.05 unprintable characters, and not empty",
-        source="text is made to be read (ours)", detail="the decoded rows are not text", weight=STRONG,
+        name="rows decode to readable text", suspect="data", ok=characters > 0 and odd <= 0.05, value=odd,
+        expected="<= 0.05 unprintable characters, and not empty", source="text is made to be read (ours)",
+        detail="the decoded rows are not text", weight=STRONG,
     )  # fmt: skip
     flat = np.concatenate(rows)
     unknown = float((flat == 3).mean()) if tokenizer.decode([3]) == "" and tokenizer.vocab_size > 4 else 0.0
     yield Check(
-        name="hardly any unknown tokens", suspect="data", ok=unknown <= UNKNOWN, value=unknown, expected=f"<= {UNKNOWN:g} of the ids are <unk>",
-        source="ours; byte-level BPE has none", detail="the vocabulary does not cover the text", weight=STRONG,
+        name="hardly any unknown tokens", suspect="data", ok=unknown <= UNKNOWN, value=unknown,
+        expected=f"<= {UNKNOWN:g} of the ids are <unk>", source="ours; byte-level BPE has none",
+        detail="the vocabulary does not cover the text", weight=STRONG,
     )  # fmt: skip
 
 
@@ -197,7 +208,8 @@ def looks_like_text(subject: Subject, rows: Rows) -> Iterator[Check]:
     alone, pairs = counts.surprise(rows[half:])
     gain = 1 - pairs / alone if alone else 0.0
     yield Check(
-        name="tokens are in order", suspect="data", ok=gain >= ORDER_GAIN, value=gain, expected=f"neighbours predict: surprise falls by >= {ORDER_GAIN:g}",
+        name="tokens are in order", suspect="data", ok=gain >= ORDER_GAIN, value=gain,
+        expected=f"neighbours predict: surprise falls by >= {ORDER_GAIN:g}",
         source="pairs against single tokens, counted (ours); shuffled tokens gain nothing", detail="the tokens of a row stand in no order",
         weight=STRONG,
     )  # fmt: skip
@@ -205,15 +217,17 @@ def looks_like_text(subject: Subject, rows: Rows) -> Iterator[Check]:
     other = counts.surprise(held_out)[1] if held_out else math.nan
     limit = pairs + 0.5 * max(alone - pairs, 0.2) + 0.1
     yield Check(
-        name="held-out rows are the same kind of text", suspect="evaluation", ok=bool(held_out) and other <= limit, value=other, expected=f"<= {limit:.3f} nats by pairs counted in training rows ({pairs:.3f} there)",
-        source="held out by chance, so alike on average (ours)", detail="evaluation has other text, other ids or another order than training",
-        weight=STRONG, explained_by=frozenset({"data"}),
+        name="held-out rows are the same kind of text", suspect="evaluation", ok=bool(held_out) and other <= limit, value=other,
+        expected=f"<= {limit:.3f} nats by pairs counted in training rows ({pairs:.3f} there)",
+        source="held out by chance, so alike on average (ours)",
+        detail="evaluation has other text, other ids or another order than training", weight=STRONG, explained_by=frozenset({"data"}),
     )  # fmt: skip
     prompts = [np.array(tokenizer.encode(prompt), dtype=np.int64) for prompt in subject.task.prompts]
     said = counts.surprise([ids for ids in prompts if len(ids) > 1] or rows[half:])[1]
     own_kind = subject.task.end_mark is not None
     most = alone + 0.5 if own_kind else math.log(vocabulary) + 0.5
     yield Check(
-        name="prompts are the same kind of text", suspect="data", ok=said <= most, value=said, expected=f"<= {most:.2f} nats by pairs counted in training rows",
-        source="prompts are beginnings of such text (ours)", detail="the tokenizer's ids mean something else in the rows", weight=STRONG if own_kind else HINT,
+        name="prompts are the same kind of text", suspect="data", ok=said <= most, value=said,
+        expected=f"<= {most:.2f} nats by pairs counted in training rows", source="prompts are beginnings of such text (ours)",
+        detail="the tokenizer's ids mean something else in the rows", weight=STRONG if own_kind else HINT,
     )  # fmt: skip

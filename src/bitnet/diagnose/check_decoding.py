@@ -67,8 +67,9 @@ def cache(subject: Subject) -> Iterator[Check]:
     errors["after dropping a row"] = off(model(ids[[2, 0], -1:], store)[:, -1], whole[[2, 0], -1])
     error, where = worst(errors)
     yield Check(
-        name="cached decoding equals full recomputation", suspect="decoding", ok=below(error, CACHED), value=error, expected=f"relative error <= {CACHED:g}",
-        source="the model's own logits for the whole prefix", detail=f"{where}: keys, values or positions in the cache are wrong", explained_by=FORWARD,
+        name="cached decoding equals full recomputation", suspect="decoding", ok=below(error, CACHED), value=error,
+        expected=f"relative error <= {CACHED:g}", source="the model's own logits for the whole prefix",
+        detail=f"{where}: keys, values or positions in the cache are wrong", explained_by=FORWARD,
     )  # fmt: skip
 
 
@@ -93,13 +94,16 @@ def greedy(subject: Subject) -> Iterator[Check]:
             gaps.append(math.inf)
     gap = max(gaps, default=math.inf)
     yield Check(
-        name="greedy takes the most likely token", suspect="decoding", ok=kept and gap <= 0.05, value=gap, expected="within 0.05 standard deviations of the largest logit, at every step",
-        source="definition of greedy decoding, on the model's own logits", detail="another token than the most likely is taken, or the prompt is changed", explained_by=FORWARD,
+        name="greedy takes the most likely token", suspect="decoding", ok=kept and gap <= 0.05, value=gap,
+        expected="within 0.05 standard deviations of the largest logit, at every step",
+        source="definition of greedy decoding, on the model's own logits",
+        detail="another token than the most likely is taken, or the prompt is changed", explained_by=FORWARD,
     )  # fmt: skip
     error, where = worst(errors)
     yield Check(
-        name="streamed logits are the model's", suspect="decoding", ok=below(error, CACHED), value=error, expected=f"relative error <= {CACHED:g}",
-        source="the model's own logits for the whole prefix", detail=f"{where}: the decoder reads other logits", explained_by=FORWARD,
+        name="streamed logits are the model's", suspect="decoding", ok=below(error, CACHED), value=error,
+        expected=f"relative error <= {CACHED:g}", source="the model's own logits for the whole prefix",
+        detail=f"{where}: the decoder reads other logits", explained_by=FORWARD,
     )  # fmt: skip
 
 
@@ -132,7 +136,9 @@ def _test_logits() -> Tensor:
 
 
 def _words(how: Sampling) -> str:
-    return f"temperature {how.temperature:g}" + (f", top-k {how.top_k}" if how.top_k else "") + (f", top-p {how.top_p:g}" if how.top_p else "")
+    return (
+        f"temperature {how.temperature:g}" + (f", top-k {how.top_k}" if how.top_k else "") + (f", top-p {how.top_p:g}" if how.top_p else "")
+    )
 
 
 def distributions() -> Iterator[Check]:
@@ -151,22 +157,29 @@ def distributions() -> Iterator[Check]:
         outside += [_words(how)] if bool((shares[right == 0] > 0).any()) else []
     error, where = worst(written)
     yield Check(
-        name="temperature, top-k and top-p as defined", suspect="decoding", ok=below(error, 1e-3), value=error, expected="total variation distance <= 0.001",
-        source="definitions, recomputed in float64; top-p arXiv:1904.09751", detail=f"{where}: another distribution is sampled from",
+        name="temperature, top-k and top-p as defined", suspect="decoding", ok=below(error, 1e-3), value=error,
+        expected="total variation distance <= 0.001", source="definitions, recomputed in float64; top-p arXiv:1904.09751",
+        detail=f"{where}: another distribution is sampled from",
     )  # fmt: skip
     error, where = worst(drawn)
     yield Check(
-        name="draws follow their distribution", suspect="decoding", ok=below(error, FAR) and not outside, value=error, expected=f"total variation distance <= {FAR:g} over {DRAWS} draws",
-        source="definitions, recomputed in float64", detail=f"{(outside or [where])[0]}: tokens are drawn that should not be, or in other shares",
+        name="draws follow their distribution", suspect="decoding", ok=below(error, FAR) and not outside, value=error,
+        expected=f"total variation distance <= {FAR:g} over {DRAWS} draws", source="definitions, recomputed in float64",
+        detail=f"{(outside or [where])[0]}: tokens are drawn that should not be, or in other shares",
     )  # fmt: skip
     best = sampling.choose(logits[None], sampling.GREEDY, sampling.GREEDY.generator(logits.device))
     yield Check(
-        name="greedy choice is argmax", suspect="decoding", ok=int(best) == int(logits.argmax()), value=int(best), expected=str(int(logits.argmax())),
-        source="definition", detail="temperature 0 does not take the largest logit",
+        name="greedy choice is argmax", suspect="decoding", ok=int(best) == int(logits.argmax()), value=int(best),
+        expected=str(int(logits.argmax())), source="definition", detail="temperature 0 does not take the largest logit",
     )  # fmt: skip
-    named = sampling.GREEDY.temperature == 0 and (sampling.TYPICAL.temperature, sampling.TYPICAL.top_p) == (0.9, 0.95) and (sampling.STRESS.temperature, sampling.STRESS.top_k) == (1.5, 10)
+    named = (
+        sampling.GREEDY.temperature == 0
+        and (sampling.TYPICAL.temperature, sampling.TYPICAL.top_p) == (0.9, 0.95)
+        and (sampling.STRESS.temperature, sampling.STRESS.top_k) == (1.5, 10)
+    )
     yield Check(
-        name="named modes are the plan's", suspect="decoding", ok=named, value=named, expected="greedy; 0.9 and top-p 0.95; 1.5 and top-k 10", source="config-95m, section 5E",
+        name="named modes are the plan's", suspect="decoding", ok=named, value=named,
+        expected="greedy; 0.9 and top-p 0.95; 1.5 and top-k 10", source="config-95m, section 5E",
         detail="greedy, typical or stress means something else", weight=STRONG,
     )  # fmt: skip
 
@@ -176,17 +189,26 @@ def draws(subject: Subject) -> Iterator[Check]:
     ids = _prompt(subject, 4, 6)
     wild = Sampling(temperature=50.0, seed=11)
     count = min(12, subject.config.max_seq_length - ids.shape[1])
-    first, again, other = (decode.generate(subject.model, ids, max_new_tokens=count, sampling=dataclasses.replace(wild, seed=seed)) for seed in (11, 11, 12))
+    first, again, other = (
+        decode.generate(subject.model, ids, max_new_tokens=count, sampling=dataclasses.replace(wild, seed=seed)) for seed in (11, 11, 12)
+    )
     same, differ = torch.equal(first, again), not torch.equal(first, other)
     rows_differ = not bool((first[:, ids.shape[1] :] == first[:1, ids.shape[1] :]).all())
     yield Check(
-        name="seeds decide the draws", suspect="decoding", ok=same and differ and rows_differ, value={"repeats": same, "differs": differ, "rows_differ": rows_differ},
-        expected="equal seeds equal text, other seeds other text", source="definition of a seed", detail="the seed is ignored, or fixed",
+        name="seeds decide the draws", suspect="decoding", ok=same and differ and rows_differ,
+        value={"repeats": same, "differs": differ, "rows_differ": rows_differ}, expected="equal seeds equal text, other seeds other text",
+        source="definition of a seed", detail="the seed is ignored, or fixed",
     )  # fmt: skip
-    seeds = {(index, step, mode): snapshot.stable_seed(index, step, mode) for index in (0, 1) for step in (1, 500) for mode in ("greedy", "typical")}
+    seeds = {
+        (index, step, mode): snapshot.stable_seed(index, step, mode)
+        for index in (0, 1)
+        for step in (1, 500)
+        for mode in ("greedy", "typical")
+    }
     right = {key: int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big") for key in seeds}
     yield Check(
-        name="sample seeds are stable", suspect="decoding", ok=seeds == right, value=seeds == right, expected="SHA-256 of prompt number, step and mode", source="docs/run-directory.md",
+        name="sample seeds are stable", suspect="decoding", ok=seeds == right, value=seeds == right,
+        expected="SHA-256 of prompt number, step and mode", source="docs/run-directory.md",
         detail="samples of different steps cannot be compared or repeated", weight=STRONG,
     )  # fmt: skip
 
@@ -217,8 +239,9 @@ def stops(subject: Subject) -> Iterator[Check]:
     lists = decode.continue_prompts(subject.model, [prompt[0].tolist()], max_new_tokens=len(new), stop_id=new[place], sampling=wild)
     got = [ended.shape[1] - prompt.shape[1], len(lists[0])]
     yield Check(
-        name="generation ends at the stop token", suspect="decoding", ok=got == [place + 1] * 2, value=got, expected=f"{place + 1} new tokens, the stop token the last",
-        source="definition of a stop token", detail="the end of text does not end it, or it ends too early",
+        name="generation ends at the stop token", suspect="decoding", ok=got == [place + 1] * 2, value=got,
+        expected=f"{place + 1} new tokens, the stop token the last", source="definition of a stop token",
+        detail="the end of text does not end it, or it ends too early",
     )  # fmt: skip
     text = next((p for p in subject.task.prompts if subject.task.tokenizer.encode(p)), None)
     if text is None:
@@ -229,8 +252,8 @@ def stops(subject: Subject) -> Iterator[Check]:
     tokenizer: object = _Ending(subject.task.tokenizer, greedy_ids[0])
     row = snapshot.snapshot(subject.model, tokenizer, text, mode="greedy", seed=1, max_new_tokens=room)  # type: ignore[arg-type]
     yield Check(
-        name="samples end at the end of text", suspect="decoding", ok=row["total_tokens"] == 1, value=row["total_tokens"], expected="1: the end of text came first",
-        source="definition", detail="samples run on after the end of text",
+        name="samples end at the end of text", suspect="decoding", ok=row["total_tokens"] == 1, value=row["total_tokens"],
+        expected="1: the end of text came first", source="definition", detail="samples run on after the end of text",
     )  # fmt: skip
 
 
@@ -240,11 +263,14 @@ def prompts_in_order(subject: Subject) -> Iterator[Check]:
     lengths = [5, 3, 5, 4]
     prompts = [random_ids(vocabulary, 1, length + index, subject.device)[0, index:].tolist() for index, length in enumerate(lengths)]
     together = decode.continue_prompts(subject.model, prompts, max_new_tokens=4, stop_id=vocabulary)
-    alone = [decode.generate(subject.model, torch.tensor([p], device=subject.device), max_new_tokens=4)[0, len(p) :].tolist() for p in prompts]
+    alone = [
+        decode.generate(subject.model, torch.tensor([p], device=subject.device), max_new_tokens=4)[0, len(p) :].tolist() for p in prompts
+    ]
     share = sum(a == b for a, b in zip(together, alone, strict=True)) / len(prompts)
     yield Check(
-        name="answers belong to their prompts", suspect="decoding", ok=share >= 0.75, value=share, expected=">= 0.75 equal to the prompt's own continuation (ties)",
-        source="prompts of a batch do not see each other", detail="answers are given to other prompts, or batching changes them",
+        name="answers belong to their prompts", suspect="decoding", ok=share >= 0.75, value=share,
+        expected=">= 0.75 equal to the prompt's own continuation (ties)", source="prompts of a batch do not see each other",
+        detail="answers are given to other prompts, or batching changes them",
     )  # fmt: skip
 
 
@@ -260,6 +286,7 @@ def samples(subject: Subject) -> Iterator[Check]:
     told = float(row["logits_first_10"][0]["entropy"])
     kept = row["generated_ids"][: len(ids)] == ids and row["generated_text"].startswith(text)
     yield Check(
-        name="samples are recorded as they are", suspect="decoding", ok=kept and abs(told - entropy) < 0.02 * max(1.0, entropy), value=told, expected=f"entropy of the first token {entropy:.4f} nats",
-        source="the model's own logits", detail="what samples.jsonl says about a sample is not what the model said", weight=STRONG, explained_by=FORWARD,
+        name="samples are recorded as they are", suspect="decoding", ok=kept and abs(told - entropy) < 0.02 * max(1.0, entropy), value=told,
+        expected=f"entropy of the first token {entropy:.4f} nats", source="the model's own logits",
+        detail="what samples.jsonl says about a sample is not what the model said", weight=STRONG, explained_by=FORWARD,
     )  # fmt: skip

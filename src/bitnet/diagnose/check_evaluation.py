@@ -41,15 +41,19 @@ def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
 def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     """The same held-out rows at every call, with next tokens as targets."""
     again = subject.task.frozen_evaluation()
-    same = len(frozen) == len(again) and all(torch.equal(a, b) for x, y in zip(frozen, again, strict=False) for a, b in zip(x, y, strict=True))
+    same = len(frozen) == len(again) and all(
+        torch.equal(a, b) for x, y in zip(frozen, again, strict=False) for a, b in zip(x, y, strict=True)
+    )
     yield Check(
-        name="frozen evaluation is frozen", suspect="evaluation", ok=same and bool(frozen), value=same, expected="the same rows at every call",
-        source="losses of different steps must be comparable", detail="the held-out rows change from call to call",
+        name="frozen evaluation is frozen", suspect="evaluation", ok=same and bool(frozen), value=same,
+        expected="the same rows at every call", source="losses of different steps must be comparable",
+        detail="the held-out rows change from call to call",
     )  # fmt: skip
     shifted = [bool(torch.equal(b.targets[:, :-1], b.input_ids[:, 1:])) for b in frozen]
     yield Check(
-        name="held-out targets are the next tokens", suspect="evaluation", ok=all(shifted), value=all(shifted), expected="true of every row",
-        source="definition of next-token prediction", detail="the held-out loss is taken of other targets than the training loss", explained_by=UPSTREAM,
+        name="held-out targets are the next tokens", suspect="evaluation", ok=all(shifted), value=all(shifted),
+        expected="true of every row", source="definition of next-token prediction",
+        detail="the held-out loss is taken of other targets than the training loss", explained_by=UPSTREAM,
     )  # fmt: skip
 
 
@@ -61,8 +65,9 @@ def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterato
     end = tokenizer.encode(subject.task.end_mark)[0] if subject.task.end_mark else None
     share, limit, what = _leaked_text(kept, trained) if end is None else _leaked_examples(kept, trained, end)
     yield Check(
-        name="held-out text is not trained on", suspect="evaluation", ok=share <= limit, value=share, expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows",
-        source="held-out means never trained on", detail="evaluation measures memory, not learning: the good numbers mean nothing",
+        name="held-out text is not trained on", suspect="evaluation", ok=share <= limit, value=share,
+        expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows", source="held-out means never trained on",
+        detail="evaluation measures memory, not learning: the good numbers mean nothing",
     )  # fmt: skip
 
 
@@ -101,19 +106,21 @@ def measured_loss(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     right = nats / max(tokens, 1)
     gap = abs(found["nats_per_token"] - right)
     yield Check(
-        name="held-out loss is what it says", suspect="evaluation", ok=below(gap, 1e-3 * max(1.0, right)), value=found["nats_per_token"], expected=f"{right:.5f} nats/token",
-        source="mean cross-entropy over the scored targets of the model's own logits", detail="evaluation measures something else than the model's loss",
+        name="held-out loss is what it says", suspect="evaluation", ok=below(gap, 1e-3 * max(1.0, right)), value=found["nats_per_token"],
+        expected=f"{right:.5f} nats/token", source="mean cross-entropy over the scored targets of the model's own logits",
+        detail="evaluation measures something else than the model's loss",
     )  # fmt: skip
     per_byte = nats / math.log(2) / size if size else math.nan
     agree = abs(found["bits_per_byte"] / per_byte - 1) <= 0.05 if size else True
     yield Check(
-        name="bits per byte count the text's bytes", suspect="evaluation", ok=agree, value=found["bits_per_byte"], expected=f"{per_byte:.4f}, within 5% (cut characters)",
-        source="nats / ln 2 / UTF-8 bytes of the decoded targets", detail="the byte count does not belong to this text", weight=STRONG, explained_by=UPSTREAM,
+        name="bits per byte count the text's bytes", suspect="evaluation", ok=agree, value=found["bits_per_byte"],
+        expected=f"{per_byte:.4f}, within 5% (cut characters)", source="nats / ln 2 / UTF-8 bytes of the decoded targets",
+        detail="the byte count does not belong to this text", weight=STRONG, explained_by=UPSTREAM,
     )  # fmt: skip
     drift = abs(found["nats_per_token"] - again["nats_per_token"])
     yield Check(
-        name="evaluation repeats", suspect="evaluation", ok=below(drift, 1e-6), value=drift, expected="<= 1e-6 nats between two measurements", source="nothing in it is random",
-        detail="there is noise in the evaluation",
+        name="evaluation repeats", suspect="evaluation", ok=below(drift, 1e-6), value=drift,
+        expected="<= 1e-6 nats between two measurements", source="nothing in it is random", detail="there is noise in the evaluation",
     )  # fmt: skip
 
 
@@ -129,8 +136,9 @@ def two_modes(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     subject.model.train(was)
     error = max(off(other, seen[0]) for other in seen[1:])
     yield Check(
-        name="evaluation computes as training does", suspect="evaluation", ok=below(error, 1e-4), value=error, expected="relative error <= 1e-4 between train and eval mode",
-        source="the model has no dropout", detail="the model behaves differently when it is evaluated", explained_by=frozenset({"quantization"}),
+        name="evaluation computes as training does", suspect="evaluation", ok=below(error, 1e-4), value=error,
+        expected="relative error <= 1e-4 between train and eval mode", source="the model has no dropout",
+        detail="the model behaves differently when it is evaluated", explained_by=frozenset({"quantization"}),
     )  # fmt: skip
 
 
@@ -143,12 +151,14 @@ def judged(subject: Subject) -> Iterator[Check]:
     sound = bool(counts) and all(math.isfinite(value) for value in metrics.values()) and all(value >= 0 for value in shares.values())
     same = metrics == again
     yield Check(
-        name="judge counts its cases and repeats", suspect="evaluation", ok=sound and same, value=f"{len(counts)} counted, repeats: {same}", expected="every figure with its cases, twice the same",
-        source="the task's own interface", detail="the judge's figures are not finite, not counted, or change from call to call", weight=STRONG,
+        name="judge counts its cases and repeats", suspect="evaluation", ok=sound and same, value=f"{len(counts)} counted, repeats: {same}",
+        expected="every figure with its cases, twice the same", source="the task's own interface",
+        detail="the judge's figures are not finite, not counted, or change from call to call", weight=STRONG,
     )  # fmt: skip
     known = [criterion for criterion in subject.criteria if criterion.metric in metrics]
     passed = [str(criterion) for criterion in known if criterion.met(metrics[criterion.metric])]
     yield Check(
-        name="an untrained model does not pass", suspect="evaluation", ok=not known or len(passed) < len(known), value=passed, expected="not all criteria met", source="weights that never trained",
+        name="an untrained model does not pass", suspect="evaluation", ok=not known or len(passed) < len(known), value=passed,
+        expected="not all criteria met", source="weights that never trained",
         detail="the judge is satisfied with a model that knows nothing", weight=STRONG,
     )  # fmt: skip

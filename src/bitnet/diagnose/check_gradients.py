@@ -14,11 +14,11 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from bitnet.data.stream import Batch
+from bitnet.data.stream import Batch, RowSource
 from bitnet.diagnose import reference, reference_updates
 from bitnet.diagnose.check import STRONG, Check, Suspect, below
 from bitnet.diagnose.probing import off, worst
-from bitnet.diagnose.subject import Narrow, Subject, Update, copy_of, watch
+from bitnet.diagnose.subject import Subject, Update, copy_of, watch
 
 COLUMNS, ROWS, MICRO = 48, 2, 2
 DIRECTION, LENGTH, LOSS = 0.05, 0.02, 2e-3
@@ -27,12 +27,10 @@ below 0.01), relative error of the norm, and of the loss in nats. With bf16 prod
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
 
 
-def first_updates(subject: Subject) -> list[Update]:
-    """Two real updates from the weights under examination."""
-    source = Narrow(subject.task.source, COLUMNS)
-    return watch(
-        subject, copy_of(subject, subject.model), source, 2, batch_size=ROWS, grad_accumulation_steps=MICRO, seq_len=min(COLUMNS, int(subject.training["seq_len"]))
-    )  # fmt: skip
+def first_updates(subject: Subject, source: RowSource) -> list[Update]:
+    """Two real updates from the weights under examination, on narrow rows."""
+    sizes = {"batch_size": ROWS, "grad_accumulation_steps": MICRO, "seq_len": min(COLUMNS, int(subject.training["seq_len"]))}
+    return watch(subject, copy_of(subject, subject.model), source, 2, **sizes)
 
 
 def gradients(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
@@ -41,7 +39,8 @@ def gradients(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
     done = [update for update in updates if update.report is not None and update.rates is not None]
     yield Check(
         name="updates are made", suspect="gradients", ok=len(done) == 2, value=len(done), expected="2 of 2", source="the loop itself",
-        detail=f"the optimizers were not asked to move: {[u.report.refused for u in updates if u.report is not None]}", explained_by=FORWARD | {"data"},
+        detail=f"the optimizers were not asked to move: {[u.report.refused for u in updates if u.report is not None]}",
+        explained_by=FORWARD | {"data"},
     )  # fmt: skip
     if not done:
         return
@@ -63,8 +62,9 @@ def reaches(update: Update) -> Check:
     """Every parameter has a gradient, and one that is not zero."""
     without = [name for name, gradient in update.gradients.items() if gradient is None or not bool(gradient.any())]
     return Check(
-        name="gradient reaches every parameter", suspect="gradients", ok=not without, value=len(without), expected="0 parameters without gradient",
-        source="every parameter is used in every forward pass", detail=f"no gradient: {', '.join(without[:3])}", explained_by=FORWARD,
+        name="gradient reaches every parameter", suspect="gradients", ok=not without, value=len(without),
+        expected="0 parameters without gradient", source="every parameter is used in every forward pass",
+        detail=f"no gradient: {', '.join(without[:3])}", explained_by=FORWARD,
     )  # fmt: skip
 
 
@@ -76,8 +76,9 @@ def losses(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Ten
     ok = below(gap, slack * LOSS * max(1.0, *true))
     shift = None if ok else _explained_by_shift(updates[0], subject, reported[0])
     yield Check(
-        name="training loss is the mean over scored next tokens", suspect="data" if shift else "gradients", ok=ok, value=[round(x, 5) for x in reported],
-        expected=f"{[round(x, 5) for x in true]} nats/token", source="independent float64 computation on the batches that the loop reports",
+        name="training loss is the mean over scored next tokens", suspect="data" if shift else "gradients", ok=ok,
+        value=[round(x, 5) for x in reported], expected=f"{[round(x, 5) for x in true]} nats/token",
+        source="independent float64 computation on the batches that the loop reports",
         detail=f"the loss is taken of {shift}" if shift else "the loop optimises another loss", explained_by=FORWARD,
     )  # fmt: skip
 
@@ -85,11 +86,16 @@ def losses(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Ten
 def _explained_by_shift(update: Update, subject: Subject, reported: float) -> str | None:
     """Whether the reported loss is that of other targets: the present token, or the one after the next."""
     assert update.report is not None
-    others = {"the present token instead of the next": _shifted(update.report.batches, 0), "the token after the next": _shifted(update.report.batches, 2)}
+    others = {
+        "the present token instead of the next": _shifted(update.report.batches, 0),
+        "the token after the next": _shifted(update.report.batches, 2),
+    }
     with torch.no_grad():
         for words, batches in others.items():
             scored = max(sum(int(mask.sum()) for _, _, mask in batches), 1)
-            parts = [reference.summed_loss(reference.logits(update.before, subject.config, ids), targets, mask) for ids, targets, mask in batches]
+            parts = [
+                reference.summed_loss(reference.logits(update.before, subject.config, ids), targets, mask) for ids, targets, mask in batches
+            ]
             if abs(float(sum(parts)) / scored - reported) < LOSS * max(1.0, abs(reported)):
                 return words
     return None
@@ -125,10 +131,11 @@ def lengths(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Te
     reported = [update.report.grad_norm for update in updates if update.report is not None]
     error = max(abs(mine / other - 1) if other else math.inf for mine, other in zip(reported, true, strict=True))
     yield Check(
-        name="gradient has the length of the mean's", suspect="gradients", ok=below(error, slack * LENGTH), value=[round(x, 6) for x in reported],
-        expected=f"{[round(x, 6) for x in true]} before clipping", source="one mean over all scored tokens of an update, however they are split",
-        detail=f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed instead of averaged, or scaled",
-        explained_by=FORWARD,
+        name="gradient has the length of the mean's", suspect="gradients", ok=below(error, slack * LENGTH),
+        value=[round(x, 6) for x in reported], expected=f"{[round(x, 6) for x in true]} before clipping",
+        source="one mean over all scored tokens of an update, however they are split",
+        detail=f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed instead of averaged, or "
+        "scaled", explained_by=FORWARD,
     )  # fmt: skip
     clipped = [reference_updates.norm_of({k: g for k, g in update.gradients.items() if g is not None}) for update in updates]
     wanted = [min(norm, limit) for norm in reported]

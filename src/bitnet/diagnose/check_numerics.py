@@ -52,8 +52,9 @@ def stored(model: BitNetTransformer) -> Iterator[Check]:
     )  # fmt: skip
     low = [name for name, weight in weights.items() if weight.dtype != torch.float32 or _is_coarse(weight)]
     yield Check(
-        name="latent weights have full precision", suspect="quantization", ok=not low, value=len(low), expected="0 parameters coarser than float32",
-        source="b1.58 training tips: latent weights stay in high precision", detail=f"stored or rounded to fewer bits: {', '.join(low[:3])}",
+        name="latent weights have full precision", suspect="quantization", ok=not low, value=len(low),
+        expected="0 parameters coarser than float32", source="b1.58 training tips: latent weights stay in high precision",
+        detail=f"stored or rounded to fewer bits: {', '.join(low[:3])}",
     )  # fmt: skip
     count = sum(weight.numel() for weight in weights.values())
     yield Check(
@@ -64,7 +65,8 @@ def stored(model: BitNetTransformer) -> Iterator[Check]:
     tied = model.lm_head.weight is model.token_embeddings.weight
     yield Check(
         name="head tied as configured", suspect="quantization", ok=tied == model.config.embeddings_tied, value=tied,
-        expected=str(model.config.embeddings_tied), source="model.embeddings_tied", detail="the output head is not the embedding, or should not be",
+        expected=str(model.config.embeddings_tied), source="model.embeddings_tied",
+        detail="the output head is not the embedding, or should not be",
     )  # fmt: skip
 
 
@@ -131,21 +133,24 @@ def _ternary(values: dict[str, float], scales: dict[str, float], codes: dict[str
     )  # fmt: skip
     error, where = worst(scales)
     yield Check(
-        name="scale is the mean magnitude", suspect="quantization", ok=below(error, EXACT), value=error, expected=f"relative error <= {EXACT:g}",
-        source="arXiv:2402.17764, section 2", detail=f"the scale of {where} is off by a factor of {error:.3g}",
+        name="scale is the mean magnitude", suspect="quantization", ok=below(error, EXACT), value=error,
+        expected=f"relative error <= {EXACT:g}", source="arXiv:2402.17764, section 2",
+        detail=f"the scale of {where} is off by a factor of {error:.3g}",
     )  # fmt: skip
     share, where = worst(codes)
     yield Check(
         name="codes are those of the present weights", suspect="quantization", ok=below(share, 1e-3), value=share,
-        expected="share of other codes <= 0.001 (ties)", source=SOURCE, detail=f"{where} uses codes that do not belong to its weights: stale, or by another rule",
+        expected="share of other codes <= 0.001 (ties)", source=SOURCE,
+        detail=f"{where} uses codes that do not belong to its weights: stale, or by another rule",
     )  # fmt: skip
     odd = {name: share for name, share in zeros.items() if not 0.005 < share < 0.995}
     lowest, highest = min(zeros.values()), max(zeros.values())
-    note = "" if 0.2 <= lowest and highest <= 0.6 else "; outside 20-60%, unusual"
+    note = "" if lowest >= 0.2 and highest <= 0.6 else "; outside 20-60%, unusual"
     yield Check(
         name="zeros among the codes", suspect="quantization", ok=not odd, value=[round(lowest, 4), round(highest, 4)],
-        expected=f"no layer all zero or without zeros; trained models have 0.20-0.60{note}", source="a Gaussian has 0.31; published models 0.30-0.47",
-        detail=f"dead or saturated: {', '.join(list(odd)[:3])}", explained_by=frozenset(),
+        expected=f"no layer all zero or without zeros; trained models have 0.20-0.60{note}",
+        source="a Gaussian has 0.31; published models 0.30-0.47", detail=f"dead or saturated: {', '.join(list(odd)[:3])}",
+        explained_by=frozenset(),
     )  # fmt: skip
 
 
@@ -153,8 +158,8 @@ def _activations(inputs: dict[str, float], plain: dict[str, float], int8: bool) 
     error, where = worst(inputs)
     unquantised = int8 and not below(error, ROUNDED) and plain[where] < error
     return Check(
-        name="inputs quantized to int8 per token" if int8 else "inputs left unquantized", suspect="quantization", ok=below(error, ROUNDED), value=error,
-        expected=f"relative error of a layer's output <= {ROUNDED:g}", source=f"arXiv:2402.17764, section 2; {SOURCE}",
+        name="inputs quantized to int8 per token" if int8 else "inputs left unquantized", suspect="quantization", ok=below(error, ROUNDED),
+        value=error, expected=f"relative error of a layer's output <= {ROUNDED:g}", source=f"arXiv:2402.17764, section 2; {SOURCE}",
         detail=f"{where}: " + ("the inputs are not quantized at all" if unquantised else "the layer's product is not codes * step * scale"),
     )  # fmt: skip
 
@@ -162,7 +167,13 @@ def _activations(inputs: dict[str, float], plain: dict[str, float], int8: bool) 
 def parts(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[str, Passed]) -> Iterator[Check]:
     """Embedding, norms, attention with its rotary positions, feed-forward, residual stream and head, each on its own input."""
     config, weights = model.config, {name: weight.detach() for name, weight in model.named_parameters()}
-    errors: dict[str, dict[str, float]] = {"embedding": {}, "norms": {}, "attention and rotary": {}, "feed-forward": {}, "residual stream": {}}
+    errors: dict[str, dict[str, float]] = {
+        "embedding": {},
+        "norms": {},
+        "attention and rotary": {},
+        "feed-forward": {},
+        "residual stream": {},
+    }
     embedded = passed["token_embeddings"].left if "token_embeddings" in passed else torch.empty(0)
     errors["embedding"]["token_embeddings"] = off(embedded, weights["token_embeddings.weight"].double()[ids])
     for name, (entered, left) in passed.items():
@@ -188,8 +199,9 @@ def parts(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[st
     for kind, found in errors.items():
         error, where = worst(found)
         yield Check(
-            name=f"{kind} as in the papers", suspect="quantization", ok=below(error, EXACT), value=error, expected=f"relative error <= {EXACT:g}",
-            source=SOURCE, detail=f"{where} computes something else than its formula on the input it was given",
+            name=f"{kind} as in the papers", suspect="quantization", ok=below(error, EXACT), value=error,
+            expected=f"relative error <= {EXACT:g}", source=SOURCE,
+            detail=f"{where} computes something else than its formula on the input it was given",
         )  # fmt: skip
 
 
@@ -200,14 +212,16 @@ def whole(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> Iterator[Che
         right = reference.logits(weights, model.config, ids)
     error = off(logits, right)
     yield Check(
-        name="logits as in the papers", suspect="quantization", ok=below(error, WHOLE), value=error, expected=f"relative error <= {WHOLE:g}",
-        source=SOURCE, detail="the forward pass as a whole differs although it may be right in its parts", weight=STRONG,
+        name="logits as in the papers", suspect="quantization", ok=below(error, WHOLE), value=error,
+        expected=f"relative error <= {WHOLE:g}", source=SOURCE,
+        detail="the forward pass as a whole differs although it may be right in its parts", weight=STRONG,
     )  # fmt: skip
     again, _ = traced(model, ids, grad=True)
     error = off(again, logits)
     yield Check(
-        name="the same input gives the same logits", suspect="quantization", ok=below(error, 1e-4), value=error, expected="relative error <= 1e-4",
-        source="the model has no random part", detail="something in the forward pass is random or keeps a memory", weight=STRONG,
+        name="the same input gives the same logits", suspect="quantization", ok=below(error, 1e-4), value=error,
+        expected="relative error <= 1e-4", source="the model has no random part",
+        detail="something in the forward pass is random or keeps a memory", weight=STRONG,
     )  # fmt: skip
 
 
@@ -220,8 +234,9 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     changed, _ = traced(model, future)
     leak = off(changed[:, :cut], logits[:, :cut])
     yield Check(
-        name="causal mask holds", suspect="quantization", ok=below(leak, 1e-4), value=leak, expected="changed future tokens change no earlier logit (1e-4)",
-        source="definition of next-token prediction", detail="earlier positions see later tokens: the loss falls to nothing and generation is garbage",
+        name="causal mask holds", suspect="quantization", ok=below(leak, 1e-4), value=leak,
+        expected="changed future tokens change no earlier logit (1e-4)", source="definition of next-token prediction",
+        detail="earlier positions see later tokens: the loss falls to nothing and generation is garbage",
     )  # fmt: skip
     swapped = ids.clone()
     swapped[:, [0, cut]] = ids[:, [cut, 0]]
@@ -231,8 +246,10 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     moved = off(second[name].entered[:, -1], first[name].entered[:, -1])
     unlike = bool((ids[:, 0] != ids[:, cut]).any())
     yield Check(
-        name="positions matter", suspect="quantization", ok=not unlike or moved > 1e-5, value=moved, expected="two earlier tokens swapped change the attention (> 1e-5)",
-        source="arXiv:2104.09864: without positions attention is blind to order", detail="the attention of the first layer does not see positions", weight=STRONG,
+        name="positions matter", suspect="quantization", ok=not unlike or moved > 1e-5, value=moved,
+        expected="two earlier tokens swapped change the attention (> 1e-5)",
+        source="arXiv:2104.09864: without positions attention is blind to order",
+        detail="the attention of the first layer does not see positions", weight=STRONG,
     )  # fmt: skip
 
 
@@ -252,6 +269,7 @@ def start(fresh: BitNetTransformer) -> Iterator[Check]:
     )  # fmt: skip
     spread = float(logits.float().std(dim=-1).mean())
     yield Check(
-        name="logit spread at step 0", suspect="quantization", ok=1e-4 < spread < 2, value=spread, expected="standard deviation in 0.0001..2",
-        source="above 2 the start is far from uniform; at 0 no input gets through (ours)", detail="logits begin too wide, or all equal", weight=HINT,
+        name="logit spread at step 0", suspect="quantization", ok=below(spread, 2) and spread > 1e-4, value=spread,
+        expected="standard deviation in 0.0001..2", source="above 2 the start is far from uniform; at 0 no input gets through (ours)",
+        detail="logits begin too wide, or all equal", weight=HINT,
     )  # fmt: skip

@@ -63,7 +63,8 @@ def settings(subject: Subject) -> Iterator[Check]:
     betas = float(training["adam_beta1"]), float(training["adam_beta2"])
     yield Check(
         name="Adam's betas", suspect="optimizer", ok=0.8 <= betas[0] <= 0.95 and 0.9 <= betas[1] <= 0.9999, value=list(betas),
-        expected="0.8..0.95 and 0.9..0.9999", source="0.9 and 0.95 in the seeds, 0.999 in arXiv:1412.6980", detail="moments that forget at once or never", weight=HINT,
+        expected="0.8..0.95 and 0.9..0.9999", source="0.9 and 0.95 in the seeds, 0.999 in arXiv:1412.6980",
+        detail="moments that forget at once or never", weight=HINT,
     )  # fmt: skip
     first, second = float(training["stage1_wd"]), float(training["stage2_wd"])
     yield Check(
@@ -92,8 +93,9 @@ def schedule(subject: Subject) -> Iterator[Check]:
         gaps[f"update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
     gap, where = worst(gaps)
     yield Check(
-        name="schedule as configured", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(training["peak_lr"])), value=gap, expected="rate and decay within 1e-9",
-        source="recomputed from the settings: warm-up, lines between the corners", detail=f"at {where} the schedule gives other rates than its settings",
+        name="schedule as configured", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(training["peak_lr"])), value=gap,
+        expected="rate and decay within 1e-9", source="recomputed from the settings: warm-up, lines between the corners",
+        detail=f"at {where} the schedule gives other rates than its settings",
     )  # fmt: skip
 
 
@@ -107,8 +109,9 @@ def rates_used(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
         gaps[f"update {update.report.step}"] = max(max(abs(a - lr), abs(b - wd)) for a, b in used)
     gap, where = worst(gaps)
     yield Check(
-        name="each update runs at its own rates", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])), value=gap,
-        expected="rate and decay of the same step, within 1e-9", source="update n uses lr(n) and wd(n); the first is warm-up step 1, never the peak",
+        name="each update runs at its own rates", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])),
+        value=gap, expected="rate and decay of the same step, within 1e-9",
+        source="update n uses lr(n) and wd(n); the first is warm-up step 1, never the peak",
         detail=f"{where} ran at, or reported, other rates: a schedule stepped after the update, or a stale one", explained_by=frozenset(),
     )  # fmt: skip
 
@@ -134,12 +137,14 @@ def changes(subject: Subject, updates: Sequence[Update], which: str) -> Iterator
             if bool(want.any()) and not bool(moved.any()) and float(want.abs().max()) > 1e-7 * float(update.before[name].abs().max()):
                 still.append(name)
     yield Check(
-        name=f"every parameter moves: {which}", suspect="optimizer", ok=not still, value=len(still), expected="0 parameters that stay although they have a gradient",
-        source="definition of an update", detail=f"not moved: {', '.join(still[:3])}", explained_by=BACKWARD if not updates or not updates[0].gradients else frozenset(),
+        name=f"every parameter moves: {which}", suspect="optimizer", ok=not still, value=len(still),
+        expected="0 parameters that stay although they have a gradient", source="definition of an update",
+        detail=f"not moved: {', '.join(still[:3])}", explained_by=BACKWARD if not updates or not updates[0].gradients else frozenset(),
     )  # fmt: skip
     error, where = worst(errors) if errors else (0.0, "")
     yield Check(
-        name=f"change of weights as defined: {which}", suspect="optimizer", ok=below(error, 1.0), value=error * SIZE, expected=f"relative error <= {SIZE:g}",
+        name=f"change of weights as defined: {which}", suspect="optimizer", ok=below(error, 1.0), value=error * SIZE,
+        expected=f"relative error <= {SIZE:g}",
         source="AdamW arXiv:1711.05101, Muon (Jordan 2024), in float64 on the gradients that were given",
         detail=f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas",
     )  # fmt: skip
@@ -173,8 +178,9 @@ def codes_follow(subject: Subject) -> Iterator[Check]:
         shares[name] = float((used.sign() != right.sign()).double().mean())
     share, where = worst(shares)
     yield Check(
-        name="forward pass uses the weights after the update", suspect="quantization", ok=below(share, 1e-3), value=share, expected="share of stale codes <= 0.001",
-        source="codes are a function of the present weights", detail=f"{where} still multiplies by codes of earlier weights",
+        name="forward pass uses the weights after the update", suspect="quantization", ok=below(share, 1e-3), value=share,
+        expected="share of stale codes <= 0.001", source="codes are a function of the present weights",
+        detail=f"{where} still multiplies by codes of earlier weights",
     )  # fmt: skip
 
 

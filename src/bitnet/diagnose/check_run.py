@@ -55,8 +55,9 @@ def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
             problems.append(str(error))
     steps = layout.checkpoint_steps()
     yield Check(
-        name="checkpoints are whole", suspect="checkpoint", ok=bool(steps) and not problems, value=len(set(problems)), expected=f"0 of {len(steps)} damaged, and at least one there",
-        source="sizes and SHA-256 of manifest.json", detail=problems[0] if problems else "there is none",
+        name="checkpoints are whole", suspect="checkpoint", ok=bool(steps) and not problems, value=len(set(problems)),
+        expected=f"0 of {len(steps)} damaged, and at least one there", source="sizes and SHA-256 of manifest.json",
+        detail=problems[0] if problems else "there is none",
     )  # fmt: skip
     if subject.step in steps:
         try:
@@ -68,12 +69,14 @@ def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
         odd = sorted(stored.model.keys() ^ model.keys())
         bad = [name for name, tensor in stored.optimizer.items() if not bool(torch.isfinite(tensor.float()).all())]
         yield Check(
-            name="checkpoint loads as it was stored", suspect="checkpoint", ok=not other and not odd and not bad, value=len(other) + len(odd) + len(bad), expected="0 tensors changed, missing or not finite",
+            name="checkpoint loads as it was stored", suspect="checkpoint", ok=not other and not odd and not bad,
+            value=len(other) + len(odd) + len(bad), expected="0 tensors changed, missing or not finite",
             source="what is saved is restored, bit for bit", detail=f"differs: {', '.join((other + odd + bad)[:3])}",
         )  # fmt: skip
         yield Check(
-            name="checkpoint knows its step", suspect="checkpoint", ok=stored.state.get("step") == subject.step == stored.step, value=stored.state.get("step"), expected=str(subject.step),
-            source="state.json", detail="the folder's name and its state disagree",
+            name="checkpoint knows its step", suspect="checkpoint", ok=stored.state.get("step") == subject.step == stored.step,
+            value=stored.state.get("step"), expected=str(subject.step), source="state.json",
+            detail="the folder's name and its state disagree",
         )  # fmt: skip
 
 
@@ -83,27 +86,33 @@ def scalars(layout: RunLayout, training: Mapping[str, Any], *, resumed: bool) ->
     rows = lines.rows
     steps = [row["step"] for row in rows]
     yield Check(
-        name="every update is recorded once", suspect="checkpoint", ok=steps == list(range(1, len(steps) + 1)) and not lines.skipped, value=len(steps), expected="1, 2, 3 ... without gap or repeat",
-        source="files are cut back to the checkpoint on resume", detail="a resume left a gap or a repeat in metrics/scalars.jsonl", weight=STRONG,
+        name="every update is recorded once", suspect="checkpoint", ok=steps == list(range(1, len(steps) + 1)) and not lines.skipped,
+        value=len(steps), expected="1, 2, 3 ... without gap or repeat", source="files are cut back to the checkpoint on resume",
+        detail="a resume left a gap or a repeat in metrics/scalars.jsonl", weight=STRONG,
     )  # fmt: skip
     broken = [row["step"] for row in rows if not isinstance(row.get("loss"), int | float) or not math.isfinite(row["loss"])]
     yield Check(
-        name="recorded losses are numbers", suspect="training", ok=len(broken) <= len(rows) // 100, value=len(broken), expected="at most 1 of 100 updates refused", source="NaN and infinities are written as null",
+        name="recorded losses are numbers", suspect="training", ok=len(broken) <= len(rows) // 100, value=len(broken),
+        expected="at most 1 of 100 updates refused", source="NaN and infinities are written as null",
         detail=f"no finite loss at updates {broken[:5]}: training diverged", weight=STRONG, explained_by=UPSTREAM,
     )  # fmt: skip
     gaps = {}
     for row in rows:
         lr, wd = reference_updates.rates(training, row["step"])
-        gaps[f"update {row['step']}"] = max(abs(row["lr"] - lr), abs(row["wd"] - wd)) if isinstance(row.get("lr"), float | int) else math.inf
+        gaps[f"update {row['step']}"] = (
+            max(abs(row["lr"] - lr), abs(row["wd"] - wd)) if isinstance(row.get("lr"), float | int) else math.inf
+        )
     gap, where = worst(gaps) if gaps else (0.0, "")
     yield Check(
-        name="recorded rates follow the schedule", suspect="optimizer", ok=below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12), value=gap, expected="learning rate and decay of every update",
-        source="recomputed from meta/config.json", detail=f"{where} did not run at its rates", weight=STRONG if resumed else 1.0,
+        name="recorded rates follow the schedule", suspect="optimizer", ok=below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12), value=gap,
+        expected="learning rate and decay of every update", source="recomputed from meta/config.json",
+        detail=f"{where} did not run at its rates", weight=STRONG if resumed else 1.0,
     )  # fmt: skip
     per_step = int(training["batch_size"]) * int(training["grad_accumulation_steps"]) * int(training["seq_len"])
     wrong = [row["step"] for row in rows if row.get("tokens_seen", 0) % (row["step"] * per_step)]
     yield Check(
-        name="tokens are counted right", suspect="data", ok=not wrong, value=len(wrong), expected=f"{per_step:,} tokens an update and process", source="batch_size * accumulation * seq_len",
+        name="tokens are counted right", suspect="data", ok=not wrong, value=len(wrong),
+        expected=f"{per_step:,} tokens an update and process", source="batch_size * accumulation * seq_len",
         detail=f"tokens_seen is wrong from update {wrong[:1]}", weight=HINT,
     )  # fmt: skip
 
@@ -117,8 +126,8 @@ def same_tokenizer(subject: Subject, layout: RunLayout) -> Iterator[Check]:
     size = made.get("tokenizer_vocab_size")
     ok = then == now and size == subject.task.tokenizer.vocab_size and made.get("tokenizer_sha256", now) == now
     yield Check(
-        name="run and data have one tokenizer", suspect="data", ok=ok, value=then[:12], expected=now[:12], source="SHA-256 of both, and of the shards'",
-        detail="the model was trained on other ids than those it is given now",
+        name="run and data have one tokenizer", suspect="data", ok=ok, value=then[:12], expected=now[:12],
+        source="SHA-256 of both, and of the shards'", detail="the model was trained on other ids than those it is given now",
     )  # fmt: skip
 
 
@@ -129,22 +138,26 @@ def frozen_and_evaluated(subject: Subject, layout: RunLayout) -> Iterator[Check]
         frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     except BitnetError as error:
         yield Check(
-            name="frozen evaluation set is intact", suspect="evaluation", ok=False, value="damaged", expected="the SHA-256 of meta/dataset_fingerprint.json", source="meta/dataset_fingerprint.json", detail=str(error),
+            name="frozen evaluation set is intact", suspect="evaluation", ok=False, value="damaged",
+            expected="the SHA-256 of meta/dataset_fingerprint.json", source="meta/dataset_fingerprint.json", detail=str(error),
         )  # fmt: skip
         return
     now = subject.task.frozen_evaluation()
     same = len(frozen) == len(now) and all(torch.equal(a, b) for x, y in zip(frozen, now, strict=False) for a, b in zip(x, y, strict=True))
     yield Check(
-        name="frozen evaluation set is intact", suspect="evaluation", ok=same, value=same, expected="the task's held-out rows", source="eval/frozen_set.safetensors",
-        detail="the run was measured on other rows than its task holds out", explained_by=frozenset({"data"}),
+        name="frozen evaluation set is intact", suspect="evaluation", ok=same, value=same, expected="the task's held-out rows",
+        source="eval/frozen_set.safetensors", detail="the run was measured on other rows than its task holds out",
+        explained_by=frozenset({"data"}),
     )  # fmt: skip
     told = [row for row in read_lines(layout.evaluations).rows if row["step"] == subject.step]
     if told:
         found = loss_module.held_out_loss(subject.model, frozen, subject.task.tokenizer)["nats_per_token"]
         gap = abs(found - float(told[-1]["eval_loss"]))
         yield Check(
-            name="checkpoint reloads to the recorded loss", suspect="checkpoint", ok=below(gap, LOSS_GAP), value=found, expected=f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}",
-            source="eval/eval_results.jsonl", detail="the weights are not those that were evaluated, or evaluation has changed", explained_by=frozenset({"quantization", "evaluation"}),
+            name="checkpoint reloads to the recorded loss", suspect="checkpoint", ok=below(gap, LOSS_GAP), value=found,
+            expected=f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}", source="eval/eval_results.jsonl",
+            detail="the weights are not those that were evaluated, or evaluation has changed",
+            explained_by=frozenset({"quantization", "evaluation"}),
         )  # fmt: skip
 
 
@@ -167,15 +180,19 @@ def repeats(subject: Subject, layout: RunLayout) -> Iterator[Check]:
     if gaps:
         gap, where = worst(gaps)
         yield Check(
-            name="updates repeat with the recorded loss", suspect="data", ok=below(gap, LOSS_GAP), value=gap, expected=f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl",
-            source="loss of the update after a checkpoint, on the rows of that step", detail=f"{where} was trained on other rows than its own: resumed at the wrong place, or the data changed",
-            weight=STRONG, explained_by=frozenset({"quantization", "gradients", "checkpoint"}),
+            name="updates repeat with the recorded loss", suspect="data", ok=below(gap, LOSS_GAP), value=gap,
+            expected=f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl",
+            source="loss of the update after a checkpoint, on the rows of that step",
+            detail=f"{where} was trained on other rows than its own: resumed at the wrong place, or the data changed", weight=STRONG,
+            explained_by=frozenset({"quantization", "gradients", "checkpoint"}),
         )  # fmt: skip
     if moved:
         error, where = worst(moved)
         yield Check(
-            name="updates repeat with the recorded weights", suspect="optimizer", ok=below(error, 0.05), value=error, expected="relative error of the change <= 0.05",
-            source="two checkpoints in a row", detail=f"{where} moved the weights otherwise than it does now", weight=STRONG, explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
+            name="updates repeat with the recorded weights", suspect="optimizer", ok=below(error, 0.05), value=error,
+            expected="relative error of the change <= 0.05", source="two checkpoints in a row",
+            detail=f"{where} moved the weights otherwise than it does now", weight=STRONG,
+            explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
         )  # fmt: skip
 
 
@@ -205,14 +222,19 @@ def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[float, flo
 
 def probes(layout: RunLayout, step: int) -> Iterator[Check]:
     """Codes flip early and settle late."""
-    flips = [row["flipped_pct"] for row in read_lines(layout.quantization).rows if row["step"] <= step and isinstance(row.get("flipped_pct"), float)]
+    flips = [
+        row["flipped_pct"]
+        for row in read_lines(layout.quantization).rows
+        if row["step"] <= step and isinstance(row.get("flipped_pct"), float)
+    ]
     if len(flips) < 1:
         return
     early, late = max(flips[: max(len(flips) // 2, 1)]), flips[-1]
     yield Check(
-        name="codes flip early and settle late", suspect="optimizer", ok=0 < early < 0.75 and (len(flips) < 4 or late <= max(early, 0.02)), value={"early": round(early, 5), "late": round(late, 5)},
-        expected="some flip in the first half of the probes, fewer at the last", source="the magnitude of a latent weight is its confidence (b1.58 training tips)",
-        detail="codes never move, or never come to rest", weight=HINT, explained_by=UPSTREAM - {"optimizer"},
+        name="codes flip early and settle late", suspect="optimizer", ok=0 < early < 0.75 and (len(flips) < 4 or late <= max(early, 0.02)),
+        value={"early": round(early, 5), "late": round(late, 5)}, expected="some flip in the first half of the probes, fewer at the last",
+        source="the magnitude of a latent weight is its confidence (b1.58 training tips)", detail="codes never move, or never come to rest",
+        weight=HINT, explained_by=UPSTREAM - {"optimizer"},
     )  # fmt: skip
 
 
@@ -225,8 +247,9 @@ def rehearsed(subject: Subject, rehearsal: Rehearsal) -> Iterator[Check]:
     losses = [[row.get("loss") for row in read_lines(layout.scalars).rows] for layout in (whole, parts)]
     gap = max((abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None), default=math.inf)
     yield Check(
-        name="a resumed run has the same losses", suspect="checkpoint", ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5), value=gap, expected="<= 1e-5 nats between a run in one go and one resumed",
-        source="what is saved is restored; tested bit for bit on CPUs", detail="something that decides the loss was not restored", explained_by=UPSTREAM - {"optimizer"},
+        name="a resumed run has the same losses", suspect="checkpoint", ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5), value=gap,
+        expected="<= 1e-5 nats between a run in one go and one resumed", source="what is saved is restored; tested bit for bit on CPUs",
+        detail="something that decides the loss was not restored", explained_by=UPSTREAM - {"optimizer"},
     )  # fmt: skip
     ends = [checkpoints.load_checkpoint(layout.checkpoint(total)) for layout in (whole, parts)]
     errors = {
@@ -237,14 +260,19 @@ def rehearsed(subject: Subject, rehearsal: Rehearsal) -> Iterator[Check]:
     keys = ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
     error, where = worst(errors)
     yield Check(
-        name="a resumed run has the same weights and optimizer state", suspect="checkpoint", ok=keys and below(error, 1e-6), value=error, expected="<= 1e-6 after a stop and a resume",
-        source="what is saved is restored; tested bit for bit on CPUs", detail=f"{where}: weights, optimizer state or random state come back changed", explained_by=UPSTREAM - {"optimizer"},
+        name="a resumed run has the same weights and optimizer state", suspect="checkpoint", ok=keys and below(error, 1e-6), value=error,
+        expected="<= 1e-6 after a stop and a resume", source="what is saved is restored; tested bit for bit on CPUs",
+        detail=f"{where}: weights, optimizer state or random state come back changed", explained_by=UPSTREAM - {"optimizer"},
     )  # fmt: skip
-    held = {f"{key}.{name}" for name in ends[0].model for key in (("momentum_buffer",) if _by_muon(name, rehearsal) else ("exp_avg", "exp_avg_sq"))}
+    held = {
+        f"{key}.{name}"
+        for name in ends[0].model
+        for key in (("momentum_buffer",) if _by_muon(name, rehearsal) else ("exp_avg", "exp_avg_sq"))
+    }
     missing = sorted(held - ends[0].optimizer.keys())
     yield Check(
-        name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing), expected="0 parameters without optimizer state", source="optimizer.safetensors",
-        detail=f"no state: {', '.join(missing[:3])}",
+        name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing),
+        expected="0 parameters without optimizer state", source="optimizer.safetensors", detail=f"no state: {', '.join(missing[:3])}",
     )  # fmt: skip
 
 
@@ -258,6 +286,7 @@ def _same_rows(whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], s
     first = [list(rows) for rows in whole] == wanted
     second = [list(rows) for rows in parts] == wanted
     yield Check(
-        name="a resumed run reads on where it stopped", suspect="data", ok=first and second, value={"in one go": first, "resumed": second}, expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}",
-        source="update n reads rows (n-1)R .. nR-1", detail="after a resume the data begins elsewhere: rows are skipped or read again",
+        name="a resumed run reads on where it stopped", suspect="data", ok=first and second, value={"in one go": first, "resumed": second},
+        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}", source="update n reads rows (n-1)R .. nR-1",
+        detail="after a resume the data begins elsewhere: rows are skipped or read again",
     )  # fmt: skip

@@ -12,9 +12,18 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from bitnet.data.stream import Batch
-from bitnet.diagnose import check_data, check_decoding, check_evaluation, check_gradients, check_learning, check_numerics, check_optimizer, check_run
+from bitnet.diagnose import (
+    check_data,
+    check_decoding,
+    check_evaluation,
+    check_gradients,
+    check_learning,
+    check_numerics,
+    check_optimizer,
+    check_run,
+)
 from bitnet.diagnose.check import Check, Suspect, collect
-from bitnet.diagnose.subject import Narrow, Subject, Update, copy_of, watch
+from bitnet.diagnose.subject import Narrow, Subject, Update
 
 
 def examine(subject: Subject) -> Iterator[Check]:
@@ -29,11 +38,8 @@ def examine(subject: Subject) -> Iterator[Check]:
 
     def updating() -> Iterable[Check]:
         source = Narrow(subject.task.source, check_gradients.COLUMNS)
-        asked_here = source.asked
-        columns = min(check_gradients.COLUMNS, int(subject.training["seq_len"]))
-        sizes = {"batch_size": check_gradients.ROWS, "grad_accumulation_steps": check_gradients.MICRO, "seq_len": columns}
-        updates.extend(watch(subject, copy_of(subject, subject.model), source, 2, **sizes))
-        asked.extend(asked_here)
+        updates.extend(check_gradients.first_updates(subject, source))
+        asked.extend(source.asked)
         return ()
 
     yield from collect("the training rows", "data", reading)

@@ -9,8 +9,8 @@ from bitnet.diagnose.check import Check
 from bitnet.diagnose.verdict import Verdict
 
 TITLES = {
-    "data": "data", "quantization": "forward pass and quantization", "gradients": "gradients", "optimizer": "optimizer", "evaluation": "evaluation",
-    "decoding": "decoding", "checkpoint": "checkpoint", "training": "training", "size": "size",
+    "data": "data", "quantization": "forward pass and quantization", "gradients": "gradients", "optimizer": "optimizer",
+    "evaluation": "evaluation", "decoding": "decoding", "checkpoint": "checkpoint", "training": "training", "size": "size",
 }  # fmt: skip
 
 

@@ -124,7 +124,7 @@ def _block(weights: Weights, config: BitNetConfig, x: Tensor, at: str) -> Tensor
     eps = config.norm_eps
 
     def project(value: Tensor, name: str) -> Tensor:
-        return linear(value, weights[f"{at}{name}.weight"], matrix_rows(config, name.split(".")[-1]), config)
+        return linear(value, weights[f"{at}{name}.weight"], matrix_rows(config, name.rsplit(".", 1)[-1]), config)
 
     y = attend(project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config)
     if config.sub_norm:

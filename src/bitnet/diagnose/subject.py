@@ -32,51 +32,58 @@ class ExaminedTask(Protocol):
     """What is used of an experiment's task."""
 
     @property
-    def tokenizer(self) -> Tokenizer: ...  # noqa: D102
+    def tokenizer(self) -> Tokenizer: ...
     @property
-    def source(self) -> RowSource: ...  # noqa: D102
+    def source(self) -> RowSource: ...
     @property
-    def prompts(self) -> Sequence[str]: ...  # noqa: D102
+    def prompts(self) -> Sequence[str]: ...
     @property
-    def end_mark(self) -> str | None: ...  # noqa: D102
-    def frozen_evaluation(self) -> Sequence[Batch]: ...  # noqa: D102
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]: ...  # noqa: D102
+    def end_mark(self) -> str | None: ...
+    def frozen_evaluation(self) -> Sequence[Batch]: ...
+    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]: ...
 
 
 class Report(Protocol):
     """What is used of the loop's report on one update."""
 
     @property
-    def step(self) -> int: ...  # noqa: D102
+    def step(self) -> int: ...
     @property
-    def loss(self) -> float: ...  # noqa: D102
+    def loss(self) -> float: ...
     @property
-    def lr(self) -> float: ...  # noqa: D102
+    def lr(self) -> float: ...
     @property
-    def wd(self) -> float: ...  # noqa: D102
+    def wd(self) -> float: ...
     @property
-    def grad_norm(self) -> float: ...  # noqa: D102
+    def grad_norm(self) -> float: ...
     @property
-    def refused(self) -> str | None: ...  # noqa: D102
+    def refused(self) -> str | None: ...
     @property
-    def batches(self) -> tuple[Batch, ...]: ...  # noqa: D102
+    def batches(self) -> tuple[Batch, ...]: ...
 
 
 class Criterion(Protocol):
     """One threshold of success."""
 
     @property
-    def metric(self) -> str: ...  # noqa: D102
+    def metric(self) -> str: ...
     @property
-    def threshold(self) -> float: ...  # noqa: D102
-    def met(self, value: float) -> bool: ...  # noqa: D102
+    def threshold(self) -> float: ...
+    def met(self, value: float) -> bool: ...
 
 
 class Trainer(Protocol):
     """The training loop. changes: fields of its settings to replace; num_steps: the same recipe in so many updates."""
 
-    def __call__(  # noqa: D102
-        self, model: BitNetTransformer, optimizers: Any, source: RowSource, *, start_step: int = 0, num_steps: int | None = None, **changes: Any
+    def __call__(
+        self,
+        model: BitNetTransformer,
+        optimizers: Any,
+        source: RowSource,
+        *,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        **changes: Any,
     ) -> Iterator[Report]: ...
 
 
@@ -163,7 +170,9 @@ class Watched:
         return getattr(self._inner, name)
 
 
-def watch(subject: Subject, model: BitNetTransformer, source: RowSource, count: int, *, start_step: int = 0, **changes: Any) -> list[Update]:
+def watch(
+    subject: Subject, model: BitNetTransformer, source: RowSource, count: int, *, start_step: int = 0, **changes: Any
+) -> list[Update]:
     """Let the loop make `count` updates of the model and return what each was given and did."""
     watched = Watched(model, subject.new_optimizers(model))
     reports = []

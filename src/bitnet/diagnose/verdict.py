@@ -18,17 +18,17 @@ TREE: tuple[Suspect, ...] = ("checkpoint", "data", "quantization", "gradients", 
 """In this order a tie is broken: what comes first is upstream."""
 
 NEXT: dict[Suspect, str] = {
-    "checkpoint": "use an older checkpoint (bitnet diagnose RUN/checkpoints/step_NNNNNN), or train again; look for a full disk or copied files",
-    "data": "look at a decoded batch and its targets (bitnet tokenizer inspect), at the tokenizer of shards and model, and at which rows an update reads",
-    "quantization": "compare the named part with its formula in bitnet/nn; train the control (bitnet train NAME --weights full) to see whether it needs it too",
-    "gradients": "follow the gradient back from the named parameter: straight-through, detach, the mean over scored tokens, the targets of the loss",
-    "optimizer": "compare rates in metrics/scalars.jsonl with the schedule, and the named parameter with the optimizer's groups and settings",
-    "evaluation": "do not trust the held-out figures before the named check passes: the rows, the mode of the model, and the loss function",
+    "checkpoint": "use an older checkpoint (bitnet diagnose RUN/checkpoints/step_NNNNNN), or train again; look for a full disk",
+    "data": "look at a decoded batch and its targets, at the tokenizer of shards and model, and at which rows an update reads",
+    "quantization": "compare the named part with its formula in bitnet/nn; the control (bitnet train NAME --control) tells whether it is ternary",
+    "gradients": "follow the gradient back from the named parameter: straight-through, detach, the mean over scored tokens, the loss",
+    "optimizer": "compare rates in metrics/scalars.jsonl with the schedule, and the named parameter with the optimizer's groups",
+    "evaluation": "do not trust the held-out figures before the named check passes: the rows, the model's mode, the loss function",
     "decoding": "the model may be fine: judge it by its loss, and repair the named step of decoding or sampling",
     "size": "train a larger model, or lower the vocabulary; bitnet cost shows what that takes",
     "training": "train longer: raise --num-steps (20 tokens per parameter for text), and judge at the end, since the loss is S-shaped",
-    "none": "nothing to repair; if the output is still poor, train the control and a larger model and compare them (bitnet compare)",
-}  # fmt: skip
+    "none": "nothing to repair; if the output is still poor, train with --control and look at bitnet compare",
+}
 
 
 @dataclass(frozen=True)

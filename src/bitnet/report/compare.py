@@ -41,9 +41,15 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """For `bitnet compare --json`."""
         rows = [
-            {"step": step, **{metric: {"first": pairs[i][0], "second": pairs[i][1], "gap": pairs[i][1] - pairs[i][0]} for metric, pairs in self.values.items()}}
+            {
+                "step": step,
+                **{
+                    metric: {"first": both[i][0], "second": both[i][1], "gap": both[i][1] - both[i][0]}
+                    for metric, both in self.values.items()
+                },
+            }
             for i, step in enumerate(self.steps)
-        ]  # fmt: skip
+        ]
         return {"runs": list(self.names), "differences": self.differences, "rows": rows, "last": rows[-1] if rows else None}
 
 
@@ -55,12 +61,16 @@ def compare(first: RunLayout, second: RunLayout, metrics: Sequence[str] = (), *,
     differences = unequal(first, second)
     if differences and not force:
         shown = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
-        raise ConfigError(f"{first.run_id} and {second.run_id} differ in more than their weights ({shown}); compare equal runs, or say --force")
+        raise ConfigError(
+            f"{first.run_id} and {second.run_id} differ in more than their weights ({shown}); compare equal runs, or say --force"
+        )
     losses = _losses(first), _losses(second)
     tables = [_figures(layout, steps, values) for layout, (steps, values) in zip((first, second), losses, strict=True)]
     steps = sorted(tables[0].keys() & tables[1].keys())
     if not steps:
-        raise DataError(f"{first.run_id} and {second.run_id} have no evaluation at the same step; wait for one, or train both with one --train.eval-every")
+        raise DataError(
+            f"{first.run_id} and {second.run_id} have no evaluation at the same step; wait for one, or train both with one --train.eval-every"
+        )
     wanted = ["train_loss", "eval_loss", "bits_per_byte", *metrics]
     values = {
         metric: [(tables[0][step].get(metric, np.nan), tables[1][step].get(metric, np.nan)) for step in steps]
@@ -128,7 +138,9 @@ def draw(comparison: Comparison, out: Path) -> None:
                 values = [pair[index] for pair in comparison.values[metric]]
                 axes[0].plot(comparison.steps, values, style, color=f"C{index}", markersize=4, label=f"{name}, {metric}")
         for metric in others:
-            axes[-1].plot(comparison.steps, [pair[index] for pair in comparison.values[metric]], ".-", color=f"C{index}", label=f"{name}, {metric}")
+            axes[-1].plot(
+                comparison.steps, [pair[index] for pair in comparison.values[metric]], ".-", color=f"C{index}", label=f"{name}, {metric}"
+            )
     for metric in comparison.values:
         if metric not in others:
             axes[1].plot(comparison.steps, comparison.gap(metric), ".-", label=metric)
