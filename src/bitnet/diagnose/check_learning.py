@@ -211,7 +211,7 @@ def against_counting(subject: Subject, training: Batch, losses: Sequence[float])
     yield symptom(Check(
         name="loss below that of counting", suspect="training", ok=recent < pairs, value=recent,
         expected=f"< {pairs:.3f} nats/token by pairs of tokens ({alone:.3f} by single ones)", source="counted in the training rows",
-        detail="the model knows no more than the frequencies of tokens" if recent > 0.97 * alone else "the model has not gone beyond pairs of tokens",
+        detail=f"the model knows no more than {'the frequencies of tokens' if recent > 0.97 * alone else 'pairs of tokens'}",
         weight=STRONG,
     ))  # fmt: skip
 

@@ -20,7 +20,7 @@ TREE: tuple[Suspect, ...] = ("checkpoint", "data", "quantization", "gradients", 
 NEXT: dict[Suspect, str] = {
     "checkpoint": "use an older checkpoint (bitnet diagnose RUN/checkpoints/step_NNNNNN), or train again; look for a full disk",
     "data": "look at a decoded batch and its targets, at the tokenizer of shards and model, and at which rows an update reads",
-    "quantization": "compare the named part with its formula in bitnet/nn; the control (bitnet train NAME --control) tells whether it is ternary",
+    "quantization": "compare the named part with its formula in bitnet/nn; the control (--control) tells whether it is the ternary part",
     "gradients": "follow the gradient back from the named parameter: straight-through, detach, the mean over scored tokens, the loss",
     "optimizer": "compare rates in metrics/scalars.jsonl with the schedule, and the named parameter with the optimizer's groups",
     "evaluation": "do not trust the held-out figures before the named check passes: the rows, the model's mode, the loss function",

@@ -69,7 +69,7 @@ def compare(first: RunLayout, second: RunLayout, metrics: Sequence[str] = (), *,
     steps = sorted(tables[0].keys() & tables[1].keys())
     if not steps:
         raise DataError(
-            f"{first.run_id} and {second.run_id} have no evaluation at the same step; wait for one, or train both with one --train.eval-every"
+        raise DataError(f"{first.run_id} and {second.run_id} were not evaluated at the same steps; give both one --train.eval-every")
         )
     wanted = ["train_loss", "eval_loss", "bits_per_byte", *metrics]
     values = {
