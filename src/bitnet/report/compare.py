@@ -68,9 +68,7 @@ def compare(first: RunLayout, second: RunLayout, metrics: Sequence[str] = (), *,
     tables = [_figures(layout, steps, values) for layout, (steps, values) in zip((first, second), losses, strict=True)]
     steps = sorted(tables[0].keys() & tables[1].keys())
     if not steps:
-        raise DataError(
         raise DataError(f"{first.run_id} and {second.run_id} were not evaluated at the same steps; give both one --train.eval-every")
-        )
     wanted = ["train_loss", "eval_loss", "bits_per_byte", *metrics]
     values = {
         metric: [(tables[0][step].get(metric, np.nan), tables[1][step].get(metric, np.nan)) for step in steps]
