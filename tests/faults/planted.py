@@ -703,6 +703,71 @@ def _() -> None:
     pass
 
 
+def stories(folder: Path) -> list[str]:
+    """Words that examine the story experiment on a small corpus made here."""
+    from corpora import stories as written
+    from corpora import write_txt
+
+    write_txt(folder / "stories.txt", written(600))
+    small = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
+    text = ["--data", str(folder / "stories.txt"), "--cache-dir", str(folder), "--model.vocab-size", "512", "--model.max-seq-length", "96",
+            "--seq-len", "64", "--data.held-out-one-in", "10", "--allow-repeat", "--data.judged-prompts", "12"]  # fmt: skip
+    return ["tinystories", "--variant", "quick", *small, *text]
+
+
+def unfinished_run(folder: Path) -> list[str]:
+    """A run that was stopped after 40 of 720 updates."""
+    import signal
+
+    from bitnet.cli.main import main
+    from bitnet.train import start
+
+    original = start.train_steps
+
+    def stopped(*words: Any, **rest: Any) -> Any:
+        for report in original(*words, **rest):
+            if report.step == 40:
+                signal.raise_signal(signal.SIGTERM)
+            yield report
+
+    start.train_steps = stopped
+    place = [
+        "--run-id",
+        "one",
+        "--runs-dir",
+        str(folder / "runs"),
+        "--batch-size",
+        "16",
+        "--train.eval-every",
+        "20",
+        "--train.eval-cases",
+        "12",
+    ]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(["train", *TINY, *place]) == 128 + signal.SIGTERM
+    start.train_steps = original
+    return ["one", "--runs-dir", str(folder / "runs"), "--device", "cpu"]
+
+
+PLAIN = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
+HEALTHY = [
+    Fault("arithmetic quick", ("none",), ""),
+    Fault("arithmetic quick, seed 7", ("none",), "", words=(*TINY, "--seed", "7")),
+    Fault("arithmetic quick, full-precision weights", ("none",), "", words=(*TINY, "--weights", "full")),
+    Fault("arithmetic quick, unquantized activations", ("none",), "", words=(*TINY, "--model.activations", "full")),
+    Fault("arithmetic reference", ("none",), "", words=tuple(ADAMW)),
+    Fault("arithmetic best, seed 3", ("none",), "", words=("arithmetic", "--variant", "best", *SHAPE, "--seed", "3")),
+    Fault("tictactoe quick", ("none",), "", words=("tictactoe", "--variant", "quick", *PLAIN)),
+    Fault("tictactoe reference, seed 5", ("none",), "", words=("tictactoe", "--variant", "reference", *PLAIN, "--seed", "5")),
+    Fault("json_records quick", ("none",), "", words=("json_records", "--variant", "quick", *PLAIN)),
+    Fault("python_subset quick", ("none",), "", words=("python_subset", "--variant", "quick", *PLAIN)),
+    Fault("tinystories quick", ("none",), "", prepare=stories),
+    Fault("arithmetic quick, untied, sub-norms, relu2", ("none",), "",
+          words=(*TINY, "--model.embeddings-tied", "False", "--model.sub-norm", "True", "--model.activation", "relu2")),
+    Fault("a run stopped after 40 of 720 updates", ("none",), "", prepare=unfinished_run),
+]  # fmt: skip
+
+
 def small_run(folder: Path, *more: str) -> list[str]:
     """Train a tiny run, judge nothing, and return the words that diagnose it."""
     from bitnet.cli.main import main

@@ -75,7 +75,10 @@ def _is_coarse(weight: Tensor) -> bool:
     if weight.dim() < 2:
         return False
     values = weight.detach().flatten()[:4096].float()
-    return any(float((values.to(kind).float() == values).float().mean()) > 0.5 for kind in (torch.bfloat16, torch.float16))
+    values = values[values != 0]
+    return len(values) > 0 and any(
+        float((values.to(kind).float() == values).float().mean()) > 0.5 for kind in (torch.bfloat16, torch.float16)
+    )
 
 
 def layers(model: BitNetTransformer) -> Iterator[Check]:
