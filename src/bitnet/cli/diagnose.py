@@ -244,8 +244,8 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
     grouped = 1 if model.num_kv_heads < model.num_heads else 2
     small = dataclasses.replace(model, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=grouped, ffn_hidden_size=48)
     train = dataclasses.replace(
-        train, batch_size=2, grad_accumulation_steps=min(train.grad_accumulation_steps, 2), log_every=1, eval_every=STOP, sample_every=STOP,
-        probe_every=1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off",
+        train, batch_size=2, grad_accumulation_steps=min(train.grad_accumulation_steps, 2), log_every=1, eval_every=STOP,
+        sample_every=REHEARSED, probe_every=1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off",
     )  # fmt: skip
     return dataclasses.replace(config, model=small, train=train)
 

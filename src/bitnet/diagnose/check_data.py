@@ -132,7 +132,7 @@ def _covers(world: int, accumulation: int) -> bool:
         stream.row_numbers(step, micro, batch_size=3, accumulation=accumulation, rank=rank, world_size=world)
         for step in (1, 2, 3) for micro in range(accumulation) for rank in range(world)
     ]  # fmt: skip
-    return np.concatenate(numbers).tolist() == list(range(9 * accumulation * world))
+    return bool(np.array_equal(np.concatenate(numbers), np.arange(9 * accumulation * world)))
 
 
 def variety(subject: Subject, rows: Rows, count: int) -> Iterator[Check]:

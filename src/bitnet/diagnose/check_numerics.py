@@ -95,8 +95,10 @@ def layers(model: BitNetTransformer) -> Iterator[Check]:
         rows = reference.matrix_rows(config, _kind(name))
         used = multiplied_by(layer, layer.in_features, layer.weight).double()
         right = reference.effective(layer.weight.detach(), rows, config)
-        values[name] = max(_distinct(part) for part in used.split(list(rows)))
-        scales[name] = max(_scale_error(mine, true) for mine, true in zip(used.split(list(rows)), right.split(list(rows)), strict=True))
+        values[name] = max(_distinct(part) for part in torch.split(used, list(rows)))
+        scales[name] = max(
+            _scale_error(mine, true) for mine, true in zip(torch.split(used, list(rows)), torch.split(right, list(rows)), strict=True)
+        )
         codes[name] = float((used.sign() != right.sign()).double().mean()) + float((layer.weight_quantized != right.sign()).double().mean())
         zeros[name] = float((used == 0).double().mean())
         x = torch.randn(16, layer.in_features, generator=generator).to(used.device) * torch.logspace(-1, 1, 16, device=used.device)[:, None]

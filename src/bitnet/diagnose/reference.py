@@ -40,7 +40,7 @@ def matrix_rows(config: BitNetConfig, kind: str) -> tuple[int, ...]:
 def ternary(weight: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Codes (out, in) and the scale of each row (out, 1)."""
     codes, scales = [], []
-    for part in weight.double().split(list(rows)):
+    for part in torch.split(weight.double(), list(rows)):
         scale = torch.clamp(part.abs().sum() / part.numel(), min=SMALLEST)
         codes.append(torch.clamp(torch.round(part / scale), -1, 1))
         scales.append(scale.repeat(part.shape[0], 1))

@@ -75,7 +75,8 @@ class Updater:
         self.second[name] = beta2 * self.second.get(name, torch.zeros_like(gradient)) + (1 - beta2) * gradient**2
         m, v = self.first[name] / (1 - beta1**self.count), self.second[name] / (1 - beta2**self.count)
         decay = wd * weight if weight.dim() > 1 else torch.zeros_like(weight)
-        return -lr * (m / (torch.sqrt(v) + ADAM_EPSILON) + decay)
+        change: Tensor = -lr * (m / (torch.sqrt(v) + ADAM_EPSILON) + decay)
+        return change
 
     def _muon(self, name: str, weight: Tensor, gradient: Tensor, lr: float, wd: float) -> Tensor:
         ratio, momentum = self.training["muon_lr"] / self.training["peak_lr"], self.training["muon_momentum"]
@@ -83,9 +84,11 @@ class Updater:
         self.first[name] = momentum * past + (1 - momentum) * gradient
         ahead = (1 - momentum) * gradient + momentum * self.first[name]
         parts = [
-            newton_schulz(part) * math.sqrt(max(1.0, part.shape[0] / part.shape[1])) for part in ahead.split(list(self.muon_rows[name]))
+            newton_schulz(part) * math.sqrt(max(1.0, part.shape[0] / part.shape[1]))
+            for part in torch.split(ahead, list(self.muon_rows[name]))
         ]
-        return -lr * ratio * torch.cat(parts) - lr * wd * weight
+        change: Tensor = -lr * ratio * torch.cat(parts) - lr * wd * weight
+        return change
 
 
 def newton_schulz(matrix: Tensor) -> Tensor:
