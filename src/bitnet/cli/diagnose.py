@@ -142,8 +142,10 @@ def _subject(
     """Everything as training would get it, handed over as values."""
     from bitnet.diagnose.subject import Subject
     from bitnet.run.checkpoint import load_weights
+    from bitnet.run.layout import RunLayout
     from bitnet.train import start
     from bitnet.train.machine import choose_machine
+    from bitnet.trained import TrainedModel
 
     machine = choose_machine(config.train, device)
 
@@ -164,12 +166,16 @@ def _subject(
     model = new_model(config.model)
     if checkpoint is not None:
         load_weights(model, checkpoint)
+
+    def complete(tokenizer: Any, prompt: str, count: int) -> str:
+        return TrainedModel(layout or RunLayout(Path()), 0, model, tokenizer).complete(prompt, max_new_tokens=count, stop=None)
+
     declared = find_variant(experiment, variant)
     in_main_thread = threading.current_thread() is threading.main_thread()
     return Subject(
         name=name, config=config.model, training=config.to_json()["training"], task=task, model=model, new_model=new_model,
         new_optimizers=lambda model: start.Optimizers(model, config.train.optimizer_config()), train=train,
-        rates_at=lambda step: config.train.rates().rates_at(step),
+        complete=complete, rates_at=lambda step: config.train.rates().rates_at(step),
         rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
         criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,
         step=checkpoint.step if checkpoint else 0, damaged=damaged, bf16=machine.bf16, full=full,

@@ -43,6 +43,7 @@ def decoding(subject: Subject) -> Iterator[Check]:
     yield from stops(subject)
     yield from prompts_in_order(subject)
     yield from samples(subject)
+    yield from completions(subject)
 
 
 def _prompt(subject: Subject, rows: int, tokens: int) -> Tensor:
@@ -172,11 +173,8 @@ def distributions() -> Iterator[Check]:
         name="greedy choice is argmax", suspect="decoding", ok=int(best) == int(logits.argmax()), value=int(best),
         expected=str(int(logits.argmax())), source="definition", detail="temperature 0 does not take the largest logit",
     )  # fmt: skip
-    named = (
-        sampling.GREEDY.temperature == 0
-        and (sampling.TYPICAL.temperature, sampling.TYPICAL.top_p) == (0.9, 0.95)
-        and (sampling.STRESS.temperature, sampling.STRESS.top_k) == (1.5, 10)
-    )
+    plan = {"greedy": (0.0, None, None), "typical": (0.9, 0.95, None), "stress": (1.5, None, 10)}
+    named = {mode: (how.temperature, how.top_p, how.top_k) for mode, how in snapshot.MODES.items()} == plan
     yield Check(
         name="named modes are the plan's", suspect="decoding", ok=named, value=named,
         expected="greedy; 0.9 and top-p 0.95; 1.5 and top-k 10", source="config-95m, section 5E",
@@ -271,6 +269,24 @@ def prompts_in_order(subject: Subject) -> Iterator[Check]:
         name="answers belong to their prompts", suspect="decoding", ok=share >= 0.75, value=share,
         expected=">= 0.75 equal to the prompt's own continuation (ties)", source="prompts of a batch do not see each other",
         detail="answers are given to other prompts, or batching changes them",
+    )  # fmt: skip
+
+
+def completions(subject: Subject) -> Iterator[Check]:
+    """What `bitnet complete` says is the text of the model's greedy ids, up to the end of text."""
+    tokenizer = subject.task.tokenizer
+    text = next(iter(subject.task.prompts))
+    ids = tokenizer.encode(text)
+    room = min(8, subject.config.max_seq_length - len(ids))
+    new = decode.generate(subject.model, torch.tensor([ids], device=subject.device), max_new_tokens=room)[0, len(ids) :].tolist()
+    right = tokenizer.decode(new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new)
+    told = subject.complete(tokenizer, text, room)
+    early = subject.complete(_Ending(tokenizer, new[0]), text, room)
+    yield Check(
+        name="completions are the model's greedy text", suspect="decoding",
+        ok=told.rstrip("\ufffd") == right.rstrip("\ufffd") and not early, value=[told, early],
+        expected=f"{[right, '']}: the whole, and nothing where the end of text comes first", source="the model's own greedy ids",
+        detail="bitnet complete shows another text than the model's",
     )  # fmt: skip
 
 

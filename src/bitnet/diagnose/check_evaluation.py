@@ -7,10 +7,12 @@ model that never trained must not pass.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
@@ -19,6 +21,7 @@ from bitnet.diagnose.counting import Rows, examples, rows_of, shingles
 from bitnet.diagnose.probing import off
 from bitnet.diagnose.subject import Subject
 from bitnet.evaluate import loss as loss_module
+from bitnet.nn.transformer import BitNetTransformer
 
 STRETCH, LEAKED_TEXT, LEAKED_EXAMPLES = 24, 0.25, 0.01
 """Running text is compared by stretches of 24 tokens: stock phrases are shorter; a leaked row has nearly all of its stretches in
@@ -36,6 +39,7 @@ def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
     yield from measured_loss(subject, frozen)
     yield from two_modes(subject, frozen)
     yield from judged(subject)
+    yield from knows_right_answers(subject, frozen)
 
 
 def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
@@ -161,4 +165,52 @@ def judged(subject: Subject) -> Iterator[Check]:
         name="an untrained model does not pass", suspect="evaluation", ok=not known or len(passed) < len(known), value=passed,
         expected="not all criteria met", source="weights that never trained",
         detail="the judge is satisfied with a model that knows nothing", weight=STRONG,
+    )  # fmt: skip
+
+
+class _History:
+    """What `Oracle` keeps instead of keys and values: the ids themselves."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+
+    @property
+    def length(self) -> int:
+        return len(self.ids[0])
+
+
+class Oracle(torch.nn.Module):
+    """A model that has the given texts by heart: after a beginning of one of them it is sure of the next token."""
+
+    def __init__(self, model: BitNetTransformer, texts: Iterable[tuple[int, ...]]) -> None:
+        super().__init__()
+        self.config, self.final_norm = model.config, model.final_norm
+        self.next = {text[:cut]: text[cut] for text in texts for cut in range(1, len(text))}
+
+    def new_cache(self, rows: int, capacity: int | None = None) -> _History:
+        return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
+
+    def forward(self, input_ids: Tensor, cache: _History) -> Tensor:
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=input_ids.device)
+        for row, new in enumerate(input_ids.tolist()):
+            for place, token in enumerate(new):
+                cache.ids[row].append(token)
+                logits[row, place, self.next.get(tuple(cache.ids[row]), 0)] = 20.0
+        return logits
+
+
+def knows_right_answers(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
+    """Where success is an exact match: a model that says the right answers of the held-out examples passes."""
+    wanted = [criterion for criterion in subject.criteria if criterion.metric == "exact_match"]
+    if not wanted or subject.task.end_mark is None:
+        return
+    tokenizer = subject.task.tokenizer
+    rows = [row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)]
+    oracle: Any = Oracle(subject.model, examples(rows, tokenizer.encode(subject.task.end_mark)[0]))
+    found = subject.task.judge(oracle, JUDGED)["exact_match"]
+    yield Check(
+        name="right answers pass", suspect="evaluation", ok=wanted[0].met(found), value=found, expected=str(wanted[0]),
+        source="a stand-in for the model that has the held-out examples by heart", detail="the judge does not recognise right answers",
+        explained_by=frozenset({"data", "decoding"}),
     )  # fmt: skip

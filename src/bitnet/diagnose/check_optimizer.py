@@ -39,6 +39,7 @@ def optimizer(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
     if later:
         yield from changes(subject, later, "updates around the stage boundary")
     yield from codes_follow(subject)
+    yield from refuses(subject)
 
 
 def later_updates(subject: Subject) -> list[Update]:
@@ -147,6 +148,22 @@ def changes(subject: Subject, updates: Sequence[Update], which: str) -> Iterator
         expected=f"relative error <= {SIZE:g}",
         source="AdamW arXiv:1711.05101, Muon (Jordan 2024), in float64 on the gradients that were given",
         detail=f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas",
+    )  # fmt: skip
+
+
+def refuses(subject: Subject) -> Iterator[Check]:
+    """A loss that is not a number changes no weight."""
+    model = copy_of(subject, subject.model)
+    with torch.no_grad():
+        model.final_norm.weight[0] = torch.nan
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    sizes = {"batch_size": 1, "grad_accumulation_steps": 1, "seq_len": min(24, int(subject.training["seq_len"]))}
+    report = next(iter(subject.train(model, subject.new_optimizers(model), Narrow(subject.task.source, 24), **sizes)))
+    same = all(torch.equal(weight.nan_to_num(), before[name].nan_to_num()) for name, weight in model.named_parameters())
+    yield Check(
+        name="an update that is not finite is refused", suspect="optimizer", ok=same and report.refused is not None,
+        value=report.refused or "applied", expected="refused, and no weight changed", source="the loss of a model with a NaN weight",
+        detail="one bad batch destroys the weights for good",
     )  # fmt: skip
 
 

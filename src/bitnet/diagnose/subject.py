@@ -116,6 +116,8 @@ class Subject:
     new_optimizers: Callable[[BitNetTransformer], Optimizers]
     train: Trainer
     rates_at: Callable[[int], Rates]
+    complete: Callable[[Any, str, int], str]
+    """Tokenizer, prompt and number of new tokens to the text that a user of `model` is shown."""
     rehearse: Callable[[Path], Rehearsal] | None = None
     criteria: Sequence[Criterion] = ()
     planned_tokens: int | None = None
