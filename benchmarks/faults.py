@@ -80,7 +80,7 @@ def main() -> int:
     options = parser.parse_args()
     module = planted()
     torch.set_num_threads(1)
-    everything = [*module.HEALTHY, *module.FAULTS]
+    everything = [*module.FAULTS, *module.HEALTHY]
     rows = known_rows() if options.only or options.resume else {}
     for one in everything:
         if (options.resume and one.name in rows) or (options.only and not any(word in one.name for word in options.only)):
