@@ -148,10 +148,11 @@ def _subject(
     from bitnet.trained import TrainedModel
 
     machine = choose_machine(config.train, device)
+    trainer: Any = start  # under the names by which training itself calls them
 
     def new_model(shape: Any) -> BitNetTransformer:
         start.seed_everything(config.train.seed)
-        model = start.BitNetTransformer(shape).to(machine.device)
+        model: BitNetTransformer = trainer.BitNetTransformer(shape).to(machine.device)
         model.set_product(machine.product if "full" not in (shape.weights, shape.activations) else "float", machine.gradient_dtype)
         return model
 
@@ -160,7 +161,8 @@ def _subject(
     ) -> Iterator[Any]:
         settings = config.train if num_steps is None else config.train.with_total_steps(num_steps)
         settings = dataclasses.replace(settings, **changes)
-        return start.train_steps(model, model, source, optimizers, settings, start_step=start_step, bf16=machine.bf16)
+        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, settings, start_step=start_step, bf16=machine.bf16)
+        return steps
 
     task = experiment.open(config)
     model = new_model(config.model)
@@ -174,7 +176,7 @@ def _subject(
     in_main_thread = threading.current_thread() is threading.main_thread()
     return Subject(
         name=name, config=config.model, training=config.to_json()["training"], task=task, model=model, new_model=new_model,
-        new_optimizers=lambda model: start.Optimizers(model, config.train.optimizer_config()), train=train,
+        new_optimizers=lambda model: trainer.Optimizers(model, config.train.optimizer_config()), train=train,
         complete=complete, rates_at=lambda step: config.train.rates().rates_at(step),
         rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
         criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,

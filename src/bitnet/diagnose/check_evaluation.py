@@ -71,7 +71,7 @@ def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterato
     yield Check(
         name="held-out text is not trained on", suspect="evaluation", ok=share <= limit, value=share,
         expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows", source="held-out means never trained on",
-        detail="evaluation measures memory, not learning: the good numbers mean nothing",
+        detail="evaluation measures memory, not learning: the good numbers mean nothing", explained_by=UPSTREAM,
     )  # fmt: skip
 
 

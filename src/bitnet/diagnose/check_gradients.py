@@ -121,7 +121,7 @@ def directions(updates: Sequence[Update], right: Sequence[tuple[float, dict[str,
     yield Check(
         name="gradient equals the straight-through reference", suspect="gradients", ok=below(error, slack * DIRECTION), value=error,
         expected=f"distance of unit vectors <= {slack * DIRECTION:g}", source="arXiv:1308.3432; independent float64 backward pass",
-        detail=f"{where}: the direction is {meaning}", explained_by=FORWARD,
+        detail=f"{where}: the direction is {meaning}", explained_by=FORWARD | {"data"},
     )  # fmt: skip
 
 
@@ -135,7 +135,7 @@ def lengths(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Te
         value=[round(x, 6) for x in reported], expected=f"{[round(x, 6) for x in true]} before clipping",
         source="one mean over all scored tokens of an update, however they are split",
         detail=f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed instead of averaged, or "
-        "scaled", explained_by=FORWARD,
+        "scaled", explained_by=FORWARD | {"data"},
     )  # fmt: skip
     clipped = [reference_updates.norm_of({k: g for k, g in update.gradients.items() if g is not None}) for update in updates]
     wanted = [min(norm, limit) for norm in reported]

@@ -284,6 +284,7 @@ def rehearsed(subject: Subject, rehearsal: Rehearsal) -> Iterator[Check]:
     yield Check(
         name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing),
         expected="0 parameters without optimizer state", source="optimizer.safetensors", detail=f"no state: {', '.join(missing[:3])}",
+        explained_by=frozenset({"quantization", "gradients"}),
     )  # fmt: skip
 
 
