@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hardware import RESULTS, write_results
+from hardware import RESULTS, where, write_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -51,6 +51,7 @@ def row_of(one: Any, examined: Any) -> dict[str, Any]:
         "right_suspect": suspect in one.suspects,
         "right_check": any(one.check in name for name in evidence) if one.check else suspect == "none",
         "error": result.get("error"),
+        "commit": where()["commit"],
         "seconds": round(time.perf_counter() - started, 1),
     }
 

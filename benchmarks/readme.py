@@ -154,7 +154,8 @@ def faults_table() -> str:
          row["suspect"], row["sure"], "" if row["right_suspect"] and row["right_check"] else "WRONG"]
         for row in rows
     ]  # fmt: skip
-    place = f"{where['hardware']}, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    place = f"{where['hardware']}, torch {where['torch']}, commits {commits}, {where['date']}"
     return f"{faults_summary(rows)}.\n\n{table(head, lines)}\n\nMeasured on: {place}."
 
 

@@ -9,15 +9,16 @@ it by 5e-3 and more. Hence EXACT for parts without quantization and ROUNDED for 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference
 from bitnet.diagnose.check import HINT, STRONG, Check, below
-from bitnet.diagnose.probing import Passed, multiplied_by, off, random_ids, traced, worst
-from bitnet.diagnose.subject import Subject
+from bitnet.diagnose.probing import Passed, made_loud, multiplied_by, off, random_ids, traced, worst
+from bitnet.diagnose.subject import Subject, copy_of
 from bitnet.nn.transformer import BitNetTransformer
 
 EXACT, ROUNDED, WHOLE = 1e-4, 1e-3, 2e-2
@@ -36,7 +37,8 @@ def numerics(subject: Subject) -> Iterator[Check]:
     ids = random_ids(model.config.vocab_size, ROWS, min(TOKENS, model.config.max_seq_length), subject.device)
     yield from layers(model)
     logits, passed = traced(model, ids)
-    yield from parts(model, ids, logits, passed)
+    loud = made_loud(copy_of(subject, model))
+    yield from parts([(model, logits, passed), (loud, *traced(loud, ids))], ids)
     yield from whole(model, ids, logits)
     yield from order_of_tokens(model, ids, logits)
     yield from start(subject.model if subject.fresh else subject.new_model(model.config))
@@ -169,25 +171,36 @@ def _activations(inputs: dict[str, float], plain: dict[str, float], int8: bool) 
     )  # fmt: skip
 
 
-def parts(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[str, Passed]) -> Iterator[Check]:
-    """Embedding, norms, attention with its rotary positions, feed-forward, residual stream and head, each on its own input."""
+def parts(runs: Sequence[tuple[BitNetTransformer, Tensor, dict[str, Passed]]], ids: Tensor) -> Iterator[Check]:
+    """Embedding, norms, attention with its rotary positions, feed-forward, residual stream and head, each on its own input.
+
+    runs: models with their logits and what passed in them: the one under examination, and its loud twin.
+    """
+    errors: dict[str, dict[str, float]] = defaultdict(dict)
+    for twin, (model, logits, passed) in zip(("", ", loud attention"), runs, strict=True):
+        for kind, found in _part_errors(model, ids, logits, passed).items():
+            errors[kind] |= {f"{name}{twin}": error for name, error in found.items()}
+    for kind, found in errors.items():
+        error, where = worst(found)
+        yield Check(
+            name=f"{kind} as in the papers", suspect="quantization", ok=below(error, EXACT), value=error,
+            expected=f"relative error <= {EXACT:g}", source=SOURCE,
+            detail=f"{where} computes something else than its formula on the input it was given",
+        )  # fmt: skip
+
+
+def _part_errors(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[str, Passed]) -> dict[str, dict[str, float]]:
+    """Relative errors by kind of part and name."""
     config, weights = model.config, {name: weight.detach() for name, weight in model.named_parameters()}
-    errors: dict[str, dict[str, float]] = {
-        "embedding": {},
-        "norms": {},
-        "attention and rotary": {},
-        "feed-forward": {},
-        "residual stream": {},
-    }
-    embedded = passed["token_embeddings"].left if "token_embeddings" in passed else torch.empty(0)
-    errors["embedding"]["token_embeddings"] = off(embedded, weights["token_embeddings.weight"].double()[ids])
+    errors: dict[str, dict[str, float]] = defaultdict(dict)
+    stream = passed["token_embeddings"].left.double()
+    errors["embedding"]["token_embeddings"] = off(stream, weights["token_embeddings.weight"].double()[ids])
     for name, (entered, left) in passed.items():
         if name.endswith("norm"):
             errors["norms"][name] = off(left, reference.norm(entered, weights[f"{name}.weight"], config.norm_eps))
-    stream = embedded.double()
+    inner = ("sub_norm",) if config.sub_norm else ()
     for layer in range(config.num_layers):
         at = f"blocks.{layer}"
-        inner = ("sub_norm",) if config.sub_norm else ()
         into_out = passed[f"{at}.attention." + (inner or ("out_proj",))[0]].entered
         errors["attention and rotary"][at] = off(into_out, reference.attend(passed[f"{at}.attention.qkv_proj"].left, config))
         into_down = passed[f"{at}.feedforward." + (inner or ("down",))[0]].entered
@@ -200,14 +213,8 @@ def parts(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[st
         stream = passed[at].left.double()
     head = weights["token_embeddings.weight" if config.embeddings_tied else "lm_head.weight"].double()
     errors["residual stream"]["into the final norm"] = off(passed["final_norm"].entered, stream)
-    errors["head"] = {"lm_head": off(logits, passed["final_norm"].left.double() @ head.T)}
-    for kind, found in errors.items():
-        error, where = worst(found)
-        yield Check(
-            name=f"{kind} as in the papers", suspect="quantization", ok=below(error, EXACT), value=error,
-            expected=f"relative error <= {EXACT:g}", source=SOURCE,
-            detail=f"{where} computes something else than its formula on the input it was given",
-        )  # fmt: skip
+    errors["head"]["lm_head"] = off(logits, passed["final_norm"].left.double() @ head.T)
+    return errors
 
 
 def whole(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> Iterator[Check]:

@@ -12,6 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from bitnet.nn.transformer import BitNetTransformer
+
+LOUD = 2.0  # standard deviation of queries and keys, about; their products are then of the order of one and more
+
 
 class Passed(NamedTuple):
     """What went into a part (its first argument) and what came out, of its last call."""
@@ -70,3 +74,19 @@ def random_ids(vocabulary: int, rows: int, tokens: int, device: torch.device) ->
     """Ids to look at a forward pass with: all kinds of tokens, always the same."""
     generator = torch.Generator().manual_seed(20240227)
     return torch.randint(vocabulary, (rows, tokens), generator=generator).to(device)
+
+
+@torch.no_grad()
+def made_loud(model: BitNetTransformer) -> BitNetTransformer:
+    """The same model with queries and keys, and what attention adds, made large; in place.
+
+    In a fresh model all attention is nearly even, whatever the positions: a wrong one would hardly show.
+    """
+    config = model.config
+    for name, weight in model.named_parameters():
+        if name.endswith("qkv_proj.weight"):
+            both = weight[: (config.num_heads + config.num_kv_heads) * config.head_dim]
+            both.mul_(max(1.0, LOUD / (float(both.std()) * config.hidden_size**0.5)))
+        elif name.endswith("attention.out_proj.weight"):
+            weight.mul_(10.0)
+    return model
