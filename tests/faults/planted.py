@@ -272,7 +272,7 @@ def _() -> None:
     _float_forward(masked)
 
 
-@fault("detached feed-forward", "gradients", "straight-through reference")
+@fault("detached feed-forward", "gradients", "reaches every parameter")
 def _() -> None:
     from bitnet.nn import transformer as t
 
@@ -710,7 +710,7 @@ def stories(folder: Path) -> list[str]:
 
     write_txt(folder / "stories.txt", written(600))
     small = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
-    text = ["--data", str(folder / "stories.txt"), "--cache-dir", str(folder), "--model.vocab-size", "512", "--model.max-seq-length", "96",
+    text = ["--data", str(folder / "stories.txt"), "--cache-dir", str(folder), "--model.vocab-size", "320", "--model.max-seq-length", "96",
             "--seq-len", "64", "--data.held-out-one-in", "10", "--allow-repeat", "--data.judged-prompts", "12"]  # fmt: skip
     return ["tinystories", "--variant", "quick", *small, *text]
 
@@ -763,7 +763,7 @@ HEALTHY = [
     Fault("python_subset quick", ("none",), "", words=("python_subset", "--variant", "quick", *PLAIN)),
     Fault("tinystories quick", ("none",), "", prepare=stories),
     Fault("arithmetic quick, untied, sub-norms, relu2", ("none",), "",
-          words=(*TINY, "--model.embeddings-tied", "False", "--model.sub-norm", "True", "--model.activation", "relu2")),
+          words=(*TINY, "--model.no-embeddings-tied", "--model.sub-norm", "--model.activation", "relu2")),
     Fault("a run stopped after 40 of 720 updates", ("none",), "", prepare=unfinished_run),
 ]  # fmt: skip
 
