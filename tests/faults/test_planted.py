@@ -35,10 +35,10 @@ def test_there_are_thirty_and_each_has_a_name() -> None:
 def _no_rehearsal() -> Any:
     import torch._dynamo  # noqa: F401 - torch's optimizers import it on first use, in every forked process again
 
-    from bitnet.cli import diagnose
+    from bitnet.diagnose import examine
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(diagnose, "rehearse", None)
+        patch.setattr(examine, "_rehearse", lambda subject: ())
         yield
 
 
