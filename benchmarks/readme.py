@@ -22,6 +22,7 @@ from typing import Any
 
 from bitnet.cli.catalogue import experiment_names, find_experiment
 from bitnet.experiments.measured import measured
+from faults import summary as faults_summary
 from hardware import RESULTS
 
 ROOT = Path(__file__).parents[1]
@@ -140,11 +141,30 @@ def speed_table() -> str:
     return "\n\n".join(parts)
 
 
+def faults_table() -> str:
+    """Every planted fault with what the examination made of it, and the healthy models, from benchmarks/faults.py."""
+    path = RESULTS / "faults.json"
+    if not path.is_file():
+        return "Not measured yet: python benchmarks/faults.py"
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    rows, where = values["rows"], values["where"]
+    head = ["planted", "found by", "verdict", "how sure", ""]
+    lines = [
+        [row["name"], next((name for name in row["evidence"] if row["check"] and row["check"] in name), "; ".join(row["evidence"][:1])),
+         row["suspect"], row["sure"], "" if row["right_suspect"] and row["right_check"] else "WRONG"]
+        for row in rows
+    ]  # fmt: skip
+    commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
+    place = f"{where['hardware']}, torch {where['torch']}, commits {commits}, {where['date']}"
+    return f"{faults_summary(rows)}.\n\n{table(head, lines)}\n\nMeasured on: {place}."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "operators": operators_table,
     "variants": variants_table,
     "speed": speed_table,
+    "faults": faults_table,
     "recipes": recipes_table,
     "flags": lambda: flags_table("TrainFlags"),
     "text_flags": lambda: flags_table("TextFlags"),

@@ -267,3 +267,22 @@ def test_in_a_real_browser(bitnet: Any, tmp_path: Path, kind: str) -> None:
     assert len(seen["figures"]) == max(drawn, 9)
     assert ("update" in seen["tooltip"]) == (kind != "bare")
     assert seen["prompts"] == (0 if kind == "bare" else 1)
+
+
+def test_a_diagnosed_run_says_what_was_found(bitnet: Any, tmp_path: Path) -> None:
+    root = write_run(tmp_path / "runs" / "a", 40)
+    checks = [{"name": "causal mask holds", "suspect": "quantization", "ok": False, "detail": "earlier positions see <later> ones"}]
+    found = {
+        "step": 40,
+        "healthy": False,
+        "suspect": "quantization",
+        "sure": "sure",
+        "next": "compare it with its formula",
+        "checks": checks,
+    }
+    (root / "eval" / "diagnosis.json").write_text(json.dumps(found))
+    assert bitnet("report", "a", "--runs-dir", tmp_path / "runs").code == 0
+    page = (root / "report.html").read_text()
+    assert "Diagnosis at update" in page
+    assert "causal mask holds" in page
+    assert "&lt;later&gt;" in page

@@ -19,6 +19,8 @@ VERBS = {
     "runs": "list the runs",
     "status": "how far a run is, and how it is doing",
     "plot": "draw the curves of runs as PNG",
+    "diagnose": "which part is broken? examine an experiment or a run",
+    "compare": "two runs side by side: a ternary one and its control",
     "report": "one HTML page about a run, or two runs compared",
     "tokenizer": "train a tokenizer from documents, or look at one",
     "prepare": "documents to token shards, or an experiment's data to a file",

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitnet.experiments.real_text import TextData
     from bitnet.train.config import RunConfig
     from bitnet.train.recipe import Experiment
+    from bitnet.train.start import Ended
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,8 @@ class TrainFlags(RunFlags):
     """auto, cpu or cuda."""
     weights: Literal["ternary", "full"] | None = None
     """full: the control, with ordinary weights and unquantised activations."""
+    control: bool = False
+    """Train twice: as asked for, then the same with full-precision weights under ID_control."""
     resume: Literal["auto", "never", "must"] = "auto"
     """auto continues a run of the same id or configuration, never begins anew, must fails without one."""
     mirror: tuple[Literal["tensorboard", "wandb", "trackio"], ...] = ()
@@ -80,10 +83,8 @@ class ConversationFlags:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; returns 0 when done, 128 + the signal when stopped by one."""
-    from bitnet.train.choose import StartOptions
+    """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time in full precision."""
     from bitnet.train.machine import choose_device
-    from bitnet.train.start import run_experiment
 
     experiment, name, flags, config = resolve(arguments)
     out = sys.stderr if flags.json else sys.stdout
@@ -91,14 +92,34 @@ def main(arguments: Sequence[str]) -> int:
         others = ", ".join(other for other in experiment.variants if other != name)
         print(f"variant {name}, the one for a {choose_device(flags.device).type}; with --variant there are also: {others}", file=out)
     print(summary(experiment, name, config), file=out, flush=True)
+    control = control_config(config) if flags.control else None
     if flags.dry_run:
         print("\n".join(outlook(config)), file=out)
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
         return 0
     make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
+    ended = _train(experiment, name, config, flags, flags.run_id, out)
+    result: dict[str, Any] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
+    if control is not None and ended.signal is None:
+        print(f"the control: {summary(experiment, name, control)}", file=out, flush=True)
+        compared, ended = ended, _train(experiment, name, control, flags, f"{ended.layout.run_id}_control", out)
+        result["control"] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
+        if ended.state != "stopped":
+            print(f"next: bitnet compare {compared.layout.root} {ended.layout.root}", file=out)
+    if flags.json:
+        print(json.dumps(result))
+    return 0 if ended.signal is None else 128 + ended.signal
+
+
+def _train(experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO) -> Ended:
+    """One run, from its beginning or from where it was."""
+    from bitnet.train.choose import StartOptions
+    from bitnet.train.machine import choose_device
+    from bitnet.train.start import run_experiment
+
     options = StartOptions(
         runs_dir=flags.runs_dir,
-        run_id=flags.run_id,
+        run_id=run_id,
         resume=flags.resume,
         device=choose_device(flags.device),
         reserved_ids=frozenset(experiment_names()),
@@ -110,9 +131,16 @@ def main(arguments: Sequence[str]) -> int:
     print(f"{ended.layout.run_id}: {words[ended.state]} at update {ended.step}", file=out)
     if ended.state != "stopped":
         print(f"next: bitnet evaluate {ended.layout.root}", file=out)
-    if flags.json:
-        print(json.dumps({"run": ended.layout.run_id, "state": ended.state, "step": ended.step}))
-    return 0 if ended.signal is None else 128 + ended.signal
+    return ended
+
+
+def control_config(config: RunConfig) -> RunConfig:
+    """The same run with ordinary weights and unquantized inputs. Raises ConfigError where that is the run itself."""
+    if config.model.weights == "full":
+        raise ConfigError("--control compares with full-precision weights, but this run has them already; leave out --weights full")
+    model = dataclasses.replace(config.model, weights="full", activations="full")
+    product = "auto" if config.train.product == "int8" else config.train.product
+    return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, product=product))
 
 
 def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunConfig]:

@@ -41,6 +41,11 @@ class Batch(NamedTuple):
         """The same batch on another device."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
 
+    def equals(self, other: Batch) -> bool:
+        """Whether all of it is the same, bit for bit."""
+        mine, others = self.tensors(), other.tensors()
+        return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
+
     def select(self, rows: Tensor | slice) -> Batch:
         """Some of its rows, in this order. rows: a slice, or int64 (n,)."""
         return Batch(**{name: tensor[rows] for name, tensor in self.tensors().items()})

@@ -27,7 +27,7 @@ PANELS = (
 
 def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") -> int:
     """Draw one or several runs, overlaid, into a PNG. Returns how many unreadable lines were passed over."""
-    plt = _matplotlib()
+    plt = pyplot_or_error()
     figure, axes = plt.subplots(3, 2, figsize=(13, 11), constrained_layout=True)
     skipped = sum(_draw(axes.flat, layout, f"C{index}", x_axis) for index, layout in enumerate(layouts))
     for axis, title in zip(axes.flat, PANELS, strict=True):
@@ -48,7 +48,8 @@ def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") 
     return skipped
 
 
-def _matplotlib() -> Any:
+def pyplot_or_error() -> Any:
+    """matplotlib.pyplot without a window. Raises ConfigError without the extra."""
     try:
         import matplotlib as mpl
     except ImportError:

@@ -68,6 +68,7 @@ class Recorded:
     provenance: dict[str, Any]
     fingerprint: dict[str, Any]
     verdict: dict[str, Any]
+    diagnosis: dict[str, Any]
     scalars: Columns
     evaluations: Columns
     probes: Columns
@@ -101,6 +102,7 @@ def read_run(layout: RunLayout) -> Recorded:
         provenance=_object(layout.provenance, notes),
         fingerprint=_object(layout.fingerprint, notes),
         verdict=_object(layout.verdict, notes),
+        diagnosis=_object(layout.diagnosis, notes),
         scalars=columns(rows[layout.scalars]),
         evaluations=columns(rows[layout.evaluations]),
         probes=columns(rows[layout.quantization]),

@@ -163,6 +163,13 @@ def _measure(one: Mapping[str, Any], key: str) -> str:
     return "—" if value is None else f"{value:.4g}"
 
 
+def failed_checks(run: Recorded) -> list[tuple[str, str, str]]:
+    """Name, part and meaning of every check that failed in the last `bitnet diagnose` of the run."""
+    listed = run.diagnosis.get("checks")
+    checks = [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
+    return [(setting(one.get("name")), setting(one.get("suspect")), setting(one.get("detail"))) for one in checks if one.get("ok") is False]
+
+
 def measured(run: Recorded) -> list[Row]:
     """The metrics of the last judging, the number of cases beside each."""
     metrics = run.verdict.get("metrics")

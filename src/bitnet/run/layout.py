@@ -98,6 +98,11 @@ class RunLayout:
         return self.root / "eval" / "verdict.json"
 
     @property
+    def diagnosis(self) -> Path:
+        """The last examination of the run."""
+        return self.root / "eval" / "diagnosis.json"
+
+    @property
     def status(self) -> Path:
         """State of the run."""
         return self.root / "status.json"

@@ -144,6 +144,7 @@ REST = {
     "checkpoints/step_NNNNNN/manifest.json": "size and SHA-256 of the other files, written last; without it a checkpoint does not count",
     "eval/frozen_set.safetensors": "the held-out batches that every evaluation inside training is measured on",
     "eval/verdict.json": "the last result of `bitnet evaluate`",
+    "eval/diagnosis.json": "the last result of `bitnet diagnose`",
     "anomalies/step_NNNNNN_<event>/": "`README.md` says what fired and where to look; `batch.json`, "
     "`grad_norms.json`, `prompt_<...>_top20.json`, "
     "`L<n>_attn_activations.json` and `.png`, `L<n>_qkv_quant_dist.json` and `.png`",

@@ -1,0 +1,213 @@
+"""Does an update do what its definition says, at the rates that this step should have? Suspect: optimizer.
+
+Judged on what the optimizers were really given (gradients, rates) and on what the weights really did, against AdamW and Muon written
+down once more in float64 (reference_updates.py). The gradients themselves are check_gradients.py's matter: an optimizer that does
+the right thing with a wrong gradient passes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitnet.diagnose import reference, reference_updates
+from bitnet.diagnose.check import HINT, STRONG, Check, Suspect, below
+from bitnet.diagnose.probing import multiplied_by, off, worst
+from bitnet.diagnose.subject import PLAIN, Narrow, Subject, Update, copy_of, watch
+
+SIZE = 0.02
+"""Relative error allowed between the change of a parameter and the reference's: float32 rounding of w + dw is far below it, except in
+the very first steps of a long warm-up, where dw is small; MUON_BF16 where the iteration runs in bfloat16 (CUDA)."""
+MUON_BF16 = 0.15
+RATES = 1e-9
+ADAMW_PEAK, MUON_PEAK, CLIP, DECAY = (2e-4, 8e-3), (4e-3, 0.1), (0.05, 20.0), 0.3
+"""Ranges of settings. AdamW: 1.0e-3 to 2.4e-3 is published for ternary models of 30 to 700M, three times that still trains small ones
+here; Muon's 0.02 to 0.04 likewise (reference: parameter-golf ternary records). 10 times either diverges, a tenth hardly moves a code."""
+PRECISION: frozenset[Suspect] = frozenset({"quantization"})
+"""Weights stored in few bits cannot move by what an update says."""
+
+
+def optimizer(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
+    """All checks of this file. updates: the first two, from the beginning of training."""
+    yield from settings(subject)
+    yield from schedule(subject)
+    done = [update for update in updates if update.report is not None]
+    later = later_updates(subject)
+    yield from rates_used(subject, [*done, *later])
+    yield from changes(subject, done, "first updates")
+    if later:
+        yield from changes(subject, later, "updates around the stage boundary")
+    yield from codes_follow(subject)
+    yield from refuses(subject)
+
+
+def later_updates(subject: Subject) -> list[Update]:
+    """The last update of stage 1 and the first of stage 2, where the decay changes."""
+    boundary, total = int(subject.training["stage1_end"]), int(subject.training["total_steps"])
+    if not 2 < boundary < total:
+        return []
+    source = Narrow(subject.task.source, 24)
+    changes = {"batch_size": 1, "grad_accumulation_steps": 1, "seq_len": min(24, int(subject.training["seq_len"]))}
+    return watch(subject, copy_of(subject, subject.model), source, 2, start_step=boundary - 1, **changes)
+
+
+def settings(subject: Subject) -> Iterator[Check]:
+    """Settings far outside what is known to train."""
+    training = subject.training
+    with_muon = training["optimizer"] == "muon"
+    low, high = ADAMW_PEAK
+    yield _within("peak learning rate", float(training["peak_lr"]), low, high, "published for ternary models: 1.0e-3 to 2.4e-3", STRONG)
+    if with_muon:
+        yield _within("Muon's peak rate", float(training["muon_lr"]), *MUON_PEAK, "published for ternary models: 0.02 to 0.04", STRONG)
+    yield _within("clipping norm", float(training["grad_clip_norm"]), *CLIP, "1.0 in the seeds and most published recipes", STRONG)
+    betas = float(training["adam_beta1"]), float(training["adam_beta2"])
+    yield Check(
+        name="Adam's betas", suspect="optimizer", ok=0.8 <= betas[0] <= 0.95 and 0.9 <= betas[1] <= 0.9999, value=list(betas),
+        expected="0.8..0.95 and 0.9..0.9999", source="0.9 and 0.95 in the seeds, 0.999 in arXiv:1412.6980",
+        detail="moments that forget at once or never", weight=HINT,
+    )  # fmt: skip
+    first, second = float(training["stage1_wd"]), float(training["stage2_wd"])
+    yield Check(
+        name="weight decay is switched off", suspect="optimizer", ok=second == 0 and 0 <= first <= DECAY, value=[first, second],
+        expected=f"0..{DECAY:g} in stage 1, 0 in stage 2", source="b1.58 training tips; Spectra: the removal helps below 1B",
+        detail="latent weights are pulled to zero to the end and codes never settle", weight=STRONG,
+    )  # fmt: skip
+
+
+def _within(name: str, value: float, low: float, high: float, source: str, weight: float) -> Check:
+    return Check(
+        name=name, suspect="optimizer", ok=low <= value <= high, value=value, expected=f"{low:g}..{high:g}", source=source,
+        detail="outside the range that is known to train", weight=weight,
+    )  # fmt: skip
+
+
+def schedule(subject: Subject) -> Iterator[Check]:
+    """The schedule as a function, at its corners and between, against its definition."""
+    training = subject.training
+    total, boundary, warmup = (int(training[key]) for key in ("total_steps", "stage1_end", "warmup_steps"))
+    steps = {1, 2, warmup, warmup + 1, total // 4, boundary - 1, boundary, boundary + 1, 3 * total // 4, total - 1, total}
+    gaps: dict[str, float] = {}
+    for step in sorted(step for step in steps if 1 <= step <= total):
+        lr, wd = reference_updates.rates(training, step)
+        used = subject.rates_at(step)
+        gaps[f"update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
+    gap, where = worst(gaps)
+    yield Check(
+        name="schedule as configured", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(training["peak_lr"])), value=gap,
+        expected="rate and decay within 1e-9", source="recomputed from the settings: warm-up, lines between the corners",
+        detail=f"at {where} the schedule gives other rates than its settings",
+    )  # fmt: skip
+
+
+def rates_used(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
+    """The rates that each update ran with, and those it reported, are those of its own step."""
+    gaps: dict[str, float] = {}
+    for update in updates:
+        assert update.report is not None
+        lr, wd = reference_updates.rates(subject.training, update.report.step)
+        used = [(update.report.lr, update.report.wd)] + ([(update.rates.lr, update.rates.wd)] if update.rates else [])
+        gaps[f"update {update.report.step}"] = max(max(abs(a - lr), abs(b - wd)) for a, b in used)
+    gap, where = worst(gaps)
+    yield Check(
+        name="each update runs at its own rates", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])),
+        value=gap, expected="rate and decay of the same step, within 1e-9",
+        source="update n uses lr(n) and wd(n); the first is warm-up step 1, never the peak",
+        detail=f"{where} ran at, or reported, other rates: a schedule stepped after the update, or a stale one", explained_by=frozenset(),
+    )  # fmt: skip
+
+
+def changes(subject: Subject, updates: Sequence[Update], which: str) -> Iterator[Check]:
+    """The weights moved as the definition says, given these gradients and the rates of these steps."""
+    on_gpu = subject.device.type == "cuda"
+    muon = muon_rows(subject)
+    reference_of = reference_updates.Updater(subject.training, muon)
+    errors: dict[str, float] = {}
+    still: list[str] = []
+    for update in updates:
+        assert update.report is not None
+        given = {name: torch.zeros_like(update.before[name]) if g is None else g for name, g in update.gradients.items()}
+        if not given:
+            continue
+        wanted = reference_of.changes(update.before, given, *reference_updates.rates(subject.training, update.report.step))
+        for name, want in wanted.items():
+            moved = update.after[name].double() - update.before[name].double()
+            rounding = float(torch.linalg.vector_norm(update.before[name].double())) * 6e-8
+            allowed = (MUON_BF16 if on_gpu and name in muon else SIZE) + rounding / max(float(want.norm()), 1e-300)
+            errors[f"{name}, update {update.report.step}"] = off(moved, want) / allowed if bool(want.any()) or bool(moved.any()) else 0.0
+            if bool(want.any()) and not bool(moved.any()) and float(want.abs().max()) > 1e-7 * float(update.before[name].abs().max()):
+                still.append(name)
+    yield Check(
+        name=f"every parameter moves: {which}", suspect="optimizer", ok=not still, value=len(still),
+        expected="0 parameters that stay although they have a gradient", source="definition of an update",
+        detail=f"not moved: {', '.join(still[:3])}", explained_by=PRECISION,
+    )  # fmt: skip
+    error, where = worst(errors) if errors else (0.0, "")
+    yield Check(
+        name=f"change of weights as defined: {which}", suspect="optimizer", ok=below(error, 1.0), value=error * SIZE,
+        expected=f"relative error <= {SIZE:g}",
+        source="AdamW arXiv:1711.05101, Muon (Jordan 2024), in float64 on the gradients that were given",
+        detail=f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas",
+        explained_by=PRECISION,
+    )  # fmt: skip
+
+
+def refuses(subject: Subject) -> Iterator[Check]:
+    """A loss that is not a number changes no weight."""
+    model = copy_of(subject, subject.model)
+    with torch.no_grad():
+        model.final_norm.weight[0] = torch.nan
+    before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    sizes: dict[str, Any] = {"batch_size": 1, "grad_accumulation_steps": 1, "seq_len": min(24, int(subject.training["seq_len"])), **PLAIN}
+    report = next(iter(subject.train(model, subject.new_optimizers(model), Narrow(subject.task.source, 24), **sizes)))
+    same = all(torch.equal(weight.nan_to_num(), before[name].nan_to_num()) for name, weight in model.named_parameters())
+    yield Check(
+        name="an update that is not finite is refused", suspect="optimizer", ok=same and report.refused is not None,
+        value=report.refused or "applied", expected="refused, and no weight changed", source="the loss of a model with a NaN weight",
+        detail="one bad batch destroys the weights for good",
+    )  # fmt: skip
+
+
+def muon_rows(subject: Subject) -> dict[str, tuple[int, ...]]:
+    """Logical matrices of every parameter that Muon should move, by the settings."""
+    if subject.training["optimizer"] != "muon":
+        return {}
+    names = [name for name, weight in subject.model.named_parameters() if name.startswith("blocks.") and weight.dim() == 2]
+    return {name: reference.matrix_rows(subject.config, name.split(".")[-2]) for name in names}
+
+
+def codes_follow(subject: Subject) -> Iterator[Check]:
+    """After an update the forward pass uses the codes of the new weights, not those that it once computed."""
+    if subject.config.weights != "ternary":
+        return
+    model = copy_of(subject, subject.model)
+    optimizers = subject.new_optimizers(model)
+    shares: dict[str, float] = {}
+    layers = model.bit_linears()
+    for layer in layers.values():
+        multiplied_by(layer, layer.in_features, layer.weight)
+    for parameter in model.parameters():
+        parameter.grad = _push(parameter)
+    strong = max(float(subject.training["peak_lr"]), 0.01)
+    optimizers.step(type(subject.rates_at(1))(lr=strong, wd=0.0))
+    for name, layer in layers.items():
+        used = multiplied_by(layer, layer.in_features, layer.weight)
+        right = reference.effective(layer.weight.detach(), reference.matrix_rows(subject.config, _projection(name)), subject.config)
+        shares[name] = float((used.sign() != right.sign()).double().mean())
+    share, where = worst(shares)
+    yield Check(
+        name="forward pass uses the weights after the update", suspect="quantization", ok=below(share, 1e-3), value=share,
+        expected="share of stale codes <= 0.001", source="codes are a function of the present weights",
+        detail=f"{where} still multiplies by codes of earlier weights",
+    )  # fmt: skip
+
+
+def _push(parameter: Tensor) -> Tensor:
+    """A gradient that pushes every weight towards zero and beyond, so that many codes change."""
+    return parameter.detach().sign() + 0.1
+
+
+def _projection(short_name: str) -> str:
+    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[short_name.rsplit("_", 1)[-1]]

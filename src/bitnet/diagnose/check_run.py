@@ -1,0 +1,304 @@
+"""A recorded run: are its checkpoints whole, do its files say what happened, and does it happen again? Suspects: checkpoint, others.
+
+The strongest question that a run can be asked is to repeat itself. The update after a checkpoint is done again from its weights: the
+loss must be the recorded one (or the rows, the weights or the loss have changed), and where the next checkpoint was kept too, the
+weights must come out the same. The same questions are put to a rehearsal: two short runs of the real trainer in a temporary folder,
+one of them interrupted and resumed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from bitnet.data.stream import Batch
+from bitnet.diagnose import reference_updates
+from bitnet.diagnose.check import HINT, PROOF, STRONG, Check, Suspect, below
+from bitnet.diagnose.probing import worst
+from bitnet.diagnose.subject import Rehearsal, Subject
+from bitnet.errors import BitnetError
+from bitnet.evaluate import loss as loss_module
+from bitnet.run import checkpoint as checkpoints
+from bitnet.run.frozen import load_frozen_set
+from bitnet.run.layout import RunLayout, read_json
+from bitnet.run.metrics import read_lines
+
+LOSS_GAP = 5e-3
+"""Nats by which a repeated loss may differ: sums in another order on another machine; the same machine repeats to the bit."""
+UPDATE_WORK = 2e11
+"""Tokens times parameters of an update that is still repeated without --full: about ten seconds on two cores."""
+OTHER_MODEL = "was computed by another forward pass or loss than the present one"
+OTHER_ROWS = "was trained on other rows than its own: resumed at the wrong place, or the data changed"
+UPSTREAM: frozenset[Suspect] = frozenset({"data", "quantization", "gradients", "optimizer"})
+
+
+def recorded(subject: Subject) -> Iterator[Check]:
+    """All checks of an existing run."""
+    layout = subject.layout
+    assert layout is not None
+    yield from whole_checkpoints(subject, layout)
+    yield from scalars(layout, subject.training, resumed=True)
+    yield from same_tokenizer(subject, layout)
+    reloads = True
+    for check in frozen_and_evaluated(subject, layout):
+        reloads = reloads and (check.ok or check.suspect != "checkpoint")
+        yield check
+    yield from repeats(subject, layout, reloads=reloads)
+    yield from probes(layout, subject.step)
+
+
+def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
+    """Every checkpoint verifies, and its weights are numbers."""
+    problems = list(subject.damaged)
+    for step in layout.checkpoint_steps():
+        try:
+            checkpoints.verify_checkpoint(layout.checkpoint(step))
+        except BitnetError as error:
+            problems.append(str(error))
+    steps = layout.checkpoint_steps()
+    yield Check(
+        name="checkpoints are whole", suspect="checkpoint", ok=bool(steps) and not problems, value=len(set(problems)),
+        expected=f"0 of {len(steps)} damaged, and at least one there", source="sizes and SHA-256 of manifest.json",
+        detail=problems[0] if problems else "there is none",
+    )  # fmt: skip
+    if subject.step in steps:
+        try:
+            stored = checkpoints.load_checkpoint(layout.checkpoint(subject.step))
+        except BitnetError:
+            return
+        model = dict(subject.model.named_parameters())
+        other = [name for name in model if name not in stored.model or not torch.equal(model[name].detach().cpu(), stored.model[name])]
+        odd = sorted(stored.model.keys() ^ model.keys())
+        bad = [name for name, tensor in stored.optimizer.items() if not bool(torch.isfinite(tensor.float()).all())]
+        yield Check(
+            name="checkpoint loads as it was stored", suspect="checkpoint", ok=not other and not odd and not bad,
+            value=len(other) + len(odd) + len(bad), expected="0 tensors changed, missing or not finite",
+            source="what is saved is restored, bit for bit", detail=f"differs: {', '.join((other + odd + bad)[:3])}",
+        )  # fmt: skip
+        yield Check(
+            name="checkpoint knows its step", suspect="checkpoint", ok=stored.state.get("step") == subject.step == stored.step,
+            value=stored.state.get("step"), expected=str(subject.step), source="state.json",
+            detail="the folder's name and its state disagree",
+        )  # fmt: skip
+
+
+def scalars(layout: RunLayout, training: Mapping[str, Any], *, resumed: bool) -> Iterator[Check]:
+    """metrics/scalars.jsonl: every update once, finite, at its own rates, and counted right."""
+    lines = read_lines(layout.scalars)
+    rows = lines.rows
+    steps = [row["step"] for row in rows]
+    yield Check(
+        name="every update is recorded once", suspect="checkpoint", ok=steps == list(range(1, len(steps) + 1)) and not lines.skipped,
+        value=len(steps), expected="1, 2, 3 ... without gap or repeat", source="files are cut back to the checkpoint on resume",
+        detail="a resume left a gap or a repeat in metrics/scalars.jsonl", weight=STRONG,
+    )  # fmt: skip
+    broken = [row["step"] for row in rows if not isinstance(row.get("loss"), int | float) or not math.isfinite(row["loss"])]
+    yield Check(
+        name="recorded losses are numbers", suspect="training", ok=len(broken) <= len(rows) // 100, value=len(broken),
+        expected="at most 1 of 100 updates refused", source="NaN and infinities are written as null",
+        detail=f"no finite loss at updates {broken[:5]}: training diverged", weight=STRONG, explained_by=UPSTREAM,
+    )  # fmt: skip
+    gaps = {}
+    for row in rows:
+        lr, wd = reference_updates.rates(training, row["step"])
+        gaps[f"update {row['step']}"] = (
+            max(abs(row["lr"] - lr), abs(row["wd"] - wd)) if isinstance(row.get("lr"), float | int) else math.inf
+        )
+    gap, where = worst(gaps) if gaps else (0.0, "")
+    yield Check(
+        name="recorded rates follow the schedule", suspect="optimizer", ok=below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12), value=gap,
+        expected="learning rate and decay of every update", source="recomputed from meta/config.json",
+        detail=f"{where} did not run at its rates", weight=STRONG if resumed else 1.0,
+    )  # fmt: skip
+    per_step = int(training["batch_size"]) * int(training["grad_accumulation_steps"]) * int(training["seq_len"])
+    wrong = [row["step"] for row in rows if row.get("tokens_seen", 0) % (row["step"] * per_step)]
+    yield Check(
+        name="tokens are counted right", suspect="data", ok=not wrong, value=len(wrong),
+        expected=f"{per_step:,} tokens an update and process", source="batch_size * accumulation * seq_len",
+        detail=f"tokens_seen is wrong from update {wrong[:1]}", weight=HINT,
+    )  # fmt: skip
+
+
+def same_tokenizer(subject: Subject, layout: RunLayout) -> Iterator[Check]:
+    """The run's tokenizer is the data's."""
+    from bitnet.text.tokenizer import load_tokenizer
+
+    then, now = (t.describe()["tokenizer_sha256"] for t in (load_tokenizer(layout.tokenizer), subject.task.tokenizer))
+    made = read_json(layout.fingerprint)
+    size = made.get("tokenizer_vocab_size")
+    ok = then == now and size == subject.task.tokenizer.vocab_size and made.get("tokenizer_sha256", now) == now
+    yield Check(
+        name="run and data have one tokenizer", suspect="data", ok=ok, value=then[:12], expected=now[:12],
+        source="SHA-256 of both, and of the shards'", detail="the model was trained on other ids than those it is given now",
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def frozen_and_evaluated(subject: Subject, layout: RunLayout) -> Iterator[Check]:
+    """The frozen set is the one of the start, and the checkpoint still has the loss that was recorded for it."""
+    try:
+        frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
+    except BitnetError as error:
+        yield Check(
+            name="frozen evaluation set is intact", suspect="evaluation", ok=False, value="damaged",
+            expected="the SHA-256 of meta/dataset_fingerprint.json", source="meta/dataset_fingerprint.json", detail=str(error),
+        )  # fmt: skip
+        return
+    now = subject.task.frozen_evaluation()
+    same = len(frozen) == len(now) and all(one.equals(other) for one, other in zip(frozen, now, strict=False))
+    yield Check(
+        name="frozen evaluation set is intact", suspect="evaluation", ok=same, value=same, expected="the task's held-out rows",
+        source="eval/frozen_set.safetensors", detail="the run was measured on other rows than its task holds out",
+        explained_by=frozenset({"data"}),
+    )  # fmt: skip
+    told = [row for row in read_lines(layout.evaluations).rows if row["step"] == subject.step]
+    if told:
+        found = loss_module.held_out_loss(subject.model, frozen, subject.task.tokenizer)["nats_per_token"]
+        gap = abs(found - float(told[-1]["eval_loss"]))
+        yield Check(
+            name="checkpoint reloads to the recorded loss", suspect="checkpoint", ok=below(gap, LOSS_GAP), value=found,
+            expected=f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}", source="eval/eval_results.jsonl",
+            detail="the weights are not those that were evaluated, or evaluation has changed",
+            explained_by=frozenset({"quantization", "evaluation"}),
+        )  # fmt: skip
+
+
+def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[Check]:
+    """The update after a checkpoint again: same loss; and the same weights where both checkpoints were kept.
+
+    reloads: whether the checkpoint has its recorded held-out loss. If it has not, and updates after other checkpoints do not repeat
+    either, then it is the model that computed otherwise, and neither the rows nor the one file.
+    """
+    by_step = {row["step"]: row for row in read_lines(layout.scalars).rows}
+    steps = [step for step in layout.checkpoint_steps() if step + 1 in by_step and isinstance(by_step[step + 1].get("loss"), float)]
+    chosen = sorted({*steps[-1:], *[step for step in steps if step + 1 in layout.checkpoint_steps()][-1:]}) if _affordable(subject) else []
+    gaps: dict[str, float] = {}
+    moved: dict[str, float] = {}
+    for step in chosen:
+        try:
+            before = checkpoints.load_checkpoint(layout.checkpoint(step))
+        except BitnetError:
+            continue
+        loss, error = _again(subject, layout, before)
+        gaps[f"update {step + 1}"] = abs(loss - by_step[step + 1]["loss"])
+        if error is not None:
+            moved[f"update {step + 1}"] = error
+    if gaps:
+        gap, where = worst(gaps)
+        another_model = not reloads and not below(gap, LOSS_GAP)
+        yield Check(
+            name="updates repeat with the recorded loss", suspect="quantization" if another_model else "data", ok=below(gap, LOSS_GAP),
+            value=gap, expected=f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl",
+            source="loss of the update after a checkpoint, on the rows of that step",
+            detail=f"{where} " + (OTHER_MODEL if another_model else OTHER_ROWS),
+            weight=PROOF if another_model else STRONG,
+            explained_by=frozenset() if another_model else frozenset({"quantization", "gradients", "checkpoint"}),
+        )  # fmt: skip
+    if moved:
+        error, where = worst(moved)
+        yield Check(
+            name="updates repeat with the recorded weights", suspect="optimizer", ok=below(error, 0.05), value=error,
+            expected="relative error of the change <= 0.05", source="two checkpoints in a row",
+            detail=f"{where} moved the weights otherwise than it does now", weight=STRONG,
+            explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
+        )  # fmt: skip
+
+
+def _affordable(subject: Subject) -> bool:
+    """Whether a whole update of the run's own size takes seconds, not minutes."""
+    work = int(subject.training["tokens_per_step"]) * subject.config.total_params
+    return subject.full or subject.device.type == "cuda" or work < UPDATE_WORK
+
+
+def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[float, float | None]:
+    """Loss of the next update, and how far its change of the weights is from the recorded one (where that is known)."""
+    model = subject.new_model(subject.config)
+    checkpoints.load_weights(model, before)
+    optimizers = subject.new_optimizers(model)
+    optimizers.load_state_tensors(before.optimizer)
+    report = next(iter(subject.train(model, optimizers, subject.task.source, start_step=before.step)))
+    if before.step + 1 not in layout.checkpoint_steps():
+        return report.loss, None
+    after = checkpoints.load_checkpoint(layout.checkpoint(before.step + 1), optimizer=False)
+    difference, size = 0.0, 0.0
+    for name, parameter in model.named_parameters():
+        change = after.model[name].double() - before.model[name].double()
+        difference += float(((parameter.detach().cpu().double() - after.model[name].double()) ** 2).sum())
+        size += float((change**2).sum())
+    return report.loss, math.sqrt(difference / size) if size else 0.0 if difference == 0 else math.inf
+
+
+def probes(layout: RunLayout, step: int) -> Iterator[Check]:
+    """Codes flip early and settle late."""
+    flips = [
+        row["flipped_pct"]
+        for row in read_lines(layout.quantization).rows
+        if row["step"] <= step and isinstance(row.get("flipped_pct"), float)
+    ]
+    if len(flips) < 1:
+        return
+    early, late = max(flips[: max(len(flips) // 2, 1)]), flips[-1]
+    yield Check(
+        name="codes flip early and settle late", suspect="optimizer", ok=0 < early < 0.75 and (len(flips) < 4 or late <= max(early, 0.02)),
+        value={"early": round(early, 5), "late": round(late, 5)}, expected="some flip in the first half of the probes, fewer at the last",
+        source="the magnitude of a latent weight is its confidence (b1.58 training tips)", detail="codes never move, or never come to rest",
+        weight=HINT, explained_by=UPSTREAM - {"optimizer"},
+    )  # fmt: skip
+
+
+def rehearsed(subject: Subject, rehearsal: Rehearsal) -> Iterator[Check]:
+    """Save, stop, resume: the same as never having stopped; and the files of a run say what happened."""
+    whole, parts, stop = rehearsal.whole, rehearsal.parts, rehearsal.stop
+    total = int(rehearsal.training["total_steps"])
+    yield from _same_rows(rehearsal.whole_rows, rehearsal.parts_rows, stop, total)
+    yield from scalars(parts, rehearsal.training, resumed=False)
+    losses = [[row.get("loss") for row in read_lines(layout.scalars).rows] for layout in (whole, parts)]
+    gap = max((abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None), default=math.inf)
+    yield Check(
+        name="a resumed run has the same losses", suspect="checkpoint", ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5), value=gap,
+        expected="<= 1e-5 nats between a run in one go and one resumed", source="what is saved is restored; tested bit for bit on CPUs",
+        detail="something that decides the loss was not restored", explained_by=UPSTREAM - {"optimizer"},
+    )  # fmt: skip
+    ends = [checkpoints.load_checkpoint(layout.checkpoint(total)) for layout in (whole, parts)]
+    errors = {
+        name: float((first[name].double() - second[name].double()).abs().max())
+        for first, second in ((ends[0].model, ends[1].model), (ends[0].optimizer, ends[1].optimizer))
+        for name in first if name in second
+    }  # fmt: skip
+    keys = ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
+    error, where = worst(errors)
+    yield Check(
+        name="a resumed run has the same weights and optimizer state", suspect="checkpoint", ok=keys and below(error, 1e-6), value=error,
+        expected="<= 1e-6 after a stop and a resume", source="what is saved is restored; tested bit for bit on CPUs",
+        detail=f"{where}: weights, optimizer state or random state come back changed", explained_by=UPSTREAM - {"optimizer"},
+    )  # fmt: skip
+    held = {
+        f"{key}.{name}"
+        for name in ends[0].model
+        for key in (("momentum_buffer",) if _by_muon(name, rehearsal) else ("exp_avg", "exp_avg_sq"))
+    }
+    missing = sorted(held - ends[0].optimizer.keys())
+    yield Check(
+        name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing),
+        expected="0 parameters without optimizer state", source="optimizer.safetensors", detail=f"no state: {', '.join(missing[:3])}",
+        explained_by=frozenset({"quantization", "gradients"}),
+    )  # fmt: skip
+
+
+def _by_muon(name: str, rehearsal: Rehearsal) -> bool:
+    return rehearsal.training["optimizer"] == "muon" and name.startswith("blocks.") and "norm" not in name
+
+
+def _same_rows(whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], stop: int, total: int) -> Iterator[Check]:
+    per_update = len(whole[0]) if whole else 0
+    wanted = [list(range(n * per_update, (n + 1) * per_update)) for n in range(total)]
+    first = [list(rows) for rows in whole] == wanted
+    second = [list(rows) for rows in parts] == wanted
+    yield Check(
+        name="a resumed run reads on where it stopped", suspect="data", ok=first and second, value={"in one go": first, "resumed": second},
+        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}", source="update n reads rows (n-1)R .. nR-1",
+        detail="after a resume the data begins elsewhere: rows are skipped or read again",
+    )  # fmt: skip

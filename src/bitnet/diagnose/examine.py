@@ -1,0 +1,69 @@
+"""The examination: every check in the order of the tree, from what is stored to what is learned, and the page about it.
+
+    data -> numbers of the forward pass -> gradients -> optimizer -> evaluation -> decoding -> checkpoint -> learning, size
+
+Each group is guarded: if a part is so broken that looking at it raises, that is a finding, and the next group is looked at.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from bitnet.data.stream import Batch
+from bitnet.diagnose import (
+    check_data,
+    check_decoding,
+    check_evaluation,
+    check_gradients,
+    check_learning,
+    check_numerics,
+    check_optimizer,
+    check_run,
+)
+from bitnet.diagnose.check import Check, Suspect, collect
+from bitnet.diagnose.subject import Narrow, Subject, Update
+
+
+def examine(subject: Subject) -> Iterator[Check]:
+    """All checks, as they are made."""
+    made: list[Batch] = []
+    updates: list[Update] = []
+    asked: list[list[int]] = []
+
+    def reading() -> Iterable[Check]:
+        made.append(check_data.read(subject))
+        return ()
+
+    def updating() -> Iterable[Check]:
+        source = Narrow(subject.task.source, check_gradients.COLUMNS)
+        updates.extend(check_gradients.first_updates(subject, source))
+        asked.extend(source.asked)
+        return ()
+
+    yield from collect("the training rows", "data", reading)
+    yield from collect("an update", "gradients", updating)
+    groups: list[tuple[str, Suspect, Callable[[], Iterable[Check]]]] = [
+        ("the data", "data", lambda: check_data.data(subject, made[0], updates, asked)),
+        ("the forward pass", "quantization", lambda: check_numerics.numerics(subject)),
+        ("the backward pass", "gradients", lambda: check_gradients.gradients(subject, updates)),
+        ("the optimizer", "optimizer", lambda: check_optimizer.optimizer(subject, updates)),
+        ("the evaluation", "evaluation", lambda: check_evaluation.evaluation(subject, made[0])),
+        ("decoding", "decoding", lambda: check_decoding.decoding(subject)),
+        ("the rehearsal", "checkpoint", lambda: _rehearse(subject)),
+        ("learning", "training", lambda: check_learning.learning(subject, made[0])),
+    ]
+    if subject.layout is not None:
+        groups.insert(0, ("the run", "checkpoint", lambda: check_run.recorded(subject)))
+    for name, suspect, checks in groups:
+        if made or name not in ("the data", "the evaluation", "learning"):
+            yield from collect(name, suspect, checks)
+
+
+def _rehearse(subject: Subject) -> Iterator[Check]:
+    """Two short runs in a temporary folder, and the checks on them."""
+    if subject.rehearse is None:
+        return
+    with tempfile.TemporaryDirectory(prefix="bitnet-rehearsal-") as folder:
+        yield from check_run.rehearsed(subject, subject.rehearse(Path(folder)))

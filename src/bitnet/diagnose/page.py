@@ -1,0 +1,54 @@
+"""The examination as text: each check with what was measured and what should be, then the verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from bitnet.diagnose.check import Check
+from bitnet.diagnose.verdict import Verdict
+
+TITLES = {
+    "data": "data", "quantization": "forward pass and quantization", "gradients": "gradients", "optimizer": "optimizer",
+    "evaluation": "evaluation", "decoding": "decoding", "checkpoint": "checkpoint", "training": "training", "size": "size",
+}  # fmt: skip
+
+
+def line(check: Check) -> str:
+    """One check in one line; a failed one says what it means and who says what should be."""
+    head = f"  {'ok  ' if check.ok else 'FAIL'}  {check.name}: {shown(check.value)}   expected {check.expected}"
+    return head if check.ok else f"{head}\n        {check.detail} [{check.source}]"
+
+
+def shown(value: Any) -> str:
+    """A measured value, short."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "-"}[value]
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {shown(item)}" for key, item in value.items())
+    if isinstance(value, list):
+        return "[" + ", ".join(shown(item) for item in value) + "]"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def verdict_lines(verdict: Verdict, checks: Sequence[Check]) -> list[str]:
+    """The end of the page."""
+    if verdict.healthy:
+        return [f"verdict: healthy ({len(checks)} checks)", f"next: {verdict.next}"]
+    lines = [f"verdict: {verdict.suspect} ({verdict.words}, {verdict.sureness:.0%})"]
+    lines += [f"  because: {check.name}: {check.detail}" for check in verdict.evidence]
+    if verdict.explained:
+        lines.append(f"  also failed: {', '.join(check.name for check in verdict.explained)}")
+    return [*lines, f"next: {verdict.next}"]
+
+
+def page(name: str, checks: Sequence[Check], verdict: Verdict) -> str:
+    """All of it, grouped by the part that a check speaks about."""
+    lines = [f"diagnosis of {name}"]
+    for suspect, title in TITLES.items():
+        own = [check for check in checks if check.suspect == suspect]
+        if own:
+            lines += ["", f"{title}", *[line(check) for check in own]]
+    return "\n".join([*lines, "", *verdict_lines(verdict, checks)])

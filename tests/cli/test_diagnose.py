@@ -1,0 +1,68 @@
+"""`bitnet diagnose` through its door: a fresh model, a run, a damaged run, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from bitnet.cli.diagnose import experiment_word, rehearsal_config
+from bitnet.diagnose.check import SUSPECTS
+from bitnet.experiments.arithmetic import QUICK, REFERENCE
+from conftest import TINY_MODEL, Result
+
+
+def test_a_fresh_model_is_healthy(bitnet: Callable[..., Result]) -> None:
+    """With the rehearsal: two short runs of the real trainer, one stopped and resumed."""
+    result = bitnet("diagnose", "arithmetic", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--data.max-operand", 30, "--json")
+    assert result.code == 0, result.err
+    assert result.json["healthy"] is True
+    assert result.json["suspect"] == "none"
+    assert all({"name", "value", "expected", "ok"} <= check.keys() for check in result.json["checks"])
+    assert any("resumed run" in check["name"] for check in result.json["checks"])
+    assert "verdict: healthy" in result.err
+
+
+def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Callable[..., Result], runs: Path) -> None:
+    result = bitnet("diagnose", "tiny", "--runs-dir", runs, "--device", "cpu", "--json")
+    assert result.code == 1, result.err
+    assert result.json["suspect"] == "training", result.json["evidence"]
+    assert "criteria of success" in result.json["evidence"]
+    stored = json.loads((runs / "tiny" / "eval" / "diagnosis.json").read_text())
+    assert stored["suspect"] == "training"
+
+
+def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(bitnet: Callable[..., Result], runs: Path) -> None:
+    for path in (runs / "tiny" / "checkpoints").glob("*/model.safetensors"):
+        path.write_bytes(path.read_bytes()[:-1])
+    result = bitnet("diagnose", "tiny", "--runs-dir", runs, "--device", "cpu", "--json")
+    assert result.code == 1, result.err
+    assert result.json["suspect"] == "checkpoint"
+    assert result.json["suspect"] in SUSPECTS
+
+
+def test_bad_input_is_one_line(bitnet: Callable[..., Result], runs: Path) -> None:
+    for words in (["nothing"], ["arithmetic", "--variant", "no"], ["tiny", "--variant", "quick"], ["arithmetic", "--no-such-flag"], []):
+        result = bitnet("diagnose", *words, "--runs-dir", runs)
+        assert result.code == 2, words
+        assert result.err.startswith("bitnet: ")
+        assert len(result.err.strip().splitlines()) == 1
+
+
+def test_which_word_is_the_experiment() -> None:
+    assert experiment_word(["--variant", "quick", "arithmetic"]) == "arithmetic"
+    assert experiment_word(["--runs-dir", "arithmetic", "latest"]) is None
+    assert experiment_word(["--json", "tictactoe"]) == "tictactoe"
+    assert experiment_word(["mine.py"]) == "mine.py"
+    assert experiment_word(["bitnet_5M_arithmetic_1"]) is None
+
+
+def test_a_rehearsal_keeps_what_is_being_rehearsed() -> None:
+    """Only sizes and periods change: not the optimizer, the schedule, the numerics or the vocabulary."""
+    for config in (QUICK, REFERENCE):
+        small = rehearsal_config(config)
+        assert small.data == config.data
+        for field in ("optimizer", "schedule", "peak_lr", "seed", "stage1_wd", "grad_clip_norm"):
+            assert getattr(small.train, field) == getattr(config.train, field)
+        for field in ("weights", "activations", "vocab_size", "sub_norm", "activation", "embeddings_tied", "max_seq_length"):
+            assert getattr(small.model, field) == getattr(config.model, field)
