@@ -1,4 +1,4 @@
-"""`bitnet report RUN [RUN]`: one self-contained HTML page about a run, or two runs compared."""
+"""`bitnet report RUN [RUN]`: one self-contained HTML page about a run, or two runs compared; `--card`: its model card."""
 
 from __future__ import annotations
 
@@ -19,8 +19,10 @@ class ReportFlags(RunFlags):
 
     run: Positional[tuple[str, ...]] = ("latest",)
     """One run, or two to compare: run id, directory, experiment name, or latest."""
+    card: bool = False
+    """Write a model card (Markdown) instead of the page."""
     out: Path | None = None
-    """Where to write; by default report.html in the run, comparison.html in the first of two."""
+    """Where to write; by default report.html in the run, comparison.html in the first of two, MODEL_CARD.md with --card."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,16 +31,21 @@ def main(arguments: Sequence[str]) -> int:
     words = flags.run or ("latest",)
     if len(words) > 2:
         raise ConfigError(f"{len(words)} runs were given; a report is about one or two. To overlay more: bitnet plot RUN...")
+    if flags.card and len(words) > 1:
+        raise ConfigError("a model card is about one run; give one, or leave --card out to compare two")
+    from bitnet.report.card import write_card
     from bitnet.report.page import write_page
     from bitnet.run.layout import find_run
 
     layouts = [find_run(word, flags.runs_dir).layout for word in words]
     if len({layout.root.resolve() for layout in layouts}) < len(layouts):
         raise ConfigError(f"{words[0]} and {words[1]} are the same run, {layouts[0].run_id}; name two different ones")
-    out = flags.out or layouts[0].root / ("report.html" if len(layouts) == 1 else "comparison.html")
-    if out.suffix not in (".html", ".htm"):
-        raise ConfigError(f"--out is {out}; it must end in .html")
-    runs = write_page(layouts, out)
+    name = "MODEL_CARD.md" if flags.card else "report.html" if len(layouts) == 1 else "comparison.html"
+    out = flags.out or layouts[0].root / name
+    endings = (".md",) if flags.card else (".html", ".htm")
+    if out.suffix not in endings:
+        raise ConfigError(f"--out is {out}; it must end in {endings[0]}")
+    runs = [write_card(layouts[0], out)] if flags.card else write_page(layouts, out)
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
     size = out.stat().st_size
     if flags.json:

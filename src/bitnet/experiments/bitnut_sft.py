@@ -6,9 +6,8 @@ The same loop with other data and start weights: conversations of `bitnet voice 
 the answers and their ends only, packed without leaking, and a share of windows of the text that the run was trained on, to
 limit forgetting. Model, tokenizer and that text come from RUN; the conversations' voice gives the name before the answers.
 
-The 2B4T report (arXiv:2504.12285, section 3.2) advises a summed loss, a higher rate and more epochs than for full precision. The
-loop divides the sum over an update's scored tokens by their number: each token weighs the same, whatever the length of its
-answer, as in a sum; the constant between the two is no matter for AdamW and Muon, which both undo the gradient's scale.
+The 2B4T report (arXiv:2504.12285, section 3.2) advises a summed loss, a higher rate and more epochs than for full precision.
+`loss_reduction: sum` is the first (train/objective.py says what it changes; `reference` has it), `peak_lr` and `total_steps` the others.
 
 Judged on topics that fine-tuning never saw, by a program: do answers end by themselves, are they in the voice (voice/score.py), do
 they mention the topic, what is lost of the text before (`forgetting`, nats per token against the start weights), and the loss
@@ -94,7 +93,7 @@ REFERENCE = RunConfig(
     model=BASE_REFERENCE.model,
     train=TrainConfig(
         seq_len=1_024, batch_size=16, total_steps=600, warmup_steps=30, schedule="linear", peak_lr=0.0005, final_lr=0.0, stage1_wd=0.0,
-        log_every=10, eval_every=100, eval_cases=8, sample_every=200, probe_every=200, checkpoint_every=200,
+        loss_reduction="sum", log_every=10, eval_every=100, eval_cases=8, sample_every=200, probe_every=200, checkpoint_every=200,
     ),
     data=ConversationData(dataset="conversations"),
 )  # fmt: skip

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitnet.errors import DataError, RunError
+from bitnet.run.layout import write_text
 
 FILE = "journal.jsonl"
 
@@ -94,14 +95,7 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 def write_whole(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        write_text(path, text)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); free some space and repeat the command") from None
-    finally:
-        temporary.unlink(missing_ok=True)
