@@ -267,7 +267,7 @@ def training_lines(config: RunConfig, count: int) -> Iterator[str]:
 
 SEQ_LEN = 88  # the longest game, nine moves and a win, has 89 characters
 QUICK_MODEL = BitNetConfig(
-    vocab_size=32, hidden_size=128, num_layers=4, num_heads=2, num_kv_heads=1, ffn_hidden_size=384, max_seq_length=96
+    vocab_size=32, hidden_size=96, num_layers=3, num_heads=2, num_kv_heads=1, ffn_hidden_size=288, max_seq_length=96
 )
 REFERENCE = RunConfig(
     model=TICTACTOE,
@@ -279,7 +279,7 @@ REFERENCE = RunConfig(
 QUICK = RunConfig(
     model=QUICK_MODEL,
     train=TrainConfig(
-        seq_len=SEQ_LEN, batch_size=128, total_steps=600, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        seq_len=SEQ_LEN, batch_size=128, total_steps=1_000, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
         final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=100, sample_every=300, probe_every=100, checkpoint_every=250,
         entropy_floor=None, repetition_limit=None,
     ),
