@@ -88,7 +88,7 @@ def test_every_command_named_is_accepted(
             result = bitnet(verb, *(word for word in rest if word != "--measure"))
         elif verb == "complete":
             result = bitnet(verb, "latest", "1 + 2 = ", *(word for word in rest[2:] if word != "--interactive"), "--runs-dir", runs)
-        elif verb in {"status", "plot", "evaluate", "report"}:
+        elif verb in {"status", "plot", "evaluate", "report"} and not rest[0].startswith("bitnut_"):
             result = bitnet(verb, *rest, "--runs-dir", runs)
         else:
             continue
