@@ -124,6 +124,41 @@ def flags_table(kind: str) -> str:
     return table(["flag", "meaning"], rows)
 
 
+VOICE = {
+    "answers that end by themselves within 128 tokens": ("answers_ended", "answers_ended"),
+    "answers in the voice": ("in_voice", "in_voice"),
+    "answers that mention the topic": ("mention_topic", "mention_topic"),
+    "different answers": ("distinct_answers", "distinct_answers"),
+    "loss on held-out answers, nats/token": ("nats_before", "nats_per_token"),
+    "loss on the text of pre-training, nats/token": ("text_nats_before", "text_nats"),
+    "forgotten, nats/token": ("", "forgetting"),
+    "held-out pairs preferred rightly": ("", "preferred"),
+}
+"""Figures of the fine-tuned runs: metric of the weights before, where it has one of its own, and after."""
+
+
+def voice_table() -> str:
+    """The newest fine-tuned run and the newest preference run, on the same prompts about topics never trained on."""
+    newest = {row["experiment"]: row for row in measured() if row["experiment"] in ("bitnut_sft", "bitnut_dpo")}
+    if "bitnut_sft" not in newest:
+        return "Not measured yet."
+    columns = [newest[name] for name in ("bitnut_sft", "bitnut_dpo") if name in newest]
+    head = ["figure", "before", *(f"{row['experiment']} {row['variant']}" for row in columns)]
+    rows = []
+    for name, (before, after) in VOICE.items():
+        start = columns[0]["metrics"].get(before) if before != after else None
+        values = [row["metrics"].get(after) for row in columns]
+        shares = f"{after}_cases" in columns[-1]["metrics"]
+        told = [("" if value is None else f"{value:.1%}" if shares else f"{value:.3f}") for value in (start, *values)]
+        rows.append([name, *told])
+    cases = columns[0]["metrics"]["answers_ended_cases"]
+    places = "; ".join(
+        f"{row['experiment']}: {row['parameters']:,} parameters, {row['minutes']:.1f} min, commit {row['commit']}" for row in columns
+    )
+    where = f"{columns[0]['hardware']}, torch {columns[0]['torch']}"
+    return f"{table(head, rows)}\n\n{cases:.0f} prompts about 20 topics that no training saw. {places}. Measured on: {where}."
+
+
 def speed_table() -> str:
     """One row per shape and way to multiply, for each device that was measured."""
     parts = []
@@ -164,6 +199,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "variants": variants_table,
     "speed": speed_table,
+    "voice": voice_table,
     "faults": faults_table,
     "recipes": recipes_table,
     "flags": lambda: flags_table("TrainFlags"),

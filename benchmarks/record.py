@@ -16,6 +16,7 @@ from typing import Any
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.evaluate import figure, judge
 from bitnet.experiments import measured
+from bitnet.experiments.bitnut_sft import ConversationData
 from bitnet.experiments.real_text import TextData
 from bitnet.run.layout import RunLayout, find_run, read_json
 from bitnet.run.metrics import read_lines
@@ -40,7 +41,7 @@ def row_of(word: str) -> dict[str, Any]:
         "tokens": scalars[-1]["tokens_seen"],
         "full_budget": full,
         "budget": find_variant(experiment, variant).config.train.total_tokens,
-        "loss_on": getattr(config.data, "loss_on", "all"),
+        "loss_on": loss_on(config),
         "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {facts['threads']} threads",
         "torch": facts["torch_version"],
         "minutes": sum(row["step_time_ms"] for row in scalars) / 60e3,
@@ -53,6 +54,13 @@ def row_of(word: str) -> dict[str, Any]:
         ),
         "metrics": result["metrics"],
     }
+
+
+def loss_on(config: RunConfig) -> str:
+    """What the training loss is a mean over."""
+    if isinstance(config.data, ConversationData):
+        return "pairs" if config.train.objective == "preference" else "answers"
+    return getattr(config.data, "loss_on", "all")
 
 
 def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: RunConfig) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """What makes a small ternary model learn English faster? One change at a time, the same tokens, bits per byte on held-out text.
 
-    python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--variant quick] [--only muon_lr_0.03 sub_norm]
+    python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--width 128] [--only muon_lr_0.03 sub_norm]
 
 Every trial is `bitnet train tinystories` with a few flags; the base is the variant's own recipe (Muon, linear warm-down). They run one
 after the other on one machine, over the same windows in the same order. A trial that was measured before is not repeated: runs are kept
@@ -10,6 +10,7 @@ in --runs-dir, results in benchmarks/results/tinystories_trials.json. Single run
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import subprocess
@@ -28,6 +29,8 @@ TRIALS: dict[str, list[str]] = {
     "muon_lr_0.01": ["--train.muon-lr", "0.01"],
     "rate_0.0015": ["--train.peak-lr", "0.0015"],
     "two_stage": ["--train.schedule", "two_stage"],
+    "batch_8": ["--batch-size", "8"],
+    "batch_32": ["--batch-size", "32"],
     "full": ["--weights", "full"],
 }
 """full: the control, not a trial."""
@@ -43,14 +46,26 @@ def bitnet(*words: str) -> dict[str, Any]:
 def trial(name: str, words: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one; both are skipped where they were done."""
     train = find_experiment("tinystories").variants[words.variant].config.train
-    steps = math.ceil(words.tokens / train.tokens_per_step)
-    run = f"trial_{words.variant}_{steps}_{name}"
-    bitnet("train", "tinystories", "--variant", words.variant, "--data", *words.data, "--num-steps", str(steps), "--allow-repeat",
+    rows = next((int(value) for flag, value in itertools.pairwise(TRIALS[name]) if flag == "--batch-size"), train.batch_size)
+    steps = math.ceil(words.tokens / (rows * train.seq_len))
+    held_out = ["--validation", *words.validation] if words.validation else []
+    run = f"trial_{words.variant}_{words.width or 'own'}_{steps}_{name}"
+    bitnet("train", "tinystories", "--variant", words.variant, "--data", *words.data, *held_out, "--num-steps", str(steps), "--allow-repeat",
            "--train.eval-every", str(steps), "--train.sample-every", str(steps), "--run-id", run, "--runs-dir", words.runs_dir,
-           *TRIALS[name])  # fmt: skip
+           *shape(words.width), *TRIALS[name])  # fmt: skip
     metrics = bitnet("evaluate", run, "--once", "--show", "0", "--runs-dir", words.runs_dir)["metrics"]
     kept = ("bits_per_byte", "nats_per_token", "known_words", "greedy_looping")
-    return {"trial": name, "flags": " ".join(TRIALS[name]), "tokens": steps * train.tokens_per_step, **{key: metrics[key] for key in kept}}
+    tokens = steps * rows * train.seq_len
+    return {"trial": name, "flags": " ".join(TRIALS[name]), "width": words.width, "tokens": tokens, **{key: metrics[key] for key in kept}}
+
+
+def shape(width: int | None) -> list[str]:
+    """Flags of a narrower model in the proportions of `quick`."""
+    if width is None:
+        return []
+    heads = max(width // 64, 1)
+    sizes = {"hidden-size": width, "num-heads": heads, "num-kv-heads": max(heads // 2, 1), "ffn-hidden-size": 3 * width}
+    return [word for name, size in sizes.items() for word in (f"--model.{name}", str(size))]
 
 
 def main() -> None:
@@ -58,6 +73,8 @@ def main() -> None:
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--tokens", type=float, default=5e6)
     parser.add_argument("--variant", default="quick")
+    parser.add_argument("--width", type=int, help="hidden size, where the variant's own is too slow for many trials")
+    parser.add_argument("--validation", nargs="+", default=[], help="held-out files")
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--runs-dir", default="runs")
     words = parser.parse_args()
