@@ -51,8 +51,8 @@ def trial(name: str, words: argparse.Namespace) -> dict[str, Any]:
     held_out = ["--validation", *words.validation] if words.validation else []
     run = f"trial_{words.variant}_{words.width or 'own'}_{steps}_{name}"
     bitnet("train", "tinystories", "--variant", words.variant, "--data", *words.data, *held_out, "--num-steps", str(steps),
-           "--allow-repeat", "--train.eval-every", str(steps), "--train.sample-every", str(steps), "--run-id", run, "--runs-dir", words.runs_dir,
-           *shape(words.width), *TRIALS[name])  # fmt: skip
+           "--allow-repeat", "--train.eval-every", str(steps), "--train.sample-every", str(steps),
+           "--run-id", run, "--runs-dir", words.runs_dir, *shape(words.width), *TRIALS[name])  # fmt: skip
     metrics = bitnet("evaluate", run, "--once", "--show", "0", "--runs-dir", words.runs_dir)["metrics"]
     kept = ("bits_per_byte", "nats_per_token", "known_words", "greedy_looping")
     tokens = steps * rows * train.seq_len
