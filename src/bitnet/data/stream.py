@@ -37,6 +37,10 @@ class Batch(NamedTuple):
         """What there is, by name."""
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
+    def context(self) -> dict[str, Tensor]:
+        """What a model is told beside the ids: `segments`, where there are any."""
+        return {} if self.segments is None else {"segments": self.segments}
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})

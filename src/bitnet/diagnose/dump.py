@@ -66,7 +66,7 @@ def _activations_and_gradients(model: BitNetTransformer, batch: Batch) -> tuple[
 
     handles = [block.attention.register_forward_hook(keep) for block in model.blocks if isinstance(block, Block)]
     try:
-        logits = model(batch.input_ids, segments=batch.segments)
+        logits = model(batch.input_ids, **batch.context())
         losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
         mask = batch.loss_mask.flatten()
         parameters = dict(model.named_parameters())

@@ -21,7 +21,7 @@ def held_out_loss(model: BitNetTransformer, batches: Iterable[Batch], tokenizer:
     nats, tokens, text_bytes = 0.0, 0, 0
     for batch in batches:
         on_device = batch.to(device)
-        logits = model(on_device.input_ids, segments=on_device.segments)
+        logits = model(on_device.input_ids, **on_device.context())
         losses = F.cross_entropy(logits.float().flatten(0, 1), on_device.targets.flatten(), reduction="none")
         mask = on_device.loss_mask.flatten()
         nats += float((losses.double() * mask).sum())

@@ -178,9 +178,9 @@ class BitNetTransformer(nn.Module):
         if end > self.config.max_seq_length:
             raise ConfigError(f"{end} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give it a shorter text")
         x = self.token_embeddings(input_ids)  # (B, T, C)
-        mask = None if segments is None else segment_mask(segments)
+        masks = () if segments is None else (segment_mask(segments),)
         for block in self.blocks:
-            x = block(x, self.cos[start:end], self.sin[start:end], cache, mask)
+            x = block(x, self.cos[start:end], self.sin[start:end], cache, *masks)
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden: Tensor = self.final_norm(x)
@@ -188,5 +188,6 @@ class BitNetTransformer(nn.Module):
 
     def forward(self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
         """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
-        logits: Tensor = self.lm_head(self.hidden(input_ids, cache, segments))
+        hidden = self.hidden(input_ids, cache) if segments is None else self.hidden(input_ids, cache, segments)
+        logits: Tensor = self.lm_head(hidden)
         return logits

@@ -86,7 +86,7 @@ def train_steps(
         total = torch.zeros((), device=device)
         for batch in batches:
             with autocast(device, bf16):
-                loss = objective.summed(forward(batch.input_ids, segments=batch.segments), batch) / divisor
+                loss = objective.summed(forward(batch.input_ids, **batch.context()), batch) / divisor
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         mean_loss = float(total) * divisor / cases

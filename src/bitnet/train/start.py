@@ -253,7 +253,7 @@ def forward_of(session: Session) -> Forward:
     try:
         rows = session.task.source.rows(np.arange(config.batch_size, dtype=np.int64)).to(machine.device)
         with autocast(machine.device, machine.bf16):
-            compiled(rows.input_ids, segments=rows.segments).float().sum().backward()  # type: ignore[no-untyped-call]
+            compiled(rows.input_ids, **rows.context()).float().sum().backward()  # type: ignore[no-untyped-call]
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train
         session.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
         torch.compiler.reset()
