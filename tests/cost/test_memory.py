@@ -53,7 +53,7 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics) -> i
     """Storages that autograd keeps after a forward pass, each once, without those that are there anyway."""
     with autocast(CPU, numerics.bf16):
         model(batch.input_ids)  # fills the cache of ternary codes
-    there = [*model.parameters(), model.cos, model.sin, *batch]
+    there = [*model.parameters(), model.cos, model.sin, *batch.tensors().values()]
     there += [t for layer in model.bit_linears().values() if layer._cached for t in (*layer._cached[1], layer._cached[2])]
     known = {tensor.untyped_storage().data_ptr() for tensor in there}
     found: dict[int, torch.Tensor] = {}
