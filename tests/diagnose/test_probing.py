@@ -9,9 +9,11 @@ import numpy as np
 import torch
 
 from bitnet.data.stream import Batch
+from bitnet.diagnose.check_numerics import off_the_edges
 from bitnet.diagnose.probing import multiplied_by, off, random_ids, traced, worst
 from bitnet.diagnose.subject import Narrow, OneBatch, Watched
 from bitnet.nn.bitlinear import BitLinear
+from bitnet.nn.quantize import quantize_activations
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerConfig, Optimizers
 from bitnet.optim.schedule import Rates
@@ -86,3 +88,14 @@ def test_watched_optimizers_note_and_change_nothing(tiny_model: BitNetTransforme
     assert torch.equal(update.after["final_norm.weight"], tiny_model.final_norm.weight.detach())
     assert update.gradients["final_norm.weight"] is not None
     assert tiny_model.final_norm.weight.grad is None
+
+
+def test_inputs_are_moved_off_the_edges_between_codes_and_nowhere_else() -> None:
+    """Float32 rounds a value on an edge either way, which in a narrow layer is more than a formula may be off."""
+    x = torch.randn(16, 768, generator=torch.Generator().manual_seed(1)) * torch.logspace(-1, 1, 16)[:, None]
+    moved = off_the_edges(x)
+    units = moved.double() / (moved.double().abs().amax(dim=1, keepdim=True) / 127)
+    assert float((units - torch.floor(units) - 0.5).abs().min()) > 0.01
+    assert float((moved - x).abs().max() / x.abs().max()) < 0.02 / 127 * 1.01
+    assert float((moved == x).float().mean()) > 0.9
+    assert torch.equal(quantize_activations(moved).codes.double(), torch.round(units))

@@ -83,11 +83,11 @@ class ConversationData(DataConfig):
 QUICK = RunConfig(
     model=BASE_QUICK.model,
     train=TrainConfig(
-        seq_len=256, batch_size=16, total_steps=400, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.0015,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.01, log_every=20, eval_every=100, eval_cases=8, sample_every=200, probe_every=200,
+        seq_len=256, batch_size=16, total_steps=300, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.00075,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.005, log_every=20, eval_every=100, eval_cases=8, sample_every=300, probe_every=200,
         checkpoint_every=100,
     ),
-    data=ConversationData(dataset="conversations"),
+    data=ConversationData(dataset="conversations", other_share=0.5),
 )  # fmt: skip
 REFERENCE = RunConfig(
     model=BASE_REFERENCE.model,
