@@ -131,7 +131,7 @@ VOICE = {
     "different answers": ("distinct_answers", "distinct_answers"),
     "loss on held-out answers, nats/token": ("nats_before", "nats_per_token"),
     "loss on the text of pre-training, nats/token": ("text_nats_before", "text_nats"),
-    "forgotten, nats/token": ("", "forgetting"),
+    "forgotten since its own start, nats/token": ("", "forgetting"),
     "held-out pairs preferred rightly": ("", "preferred"),
 }
 """Figures of the fine-tuned runs: metric of the weights before, where it has one of its own, and after."""
@@ -143,7 +143,7 @@ def voice_table() -> str:
     if "bitnut_sft" not in newest:
         return "Not measured yet."
     columns = [newest[name] for name in ("bitnut_sft", "bitnut_dpo") if name in newest]
-    head = ["figure", "before", *(f"{row['experiment']} {row['variant']}" for row in columns)]
+    head = ["figure", "bitnut quick, before", *(f"{row['experiment']} {row['variant']}" for row in columns)]
     rows = []
     for name, (before, after) in VOICE.items():
         start = columns[0]["metrics"].get(before) if before != after else None

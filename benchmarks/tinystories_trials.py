@@ -23,7 +23,7 @@ from hardware import where, write_results
 TRIALS: dict[str, list[str]] = {
     "base": [],
     "adamw": ["--train.optimizer", "adamw", "--train.peak-lr", "0.0015"],
-    "sub_norm": ["--model.sub-norm", "True"],
+    "sub_norm": ["--model.sub-norm"],
     "relu2": ["--model.activation", "relu2"],
     "muon_lr_0.03": ["--train.muon-lr", "0.03"],
     "muon_lr_0.01": ["--train.muon-lr", "0.01"],

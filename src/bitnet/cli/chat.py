@@ -137,9 +137,10 @@ def _shown(sitting: Sitting, text: str, *, quiet: bool = False) -> list[str]:
 
 def _say_forgotten(session: ChatSession) -> None:
     if session.forgotten:
-        turns = "turn does" if session.forgotten == 1 else f"{session.forgotten} turns do"
+        one = session.forgotten == 1
+        turns, counts = ("turn does", "counts") if one else (f"{session.forgotten} turns do", "count")
         context = session.model.config.max_seq_length
-        print(f"(the oldest {turns} not fit the {context:,} tokens that the model reads, and no longer count)", file=sys.stderr)
+        print(f"(the oldest {turns} not fit the {context:,} tokens that the model reads, and no longer {counts})", file=sys.stderr)
 
 
 def _talk(sitting: Sitting) -> None:

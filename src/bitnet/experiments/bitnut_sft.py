@@ -172,7 +172,7 @@ class ConversationTask:
         if self.other is None:
             return {"nats_before": before}
         windows = held_out_batches(
-            self.other, seq_len=self.config.train.seq_len, batch_size=ROWS, max_windows=FORGETTING_WINDOWS, pad_id=self.tokenizer.pad_id
+            self.other, seq_len=model.config.max_seq_length, batch_size=ROWS, max_windows=FORGETTING_WINDOWS, pad_id=self.tokenizer.pad_id
         )
         now, then = (held_out_loss(one, windows, self.tokenizer)["nats_per_token"] for one in (model, base))
         return {"nats_before": before, "text_nats_before": then, "text_nats": now, "forgetting": now - then}
