@@ -37,7 +37,7 @@ ROWS_OF_THREE = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8
 FULL = 0b111_111_111
 NOT_READ, NO_CELL = -2, -1
 MAX_ROWS = 512  # lines read together; bounds the memory of the caches
-IN_PLACE = 0.5  # share of a cache's rows that must go on for it to be worth reading padding in the others
+IN_PLACE = 0.8  # share of a cache's rows that must go on for it to be worth reading padding in the others
 
 IntArray = NDArray[np.int64]
 Wanted = Callable[[int, IntArray, IntArray], NDArray[np.bool_]]
