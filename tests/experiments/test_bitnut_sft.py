@@ -57,6 +57,14 @@ def tune(place: Path, runs: Path, *words: Any) -> Result:
     return run_command(*command, "--seq-len", 400, "--run-id", "tuned", "--runs-dir", runs, *words)
 
 
+def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
+    """The loop, with a signal after its second update."""
+    for report in train_steps(*words, **options):
+        if report.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        yield report
+
+
 def test_it_begins_with_the_weights_of_the_run_and_then_converses(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
     done = tune(place, tmp_path)
     assert done.code == 0, done.err
@@ -99,12 +107,6 @@ def test_training_never_sees_a_held_out_topic(place: Path, tmp_path: Path) -> No
 
 
 def test_a_stopped_run_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
-    def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
-        for report in train_steps(*words, **options):
-            if report.step == 2:
-                signal.raise_signal(signal.SIGTERM)
-            yield report
-
     assert tune(place, tmp_path).code == 0
     whole = (tmp_path / "tuned").rename(tmp_path / "whole")
     with pytest.MonkeyPatch.context() as patch:
@@ -166,12 +168,6 @@ def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(place: Path, t
 
 
 def test_a_stopped_preference_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
-    def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
-        for report in train_steps(*words, **options):
-            if report.step == 2:
-                signal.raise_signal(signal.SIGTERM)
-            yield report
-
     assert tune(place, tmp_path).code == 0
     assert prefer(place, tmp_path).code == 0
     whole = (tmp_path / "preferring").rename(tmp_path / "whole")
