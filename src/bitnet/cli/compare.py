@@ -30,7 +30,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table and write the picture."""
     flags = parse(CompareFlags, arguments, "compare")
     if len(flags.runs) != 2:
-        raise ConfigError(f"{len(flags.runs)} runs were given; name two, as in: bitnet compare mine mine_control")
+        raise ConfigError(f"a comparison takes two runs, not {len(flags.runs)}; as in: bitnet compare mine mine_control")
     from bitnet.report.compare import compare, draw, table
     from bitnet.run.layout import find_run
     from bitnet.run.metrics import finite
