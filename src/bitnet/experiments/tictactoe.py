@@ -277,7 +277,7 @@ REFERENCE = RunConfig(
 QUICK = RunConfig(
     model=QUICK_MODEL,
     train=TrainConfig(
-        seq_len=SEQ_LEN, batch_size=128, total_steps=1_000, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        seq_len=SEQ_LEN, batch_size=128, total_steps=1_100, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
         final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=100, sample_every=300, probe_every=100, checkpoint_every=250,
         entropy_floor=None, repetition_limit=None,
     ),
