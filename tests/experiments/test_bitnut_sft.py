@@ -167,6 +167,17 @@ def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(place: Path, t
     assert 0 <= metrics["preferred"] <= 1
 
 
+def test_neither_is_taken_for_broken(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
+    """Low rates, another objective, old text mixed in and several texts to a row are no faults; four updates are too few, and no more."""
+    assert tune(place, tmp_path).code == 0
+    assert prefer(place, tmp_path).code == 0
+    for run in ("tuned", "preferring"):
+        found = bitnet("diagnose", run, "--json", "--device", "cpu", "--runs-dir", tmp_path)
+        failed = {check["name"] for check in found.json["checks"] if not check["ok"]}
+        assert found.json["suspect"] in {"none", "training"}, failed
+        assert not failed & {"peak learning rate", "one batch can be learned by heart", "held-out loss is not far below the training loss"}
+
+
 def test_a_stopped_preference_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
     assert tune(place, tmp_path).code == 0
     assert prefer(place, tmp_path).code == 0

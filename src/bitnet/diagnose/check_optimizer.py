@@ -23,6 +23,7 @@ SIZE = 0.02
 the very first steps of a long warm-up, where dw is small; MUON_BF16 where the iteration runs in bfloat16 (CUDA)."""
 MUON_BF16 = 0.15
 RATES = 1e-9
+PREFERENCE_PEAK, FINE_TUNING_LOWEST = (1e-8, 3e-5), 1e-6
 ADAMW_PEAK, MUON_PEAK, CLIP, DECAY = (2e-4, 8e-3), (4e-3, 0.1), (0.05, 20.0), 0.3
 """Ranges of settings. AdamW: 1.0e-3 to 2.4e-3 is published for ternary models of 30 to 700M, three times that still trains small ones
 here; Muon's 0.02 to 0.04 likewise (reference: parameter-golf ternary records). 10 times either diverges, a tenth hardly moves a code."""
@@ -58,8 +59,12 @@ def settings(subject: Subject) -> Iterator[Check]:
     """Settings far outside what is known to train."""
     training = subject.training
     with_muon = training["optimizer"] == "muon"
-    low, high = ADAMW_PEAK
-    yield _within("peak learning rate", float(training["peak_lr"]), low, high, "published for ternary models: 1.0e-3 to 2.4e-3", STRONG)
+    (low, high), source = ADAMW_PEAK, "published for ternary models: 1.0e-3 to 2.4e-3"
+    if training.get("objective") == "preference":
+        (low, high), source = PREFERENCE_PEAK, "2e-7 for 2B parameters (arXiv:2504.12285); at 5e-5 sentences fell apart here (docs/log.md)"
+    elif training.get("start_from"):
+        low = FINE_TUNING_LOWEST  # what is learned already is to be kept
+    yield _within("peak learning rate", float(training["peak_lr"]), low, high, source, STRONG)
     if with_muon:
         yield _within("Muon's peak rate", float(training["muon_lr"]), *MUON_PEAK, "published for ternary models: 0.02 to 0.04", STRONG)
     yield _within("clipping norm", float(training["grad_clip_norm"]), *CLIP, "1.0 in the seeds and most published recipes", STRONG)
