@@ -24,9 +24,8 @@ from numpy.typing import NDArray
 from bitnet.data.prepare import prepare_cached
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource, concatenate
-from bitnet.data.windows import WindowRows
 from bitnet.errors import ConfigError
-from bitnet.experiments.real_text import TextData, TextTask, Watch, corpus_of, ready_shards, rows_of, training_text
+from bitnet.experiments.real_text import TextData, TextTask, Watch, corpus_of, ready_shards, rows_of, training_rows, training_text
 from bitnet.experiments.shapes import BITNUT
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig, TrainConfig
@@ -165,9 +164,7 @@ class BitNutTask(TextTask):
         super().__init__(first, PROMPTS)
         if second is None:
             return
-        train = config.train
-        later = WindowRows(ready_parts(config)[1][1], seq_len=train.seq_len, seed=train.seed)
-        later.check_epochs(rows_of(second.train), allow_repeat=self.data.allow_repeat)
+        later = training_rows(second, self.tokenizer, ready_parts(config)[1][1])
         self.source: RowSource = PartsRows(self.source, later, rows_of(first.train))
 
 
