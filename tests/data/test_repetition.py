@@ -35,8 +35,8 @@ class Stories:
         return {"dataset_name": "stories"}
 
 
-def repeated(share: float = 1.0, seed: int = 7, first_row: int = 0) -> RepeatedSentences:
-    return RepeatedSentences(Stories(), TOKENIZER, share=share, seed=seed, first_row=first_row)
+def repeated(share: float = 1.0, seed: int = 7) -> RepeatedSentences:
+    return RepeatedSentences(Stories(), TOKENIZER, share=share, seed=seed)
 
 
 def whole(batch: Batch) -> NDArray[np.int64]:
@@ -92,15 +92,6 @@ def test_the_share_is_that_of_the_rows() -> None:
         repeated(share=1.5)
 
 
-def test_the_first_rows_may_stay_as_they_are() -> None:
-    numbers = np.arange(40)
-    rows, all_of_them = repeated(first_row=20).rows(numbers), repeated().rows(numbers)
-    assert rows.repeats is not None
-    assert not rows.repeats[:20].any()
-    assert rows.select(slice(20))._replace(repeats=None).equals(Stories().rows(numbers[:20]))
-    assert rows.select(slice(20, 40)).equals(all_of_them.select(slice(20, 40)))
-
-
 def test_text_without_sentences_stays_as_it_is() -> None:
     class Words(Stories):
         def rows(self, numbers: NDArray[np.int64]) -> Batch:
@@ -122,6 +113,5 @@ def test_full_stops_with_and_without_quotes_end_sentences() -> None:
 
 
 def test_the_fingerprint_says_so() -> None:
-    expected = {"dataset_name": "stories", "repeated_sentences": 0.5, "repeated_sentences_from_row": 20}
-    assert repeated(share=0.5, first_row=20).fingerprint() == expected
+    assert repeated(share=0.5).fingerprint() == {"dataset_name": "stories", "repeated_sentences": 0.5}
     assert repeated().epochs(120) == 2.0

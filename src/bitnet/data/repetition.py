@@ -40,11 +40,11 @@ def sentence_ends(tokenizer: Tokenizer) -> NDArray[np.bool_]:
 class RepeatedSentences:
     """The rows of another source, a share of them with one sentence said again. `Batch.repeats` says where."""
 
-    def __init__(self, inner: RowSource, tokenizer: Tokenizer, *, share: float, seed: int, first_row: int = 0) -> None:
-        """inner: rows of one text each, every target scored. share: of the rows from first_row on. Raises ConfigError unless in (0, 1]."""
+    def __init__(self, inner: RowSource, tokenizer: Tokenizer, *, share: float, seed: int) -> None:
+        """inner: rows of one text each, every target scored. Raises ConfigError unless share is in (0, 1]."""
         if not 0 < share <= 1:
             raise ConfigError(f"the share of rows with a repeated sentence is {share}; it must be above 0 and at most 1")
-        self.inner, self.share, self.seed, self.first_row = inner, share, seed, first_row
+        self.inner, self.share, self.seed = inner, share, seed
         self.ends, self.eos = sentence_ends(tokenizer), tokenizer.eos_id
 
     def rows(self, numbers: NDArray[np.int64]) -> Batch:
@@ -53,8 +53,7 @@ class RepeatedSentences:
         tokens = torch.cat((plain.input_ids, plain.targets[:, -1:]), dim=1).numpy()  # (B, T + 1)
         back = np.zeros_like(tokens)
         for row, number in enumerate(numbers.tolist()):
-            if number >= self.first_row:
-                self._repeat(tokens[row], back[row], np.random.default_rng((self.seed, number)))
+            self._repeat(tokens[row], back[row], np.random.default_rng((self.seed, number)))
         return shifted(tokens, back == 0)._replace(repeats=torch.from_numpy(back[:, 1:].copy()))
 
     def _repeat(self, tokens: NDArray[np.int64], back: NDArray[np.int64], generator: np.random.Generator) -> None:
@@ -85,5 +84,5 @@ class RepeatedSentences:
         return self.inner.epochs(rows)
 
     def fingerprint(self) -> dict[str, Any]:
-        """The other source's, with the share and where it begins."""
-        return {**self.inner.fingerprint(), "repeated_sentences": self.share, "repeated_sentences_from_row": self.first_row}
+        """The other source's, with the share."""
+        return {**self.inner.fingerprint(), "repeated_sentences": self.share}

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -70,8 +69,6 @@ class TextData(DataConfig):
     repeated_sentences: float = 0.0
     """Share of the training rows that say one of their sentences again and have the model expect it less each time, so that greedy
     decoding does not get stuck (data/repetition.py)."""
-    repeated_sentences_from: float = 0.0
-    """Share of the run before the first of these rows."""
     allow_repeat: bool = False
     """Permit more than four passes over the data."""
     eval_sequences: int = 64
@@ -86,9 +83,8 @@ class TextData(DataConfig):
         for name in ("held_out_one_in", "tokenizer_documents", "eval_sequences", "judged_sequences", "judged_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("repeated_sentences", "repeated_sentences_from"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        if not 0 <= self.repeated_sentences <= 1:
+            raise ConfigError(f"data.repeated_sentences is {self.repeated_sentences}; it is a share of the rows, from 0 to 1")
 
     def derived(self) -> dict[str, Any]:
         """Whether documents come from the hub as a stream."""
@@ -257,10 +253,8 @@ def training_rows(config: RunConfig, tokenizer: Tokenizer, shards: Shards) -> Ro
     train, data = config.train, text_data(config)
     windows = WindowRows(shards, seq_len=train.seq_len, seed=train.seed)
     windows.check_epochs(rows_of(train), allow_repeat=data.allow_repeat)
-    if not data.repeated_sentences:
-        return windows
-    first_row = math.ceil(rows_of(train) * data.repeated_sentences_from)
-    return RepeatedSentences(windows, tokenizer, share=data.repeated_sentences, seed=train.seed, first_row=first_row)
+    share = data.repeated_sentences
+    return RepeatedSentences(windows, tokenizer, share=share, seed=train.seed) if share else windows
 
 
 def rows_of(train: TrainConfig) -> int:
