@@ -2,9 +2,9 @@
 
     python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--width 128] [--only muon_lr_0.03 sub_norm]
 
-Every trial is `bitnet train tinystories` with a few flags; the base is the variant's own recipe (Muon, linear warm-down) on plain rows.
-They run one after the other on one machine, over the same windows in the same order. A trial that was measured before is not repeated: runs
-are kept in --runs-dir, results in benchmarks/results/tinystories_trials.json. Single runs: read differences below 0.01 as noise.
+Every trial is `bitnet train tinystories` with a few flags; the base is the variant's own recipe (Muon, linear warm-down). They run one
+after the other on one machine, over the same windows in the same order. A trial that was measured before is not repeated: runs are kept
+in --runs-dir, results in benchmarks/results/tinystories_trials.json. Single runs: read differences below 0.01 as noise.
 """
 
 from __future__ import annotations
@@ -31,11 +31,9 @@ TRIALS: dict[str, list[str]] = {
     "two_stage": ["--train.schedule", "two_stage"],
     "batch_8": ["--batch-size", "8"],
     "batch_32": ["--batch-size", "32"],
-    "repeated_sentences": ["--data.repeated-sentences", "1"],
     "full": ["--weights", "full"],
 }
 """full: the control, not a trial."""
-BASE = ["--data.repeated-sentences", "0"]
 
 
 def bitnet(*words: str) -> dict[str, Any]:
@@ -54,7 +52,7 @@ def trial(name: str, words: argparse.Namespace) -> dict[str, Any]:
     run = f"trial_{words.variant}_{words.width or 'own'}_{steps}_{name}"
     bitnet("train", "tinystories", "--variant", words.variant, "--data", *words.data, *held_out, "--num-steps", str(steps),
            "--allow-repeat", "--train.eval-every", str(steps), "--train.sample-every", str(steps),
-           "--run-id", run, "--runs-dir", words.runs_dir, *shape(words.width), *BASE, *TRIALS[name])  # fmt: skip
+           "--run-id", run, "--runs-dir", words.runs_dir, *shape(words.width), *TRIALS[name])  # fmt: skip
     metrics = bitnet("evaluate", run, "--once", "--show", "0", "--runs-dir", words.runs_dir)["metrics"]
     kept = ("bits_per_byte", "nats_per_token", "known_words", "greedy_looping")
     tokens = steps * rows * train.seq_len

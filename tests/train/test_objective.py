@@ -1,4 +1,4 @@
-"""The objectives against their formulas, and the reduction that a setting chooses."""
+"""The two objectives against their formulas, and the reduction that a setting chooses."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import train_steps
-from bitnet.train.objective import FALL, NextToken, Preference, margins, repetition_loss, row_log_probabilities, summed_loss
+from bitnet.train.objective import NextToken, Preference, margins, row_log_probabilities, summed_loss
 
 
 def two_pairs() -> tuple[torch.Tensor, Batch]:
@@ -62,46 +62,6 @@ def test_it_is_ln_2_where_nothing_has_changed_and_falls_towards_the_chosen() -> 
     after = row_log_probabilities((logits - gradient).detach(), batch) - batch.reference  # type: ignore[operator]
     assert (after[0::2] > 0).all()
     assert (after[1::2] < 0).all()
-
-
-def repeating() -> tuple[torch.Tensor, Batch]:
-    """Random scores; the second row says its targets 1 and 2 again, twice."""
-    generator = torch.Generator().manual_seed(3)
-    logits = torch.randn(2, 8, 11, generator=generator)
-    targets = torch.tensor([[1, 2, 3, 4, 5, 6, 7, 8], [9, 4, 7, 4, 7, 4, 7, 1]])
-    repeats = torch.tensor([[0] * 8, [0, 0, 0, 2, 2, 2, 2, 0]])
-    return logits, Batch(targets.roll(1, 1), targets, repeats == 0, repeats=repeats)
-
-
-def test_what_is_said_again_is_to_be_expected_a_fifth_as_much_as_before() -> None:
-    logits, batch = repeating()
-    p = logits.softmax(-1)
-    said = [float(p[1, t, batch.targets[1, t]]) for t in range(8)]
-    by_hand = sum(-math.log(1 - abs(said[t] - FALL * said[t - 2])) for t in (3, 4, 5, 6))
-    assert float(repetition_loss(logits, batch)) == pytest.approx(by_hand, rel=1e-5)
-    scored = float(summed_loss(logits, batch))
-    assert float(NextToken().summed(logits, batch)) == pytest.approx(scored + by_hand, rel=1e-5)
-    assert NextToken().cases([batch]) == 12
-
-
-def test_the_turn_before_is_held_fixed_and_the_repetition_falls() -> None:
-    logits, batch = repeating()
-    logits = torch.zeros_like(logits).requires_grad_(True)  # every probability 1/11: the wanted ones are a fifth of that
-    (gradient,) = torch.autograd.grad(repetition_loss(logits, batch), [logits])
-    touched = gradient.abs().sum(-1) > 0
-    assert torch.equal(touched, batch.repeats > 0)  # type: ignore[operator]
-    at_targets = gradient.gather(2, batch.targets[..., None])[..., 0]
-    assert (at_targets[touched] > 0).all()  # a step against the gradient lowers them
-
-
-def test_a_repetition_that_is_impossible_to_miss_has_a_finite_loss() -> None:
-    logits, batch = repeating()
-    sure = torch.full_like(logits, -100.0).scatter(2, batch.targets[..., None], 100.0)
-    sure[1, 1:3] = 0.0
-    loss = repetition_loss(sure.requires_grad_(True), batch)
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert math.isfinite(float(loss.detach()))
-    assert bool(sure.grad.isfinite().all())  # type: ignore[union-attr]
 
 
 class Rows:

@@ -1,7 +1,7 @@
 """Rows in which a sentence is said again, so that a model learns not to get stuck in one.
 
 Greedy decoding of a small model ends in loops: once a sentence has been said twice, a third time is likely. Xu et al. ("Learning to
-Break the Loop", arXiv:2206.02369) train on sentences that are repeated to the end of a row, and ask that each repetition
+Break the Loop", arXiv:2206.02369, section 3.2) train on sentences that are repeated to the end of a row, and ask that each repetition
 be less expected than the one before (train/objective.py has the loss). Here the repetition is short, and then the text goes on as it
 was written, so that the same row also shows the way out:
 
@@ -13,7 +13,6 @@ What the repetition takes in a row is cut off its end. Row i is a pure function 
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,8 +73,8 @@ class RepeatedSentences:
         after = np.flatnonzero(self.ends[tokens] | closing) + 1  # where sentences and documents begin
         fewest, most = SENTENCE_TOKENS
         return [
-            (start, end)
-            for start, end in pairwise(after.tolist())
+            (int(start), int(end))
+            for start, end in zip(after[:-1], after[1:], strict=True)
             if fewest <= end - start <= most and start < LATEST_START * len(tokens) and not closing[end - 1]
         ]
 
