@@ -24,8 +24,6 @@ class Batch(NamedTuple):
     """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T).
 
     segments: int64 (B, T), or None where a row is one text. The model attends only between tokens of equal number.
-    repeats: int64 (B, T), or None; how many positions before a target the same was a target, where a row says something again to have it
-    expected less (repetition.py); 0 for other targets. What is said again is not in loss_mask.
     reference: float (B,), or None; summed log-probability of a row's scored targets under fixed weights, for a preference.
     """
 
@@ -33,7 +31,6 @@ class Batch(NamedTuple):
     targets: Tensor
     loss_mask: Tensor
     segments: Tensor | None = None
-    repeats: Tensor | None = None
     reference: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:

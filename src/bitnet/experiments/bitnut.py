@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from bitnet.data.prepare import prepare_cached
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource, concatenate
+from bitnet.data.windows import WindowRows
 from bitnet.errors import ConfigError
-from bitnet.experiments.real_text import TextData, TextTask, Watch, corpus_of, ready_shards, rows_of, training_rows, training_text
+from bitnet.experiments.real_text import TextData, TextTask, Watch, corpus_of, ready_shards, rows_of, training_text
 from bitnet.experiments.shapes import BITNUT
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig, TrainConfig
@@ -164,7 +165,9 @@ class BitNutTask(TextTask):
         super().__init__(first, PROMPTS)
         if second is None:
             return
-        later = training_rows(second, self.tokenizer, ready_parts(config)[1][1])
+        train = config.train
+        later = WindowRows(ready_parts(config)[1][1], seq_len=train.seq_len, seed=train.seed)
+        later.check_epochs(rows_of(second.train), allow_repeat=self.data.allow_repeat)
         self.source: RowSource = PartsRows(self.source, later, rows_of(first.train))
 
 

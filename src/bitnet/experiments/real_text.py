@@ -25,7 +25,6 @@ from typing import Any, NamedTuple
 from bitnet.data.corpus import Corpus, open_corpus
 from bitnet.data.holdout import ONE_IN
 from bitnet.data.prepare import Report, prepare_cached
-from bitnet.data.repetition import RepeatedSentences
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -66,9 +65,6 @@ class TextData(DataConfig):
     """Documents to take at most."""
     revision: str | None = None
     """Commit of the data set on the hub; its newest one when not given."""
-    repeated_sentences: float = 0.0
-    """Share of the training rows that say one of their sentences again and have the model expect it less each time, so that greedy
-    decoding does not get stuck (data/repetition.py)."""
     allow_repeat: bool = False
     """Permit more than four passes over the data."""
     eval_sequences: int = 64
@@ -83,8 +79,6 @@ class TextData(DataConfig):
         for name in ("held_out_one_in", "tokenizer_documents", "eval_sequences", "judged_sequences", "judged_prompts"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.repeated_sentences <= 1:
-            raise ConfigError(f"data.repeated_sentences is {self.repeated_sentences}; it is a share of the rows, from 0 to 1")
 
     def derived(self) -> dict[str, Any]:
         """Whether documents come from the hub as a stream."""
@@ -186,8 +180,11 @@ class TextTask:
     def __init__(self, config: RunConfig, prompts: Sequence[str]) -> None:
         """Raises BitnetError where the data cannot be had, or would be repeated more than was allowed."""
         self.config, self.data, self.prompts = config, text_data(config), prompts
+        train = config.train
         self.tokenizer, self.shards = ready_shards(config)
-        self.source: RowSource = training_rows(config, self.tokenizer, self.shards)
+        windows = WindowRows(self.shards, seq_len=train.seq_len, seed=train.seed)
+        windows.check_epochs(rows_of(train), allow_repeat=self.data.allow_repeat)
+        self.source: RowSource = windows
 
     def frozen_evaluation(self) -> list[Batch]:
         """Windows of the held-out documents."""
@@ -246,15 +243,6 @@ class TextTask:
             model, [prompt.ids for prompt in prompts], stop_id=self.tokenizer.eos_id, mode=mode, max_new_tokens=min(NEW_TOKENS, room)
         )
         return [self.tokenizer.decode(row) for row in ids]
-
-
-def training_rows(config: RunConfig, tokenizer: Tokenizer, shards: Shards) -> RowSource:
-    """What a run reads of its shards. Raises ConfigError where it would repeat them more than was allowed."""
-    train, data = config.train, text_data(config)
-    windows = WindowRows(shards, seq_len=train.seq_len, seed=train.seed)
-    windows.check_epochs(rows_of(train), allow_repeat=data.allow_repeat)
-    share = data.repeated_sentences
-    return RepeatedSentences(windows, tokenizer, share=share, seed=train.seed) if share else windows
 
 
 def rows_of(train: TrainConfig) -> int:

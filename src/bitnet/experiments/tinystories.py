@@ -39,7 +39,6 @@ BEST = dataclasses.replace(
     REFERENCE,
     model=dataclasses.replace(TINYSTORIES, sub_norm=True),
     train=dataclasses.replace(REFERENCE.train, optimizer="muon", schedule="warm_down", final_lr=0.0, stage1_wd=0.0, muon_lr=0.02),
-    data=dataclasses.replace(REFERENCE.data, repeated_sentences=1.0),
 )
 QUICK = RunConfig(
     model=BitNetConfig(
@@ -50,7 +49,7 @@ QUICK = RunConfig(
         final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=200, eval_cases=4, sample_every=400, probe_every=200,
         checkpoint_every=200,
     ),
-    data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True, repeated_sentences=1.0),
+    data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True),
 )  # fmt: skip
 WORDS = (Criterion("known_words", at_least=0.98), Criterion("greedy_looping", at_most=0.0))
 

@@ -1,12 +1,6 @@
 """What training minimises: the next token, or a preference between two answers.
 
-Next token: cross-entropy over the scored targets, in nats. Rows may say a sentence again (`Batch.repeats`, data/repetition.py); what is
-said again is no scored target, and adds
-
-    -log(1 - |p - FALL * p_before|)
-
-to the sum, with p its probability, and p_before what it was a repetition earlier, held fixed (Xu et al., arXiv:2206.02369, equation 4): each
-turn is to be expected FALL times as much as the one before. The authors found 0.5 best for models of 100 million parameters and more.
+Next token: cross-entropy over the scored targets, in nats.
 
 Preference: direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7). Rows come in pairs, the chosen answer
 and then the rejected one to the same prompt. With log p the summed log-probability of a row's scored targets under the model,
@@ -26,7 +20,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal, Protocol
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -34,10 +27,6 @@ from bitnet.data.stream import Batch
 
 ObjectiveKind = Literal["next_token", "preference"]
 Reduction = Literal["mean", "sum"]
-
-
-FALL = 0.2  # 0.5 left three times as many greedy continuations stuck in a model of 3.7M parameters (docs/log.md)
-SURE = 1e-5  # keeps the logarithm finite
 
 
 class Objective(Protocol):
@@ -60,9 +49,8 @@ class NextToken:
         return sum(int(batch.loss_mask.sum()) for batch in batches)
 
     def summed(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy summed over scored targets, and the loss of what is said again."""
-        loss = summed_loss(logits, batch)
-        return loss if batch.repeats is None else loss + repetition_loss(logits, batch)
+        """Cross-entropy summed over scored targets."""
+        return summed_loss(logits, batch)
 
 
 class Preference:
@@ -90,28 +78,14 @@ def summed_loss(logits: Tensor, batch: Batch) -> Tensor:
     return _losses(logits, batch).sum()
 
 
-def repetition_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """How far each repeated target is from being expected FALL times as much as before, summed, in nats. logits: (B, T, V). Returns ()."""
-    assert batch.repeats is not None, "rows that repeat say where"
-    expected = torch.exp(-_each_loss(logits, batch)).view(batch.targets.shape)  # (B, T)
-    before = torch.arange(expected.shape[1], device=expected.device) - batch.repeats
-    wanted = FALL * expected.detach().gather(1, before)
-    wrong = (expected - wanted).abs().clamp(max=1 - SURE)
-    return -(torch.log1p(-wrong) * (batch.repeats > 0)).sum()
-
-
 def row_log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
     """Log-probability of each row's scored targets, summed, in nats. logits: (B, T, V). Returns (B,)."""
     return -_losses(logits, batch).view(batch.targets.shape).sum(dim=1)
 
 
 def _losses(logits: Tensor, batch: Batch) -> Tensor:
-    return _each_loss(logits, batch) * batch.loss_mask.flatten()
-
-
-def _each_loss(logits: Tensor, batch: Batch) -> Tensor:
-    """Cross-entropy of every target, scored or not. Returns (B * T,)."""
-    return F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
+    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")  # (B*T,)
+    return losses * batch.loss_mask.flatten()
 
 
 def margins(logits: Tensor, batch: Batch) -> Tensor:
