@@ -17,8 +17,8 @@ def measured() -> list[dict[str, Any]]:
 
 
 def measured_result(name: str, variant: str) -> str | None:
-    """The newest result of a variant in one line, or None."""
-    found = [row for row in measured() if row["experiment"] == name and row["variant"] == variant]
+    """The newest result of a variant in one line, its control's left aside, or None."""
+    found = [row for row in measured() if (row["experiment"], row["variant"], row["weights"]) == (name, variant, "ternary")]
     if not found:
         return None
     row = found[-1]
