@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from bitnet.cli.catalogue import find_experiment
 from bitnet.experiments import measured
 
 
@@ -20,3 +21,12 @@ def test_the_newest_ternary_result_is_shown_and_not_its_control(monkeypatch: pyt
     assert measured.measured_result("tinystories", "quick") == "new (1,000 tokens, a laptop, 2.0 min, commit abc1234)"
     assert measured.measured_result("tinystories", "reference") is None
     assert measured.measured_result("arithmetic", "quick") is None
+
+
+def test_what_was_measured_has_the_size_of_its_variant() -> None:
+    """A variant whose model changes needs a new measurement. How many tokens a run had stands in its row."""
+    assert measured.measured()
+    for row in measured.measured():
+        config = find_experiment(row["experiment"]).variants[row["variant"]].config
+        found = (row["experiment"], row["variant"], row["parameters"])
+        assert found == (row["experiment"], row["variant"], config.model.total_params)

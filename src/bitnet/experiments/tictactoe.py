@@ -266,7 +266,7 @@ def training_lines(config: RunConfig, count: int) -> Iterator[str]:
 
 
 SEQ_LEN = 88  # the longest game, nine moves and a win, has 89 characters
-QUICK_MODEL = BitNetConfig(vocab_size=32, hidden_size=96, num_layers=3, num_heads=2, num_kv_heads=1, ffn_hidden_size=288, max_seq_length=96)
+QUICK_MODEL = BitNetConfig(vocab_size=32, hidden_size=96, num_layers=2, num_heads=2, num_kv_heads=1, ffn_hidden_size=288, max_seq_length=96)
 REFERENCE = RunConfig(
     model=TICTACTOE,
     train=TrainConfig(
