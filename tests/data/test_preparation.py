@@ -42,7 +42,7 @@ def corpus_of(folder: Path, count: int = 600, **words: object) -> Corpus:
 
 
 def test_shards_hold_every_document_once_in_order_and_held_out_ones_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("bitnet.data.encode.BATCH_CHARACTERS", 4000)
+    monkeypatch.setattr("bitnet.data.encode.BATCH_BYTES", 4000)
     shards = prepare(corpus_of(tmp_path), TOKENIZER, tmp_path / "out", shard_tokens=5000)
     train, held_out = texts_of(shards)
     rule = corpus_of(tmp_path).hold_out
@@ -68,7 +68,7 @@ SCRIPT = """
 import os, sys, time
 from pathlib import Path
 import bitnet.data.encode as encode
-encode.BATCH_CHARACTERS = 4000  # many batches, so that a kill falls between and inside them
+encode.BATCH_BYTES = 4000  # many batches, so that a kill falls between and inside them
 from bitnet.data.corpus import open_corpus
 from bitnet.data.prepare import prepare
 from bitnet.text.tokenizer import load_tokenizer

@@ -20,7 +20,7 @@ TOKENIZER = small_tokenizer()
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
-    monkeypatch.setattr("bitnet.data.encode.BATCH_CHARACTERS", 4000)
+    monkeypatch.setattr("bitnet.data.encode.BATCH_BYTES", 4000)
     corpus = open_corpus([write_txt(tmp_path / "a.txt", stories(400))])
     return prepare(corpus, TOKENIZER, tmp_path / "out", shard_tokens=4000)
 

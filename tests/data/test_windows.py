@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="module")
 def shards(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitnet.data.encode.BATCH_CHARACTERS", 4000)
+        patch.setattr("bitnet.data.encode.BATCH_BYTES", 4000)
         return prepare(corpus, TOKENIZER, tmp_path_factory.mktemp("shards") / "out", shard_tokens=4000)
 
 

@@ -1,7 +1,9 @@
 """Documents to token ids in several processes, results in the order of the documents.
 
 Workers are started anew (spawned), not forked: a fork would copy a process whose threads hold locks. They ignore Ctrl-C,
-which is the main process's to handle, and end when it does, even where it was killed. Not here: files (prepare.py).
+which is the main process's to handle, and end when it does, even where it was killed. Documents wait for them packed
+into one block of bytes: blocks of one size leave no holes in the heap, as thousands of texts would, so that memory does not
+grow with the corpus. Not here: files (prepare.py).
 """
 
 from __future__ import annotations
@@ -22,20 +24,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.data.documents import DocumentSource, Position, Reading
-from bitnet.data.holdout import HoldOut, content_hash
+from bitnet.data.holdout import HoldOut, Role, content_hash
 from bitnet.data.readers import EMPTY, Record
 from bitnet.errors import DataError
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
 
-BATCH_CHARACTERS = 1 << 20
+BATCH_BYTES = 1 << 18
 BATCH_DOCUMENTS = 4096
 LOOK_AHEAD = 2  # batches per process that are read ahead of the one that is written
+
+
+class Texts(NamedTuple):
+    """D documents packed. content: their UTF-8, one after the other; sizes: int64 (D,), bytes of each."""
+
+    content: bytes
+    sizes: NDArray[np.int64]
+
+    def each(self) -> Iterator[str]:
+        """The documents."""
+        end = 0
+        for size in self.sizes.tolist():
+            start, end = end, end + size
+            yield self.content[start:end].decode()
 
 
 class Batch(NamedTuple):
     """Documents in a row, and what was met on the way to the last of them. position: where to go on after it."""
 
-    texts: list[str]
+    texts: Texts
     empty: int
     broken: int
     first_broken: str | None
@@ -47,15 +63,12 @@ class Batch(NamedTuple):
 class Encoded:
     """D documents, each ending with the end-of-text id.
 
-    tokens: (sum of lengths,); lengths: int64 (D,), tokens with that id; text_bytes: int64 (D,); roles: uint8 (D,);
-    hashes: 16 bytes each.
+    tokens: (sum of lengths,); lengths: int64 (D,), tokens with that id; roles: uint8 (D,).
     """
 
     tokens: NDArray[np.unsignedinteger]
     lengths: NDArray[np.int64]
-    text_bytes: NDArray[np.int64]
     roles: NDArray[np.uint8]
-    hashes: list[bytes]
 
 
 @dataclass(frozen=True)
@@ -66,47 +79,65 @@ class Encoder:
     hold_out: HoldOut
     dtype: str
 
-    def __call__(self, texts: list[str]) -> Encoded:
-        """Ids, lengths, roles and hashes of the documents."""
+    def __call__(self, texts: Texts) -> Encoded:
+        """Ids, lengths and roles of the documents."""
         end = np.array([self.tokenizer.eos_id], dtype=self.dtype)
-        parts = [np.append(self.tokenizer.encode_array(text).astype(self.dtype), end) for text in texts]
-        hashes = [content_hash(text) for text in texts]
+        parts: list[NDArray[np.unsignedinteger]] = []
+        roles: list[Role] = []
+        for text in texts.each():
+            parts.append(np.append(self.tokenizer.encode_array(text).astype(self.dtype), end))
+            roles.append(self.hold_out.role(content_hash(text)))
         return Encoded(
             tokens=np.concatenate(parts) if parts else end[:0],
             lengths=np.array([len(part) for part in parts], dtype=np.int64),
-            text_bytes=np.array([len(text.encode()) for text in texts], dtype=np.int64),
-            roles=np.array([self.hold_out.role(digest) for digest in hashes], dtype=np.uint8),
-            hashes=hashes,
+            roles=np.array(roles, dtype=np.uint8),
         )
 
 
 def batches(source: DocumentSource, position: Position | None) -> Iterator[Batch]:
-    """The source's documents in batches of about a megabyte; a longer document is a batch of its own."""
+    """The source's documents in batches of about BATCH_BYTES; a longer document is a batch of its own."""
     reading = source.open(position)
-    waiting: list[Record] = []
-    characters = 0
-    places: list[str] = []
+    filling = Filling()
     for record in reading:
-        waiting.append(record)
-        characters += len(record.text or "")
-        if record.problem not in (None, EMPTY) and not places:
-            places.append(f"{reading.place()}: {record.problem}")
-        if characters >= BATCH_CHARACTERS or len(waiting) >= BATCH_DOCUMENTS:
-            yield _batch(waiting, places, reading)
-            waiting, characters, places = [], 0, []
-    if waiting:
-        yield _batch(waiting, places, reading)
+        filling.add(record, reading)
+        if filling.full:
+            yield filling.batch(reading)
+            filling = Filling()
+    if filling.records:
+        yield filling.batch(reading)
 
 
-def _batch(records: list[Record], places: list[str], reading: Reading) -> Batch:
-    return Batch(
-        texts=[record.text for record in records if record.text is not None],
-        empty=sum(record.problem == EMPTY for record in records),
-        broken=sum(record.problem not in (None, EMPTY) for record in records),
-        first_broken=places[0] if places else None,
-        position=reading.position(),
-        fraction=reading.fraction(),
-    )
+class Filling:
+    """A batch while records are added to it."""
+
+    def __init__(self) -> None:
+        self.records, self.empty, self.broken = 0, 0, 0
+        self.first_broken: str | None = None
+        self.content = bytearray()
+        self.sizes: list[int] = []
+
+    def add(self, record: Record, reading: Reading) -> None:
+        """Pack a document, or count what is wrong with it."""
+        self.records += 1
+        if record.text is not None:
+            content = record.text.encode()
+            self.content += content
+            self.sizes.append(len(content))
+        elif record.problem == EMPTY:
+            self.empty += 1
+        else:
+            self.broken += 1
+            self.first_broken = self.first_broken or f"{reading.place()}: {record.problem}"
+
+    @property
+    def full(self) -> bool:
+        """Whether it should be encoded now."""
+        return len(self.content) >= BATCH_BYTES or self.records >= BATCH_DOCUMENTS
+
+    def batch(self, reading: Reading) -> Batch:
+        """The batch, at the place that the reading has come to."""
+        texts = Texts(bytes(self.content), np.array(self.sizes, dtype=np.int64))
+        return Batch(texts, self.empty, self.broken, self.first_broken, reading.position(), reading.fraction())
 
 
 def encode_in_order(
@@ -159,6 +190,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(texts: list[str]) -> Encoded:
+def _encode(texts: Texts) -> Encoded:
     assert _encoder is not None
     return _encoder(texts)

@@ -187,7 +187,7 @@ class Preparation:
         work = batches(source, self.state["position"])
         for batch, encoded in encode_in_order(work, self.out / TOKENIZER, hold_out, self.dtype, self.processes):
             full = self._take(batch, encoded)
-            self.uncommitted += int(encoded.text_bytes.sum())
+            self.uncommitted += int(batch.texts.sizes.sum())
             if self.uncommitted >= self.commit_bytes:
                 self._commit()
             self._report(batch.fraction)
@@ -202,7 +202,7 @@ class Preparation:
         counts = self.counts
         for split, role in ROLES.items():
             chosen = encoded.roles[:taken] == role
-            lengths, text_bytes = encoded.lengths[:taken][chosen], encoded.text_bytes[:taken][chosen]
+            lengths, text_bytes = encoded.lengths[:taken][chosen], batch.texts.sizes[:taken][chosen]
             self.writers[split].add(encoded.tokens[:first_left_out][token_roles[:first_left_out] == role], lengths, text_bytes)
             for what, amount in (("documents", len(lengths)), ("tokens", lengths.sum()), ("text_bytes", text_bytes.sum())):
                 counts[f"{split}_{what}"] += int(amount)
