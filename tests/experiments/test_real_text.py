@@ -17,6 +17,7 @@ from bitnet.experiments.real_text import TextData, TextTask
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.schema import TEXT_FINGERPRINT
 from bitnet.text.bpe import train_bpe
+from bitnet.text.tokenizer import Tokenizer, save_in_place
 from bitnet.train.config import RunConfig
 from conftest import Result
 from corpora import stories, write_txt
@@ -102,6 +103,22 @@ def test_more_than_four_passes_have_to_be_asked_for(bitnet: Bitnet, file: Path) 
     assert "epochs" in refused.err
     config = dataclasses.replace(config_on(file, allow_repeat=True), train=dataclasses.replace(config_on(file).train, total_steps=4000))
     assert TextTask(config, ()).source.epochs(16_000) > 4
+
+
+def test_a_tokenizer_that_another_process_makes_meanwhile_is_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = TextTask(config_on(file), ()).tokenizer.describe()
+    config = config_on(file, held_out_one_in=11)  # another tokenizer, not there yet
+
+    def overtaken(tokenizer: Tokenizer, folder: Path) -> None:
+        save_in_place(tokenizer, folder)
+        save_in_place(tokenizer, folder)
+
+    monkeypatch.setattr("bitnet.experiments.real_text.save_in_place", overtaken)
+    tokenizer = TextTask(config, ()).tokenizer
+    assert tokenizer.describe()["tokenizer_sha256"] != made["tokenizer_sha256"]
+    folders = [folder.name for folder in (file.parent / "cache").iterdir() if "tokenizer" in folder.name]
+    assert len(folders) == 2
+    assert not any(name.startswith(".") for name in folders)
 
 
 def test_characters_are_a_tokenizer_for_stories_too(file: Path) -> None:

@@ -148,8 +148,12 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
     bars = watch is not None and watch.bars
     own = data.tokenizer == "own"
     made: Tokenizer = train_bpe(texts, entries, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
-    save_in_place(made, folder)
-    return made
+    try:
+        save_in_place(made, folder)
+    except DataError:
+        if not folder.is_dir():  # or another process has made it meanwhile
+            raise
+    return load_tokenizer(folder)
 
 
 def plain(name: str) -> str:
