@@ -37,6 +37,19 @@ def test_same_command_without_an_id_continues_the_unfinished_run_then_begins_ane
     assert first["run"].startswith("bitnet_5M_arithmetic_")
 
 
+def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_its_default(bitnet: Command, tmp_path: Path) -> None:
+    words = [*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 2, "--run-id", "old"]
+    assert bitnet(*words).code == 0
+    config = RunLayout(tmp_path / "old").config
+    stored = json.loads(config.read_text())
+    del stored["training"]["unlikelihood"], stored["model"]["sub_norm"]
+    config.write_text(json.dumps(stored))
+    assert "already done" in bitnet(*words).out
+    changed = bitnet(*words, "--train.unlikelihood", 0.5)
+    assert changed.code == 2
+    assert "training.unlikelihood: 0.0 -> 0.5" in changed.err
+
+
 def test_finished_run_says_already_done(bitnet: Command, runs: Path) -> None:
     before = (runs / "tiny" / "metrics" / "scalars.jsonl").read_bytes()
     result = bitnet(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs)

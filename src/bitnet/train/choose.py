@@ -13,6 +13,7 @@ import torch
 
 from bitnet.errors import BitnetError, RunError
 from bitnet.run.layout import RunLayout, check_run_id, list_runs, read_config, read_json
+from bitnet.train.config import RunConfig
 from bitnet.train.mirrors import MirrorName
 
 Resume = Literal["auto", "never", "must"]
@@ -33,13 +34,13 @@ class StartOptions:
     """Who else is told of every metric row."""
 
 
-def choose_run(prefix: str, described: dict[str, Any], options: StartOptions) -> RunLayout:
-    """The run directory to use, new or existing. prefix: beginning of a new run's id."""
+def choose_run(prefix: str, described: dict[str, Any], config: RunConfig, options: StartOptions) -> RunLayout:
+    """The run directory to use, new or existing. prefix: beginning of a new run's id; described: its meta/config.json."""
     if options.run_id is not None:
-        return _named_run(check_run_id(options.run_id, options.reserved_ids), described, options)
+        return _named_run(check_run_id(options.run_id, options.reserved_ids), described, config, options)
     if options.resume != "never":
         for layout in reversed(list_runs(options.runs_dir)):
-            if not differences(stored_config(layout), described) and state_of(layout) != "done":
+            if not differences(config.completed(stored_config(layout)), described) and state_of(layout) != "done":
                 return layout
         if options.resume == "must":
             raise RunError(f"no unfinished run in {options.runs_dir} has this configuration; drop --resume must to begin one")
@@ -49,7 +50,7 @@ def choose_run(prefix: str, described: dict[str, Any], options: StartOptions) ->
     return RunLayout(options.runs_dir / f"{prefix}_{stamp}")
 
 
-def _named_run(run_id: str, described: dict[str, Any], options: StartOptions) -> RunLayout:
+def _named_run(run_id: str, described: dict[str, Any], config: RunConfig, options: StartOptions) -> RunLayout:
     layout = RunLayout(options.runs_dir / run_id)
     exists = layout.config.is_file()
     if exists and options.resume == "never":
@@ -57,7 +58,7 @@ def _named_run(run_id: str, described: dict[str, Any], options: StartOptions) ->
     if not exists and options.resume == "must":
         raise RunError(f"there is no run {run_id} in {options.runs_dir} to resume; drop --resume must to begin it")
     if exists:
-        refuse_changed(layout, described)
+        refuse_changed(layout, described, config)
     return layout
 
 
@@ -79,7 +80,7 @@ def state_of(layout: RunLayout) -> str:
 
 def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
     """Fields whose values differ, as `training.seed: 1 -> 2`."""
-    wanted = json.loads(json.dumps(wanted))
+    stored, wanted = json.loads(json.dumps([stored, wanted]))
     found: list[str] = []
     for key in sorted(stored.keys() | wanted.keys()):
         before, after = stored.get(key), wanted.get(key)
@@ -90,9 +91,9 @@ def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = ""
     return found
 
 
-def refuse_changed(layout: RunLayout, described: dict[str, Any]) -> None:
+def refuse_changed(layout: RunLayout, described: dict[str, Any], config: RunConfig) -> None:
     """Raise RunError when a run's stored configuration differs from the one asked for."""
-    changed = differences(read_config(layout), described)
+    changed = differences(config.completed(read_config(layout)), described)
     if changed:
         shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
         raise RunError(

@@ -83,6 +83,10 @@ class TrainConfig:
     """preference: rows in pairs, the chosen answer and the rejected one (objective.py)."""
     preference_beta: float = 0.1
     """How strongly a preference holds on to the weights that it begins with; higher holds more."""
+    unlikelihood: float = 0.0
+    """Weight of the unlikelihood of recent tokens beside the loss, against loops in greedy text (objective.py); 0: none."""
+    unlikelihood_tokens: int = 64
+    """How far back a token counts as recent."""
     loss_reduction: Reduction = "mean"
     """Gradient of the mean over an update's scored tokens, or of their sum."""
     start_from: str | None = None
@@ -90,10 +94,10 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "log_every", "eval_every", "eval_cases",
-                     "sample_every", "probe_every", "checkpoint_every", "keep_every"):  # fmt: skip
+                     "sample_every", "probe_every", "checkpoint_every", "keep_every", "unlikelihood_tokens"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd"):
+        for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd", "unlikelihood"):
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be zero or positive")
         for name in ("peak_lr", "muon_lr", "grad_clip_norm", "preference_beta"):
@@ -102,14 +106,20 @@ class TrainConfig:
         for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
-        if self.objective == "preference" and self.batch_size % 2:
-            raise ConfigError(f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even")
+        if self.objective == "preference":
+            self._check_preference()
         if self.seed >= 2**63:
             raise ConfigError(f"train.seed is {self.seed}; it must be below 2**63")
         if self.warmup_steps > self.total_steps:
             raise ConfigError(f"train.warmup_steps {self.warmup_steps} exceeds train.total_steps {self.total_steps}; lower it")
         if not 0 < self.boundary <= self.total_steps:
             raise ConfigError(f"train.stage1_end {self.stage1_end} is outside 1..{self.total_steps}; set it within the run")
+
+    def _check_preference(self) -> None:
+        if self.batch_size % 2:
+            raise ConfigError(f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even")
+        if self.unlikelihood:
+            raise ConfigError(f"train.unlikelihood is {self.unlikelihood}; it goes with next_token only, so set it to 0 for a preference")
 
     @property
     def boundary(self) -> int:
@@ -188,3 +198,12 @@ class RunConfig:
         tokens = {"stage1_end": self.train.boundary, "tokens_per_step": self.train.tokens_per_step, "total_tokens": self.train.total_tokens}
         data = {**dataclasses.asdict(self.data), **self.data.derived()}
         return {"model": {**model, **derived}, "training": {**train, **tokens}, "data": data}
+
+    def completed(self, stored: dict[str, Any]) -> dict[str, Any]:
+        """A meta/config.json with the fields that came later: their defaults are what runs did before there were any."""
+        sections: dict[str, BitNetConfig | TrainConfig | DataConfig] = {"model": self.model, "training": self.train, "data": self.data}
+        return {**stored, **{name: {**_defaults(part), **stored.get(name, {})} for name, part in sections.items() if name in stored}}
+
+
+def _defaults(part: BitNetConfig | TrainConfig | DataConfig) -> dict[str, Any]:
+    return {field.name: field.default for field in dataclasses.fields(part) if field.default is not dataclasses.MISSING}

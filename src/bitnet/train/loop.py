@@ -27,11 +27,14 @@ Forward = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one update did. loss: mean of the objective over its cases, in nats, before the update; grad_norm: before clipping."""
+    """What one update did. loss: mean over its cases, in nats, before the update; penalty: mean of what was minimised beside it
+    (objective.py); grad_norm: before clipping.
+    """
 
     step: int
     tokens_seen: int
     loss: float
+    penalty: float
     lr: float
     wd: float
     grad_norm: float
@@ -77,25 +80,26 @@ def train_steps(
     device = model.final_norm.weight.device
     schedule = config.rates()
     per_step = config.tokens_per_step * world_size
-    objective = objective_of(config.objective, config.preference_beta)
+    objective = objective_of(config)
     for step in range(start_step + 1, config.total_steps + 1):
         started = time.perf_counter()
         batches = read_batches(source, config, step, rank, world_size, device)
         cases = max(objective.cases(batches), 1)
         divisor = cases if config.loss_reduction == "mean" else 1
-        total = torch.zeros((), device=device)
+        totals = torch.zeros(2, device=device)
         for batch in batches:
             with autocast(device, bf16):
-                loss = objective.summed(forward(batch.input_ids, **batch.context()), batch) / divisor
-            loss.backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
-        mean_loss = float(total) * divisor / cases
+                terms = objective.terms(forward(batch.input_ids, **batch.context()), batch)
+            (terms.sum() / divisor).backward()  # type: ignore[no-untyped-call]
+            totals += terms.detach()
+        loss, penalty = (totals / cases).tolist()
         rates = schedule.rates_at(step)
-        outcome = apply_update(model, optimizers, rates, loss=mean_loss, clip_norm=config.grad_clip_norm)
+        outcome = apply_update(model, optimizers, rates, loss=loss, clip_norm=config.grad_clip_norm)
         yield StepReport(
             step=step,
             tokens_seen=step * per_step,
-            loss=mean_loss,
+            loss=loss,
+            penalty=penalty,
             lr=rates.lr,
             wd=rates.wd,
             grad_norm=outcome.grad_norm,

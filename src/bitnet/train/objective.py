@@ -1,6 +1,13 @@
 """What training minimises: the next token, or a preference between two answers.
 
-Next token: cross-entropy over the scored targets, in nats.
+Next token: cross-entropy over the scored targets, in nats. Token-level unlikelihood (Welleck et al., arXiv:1908.04319, section
+5.1) can be minimised beside it, against loops in greedy text: with C the distinct tokens among the last `unlikelihood_tokens`
+that the position has read, the next one left out,
+
+    penalty = unlikelihood * -sum over c in C of log(1 - p(c))
+
+so that what was said a moment ago is expected less. It moves the gradient and is reported as the update's `penalty`; its loss
+stays the cross-entropy, which compares with the one on held-out text.
 
 Preference: direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7). Rows come in pairs, the chosen answer
 and then the rejected one to the same prompt. With log p the summed log-probability of a row's scored targets under the model,
@@ -18,39 +25,51 @@ gradient; what changes is that the gradient's norm is then above `grad_clip_norm
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet.data.stream import Batch
 
+if TYPE_CHECKING:
+    from bitnet.train.config import TrainConfig
+
 ObjectiveKind = Literal["next_token", "preference"]
 Reduction = Literal["mean", "sum"]
+CERTAIN = 1 - 1e-6
+"""The largest probability that is told from 1, so that its unlikelihood is finite (13.8 nats)."""
 
 
 class Objective(Protocol):
-    """A loss that is summed over cases."""
+    """What is minimised, summed over cases."""
 
     def cases(self, batches: Sequence[Batch]) -> int:
-        """How many cases the loss of these batches is summed over."""
+        """How many cases the terms of these batches are summed over."""
         ...
 
-    def summed(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Loss summed over the cases of a batch, in nats. logits: (B, T, V). Returns ()."""
+    def terms(self, logits: Tensor, batch: Batch) -> Tensor:
+        """The loss and what is minimised beside it, each summed over the cases of a batch, in nats. logits: (B, T, V). Returns (2,)."""
         ...
 
 
 class NextToken:
-    """Cross-entropy; a case is a scored target."""
+    """Cross-entropy, and unlikelihood of recent tokens where asked for; a case is a scored target."""
+
+    def __init__(self, unlikelihood: float = 0.0, unlikelihood_tokens: int = 1) -> None:
+        self.unlikelihood, self.unlikelihood_tokens = unlikelihood, unlikelihood_tokens
 
     def cases(self, batches: Sequence[Batch]) -> int:
         """Scored targets."""
         return sum(int(batch.loss_mask.sum()) for batch in batches)
 
-    def summed(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Cross-entropy summed over scored targets."""
-        return summed_loss(logits, batch)
+    def terms(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Cross-entropy and penalty summed over scored targets."""
+        loss = summed_loss(logits, batch)
+        if not self.unlikelihood:
+            return torch.stack([loss, torch.zeros_like(loss)])
+        return torch.stack([loss, self.unlikelihood * summed_unlikelihood(logits, batch, self.unlikelihood_tokens)])
 
 
 class Preference:
@@ -63,19 +82,49 @@ class Preference:
         """Pairs."""
         return sum(len(batch.input_ids) for batch in batches) // 2
 
-    def summed(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Loss summed over pairs."""
-        return -F.logsigmoid(self.beta * margins(logits, batch)).sum()
+    def terms(self, logits: Tensor, batch: Batch) -> Tensor:
+        """Loss summed over pairs, and nothing."""
+        loss = -F.logsigmoid(self.beta * margins(logits, batch)).sum()
+        return torch.stack([loss, torch.zeros_like(loss)])
 
 
-def objective_of(kind: ObjectiveKind, beta: float) -> Objective:
+def objective_of(config: TrainConfig) -> Objective:
     """The objective of a configuration."""
-    return NextToken() if kind == "next_token" else Preference(beta)
+    if config.objective == "preference":
+        return Preference(config.preference_beta)
+    return NextToken(config.unlikelihood, config.unlikelihood_tokens)
 
 
 def summed_loss(logits: Tensor, batch: Batch) -> Tensor:
     """Cross-entropy summed over scored targets, in nats. logits: (B, T, V). Returns ()."""
     return _losses(logits, batch).sum()
+
+
+def summed_unlikelihood(logits: Tensor, batch: Batch, last: int) -> Tensor:
+    """-log(1 - p) of the distinct tokens among the `last` read ones, the target left out, summed over scored targets. Returns ()."""
+    scores = logits.float()
+    recent, counts = recent_tokens(batch.input_ids, batch.targets, last)
+    p = (scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)).exp().clamp(max=CERTAIN)  # (B, T, last)
+    return -(torch.log1p(-p) * (counts & batch.loss_mask[..., None])).sum()
+
+
+def recent_tokens(input_ids: Tensor, targets: Tensor, last: int) -> tuple[Tensor, Tensor]:
+    """The tokens that each position has read last, and which of them count: the nearest of equal ones, and not its target.
+
+    input_ids, targets: (B, T). Returns ids (B, T, last), the k-th from k positions back, and bool of the same shape.
+    """
+    columns = input_ids.shape[1]
+    recent = _looking_back(input_ids, last, -1)
+    ahead = F.pad(input_ids, (0, last), value=-1).unfold(1, last + 1, 1)[:, :columns, 1:]
+    again = ahead == input_ids[..., None]  # (B, T, last): the same token, one position on and more
+    distance = torch.where(again.any(-1), again.int().argmax(-1) + 1, last)  # to the next of the same
+    nearest = _looking_back(distance, last, 0) > torch.arange(last, device=input_ids.device)
+    return recent.clamp(min=0), (recent >= 0) & nearest & (recent != targets[..., None])
+
+
+def _looking_back(values: Tensor, last: int, beyond: int) -> Tensor:
+    """(B, T) to (B, T, last): the value here, the one before, ..., and `beyond` before the first."""
+    return F.pad(values, (last - 1, 0), value=beyond).unfold(1, last, 1).flip(-1)
 
 
 def row_log_probabilities(logits: Tensor, batch: Batch) -> Tensor:

@@ -80,6 +80,7 @@ class Scalars:
                 "step": report.step,
                 "tokens_seen": report.tokens_seen,
                 "loss": report.loss,
+                "penalty": report.penalty,
                 "lr": report.lr,
                 "wd": report.wd,
                 "grad_norm": report.grad_norm,

@@ -81,7 +81,7 @@ def run_experiment(experiment: Experiment, variant: str, config: RunConfig, opti
     """Train, or continue, or find that it is done. Raises BitnetError; status.json then says failed."""
     task = experiment.open(config)
     described = describe(experiment, variant, config, task)
-    layout = choose_run(experiment.run_prefix(config), described, options)
+    layout = choose_run(experiment.run_prefix(config), described, config, options)
     with exclusive(layout):
         if state_of(layout) == "done":
             return Ended(layout, "already_done", config.train.total_steps)
