@@ -14,15 +14,16 @@ SOURCE = ROOT / "src" / "bitnet"
 BELOW_TRAIN = {"nn", "text", "data", "optim", "generate", "run", "evaluate", "diagnose"}
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
+    "allocator": set(),
     "nn": set(),
     "text": set(),
-    "data": {"text"},
+    "data": {"text", "allocator"},
     "optim": {"nn"},
     "generate": {"nn", "text"},
     "run": {"nn", "text"},
     "evaluate": {"nn", "text", "data", "generate"},
     "diagnose": {"nn", "text", "data", "optim", "generate", "run", "evaluate"},
-    "train": BELOW_TRAIN,
+    "train": {*BELOW_TRAIN, "allocator"},
     # a voice's fine-tuning is judged by its signs, and against the run that it began from
     "experiments": {
         "nn",
@@ -42,6 +43,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": {"nn", "run", "evaluate", "diagnose", "optim"},
     # --measure times the loop's own functions; checkpoints are counted by the rule that training prunes with
     "cost": {
+        "allocator",
         "nn",
         "optim",
         "train.config",

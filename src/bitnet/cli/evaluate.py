@@ -46,11 +46,10 @@ class EvaluateFlags(RunFlags):
 def main(arguments: Sequence[str]) -> int:
     """Print metrics, criteria and the verdict."""
     flags = parse(EvaluateFlags, arguments, "evaluate")
+    from bitnet.allocator import keep_freed_memory
     from bitnet.run.layout import write_json
-    from bitnet.train.machine import choose_device, keep_freed_memory
+    from bitnet.train.machine import choose_device
     from bitnet.trained import load
-
-    keep_freed_memory()
 
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
     for note in trained.notes:
@@ -58,9 +57,11 @@ def main(arguments: Sequence[str]) -> int:
     out = sys.stderr if flags.json else sys.stdout
     experiment, variant, config = config_of_run(trained.layout)
     if flags.data:
+        keep_freed_memory()
         return _text_loss(trained, config, flags, out)
     task = experiment.open(config)
     check_tokenizer(trained, task)
+    keep_freed_memory()
     result = measured_before(trained) if flags.once else None
     if result is None:
         started = time.perf_counter()

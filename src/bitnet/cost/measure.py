@@ -22,6 +22,7 @@ from pathlib import Path
 
 import torch
 
+from bitnet.allocator import keep_freed_memory
 from bitnet.cost.flops import optimizer_flops
 from bitnet.cost.memory import memory_of, numerics_on
 from bitnet.data.stream import Batch
@@ -32,7 +33,7 @@ from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import autocast
-from bitnet.train.machine import choose_machine, keep_freed_memory
+from bitnet.train.machine import choose_machine
 from bitnet.train.objective import summed_loss
 
 SECONDS = 10.0

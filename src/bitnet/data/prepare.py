@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from bitnet.allocator import return_freed_memory
 from bitnet.data.corpus import Corpus
 from bitnet.data.documents import DocumentSource
 from bitnet.data.encode import Batch, Encoded, batches, encode_in_order
@@ -164,6 +165,7 @@ class Preparation:
 
     def run(self, shard_tokens: int) -> Shards:
         """Read, encode, write; the finished shards."""
+        return_freed_memory()
         with ExitStack() as closing:
             for split in SPLITS:
                 writer = SplitWriter(self.out, split, self.dtype, shard_tokens, self.state["splits"][split])

@@ -34,7 +34,6 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
-HASH_CHUNK_BYTES = 1 << 24
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -144,12 +143,9 @@ class Shards:
 
 
 def sha256_of(path: Path) -> str:
-    """The hash of a file, read in chunks."""
-    digest = hashlib.sha256()
+    """The hash of a file, in hexadecimal digits."""
     with path.open("rb") as file:
-        while chunk := file.read(HASH_CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_json(path: Path, value: dict[str, Any]) -> None:

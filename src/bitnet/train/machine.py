@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -12,10 +10,6 @@ import torch
 from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import Product, has_fast_int8
 from bitnet.train.config import TrainConfig
-
-# glibc's mallopt parameters (malloc.h). Tensors of a few MB would otherwise be mapped afresh, page by page, at every
-# use; keeping freed memory made an update of the quick arithmetic model a third faster (docs/log.md).
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 
 
 @dataclass(frozen=True)
@@ -49,16 +43,6 @@ def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
     bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
     product: Product = config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
     return Machine(device, product, bf16)
-
-
-def keep_freed_memory() -> None:
-    """Ask glibc to keep freed memory for reuse. Does nothing on other systems."""
-    if not sys.platform.startswith("linux"):
-        return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        mallopt(_M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def wants_compile(config: TrainConfig, device: torch.device) -> bool:

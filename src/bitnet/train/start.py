@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from bitnet.allocator import keep_freed_memory
 from bitnet.data.stream import Batch
 from bitnet.errors import CheckpointError, RunError
 from bitnet.nn.transformer import BitNetTransformer
@@ -34,7 +35,7 @@ from bitnet.train.alarms import Alarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
 from bitnet.train.config import RunConfig
 from bitnet.train.loop import Forward, StepReport, autocast, train_steps
-from bitnet.train.machine import Machine, choose_machine, keep_freed_memory, wants_compile
+from bitnet.train.machine import Machine, choose_machine, wants_compile
 from bitnet.train.measurements import Evaluation, Probe, Samples
 from bitnet.train.mirrors import open_mirror
 from bitnet.train.observers import Checkpoints, Guard, LossAverage, Observer, Scalars, Status
