@@ -20,6 +20,7 @@ from pathlib import Path
 
 import torch
 
+from bitnet.allocator import keep_freed_memory
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
@@ -29,7 +30,7 @@ from bitnet.run.layout import RunLayout, write_json
 from bitnet.run.metrics import LineWriter
 from bitnet.train.choose import StartOptions
 from bitnet.train.loop import StepReport, train_steps
-from bitnet.train.machine import choose_machine, keep_freed_memory
+from bitnet.train.machine import choose_machine
 from bitnet.train.observers import Observer, Status
 from bitnet.train.start import Session, observers_of, seed_everything
 from hardware import where, write_results

@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 
+from bitnet.allocator import keep_freed_memory
 from bitnet.data.stream import Batch
 from bitnet.experiments.shapes import ARITHMETIC, BASELINE, TINYSTORIES
 from bitnet.nn.config import BitNetConfig
@@ -29,7 +30,6 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerConfig, Optimizers
 from bitnet.optim.schedule import Rates
 from bitnet.train.loop import autocast
-from bitnet.train.machine import keep_freed_memory
 from bitnet.train.objective import summed_loss
 from hardware import where, write_results
 
