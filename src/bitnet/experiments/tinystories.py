@@ -42,12 +42,13 @@ BEST = dataclasses.replace(
 )
 QUICK = RunConfig(
     model=BitNetConfig(
-        vocab_size=2048, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, ffn_hidden_size=768, max_seq_length=256
+        vocab_size=2048, hidden_size=256, num_layers=4, num_heads=4, num_kv_heads=2, ffn_hidden_size=768, max_seq_length=256,
+        sub_norm=True,
     ),
     train=TrainConfig(
-        seq_len=256, batch_size=16, total_steps=1_100, warmup_steps=50, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=200, eval_cases=4, sample_every=400, probe_every=200,
-        checkpoint_every=200,
+        seq_len=256, batch_size=16, total_steps=900, warmup_steps=50, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, unlikelihood=2.0, compile="on", log_every=20, eval_every=180, eval_cases=4,
+        sample_every=450, probe_every=180, checkpoint_every=180,
     ),
     data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True),
 )  # fmt: skip
