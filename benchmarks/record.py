@@ -3,7 +3,8 @@
     python benchmarks/record.py RUN [RUN ...]
 
 Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware and times, appends to
-src/bitnet/experiments/measured.json, and prints the table.
+src/bitnet/experiments/measured.json, and prints the table. A row that its variant has outgrown (another size, or a smaller
+budget than the run had) is dropped, and said.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bitnet.cli.catalogue import config_of_run, find_variant
+from bitnet.cli.catalogue import config_of_run, find_experiment, find_variant
 from bitnet.cli.evaluate import figure, judge
 from bitnet.experiments import measured
 from bitnet.experiments.bitnut_sft import ConversationData
@@ -83,9 +84,18 @@ def shown(name: str, value: float) -> str:
     return f"{value:.0f}" if name.startswith(("losses", "draws", "wins", "illegal")) else figure(value)
 
 
+def is_outgrown(row: dict[str, Any]) -> bool:
+    """Whether the variant is no longer what this row measured."""
+    config = find_variant(find_experiment(row["experiment"]), row["variant"]).config
+    return bool(row["parameters"] != config.model.total_params or row["tokens"] > config.train.total_tokens)
+
+
 def main() -> None:
     path = Path(measured.__file__).with_name("measured.json")
     rows = [*measured.measured(), *(row_of(word) for word in sys.argv[1:])]
+    for row in filter(is_outgrown, rows):
+        print(f"dropped: {row['experiment']} {row['variant']} with {row['parameters']:,} parameters and {row['tokens']:,} tokens")
+    rows = [row for row in rows if not is_outgrown(row)]
     latest = {(row["experiment"], row["variant"], row["weights"], row["tokens"]): row for row in rows}
     path.write_text(json.dumps(list(latest.values()), indent=1) + "\n", encoding="utf-8")
     for row in latest.values():

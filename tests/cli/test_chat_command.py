@@ -18,7 +18,7 @@ from corpora import stories, write_txt
 SMALL = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
          "--model.ffn-hidden-size", "48", "--model.vocab-size", "320", "--model.max-seq-length", "64", "--seq-len", "32",
          "--batch-size", "4", "--train.eval-cases", "2", "--num-steps", "1", "--train.warmup-steps", "0", "--data.held-out-one-in", "10",
-         "--data.judged-prompts", "8"]  # fmt: skip
+         "--data.judged-prompts", "8", "--train.compile", "off"]  # fmt: skip
 Sitting = Callable[..., Result]
 
 

@@ -25,7 +25,7 @@ from corpora import stories, write_txt
 SMALL = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
          "--model.ffn-hidden-size", "48", "--model.vocab-size", "320", "--model.max-seq-length", "64", "--seq-len", "32",
          "--batch-size", "4", "--train.eval-cases", "2", "--num-steps", "2", "--train.warmup-steps", "0", "--data.held-out-one-in", "10",
-         "--data.judged-prompts", "8"]  # fmt: skip
+         "--data.judged-prompts", "8", "--train.compile", "off"]  # fmt: skip
 Bitnet = Callable[..., Result]
 
 
@@ -45,7 +45,7 @@ def config_on(file: Path, **changes: object) -> RunConfig:
         model=dataclasses.replace(
             base.model, vocab_size=320, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48
         ),
-        train=dataclasses.replace(base.train, seq_len=32, batch_size=4, total_steps=10, warmup_steps=0),
+        train=dataclasses.replace(base.train, seq_len=32, batch_size=4, total_steps=10, warmup_steps=0, compile="off"),
         data=dataclasses.replace(base.data, **values),  # type: ignore[arg-type]
     )
 

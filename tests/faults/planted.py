@@ -711,7 +711,8 @@ def stories(folder: Path) -> list[str]:
     write_txt(folder / "stories.txt", written(600))
     small = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
     text = ["--data", str(folder / "stories.txt"), "--cache-dir", str(folder), "--model.vocab-size", "320", "--model.max-seq-length", "96",
-            "--seq-len", "64", "--data.held-out-one-in", "10", "--allow-repeat", "--data.judged-prompts", "12"]  # fmt: skip
+            "--seq-len", "64", "--data.held-out-one-in", "10", "--allow-repeat", "--data.judged-prompts", "12",
+            "--train.compile", "off"]  # fmt: skip
     return ["tinystories", "--variant", "quick", *small, *text]
 
 

@@ -250,6 +250,7 @@ def forward_of(session: Session) -> Forward:
     config, machine, model = session.config.train, session.machine, session.model
     if not wants_compile(config, machine.device):
         return model
+    session.say("compiling the model (torch.compile); the first update waits for it, about a minute on a CPU")
     compiled: Forward = torch.compile(model)
     try:
         rows = session.task.source.rows(np.arange(config.batch_size, dtype=np.int64)).to(machine.device)
