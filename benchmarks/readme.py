@@ -98,7 +98,7 @@ def said(value: Any) -> str:
 
 SHOWN_FIELDS: dict[str, tuple[str, ...]] = {
     "model": ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length", "sub_norm"),
-    "train": ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "unlikelihood", "optimizer", "schedule", "peak_lr",
+    "train": ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "stage2_unlikelihood", "optimizer", "schedule", "peak_lr",
               "muon_lr", "final_lr", "warmup_steps", "stage1_wd"),
     "data": (),
 }  # fmt: skip

@@ -31,7 +31,7 @@ TRIALS: dict[str, list[str]] = {
     "two_stage": ["--train.schedule", "two_stage"],
     "batch_8": ["--batch-size", "8"],
     "batch_32": ["--batch-size", "32"],
-    "unlikelihood_1": ["--train.unlikelihood", "1.0"],
+    "unlikelihood_3": ["--train.stage2-unlikelihood", "3.0"],
     "full": ["--weights", "full"],
 }
 """full: the control, not a trial."""

@@ -127,28 +127,30 @@ def test_a_sum_has_the_gradient_of_all_scored_tokens_and_reports_the_mean(tiny_c
 
 
 def test_unlikelihood_moves_the_gradient_and_is_reported_beside_the_loss(tiny_config: BitNetConfig) -> None:
-    def report(weight: float) -> StepReport:
+    def reports(first: float, second: float) -> list[StepReport]:
         torch.manual_seed(5)
         model = BitNetTransformer(tiny_config)
-        train = TrainConfig(seq_len=8, batch_size=8, total_steps=1, unlikelihood=weight, unlikelihood_tokens=4)
-        (one,) = train_steps(model, model, Rows(), Optimizers(model, train.optimizer_config()), train)
-        return one
+        train = TrainConfig(
+            seq_len=8, batch_size=8, total_steps=2, stage1_unlikelihood=first, stage2_unlikelihood=second, unlikelihood_tokens=4
+        )
+        return list(train_steps(model, model, Rows(), Optimizers(model, train.optimizer_config()), train))
 
-    plain, once, twice = report(0), report(1), report(2)
+    plain, once, twice = (reports(weight, 0)[0] for weight in (0, 1, 2))
     assert plain.loss == once.loss == twice.loss
     assert plain.penalty == 0 < once.penalty
     assert twice.penalty == pytest.approx(2 * once.penalty, rel=1e-6)
     assert len({plain.grad_norm, once.grad_norm, twice.grad_norm}) == 3
+    assert [one.penalty > 0 for one in reports(0, 1)] == [False, True], "the second of two updates is the second stage"
 
 
 def test_unlikelihood_is_refused_where_it_means_nothing() -> None:
     config = TrainConfig(seq_len=8, batch_size=2, total_steps=1)
-    with pytest.raises(ConfigError, match=r"train\.unlikelihood is -1"):
-        dataclasses.replace(config, unlikelihood=-1.0)
+    with pytest.raises(ConfigError, match=r"train\.stage2_unlikelihood is -1"):
+        dataclasses.replace(config, stage2_unlikelihood=-1.0)
     with pytest.raises(ConfigError, match=r"train\.unlikelihood_tokens is 0"):
         dataclasses.replace(config, unlikelihood_tokens=0)
-    with pytest.raises(ConfigError, match=r"train\.unlikelihood is 1\.0; it goes with next_token only"):
-        dataclasses.replace(config, unlikelihood=1.0, objective="preference")
+    with pytest.raises(ConfigError, match=r"train\.stage1_unlikelihood is 1\.0; it goes with next_token only"):
+        dataclasses.replace(config, stage1_unlikelihood=1.0, objective="preference")
 
 
 def test_a_preference_needs_whole_pairs() -> None:

@@ -42,12 +42,12 @@ def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_i
     assert bitnet(*words).code == 0
     config = RunLayout(tmp_path / "old").config
     stored = json.loads(config.read_text())
-    del stored["training"]["unlikelihood"], stored["model"]["sub_norm"]
+    del stored["training"]["stage1_unlikelihood"], stored["model"]["sub_norm"]
     config.write_text(json.dumps(stored))
     assert "already done" in bitnet(*words).out
-    changed = bitnet(*words, "--train.unlikelihood", 0.5)
+    changed = bitnet(*words, "--train.stage1-unlikelihood", 0.5)
     assert changed.code == 2
-    assert "training.unlikelihood: 0.0 -> 0.5" in changed.err
+    assert "training.stage1_unlikelihood: 0.0 -> 0.5" in changed.err
 
 
 def test_finished_run_says_already_done(bitnet: Command, runs: Path) -> None:

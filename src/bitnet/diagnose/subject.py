@@ -189,7 +189,7 @@ def watch(
     return watched.updates
 
 
-PLAIN: dict[str, Any] = {"objective": "next_token", "unlikelihood": 0.0, "loss_reduction": "mean"}
+PLAIN: dict[str, Any] = {"objective": "next_token", "stage1_unlikelihood": 0.0, "stage2_unlikelihood": 0.0, "loss_reduction": "mean"}
 """Settings of the loop for an update that is compared with an independent one, whatever the experiment minimises."""
 
 

@@ -8,8 +8,8 @@ their beginnings: are the words words, do sentences end, does greedy decoding ge
 `reference` is the plan's recipe (AdamW, two stages, 30,000 updates of 32 x 256 tokens); `best` spends the same tokens with
 Muon and sub-norms; `quick` is a smaller model that two processor cores train in about a quarter of an hour on 4 MB, several
 times over. A small model after a few epochs does not see that it repeats itself, and loops in greedy text; so `quick` and
-`best` learn to expect recent tokens less (`train.unlikelihood`; docs/log.md has what else was tried). The weight of `best` is
-a guess.
+`best` learn in their second half to expect recent tokens less (`train.stage2_unlikelihood`; docs/log.md has what else was
+tried). The weight of `best` is a guess.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ BEST = dataclasses.replace(
     REFERENCE,
     model=dataclasses.replace(TINYSTORIES, sub_norm=True),
     train=dataclasses.replace(
-        REFERENCE.train, optimizer="muon", schedule="warm_down", final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, unlikelihood=1.0
+        REFERENCE.train, optimizer="muon", schedule="warm_down", final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, stage2_unlikelihood=1.0
     ),
 )
 QUICK = RunConfig(
@@ -51,9 +51,9 @@ QUICK = RunConfig(
         sub_norm=True,
     ),
     train=TrainConfig(
-        seq_len=256, batch_size=16, total_steps=900, warmup_steps=50, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, unlikelihood=2.0, compile="on", log_every=20, eval_every=180, eval_cases=4,
-        sample_every=450, probe_every=180, checkpoint_every=180,
+        seq_len=256, batch_size=16, total_steps=1_000, warmup_steps=50, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, stage2_unlikelihood=3.0, compile="on", log_every=20, eval_every=200, eval_cases=4,
+        sample_every=500, probe_every=200, checkpoint_every=200,
     ),
     data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True),
 )  # fmt: skip

@@ -13,7 +13,7 @@ SCALARS = {
     "step": "update number, from 1",
     "tokens_seen": "targets read so far, padding included",
     "loss": "mean cross-entropy of the update's scored tokens, before the update (nats/token); null if not finite",
-    "penalty": "minimised beside the loss: train.unlikelihood times the unlikelihood of recent tokens (mean, nats/token), or 0",
+    "penalty": "minimised beside the loss: the weighted unlikelihood of recent tokens (mean, nats/token), or 0",
     "lr": "learning rate of this update (AdamW's; Muon's follows it in proportion)",
     "wd": "weight decay of this update",
     "grad_norm": "global L2 norm of the gradient before clipping; null if not finite",

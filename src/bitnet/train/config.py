@@ -83,8 +83,10 @@ class TrainConfig:
     """preference: rows in pairs, the chosen answer and the rejected one (objective.py)."""
     preference_beta: float = 0.1
     """How strongly a preference holds on to the weights that it begins with; higher holds more."""
-    unlikelihood: float = 0.0
+    stage1_unlikelihood: float = 0.0
     """Weight of the unlikelihood of recent tokens beside the loss, against loops in greedy text (objective.py); 0: none."""
+    stage2_unlikelihood: float = 0.0
+    """The same after the stage boundary, where it costs less of the loss."""
     unlikelihood_tokens: int = 64
     """How far back a token counts as recent."""
     loss_reduction: Reduction = "mean"
@@ -97,7 +99,8 @@ class TrainConfig:
                      "sample_every", "probe_every", "checkpoint_every", "keep_every", "unlikelihood_tokens"):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd", "unlikelihood"):
+        for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd",
+                     "stage1_unlikelihood", "stage2_unlikelihood"):  # fmt: skip
             if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be zero or positive")
         for name in ("peak_lr", "muon_lr", "grad_clip_norm", "preference_beta"):
@@ -118,8 +121,9 @@ class TrainConfig:
     def _check_preference(self) -> None:
         if self.batch_size % 2:
             raise ConfigError(f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even")
-        if self.unlikelihood:
-            raise ConfigError(f"train.unlikelihood is {self.unlikelihood}; it goes with next_token only, so set it to 0 for a preference")
+        for name in ("stage1_unlikelihood", "stage2_unlikelihood"):
+            if getattr(self, name):
+                raise ConfigError(f"train.{name} is {getattr(self, name)}; it goes with next_token only, so set it to 0 for a preference")
 
     @property
     def boundary(self) -> int:

@@ -80,9 +80,9 @@ def train_steps(
     device = model.final_norm.weight.device
     schedule = config.rates()
     per_step = config.tokens_per_step * world_size
-    objective = objective_of(config)
     for step in range(start_step + 1, config.total_steps + 1):
         started = time.perf_counter()
+        objective = objective_of(config, step)
         batches = read_batches(source, config, step, rank, world_size, device)
         cases = max(objective.cases(batches), 1)
         divisor = cases if config.loss_reduction == "mean" else 1

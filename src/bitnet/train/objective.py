@@ -88,11 +88,12 @@ class Preference:
         return torch.stack([loss, torch.zeros_like(loss)])
 
 
-def objective_of(config: TrainConfig) -> Objective:
-    """The objective of a configuration."""
+def objective_of(config: TrainConfig, step: int) -> Objective:
+    """The objective of an update."""
     if config.objective == "preference":
         return Preference(config.preference_beta)
-    return NextToken(config.unlikelihood, config.unlikelihood_tokens)
+    weight = config.stage1_unlikelihood if step <= config.boundary else config.stage2_unlikelihood
+    return NextToken(weight, config.unlikelihood_tokens)
 
 
 def summed_loss(logits: Tensor, batch: Batch) -> Tensor:
