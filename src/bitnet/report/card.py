@@ -24,7 +24,8 @@ LICENCES = {  # as the data sets' own pages on the hub state them
 }
 RECIPE = (
     "seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "objective", "stage1_unlikelihood", "stage2_unlikelihood",
-    "loss_reduction", "optimizer", "schedule", "peak_lr", "muon_lr", "final_lr", "warmup_steps", "stage1_wd", "stage2_wd", "grad_clip_norm", "seed", "start_from",
+    "loss_reduction", "optimizer", "schedule", "peak_lr", "muon_lr", "final_lr", "warmup_steps", "stage1_wd", "stage2_wd",
+    "grad_clip_norm", "seed", "start_from",
 )  # fmt: skip
 SHAPE = (
     "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length", "activation", "sub_norm",
