@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from bitnet.errors import ConfigError, DataError
-from bitnet.report.plots import pyplot_or_error
+from bitnet.report.plots import frame_panel, pyplot_or_error, save_picture
 from bitnet.run.layout import RunLayout, read_config, read_json
 from bitnet.run.metrics import read_lines
 
@@ -145,15 +145,6 @@ def draw(comparison: Comparison, out: Path) -> None:
     axes[1].axhline(0, color="grey", linewidth=0.8)
     titles = ["loss (nats/token)", "gap: second minus first", "metrics of the experiment"]
     for axis, title in zip(axes, titles, strict=False):
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xlabel("update")
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        frame_panel(axis, title, "update")
         axis.legend(fontsize=7, frameon=False)
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110)
-    except OSError as error:
-        raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        plt.close(figure)
+    save_picture(plt, figure, out)

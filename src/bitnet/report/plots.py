@@ -31,13 +31,24 @@ def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") 
     figure, axes = plt.subplots(3, 2, figsize=(13, 11), constrained_layout=True)
     skipped = sum(_draw(axes.flat, layout, f"C{index}", x_axis) for index, layout in enumerate(layouts))
     for axis, title in zip(axes.flat, PANELS, strict=True):
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xlabel(AXES[x_axis])
-        axis.grid(alpha=0.25)
-        axis.spines[["top", "right"]].set_visible(False)
+        frame_panel(axis, title, AXES[x_axis])
     axes.flat[0].legend(fontsize=8, frameon=False)
     axes.flat[2].set_yscale("log")
     axes.flat[4].set_ylim(0, 0.65)
+    save_picture(plt, figure, out)
+    return skipped
+
+
+def frame_panel(axis: Any, title: str, x_label: str) -> None:
+    """Title, axis and grid as all panels have them."""
+    axis.set_title(title, loc="left", fontsize=10)
+    axis.set_xlabel(x_label)
+    axis.grid(alpha=0.25)
+    axis.spines[["top", "right"]].set_visible(False)
+
+
+def save_picture(plt: Any, figure: Any, out: Path) -> None:
+    """Write a PNG and forget the figure. Raises DataError where it cannot be written."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(out, dpi=110)
@@ -45,7 +56,6 @@ def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") 
         raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
     finally:
         plt.close(figure)
-    return skipped
 
 
 def pyplot_or_error() -> Any:
