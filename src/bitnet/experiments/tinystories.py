@@ -8,7 +8,7 @@ their beginnings: are the words words, do sentences end, does greedy decoding ge
 `reference` is the plan's recipe (AdamW, two stages, 30,000 updates of 32 x 256 tokens); `best` spends the same tokens with
 Muon and sub-norms; `quick` is a smaller model that two processor cores train in about a quarter of an hour on 4 MB, several
 times over. A small model after a few epochs does not see that it repeats itself, and loops in greedy text; so `quick` and
-`best` learn in their second stage to expect recent tokens less (`train.stage2_unlikelihood`; docs/log.md has what else was
+`best` learn in their second half to expect recent tokens less (`train.stage2_unlikelihood`; docs/log.md has what else was
 tried). The weight of `best` is a guess.
 """
 
@@ -51,7 +51,7 @@ QUICK = RunConfig(
         sub_norm=True,
     ),
     train=TrainConfig(
-        seq_len=256, batch_size=16, total_steps=1_000, stage1_end=750, warmup_steps=50, optimizer="muon", schedule="warm_down",
+        seq_len=256, batch_size=16, total_steps=1_000, warmup_steps=50, optimizer="muon", schedule="warm_down",
         peak_lr=0.003, final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, stage2_unlikelihood=3.0, compile="on", log_every=20, eval_every=200,
         eval_cases=4, sample_every=500, probe_every=200, checkpoint_every=200,
     ),
