@@ -33,7 +33,7 @@ PARTS = re.compile(
 )
 PIECE_CHARACTERS = 1 << 20  # a 50 MB document is cut into pieces of this size, so that memory stays small
 _PIECE_END = re.compile(r"(?<=[A-Za-z])(?= )")
-CACHE_ENTRIES = 1 << 14
+CACHE_ENTRIES = 1 << 16  # about 12 MB; a quarter as many cost a fifth to half of the speed on books
 LONGEST_CACHED = 64
 
 EncodeMany = Callable[[list[str]], list[list[int]]]
