@@ -33,7 +33,7 @@ PARTS = re.compile(
 )
 PIECE_CHARACTERS = 1 << 20  # a 50 MB document is cut into pieces of this size, so that memory stays small
 _PIECE_END = re.compile(r"(?<=[A-Za-z])(?= )")
-CACHE_ENTRIES = 1 << 16  # about 12 MB; a quarter as many cost a fifth to half of the speed on books
+GENERATION = 1 << 14  # two generations are about 6 MB, which 4 MB of books fill: memory does not grow with the corpus
 LONGEST_CACHED = 64
 
 EncodeMany = Callable[[list[str]], list[list[int]]]
@@ -53,11 +53,15 @@ def pieces(text: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 class WordEncoder:
-    """Encodes texts part by part, remembering the parts. The memory stops growing at CACHE_ENTRIES."""
+    """Encodes texts part by part, remembering the parts met last: up to GENERATION since the last turn, and those before it.
+
+    A part that is met again in the older generation moves to the newer one, so that frequent words are never forgotten.
+    """
 
     def __init__(self, encode_many: EncodeMany) -> None:
         self._encode_many = encode_many
-        self._known: dict[str, bytes] = {}
+        self._newer: dict[str, bytes] = {}
+        self._older: dict[str, bytes] = {}
 
     def __call__(self, text: str) -> NDArray[np.uint32]:
         """The ids of a text."""
@@ -67,13 +71,20 @@ class WordEncoder:
 
     def _piece(self, text: str) -> bytes:
         """The ids of a text that is not long, four bytes each."""
-        parts, known = PARTS.findall(text), self._known
-        full = len(known) >= CACHE_ENTRIES
-        new = [part for part in set(parts) if part not in known]
+        if len(self._newer) >= GENERATION:
+            self._newer, self._older = {}, self._newer
+        parts, newer, older = PARTS.findall(text), self._newer, self._older
+        missing = set(parts).difference(newer)
+        new = []
+        for part in missing:
+            if part in older:
+                newer[part] = older[part]
+            else:
+                new.append(part)
         if new:
-            known.update((part, array("I", ids).tobytes()) for part, ids in zip(new, self._encode_many(new), strict=True))
-        ids = b"".join(map(known.__getitem__, parts))
+            newer.update((part, array("I", ids).tobytes()) for part, ids in zip(new, self._encode_many(new), strict=True))
+        ids = b"".join(map(newer.__getitem__, parts))
         for part in new:
-            if full or len(part) > LONGEST_CACHED:
-                del known[part]
+            if len(part) > LONGEST_CACHED:
+                del newer[part]
         return ids
