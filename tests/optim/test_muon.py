@@ -38,6 +38,20 @@ def test_singular_values_become_nearly_equal() -> None:
     assert float(values.max()) < 1.3
 
 
+@pytest.mark.parametrize("shape", [(2, 16, 16), (2, 16, 48), (2, 48, 16), (2, 16, 24)])
+@pytest.mark.parametrize("decades", [0.0, 8.0])
+def test_equals_the_iteration_as_published(shape: tuple[int, int, int], decades: float) -> None:
+    """In float64, and for matrices whose singular values span many decades; long ones take another way there."""
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
+    matrices = (u * torch.logspace(0, -decades, u.shape[-1], dtype=torch.float64)) @ v
+    x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    assert torch.linalg.matrix_norm(orthogonalize(matrices.float()) - x, 2).max() < 3e-3
+
+
 def test_fused_projection_equals_its_split_matrices() -> None:
     torch.manual_seed(0)
     weight, gradient = torch.randn(24, 10), torch.randn(24, 10)
