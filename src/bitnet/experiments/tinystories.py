@@ -51,9 +51,9 @@ QUICK = RunConfig(
         sub_norm=True,
     ),
     train=TrainConfig(
-        seq_len=256, batch_size=16, total_steps=1_000, warmup_steps=50, optimizer="muon", schedule="warm_down",
-        peak_lr=0.003, final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, stage2_unlikelihood=3.0, compile="on", log_every=20, eval_every=200,
-        eval_cases=4, sample_every=500, probe_every=200, checkpoint_every=200,
+        seq_len=256, batch_size=8, total_steps=1_600, warmup_steps=50, optimizer="muon", schedule="warm_down",
+        peak_lr=0.003, final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, stage1_unlikelihood=2.0, stage2_unlikelihood=2.0, compile="on",
+        log_every=20, eval_every=400, eval_cases=4, sample_every=800, probe_every=400, checkpoint_every=400,
     ),
     data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True),
 )  # fmt: skip
