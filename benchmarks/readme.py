@@ -41,7 +41,7 @@ def results_table(only: str | None = None) -> str:
     found = [row for row in measured() if only in (None, row["experiment"])]
     if not found:
         return "Nothing yet."
-    head = ["experiment", "variant", "parameters", "tokens", "result", "loss, first and last 100", "minutes", "commit"]
+    head = ["experiment", "variant", "parameters", "tokens", "result", "loss, first and last 100", "minutes of updates", "commit"]
     rows = []
     for row in found:
         budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
@@ -98,8 +98,8 @@ def said(value: Any) -> str:
 
 SHOWN_FIELDS: dict[str, tuple[str, ...]] = {
     "model": ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length", "sub_norm"),
-    "train": ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "stage2_unlikelihood", "optimizer", "schedule", "peak_lr",
-              "muon_lr", "final_lr", "warmup_steps", "stage1_wd"),
+    "train": ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "stage1_unlikelihood", "stage2_unlikelihood",
+              "optimizer", "schedule", "peak_lr", "muon_lr", "final_lr", "warmup_steps", "stage1_wd"),
     "data": (),
 }  # fmt: skip
 """Fields of each section that a page shows; none: all."""

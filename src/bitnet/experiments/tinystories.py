@@ -8,7 +8,7 @@ their beginnings: are the words words, do sentences end, does greedy decoding ge
 `reference` is the plan's recipe (AdamW, two stages, 30,000 updates of 32 x 256 tokens); `best` spends the same tokens with
 Muon and sub-norms; `quick` is a smaller model that two processor cores train in about a quarter of an hour on 4 MB, several
 times over. A small model after a few epochs does not see that it repeats itself, and loops in greedy text; so `quick` and
-`best` learn in their second half to expect recent tokens less (`train.stage2_unlikelihood`; docs/log.md has what else was
+`best` learn to expect recent tokens less (`train.stage1_unlikelihood`, `train.stage2_unlikelihood`; docs/log.md has what else was
 tried). The weight of `best` is a guess.
 """
 
