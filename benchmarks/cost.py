@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bitnet.cli.cost import ROWS, train_of_shape
 from bitnet.cli.cost_page import fits, long_time, scaled, size
 from bitnet.cost.devices import load_devices
 from bitnet.cost.estimate import estimate
@@ -35,7 +36,6 @@ RUN = ["arithmetic", "--variant", "quick", "--device", "cpu"]
 TIME_TOLERANCE, MEMORY_TOLERANCE = 0.2, 0.1
 # The verified plan of the 95M baseline (seeds: 60,000 updates of 32 x 1,024) and, for the shapes, equal batches.
 PLAN = TrainConfig(seq_len=1024, batch_size=32, total_steps=60_000, warmup_steps=375)
-ROWS = 8
 
 
 def bitnet(*words: str) -> tuple[str, float, int]:
@@ -102,8 +102,7 @@ def shapes_table() -> str:
     ]
     rows = []
     for name, model in {**SHAPES, **PRESETS}.items():
-        train = TrainConfig(seq_len=model.max_seq_length, batch_size=ROWS, total_steps=1)
-        found = estimate(model, train, [])
+        found = estimate(model, train_of_shape(model, []), [])
         cards = [fits(one) for one in found.fits if one.gb in (8, 24, 80)]
         rows.append(
             [name, f"{found.parameters:,}", scaled(found.tokens_at_20).strip(), scaled(found.tokens_at_20 * found.flops_per_token).strip(),

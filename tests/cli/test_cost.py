@@ -89,6 +89,7 @@ def test_measuring_replaces_the_assumed_rate(bitnet: Command, monkeypatch: pytes
         (["basline"], 'Did you mean "baseline"?'),
         (["9B"], "There is: 1B, 3B, 7B"),
         (["arithmetic", "--variant", "quik"], 'Did you mean "quick"?'),
+        (["1B", "--variant", "quick"], "--variant is quick, but 1B (shape) has no variants"),
         (["1B", "--tokens", "-5"], "--tokens is -5; it must be a positive number"),
         (["1B", "--tokens", "nan"], "--tokens is nan"),
         (["1B", "--tokens-per-parameter", "0"], "--tokens-per-parameter is 0"),

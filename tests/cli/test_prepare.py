@@ -67,7 +67,9 @@ def test_bad_input_is_one_line(bitnet: Command, tokenizer: Path, tmp_path: Path)
         (["prepare", "--data", tmp_path / "binary.txt", *rest], "binary data"),
         (["prepare", "--data", tmp_path / "empty.txt", *rest], "no document that can be used"),
         (["prepare", "--data", data, "--tokenizer", tmp_path / "nothing", "--out", tmp_path / "out"], "no tokenizer folder"),
-        (["prepare", "--data", data, *rest, "--max-tokens", "0"], "max_tokens is 0"),
+        (["prepare", "--data", data, *rest, "--max-tokens", "0"], "--max-tokens is 0"),
+        (["prepare", "--data", data, *rest, "--max-documents", "1"], "--max-documents is 1, and one document must be held out"),
+        (["prepare", "--dataset", tmp_path, "--split", "val", *rest], "--split"),
         (["prepare", "--data", data, *rest, "--processes", "0"], "--processes is 0"),
         (["prepare", "--data", data, *rest, "--held-out-one-in", "1"], "one in 2"),
     ):
@@ -75,6 +77,7 @@ def test_bad_input_is_one_line(bitnet: Command, tokenizer: Path, tmp_path: Path)
         assert result.code == 2, words
         assert message in result.err, result.err
         assert len(result.err.strip().splitlines()) == 1
+        assert not (tmp_path / "out").exists(), words
 
 
 def test_help_shows_both_uses(bitnet: Command) -> None:

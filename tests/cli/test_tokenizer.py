@@ -50,7 +50,7 @@ def test_inspect_shows_a_text_piece_by_piece(bitnet: Command, data: Path, tmp_pa
 
 
 def test_characters_lose_what_is_not_in_the_alphabet_and_inspect_says_so(bitnet: Command, data: Path, tmp_path: Path) -> None:
-    made = bitnet("tokenizer", "train", "--data", data, "--kind", "characters", "--vocab-size", 64, "--out", tmp_path / "t")
+    made = bitnet("tokenizer", "train", "--data", data, "--kind", "characters", "--vocab-size", 46, "--out", tmp_path / "t")
     assert made.code == 0, made.err
     assert "every text came back" in bitnet("tokenizer", "inspect", tmp_path / "t", "--data", data).out
     assert "1 of 1 texts did NOT come back" in bitnet("tokenizer", "inspect", tmp_path / "t", "--text", "日本").out
@@ -59,6 +59,10 @@ def test_characters_lose_what_is_not_in_the_alphabet_and_inspect_says_so(bitnet:
 def test_bad_input_is_one_line(bitnet: Command, data: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "letter").write_text("dear")
+    empty, binary, tokenizer = tmp_path / "empty.txt", tmp_path / "binary.txt", tmp_path / "tokenizer"
+    empty.write_bytes(b"")
+    binary.write_bytes(bytes(range(256)))
+    assert bitnet("tokenizer", "train", "--data", data, "--vocab-size", 300, "--out", tokenizer).code == 0
     train = ["tokenizer", "train", "--data", data, "--vocab-size"]
     for words, message in (
         (["tokenizer"], "say what to do"),
@@ -66,6 +70,13 @@ def test_bad_input_is_one_line(bitnet: Command, data: Path, tmp_path: Path) -> N
         (["tokenizer", "train", "--vocab-size", 300, "--out", tmp_path / "x"], "--data"),
         ([*train, 100, "--out", tmp_path / "x"], "at least 260"),
         ([*train, 30_000, "--out", tmp_path / "x"], "the data supports a vocabulary of"),
+        ([*train, 47, "--kind", "characters", "--out", tmp_path / "x"], "a vocabulary of 46 entries only"),
+        (
+            ["tokenizer", "train", "--data", empty, "--vocab-size", 300, "--out", tmp_path / "x"],
+            "empty.txt has no document that can be used (1 empty)",
+        ),
+        (["tokenizer", "train", "--data", binary, "--vocab-size", 260, "--out", tmp_path / "x"], "binary.txt, record 1: binary data"),
+        (["tokenizer", "inspect", tokenizer, "--data", binary], "no document that can be used (1 broken"),
         ([*train, 300, "--out", tmp_path / "mine"], "holds no tokenizer"),
         ([*train, 300, "--out", tmp_path / "x", "--max-documents", 0], "--max-documents is 0"),
         ([*train, 300, "--out", tmp_path / "x", "--colum", "a"], 'Did you mean "--column"?'),
@@ -78,6 +89,16 @@ def test_bad_input_is_one_line(bitnet: Command, data: Path, tmp_path: Path) -> N
         assert message in result.err, result.err
         assert not (tmp_path / "x").exists()
     assert (tmp_path / "mine" / "letter").read_text() == "dear"
+
+
+def test_what_is_left_out_is_said(bitnet: Command, data: Path, tmp_path: Path) -> None:
+    binary = tmp_path / "binary.txt"
+    binary.write_bytes(bytes(range(256)))
+    made = bitnet("tokenizer", "train", "--data", data, binary, "--vocab-size", 300, "--out", tmp_path / "t")
+    seen = bitnet("tokenizer", "inspect", tmp_path / "t", "--data", data, binary)
+    for result in (made, seen):
+        assert result.code == 0, result.err
+        assert f"left out: 1 broken (first: {binary}, record 1: binary data, not text)" in result.err
 
 
 def test_help(bitnet: Command) -> None:

@@ -51,7 +51,7 @@ def test_small_sources_hold_out_exactly_the_smallest_hash_where_the_rule_finds_n
 def test_one_document_or_its_copies_cannot_be_split(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 different document, .*--validation"):
         rule_for(tmp_path / "a.txt", stories(1) * 3)
-    with pytest.raises(DataError, match=r"no document that can be used \(1 x empty\)"):
+    with pytest.raises(DataError, match=r"no document that can be used \(1 empty\)"):
         rule_for(tmp_path / "b.txt", [])
     with pytest.raises(ConfigError, match="one in 2"):
         rule_for(tmp_path / "c.txt", stories(5), one_in=1)
@@ -81,5 +81,5 @@ def test_tokenizer_learns_from_training_documents_only(tmp_path: Path) -> None:
 def test_words_that_describe_no_corpus(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--data, or a data set of the hub with --dataset"):
         open_corpus([])
-    with pytest.raises(ConfigError, match="max_tokens is 0"):
+    with pytest.raises(ConfigError, match="--max-tokens is 0"):
         Corpus(LocalFiles([write_txt(tmp_path / "a.txt", stories(3))]), max_tokens=0)

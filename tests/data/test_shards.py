@@ -52,6 +52,8 @@ def test_altered_shard_is_named(shards: Shards, name: str) -> None:
     path.write_bytes(raw)
     with pytest.raises(DataError, match=rf"{name} was altered"):
         Shards.open(shards.folder).verify()
+    with pytest.raises(DataError, match=rf"{name} was altered"):
+        prepare(open_corpus([shards.folder.parent / "a.txt"]), TOKENIZER, shards.folder)  # what training opens
 
 
 def test_another_tokenizer_is_refused(shards: Shards) -> None:

@@ -195,9 +195,27 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Bitnet, fil
     shown = bitnet("train", "baseline", "--variant", "reference", "--data", file, "--dry-run", "--json")
     assert shown.code == 0, shown.err
     assert shown.json["training"]["total_tokens"] == 1_966_080_000
-    for word in ("95,367,936 parameters", "20.6", "memory", "disk", "time"):
+    for word in ("95,367,936 parameters", "20.6", "memory", "disk", "time", "RTX 4060, 8 GB", "in micro-batches of 6"):
         assert word in shown.err
     assert sorted(path.name for path in Path().iterdir()) == ["tales.txt"]
+
+
+def test_what_the_cache_keeps_is_checked_before_it_is_used(bitnet: Bitnet, file: Path) -> None:
+    words = ["train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--num-steps", 1]
+    assert bitnet(*words, "--run-id", "one").code == 0
+    (shard,) = Path("cache").glob("*/train-00000.bin")
+    raw = bytearray(shard.read_bytes())
+    shard.write_bytes(raw[:100] + b"\x60\xea" + raw[102:])  # the id 60,000
+    altered = bitnet(*words, "--run-id", "two")
+    assert (altered.code, altered.err.strip().splitlines()[-1]) == (2, altered.err.strip())
+    assert f"{shard} was altered" in altered.err
+    shard.write_bytes(raw)
+    assert bitnet(*words, "--run-id", "three").code == 0
+    (tokenizer,) = Path("cache").glob("tokenizer-*/tokenizer.json")
+    tokenizer.unlink()
+    lost = bitnet(*words, "--run-id", "four")
+    assert lost.code == 2
+    assert "delete that folder, and it is made again" in lost.err
 
 
 def test_missing_files_and_settings_out_of_range_are_refused(bitnet: Bitnet, file: Path) -> None:

@@ -99,7 +99,10 @@ def test_gated_absent_and_unreachable_say_what_to_do_instead(monkeypatch: pytest
     for error, words in (
         (GatedRepoError("gated", response=answer), "accept its terms"),
         (RepositoryNotFoundError("absent", response=answer), "check the name"),
-        (LocalEntryNotFoundError("offline"), "cannot be reached"),
+        (
+            LocalEntryNotFoundError("offline"),
+            "cannot be reached.*accept its terms at huggingface.co/meta-llama/Llama-2-7b-hf.*hf auth login",
+        ),
     ):
         snapshot(monkeypatch, error)
         with pytest.raises(NotFoundError, match=words) as caught:

@@ -100,6 +100,8 @@ def resolve(arguments: Sequence[str]) -> tuple[str, Any, BitNetConfig, TrainConf
         raise NotFoundError("name an experiment or a shape first, as in: bitnet cost arithmetic, or: bitnet cost 1B")
     base = find_base(word, rest)
     flags: Any = parse(_flags_type(base), rest, f"cost {word}")
+    if flags.variant is not None and not base.own_tokens:
+        raise ConfigError(f"--variant is {flags.variant}, but {base.name} has no variants; leave it out, or name an experiment")
     return base.name, flags, *_applied(flags, base)
 
 
@@ -116,15 +118,15 @@ def find_base(word: str, rest: Sequence[str]) -> Base:
         return Base(f"{experiment.name} ({variant})", config.model, config.train, own_tokens=True)
     shapes = {**SHAPES, **PRESETS}
     if word == SHAPE:
-        return Base("this shape", None, _train_of(None, rest), own_tokens=False)
+        return Base("this shape", None, train_of_shape(None, rest), own_tokens=False)
     word = word.upper() if word.upper() in PRESETS else word
     if word not in shapes:
         known = {*experiment_names(), *shapes, SHAPE}
         raise NotFoundError(f"there is no experiment or shape {word!r}.{did_you_mean(word, known)} See: bitnet cost --help")
-    return Base(f"{word} (shape)", shapes[word], _train_of(shapes[word], rest), own_tokens=False)
+    return Base(f"{word} (shape)", shapes[word], train_of_shape(shapes[word], rest), own_tokens=False)
 
 
-def _train_of(model: BitNetConfig | None, rest: Sequence[str]) -> TrainConfig:
+def train_of_shape(model: BitNetConfig | None, rest: Sequence[str]) -> TrainConfig:
     """Training settings of a shape: full rows, so many of them, one update until the tokens are known."""
     from bitnet.train.config import TrainConfig
 

@@ -34,7 +34,8 @@ def page(name: str, found: Estimate, train: TrainConfig, measured: Measured | No
         f" parameter; 20 would be {found.tokens_at_20:,}",
         f"compute  {scaled(found.flops_per_token)}FLOP for each token, {scaled(found.flops)}FLOP in all"
         + (f", with Muon's {scaled(muon)}FLOP an update" if muon else ""),
-        f"packed   {size(found.packed_bytes)}: 2 bits a ternary weight, the rest in float32; in bf16 {size(found.packed_bf16_bytes)}",
+        f"packed   {size(found.packed_bytes)}: {'2 bits a ternary weight, the rest' if found.ternary_parameters else 'all'} in float32; "
+        f"in bf16 {size(found.packed_bf16_bytes)}",
         f"disk     {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints that stay, one being written, {each} each",
         "",
         *_memory(found, train),

@@ -34,7 +34,7 @@ class TrainFlags(CorpusFlags):
     vocab_size: int
     """Entries, special tokens and the 256 bytes included."""
     out: Path
-    """Folder to write, in Hugging Face's form."""
+    """Folder to write, in Hugging Face's form (characters: characters.json)."""
     kind: Literal["bpe", "characters"] = "bpe"
     """characters: one token per character, the most frequent ones."""
     max_documents: int = 100_000
@@ -83,6 +83,7 @@ def train(flags: TrainFlags) -> int:
     if flags.out.exists() and not (flags.out.is_dir() and (_holds_tokenizer(flags.out) or not any(flags.out.iterdir()))):
         raise DataError(f"{flags.out} exists and holds no tokenizer; name a new folder with --out")
     from bitnet.data.corpus import open_corpus
+    from bitnet.data.documents import Skipped
     from bitnet.text.bpe import train_bpe
     from bitnet.text.characters import CharacterTokenizer
 
@@ -90,12 +91,20 @@ def train(flags: TrainFlags) -> int:
         flags.data, dataset=flags.dataset, split=flags.split, column=flags.column, validation=flags.validation,
         one_in=flags.held_out_one_in, seed=flags.seed,
     )  # fmt: skip
-    texts = _counted(corpus.sampled_texts(flags.max_documents, flags.seed))
+    skipped = Skipped()
+    texts = _counted(corpus.sampled_texts(flags.max_documents, flags.seed, skipped))
     tokenizer: Tokenizer
     if flags.kind == "characters":
         tokenizer = CharacterTokenizer.count(texts, flags.vocab_size)
+        if tokenizer.used < flags.vocab_size:
+            raise DataError(
+                f"the data supports a vocabulary of {tokenizer.used:,} entries only, each with a character of its own; "
+                f"{flags.vocab_size:,} are asked for; give more text, or ask for {tokenizer.used}"
+            )
     else:
         tokenizer = train_bpe(texts, flags.vocab_size, show_progress=sys.stderr.isatty())
+    if skipped:
+        print(f"left out: {skipped}", file=sys.stderr)
     put_in_place(tokenizer, flags.out)
     summary = {"out": str(flags.out), "vocab_size": tokenizer.vocab_size, **tokenizer.describe()}
     print(
@@ -140,16 +149,18 @@ def inspect(flags: InspectFlags) -> int:
     """Measure a tokenizer, on text if there is any."""
     if flags.text is not None and flags.data:
         raise ConfigError("give --text or --data, not both")
-    from bitnet.data.documents import LocalFiles
+    from bitnet.data.documents import LocalFiles, Skipped, usable_texts
     from bitnet.text.pretrained import find_tokenizer
 
     tokenizer = find_tokenizer(flags.tokenizer)
     summary: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **tokenizer.describe(), "longest_tokens": longest_tokens(tokenizer)}
     texts: Iterable[str] = [] if flags.text is None else [flags.text]
+    skipped = Skipped()
     if flags.data:
-        found = (record.text for record in LocalFiles(flags.data, flags.column).open() if record.text is not None)
-        texts = islice(found, check_positive(flags.max_documents, "--max-documents"))
+        texts = islice(usable_texts(LocalFiles(flags.data, flags.column), skipped), check_positive(flags.max_documents, "--max-documents"))
     summary |= measured(tokenizer, texts)
+    if skipped:
+        print(f"left out: {skipped}", file=sys.stderr)
     print(_page(summary, tokenizer, flags.text), file=sys.stderr if flags.json else sys.stdout)
     if flags.json:
         print(json.dumps(summary))

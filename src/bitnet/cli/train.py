@@ -240,7 +240,12 @@ def outlook(config: RunConfig) -> list[str]:
 
     found = estimate(config.model, config.train, load_devices())
     memory = ", ".join(f"{kind} {size(count)}" for kind, count in found.process_bytes.items())
-    times = [f"{row.device.name} {long_time(row.seconds)}" for row in found.devices if row.fit is None or row.fit.largest_batch]
+    times = [
+        f"{row.device.name} {long_time(row.seconds)}"
+        + ("" if row.fit is None or row.fit.fits else f" in micro-batches of {row.fit.largest_batch}")
+        for row in found.devices
+        if row.fit is None or row.fit.largest_batch
+    ]
     return [
         f"  tokens for each parameter {found.tokens_per_parameter:.3g}",
         f"  memory of the whole process: {memory}",

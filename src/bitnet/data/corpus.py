@@ -16,7 +16,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from bitnet.data.documents import DocumentSource, LocalFiles
+from bitnet.data.documents import DocumentSource, LocalFiles, Skipped, usable_texts
 from bitnet.data.holdout import ONE_IN, HoldOut, Role, choose_hold_out, content_hash, content_hashes
 from bitnet.data.hub import HubDataset
 from bitnet.errors import ConfigError
@@ -42,7 +42,7 @@ class Corpus:
         for name in ("max_documents", "max_tokens"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}; it must be at least 1")
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
 
     def settings(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What decides the token shards, as JSON."""
@@ -71,22 +71,19 @@ class Corpus:
 
     def training_texts(self) -> Iterator[str]:
         """The documents that may be trained on, in order."""
-        return self._for_training(islice(self._texts(), self.max_documents))
+        return self._for_training(islice(usable_texts(self.source), self.max_documents))
 
-    def sampled_texts(self, count: int, seed: int) -> Iterator[str]:
+    def sampled_texts(self, count: int, seed: int, skipped: Skipped | None = None) -> Iterator[str]:
         """Documents that may be trained on, out of at most `count` drawn with the seed, each in its place.
 
         Files are counted first and then read again, so that none has to be kept; a stream, which is shuffled already,
-        gives its first `count`.
+        gives its first `count`. skipped: counts what was read and cannot be used. Raises DataError where nothing can.
         """
-        total = None if self.source.size_bytes is None else sum(1 for _ in self._texts())
+        total = None if self.source.size_bytes is None else sum(1 for _ in usable_texts(self.source))
         if total is None or total <= count:
-            return self._for_training(islice(self._texts(), count))
+            return self._for_training(islice(usable_texts(self.source, skipped), count))
         chosen = set(random.Random(seed).sample(range(total), count))
-        return self._for_training(text for index, text in enumerate(self._texts()) if index in chosen)
-
-    def _texts(self) -> Iterator[str]:
-        return (record.text for record in self.source.open() if record.text is not None)
+        return self._for_training(text for index, text in enumerate(usable_texts(self.source, skipped)) if index in chosen)
 
     def _for_training(self, texts: Iterable[str]) -> Iterator[str]:
         return (text for text in texts if self.hold_out.role(content_hash(text)) is Role.TRAIN)

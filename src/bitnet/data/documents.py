@@ -7,10 +7,11 @@ Not here: the kinds of file (readers.py), data sets of the hub (hub.py), what be
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-from bitnet.data.readers import BUFFER_BYTES, KINDS, Record, read_file
+from bitnet.data.readers import BUFFER_BYTES, EMPTY, KINDS, Record, read_file
 from bitnet.errors import ConfigError, DataError, NotFoundError, did_you_mean
 
 Position = dict[str, Any]
@@ -131,6 +132,43 @@ class LocalReading:
     def fraction(self) -> float:
         """Share of the bytes on disk that were read."""
         return (self._bytes_before + self._raw_bytes) / self._size
+
+
+@dataclass
+class Skipped:
+    """Records that cannot be used: how many are empty, how many broken, and where and why the first of these."""
+
+    empty: int = 0
+    broken: int = 0
+    first_broken: str | None = None
+
+    def add(self, record: Record, reading: Reading) -> None:
+        """Count a record without text, the last that the reading gave."""
+        if record.problem == EMPTY:
+            self.empty += 1
+        else:
+            self.broken += 1
+            self.first_broken = self.first_broken or f"{reading.place()}: {record.problem}"
+
+    def __bool__(self) -> bool:
+        return bool(self.empty or self.broken)
+
+    def __str__(self) -> str:
+        broken = f"{self.broken:,} broken (first: {self.first_broken})" if self.broken else ""
+        return ", ".join(filter(None, (f"{self.empty:,} empty" if self.empty else "", broken))) or "nothing in it"
+
+
+def usable_texts(source: DocumentSource, skipped: Skipped | None = None) -> Iterator[str]:
+    """The documents. skipped: counts the others. Raises DataError where there are none."""
+    reading, left_out, found = source.open(), Skipped() if skipped is None else skipped, False
+    for record in reading:
+        if record.text is None:
+            left_out.add(record, reading)
+        else:
+            found = True
+            yield record.text
+    if not found:
+        raise DataError(f"{source.name} has no document that can be used ({left_out}); give files with text")
 
 
 def find_files(paths: Sequence[str | Path]) -> list[Path]:

@@ -23,9 +23,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.data.documents import DocumentSource, Position, Reading
+from bitnet.data.documents import DocumentSource, Position, Reading, Skipped
 from bitnet.data.holdout import HoldOut, Role, content_hash
-from bitnet.data.readers import EMPTY, Record
+from bitnet.data.readers import Record
 from bitnet.errors import DataError
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -49,12 +49,10 @@ class Texts(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Documents in a row, and what was met on the way to the last of them. position: where to go on after it."""
+    """Documents in a row, and what was left out on the way to the last of them. position: where to go on after it."""
 
     texts: Texts
-    empty: int
-    broken: int
-    first_broken: str | None
+    skipped: Skipped
     position: Position
     fraction: float | None
 
@@ -111,8 +109,7 @@ class Filling:
     """A batch while records are added to it."""
 
     def __init__(self) -> None:
-        self.records, self.empty, self.broken = 0, 0, 0
-        self.first_broken: str | None = None
+        self.records, self.skipped = 0, Skipped()
         self.content = bytearray()
         self.sizes: list[int] = []
 
@@ -123,11 +120,8 @@ class Filling:
             content = record.text.encode()
             self.content += content
             self.sizes.append(len(content))
-        elif record.problem == EMPTY:
-            self.empty += 1
         else:
-            self.broken += 1
-            self.first_broken = self.first_broken or f"{reading.place()}: {record.problem}"
+            self.skipped.add(record, reading)
 
     @property
     def full(self) -> bool:
@@ -137,7 +131,7 @@ class Filling:
     def batch(self, reading: Reading) -> Batch:
         """The batch, at the place that the reading has come to."""
         texts = Texts(bytes(self.content), np.array(self.sizes, dtype=np.int64))
-        return Batch(texts, self.empty, self.broken, self.first_broken, reading.position(), reading.fraction())
+        return Batch(texts, self.skipped, reading.position(), reading.fraction())
 
 
 def encode_in_order(

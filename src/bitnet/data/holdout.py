@@ -11,14 +11,12 @@ from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
 from itertools import islice
 
-from bitnet.data.documents import DocumentSource
-from bitnet.data.readers import EMPTY
+from bitnet.data.documents import DocumentSource, usable_texts
 from bitnet.errors import ConfigError, DataError
 from bitnet.text.words import pieces
 
@@ -80,6 +78,8 @@ def choose_hold_out(source: DocumentSource, one_in: int = ONE_IN, max_documents:
         if 0 < kept < len(seen):
             return HoldOut(below)
     if len(seen) < 2:
+        if max_documents is not None and max_documents < 2:
+            raise ConfigError(f"--max-documents is {max_documents}, and one document must be held out; it must be at least 2")
         raise DataError(
             f"{source.name} has {len(seen)} different document{'s' * (len(seen) != 1)}, and some must be held out; give more documents "
             "(in a .txt they end at a line <|endoftext|>), or a validation file with --validation"
@@ -89,14 +89,4 @@ def choose_hold_out(source: DocumentSource, one_in: int = ONE_IN, max_documents:
 
 def content_hashes(source: DocumentSource) -> Iterator[bytes]:
     """Hashes of the documents. Raises DataError where there are none."""
-    problems: Counter[str] = Counter()
-    empty = True
-    for record in source.open():
-        if record.text is None:
-            problems[record.problem or EMPTY] += 1
-            continue
-        empty = False
-        yield content_hash(record.text)
-    if empty:
-        found = ", ".join(f"{count} x {problem}" for problem, count in problems.most_common(3))
-        raise DataError(f"{source.name} has no document that can be used ({found or 'nothing in it'}); give files with text")
+    return map(content_hash, usable_texts(source))

@@ -68,7 +68,7 @@ class HubDataset:
             return datasets.load_dataset(self._path, self._config or None, split=self._split, revision=self.revision, streaming=True)
         except Exception as error:  # the library raises many kinds, down to plain Exception
             raise NotFoundError(
-                f"the data set {self.name} cannot be opened ({_one_line(error)}); check its name and NAME:CONFIG"
+                f"the data set {self.name} cannot be opened ({_one_line(error)}); check its name, NAME:CONFIG and --split"
             ) from error
 
     def file_order(self, count: int) -> list[int]:

@@ -74,7 +74,8 @@ def prepare(
 ) -> Shards:
     """Make, finish or find the shards in `out`. processes: all processors where None.
 
-    Raises DataError where the folder holds something else, no document is left, or more than 5% of them are broken.
+    Raises DataError where the folder holds something else or a shard that was altered, no document is left, or more than 5%
+    of them are broken.
     """
     if processes is not None and processes < 1:
         raise ConfigError(f"--processes is {processes}; it must be at least 1")
@@ -84,6 +85,7 @@ def prepare(
             if (out / MANIFEST).exists():
                 finished = Shards.open(out, tokenizer)
                 _check_settings(out, finished.manifest["settings"], settings, "holds other data")
+                finished.verify()
                 return finished
             work = Preparation(corpus, tokenizer, out, settings, processes or _processes(corpus.source), report, commit_bytes)
             return work.run(shard_tokens)
@@ -109,7 +111,12 @@ def exclusive(out: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             raise DataError(f"another process is preparing {out}; wait for it, or name another folder") from None
-        yield
+        try:
+            yield
+        finally:
+            if [path.name for path in out.iterdir()] == [LOCK]:  # refused before anything was written
+                (out / LOCK).unlink()
+                out.rmdir()
 
 
 def _check_settings(out: Path, there: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
@@ -209,9 +216,9 @@ class Preparation:
             for what, amount in (("documents", len(lengths)), ("tokens", lengths.sum()), ("text_bytes", text_bytes.sum())):
                 counts[f"{split}_{what}"] += int(amount)
         counts["equal_to_validation"] += int((encoded.roles[:taken] == Role.DROPPED).sum())
-        counts["empty"] += batch.empty
-        counts["broken"] += batch.broken
-        self.state |= {"position": batch.position, "first_broken": self.state["first_broken"] or batch.first_broken}
+        counts["empty"] += batch.skipped.empty
+        counts["broken"] += batch.skipped.broken
+        self.state |= {"position": batch.position, "first_broken": self.state["first_broken"] or batch.skipped.first_broken}
         return full
 
     def _within_limits(self, encoded: Encoded) -> tuple[int, bool]:

@@ -139,8 +139,12 @@ class ConversationTask:
 
     @cached_property
     def other(self) -> Shards | None:
-        """The text that the run was trained on. Raises DataError where it was made with another tokenizer."""
-        return Shards.open(Path(self.data.other), self.tokenizer) if self.data.other else None
+        """The text that the run was trained on. Raises DataError where it was made with another tokenizer, or altered."""
+        if not self.data.other:
+            return None
+        shards = Shards.open(Path(self.data.other), self.tokenizer)
+        shards.verify()
+        return shards
 
     def frozen_evaluation(self) -> list[Batch]:
         """Held-out conversations, one a row."""

@@ -28,7 +28,7 @@ from bitnet.data.prepare import Report, prepare_cached
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
-from bitnet.errors import ConfigError, DataError
+from bitnet.errors import BitnetError, ConfigError, DataError
 from bitnet.evaluate.continuations import Mode, continued_ids
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.evaluate.writing import looping, vocabulary, writing_metrics
@@ -141,7 +141,10 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
     key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     folder = Path(data.cache_dir) / f"tokenizer-{plain(corpus.source.name)}-{entries}-{key}"
     if folder.is_dir():
-        return load_tokenizer(folder)
+        try:
+            return load_tokenizer(folder)
+        except BitnetError as error:
+            raise DataError(f"the tokenizer kept in {folder} cannot be read ({error}); delete that folder, and it is made again") from None
     if watch:
         watch.say(f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}")
     texts = corpus.sampled_texts(documents, seed)

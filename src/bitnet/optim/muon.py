@@ -35,36 +35,33 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     if tall:
         x = x.mT.contiguous()  # (n, small, large): the Gram matrix is the small one; batched products of views are slow
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPSILON)
-    through_gram = x.dtype == torch.float32 and x.shape[-1] > 2 * x.shape[-2]
-    x = _iterate_on_gram(x) if through_gram else _iterate(x)
+    if x.dtype == torch.float32 and x.shape[-1] > 2 * x.shape[-2]:
+        x = _product_of_polynomials(x @ x.mT) @ x
+    else:
+        for _ in range(ITERATIONS):
+            gram = x @ x.mT
+            polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+            x = torch.baddbmm(x, polynomial, x, beta=A)
     return x.mT if tall else x
 
 
-def _iterate(x: Tensor) -> Tensor:
-    for _ in range(ITERATIONS):
-        gram = x @ x.mT
-        polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
-        x = torch.baddbmm(x, polynomial, x, beta=A)
-    return x
+def _product_of_polynomials(start: Tensor) -> Tensor:
+    """Q with X_5 = Q X_0, from A_0 = X_0 X_0^T alone: long matrices are multiplied twice instead of ten times.
 
-
-def _iterate_on_gram(x: Tensor) -> Tensor:
-    """The same iteration with only its first and last product on x, the others on the small Gram matrix: X_k = Q_k X_0.
-
-    Every Q_k is a polynomial in A_0 = X_0 X_0^T and commutes with it, so A_k = Q_k A_0 Q_k. Rounding of A_k hides singular
+    Every partial product Q_k is a polynomial in A_0 and commutes with it, so A_k = Q_k A_0 Q_k. Rounding of A_k hides singular
     values below its square root: in float32 the result is within 0.003 (spectral norm; plain bfloat16: 0.2), in bfloat16
-    it would be useless.
+    it would be useless. start: (n, small, small). At most four such tensors at once.
     """
-    start = x @ x.mT
-    gram, product = start, None
+    product = None
     for _ in range(ITERATIONS):
-        if product is not None:
-            gram = product @ start @ product
+        gram = start if product is None else product @ start @ product
         polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
+        del gram
         polynomial.diagonal(dim1=-2, dim2=-1).add_(A)
         product = polynomial if product is None else polynomial @ product
+        del polynomial
     assert product is not None
-    return product @ x
+    return product
 
 
 class Muon(torch.optim.Optimizer):

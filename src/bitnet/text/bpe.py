@@ -54,7 +54,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, show_progress: bool = Fa
     found = library.get_vocab_size()
     if found < vocab_size:
         raise DataError(
-            f"the data supports a vocabulary of {found} entries only ({found - SMALLEST} merges were found), {vocab_size} are asked for; "
-            f"give more text, or ask for {found}"
+            f"the data supports a vocabulary of {found:,} entries only ({found - SMALLEST:,} merges were found), {vocab_size:,} are asked "
+            f"for; give more text, or ask for {found}"
         )
     return SubwordTokenizer(library.to_str(pretty=True), dict(CONFIG))

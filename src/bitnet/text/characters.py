@@ -55,6 +55,11 @@ class CharacterTokenizer:
         return cls("".join(sorted(most)), vocab_size, unknown=True)
 
     @property
+    def used(self) -> int:
+        """Number of ids that are a character or special."""
+        return len(SPECIAL_TOKENS) + len(self.alphabet)
+
+    @property
     def vocab_size(self) -> int:
         """Number of ids, the unused ones included."""
         return self._vocab_size

@@ -48,7 +48,8 @@ def fetch(name: str) -> SubwordTokenizer:
         raise NotFoundError(f"{name} is gated: accept its terms at {page}, then run `hf auth login`; or {INSTEAD}") from None
     except LocalEntryNotFoundError:
         raise NotFoundError(
-            f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; connect once, or {INSTEAD}"
+            f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; connect once (a gated one, as "
+            f"meta-llama's are, asks you to accept its terms at huggingface.co/{name} and to run `hf auth login`), or {INSTEAD}"
         ) from None
     except RepositoryNotFoundError:
         raise NotFoundError(f"the hub has no {name!r}, or not for you (private: `hf auth login`); check the name, or {INSTEAD}") from None
