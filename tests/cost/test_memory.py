@@ -30,7 +30,7 @@ from bitnet.optim.optimizer import OptimizerKind, Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import autocast
-from bitnet.train.objective import summed_loss
+from bitnet.train.objective import NextToken, objective_of
 
 CPU = torch.device("cpu")
 ROWS, TOKENS = 3, 20
@@ -49,7 +49,7 @@ def model_of(config: BitNetConfig, numerics: Numerics) -> BitNetTransformer:
     return model
 
 
-def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics) -> int:
+def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, objective: NextToken) -> int:
     """Storages that autograd keeps after a forward pass, each once, without those that are there anyway."""
     with autocast(CPU, numerics.bf16):
         model(batch.input_ids)  # fills the cache of ternary codes
@@ -64,7 +64,7 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics) -> i
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor), autocast(CPU, numerics.bf16):
-        loss = summed_loss(model(batch.input_ids), batch)
+        loss = objective.terms(model(batch.input_ids), batch).sum()
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
@@ -79,7 +79,10 @@ def test_ledgers_are_what_autograd_keeps_to_the_byte(
     numerics = Numerics(device="cpu", product=product, bf16=bf16)  # type: ignore[arg-type]
     for_each_token = config.num_layers * sum(layer_ledger(config, numerics).values()) + sum(head_ledger(config, numerics).values())
     expected = ROWS * TOKENS * for_each_token + kept_copies(config, numerics, TOKENS)
-    assert saved_bytes(model_of(config, numerics), batch_of(config, ROWS, TOKENS), numerics) == expected
+    model, batch = model_of(config, numerics), batch_of(config, ROWS, TOKENS)
+    assert saved_bytes(model, batch, numerics, NextToken()) == expected
+    more = sum(head_ledger(config, numerics, unlikely=7).values()) - sum(head_ledger(config, numerics).values())
+    assert saved_bytes(model, batch, numerics, NextToken(2.0, 7)) == expected + ROWS * TOKENS * more
 
 
 def allocator_peak(config: BitNetConfig, train: TrainConfig, numerics: Numerics, folder: Path) -> int:
@@ -91,7 +94,7 @@ def allocator_peak(config: BitNetConfig, train: TrainConfig, numerics: Numerics,
     def micro_batches() -> None:
         for _ in range(train.grad_accumulation_steps):
             with autocast(CPU, numerics.bf16):
-                loss = summed_loss(model(batch.input_ids), batch) / batch.input_ids.numel()
+                loss = objective_of(train, 1).terms(model(batch.input_ids), batch).sum() / batch.input_ids.numel()
             loss.backward()
 
     micro_batches()
@@ -112,21 +115,23 @@ WIDE = BitNetConfig(vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, n
 
 
 @pytest.mark.parametrize(
-    ("changes", "rows", "product", "optimizer", "accumulation"),
+    ("changes", "rows", "product", "training"),
     [
-        ({}, 16, "int8", "adamw", 1),
-        ({}, 16, "int8", "muon", 2),
-        ({"weights": "full", "activations": "full"}, 16, "float", "adamw", 1),
-        ({"activation": "relu2", "sub_norm": True}, 16, "int8", "adamw", 1),
-        ({"vocab_size": 4000}, 16, "int8", "adamw", 1),
-        ({}, 1, "int8", "muon", 1),  # the update, not the backward pass, decides
+        ({}, 16, "int8", {}),
+        ({}, 16, "int8", {"optimizer": "muon", "grad_accumulation_steps": 2}),
+        ({"weights": "full", "activations": "full"}, 16, "float", {}),
+        ({"activation": "relu2", "sub_norm": True}, 16, "int8", {}),
+        ({"vocab_size": 4000}, 16, "int8", {}),
+        ({"vocab_size": 4000}, 16, "int8", {"stage1_unlikelihood": 1.0}),
+        ({}, 16, "int8", {"stage1_unlikelihood": 1.0}),
+        ({}, 1, "int8", {"optimizer": "muon"}),  # the update, not the backward pass, decides
     ],
 )
 def test_peak_is_the_allocators_within_three_percent(
-    changes: dict[str, object], rows: int, product: str, optimizer: OptimizerKind, accumulation: int, tmp_path: Path
+    changes: dict[str, object], rows: int, product: str, training: dict[str, object], tmp_path: Path
 ) -> None:
     config = dataclasses.replace(WIDE, **changes)  # type: ignore[arg-type]
-    train = TrainConfig(seq_len=64, batch_size=rows, grad_accumulation_steps=accumulation, total_steps=2, optimizer=optimizer)
+    train = TrainConfig(seq_len=64, batch_size=rows, total_steps=2, **training)  # type: ignore[arg-type]
     numerics = Numerics(device="cpu", product=product, bf16=False)  # type: ignore[arg-type]
     assert memory_of(config, train, numerics).peak == pytest.approx(allocator_peak(config, train, numerics, tmp_path), rel=0.03)
 

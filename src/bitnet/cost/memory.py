@@ -4,8 +4,8 @@ What is held at all times (weights, optimizer state, ternary codes with their de
 two things, and the larger decides the peak:
 
     backward pass   everything the forward pass kept (the ledgers below) and what the first steps back work with: at
-                    the head two more tensors of tokens x vocabulary, or in the last feed-forward three of tokens x
-                    inner width. Where micro-batches accumulate, all gradients are there too.
+                    the head two more tensors of tokens x vocabulary (three with unlikelihood), or in the last
+                    feed-forward three of tokens x inner width. Where micro-batches accumulate, all gradients are there too.
     update          all gradients, and for Muon the directions and the stacked matrices of its iteration
 
 Tensors are counted as autograd keeps them in eager mode with a fused attention kernel (which keeps queries, keys,
@@ -28,6 +28,7 @@ from bitnet.train.config import TrainConfig
 
 DeviceType = Literal["cpu", "cuda"]
 FLOAT = 4  # bytes of float32: weights, gradients, optimizer state, residual stream
+INDEX = 8  # bytes of a token id
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +86,16 @@ def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
     return ledger
 
 
-def head_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
-    """Bytes that the final norm, the head and the loss keep for each token."""
-    return {
+def head_ledger(model: BitNetConfig, numerics: Numerics, unlikely: int = 0) -> dict[str, int]:
+    """Bytes that the final norm, the head and the loss keep for each token. unlikely: tokens whose unlikelihood is minimised too."""
+    ledger = {
         "final norm": FLOAT * model.hidden_size + FLOAT,
         "input of head": numerics.half * model.hidden_size,
         "log-probabilities": FLOAT * model.vocab_size,
     }
+    if unlikely:  # logits and their normaliser; of each recent token its id, two numbers, and whether it counts
+        ledger["unlikelihood"] = FLOAT * (model.vocab_size + 1) + (INDEX + 2 * FLOAT + 1) * unlikely
+    return ledger
 
 
 def kept_copies(model: BitNetConfig, numerics: Numerics, seq_len: int) -> int:
@@ -130,7 +134,8 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
     """Memory of one process that trains this model in micro-batches of train.batch_size rows."""
     tokens = train.batch_size * train.seq_len
     ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
-    head = tokens * sum(head_ledger(model, numerics).values())
+    unlikely = train.unlikelihood_tokens if max(train.stage1_unlikelihood, train.stage2_unlikelihood) else 0
+    head = tokens * sum(head_ledger(model, numerics, unlikely).values())
     layers = tokens * model.num_layers * sum(layer_ledger(model, numerics).values())
     integer = numerics.product == "int8"
     return Memory(
@@ -139,7 +144,7 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
         ternary_codes=ternary * (1 + numerics.half) if integer else 0,
         gradients=FLOAT * model.total_params,
         activations=layers + head + kept_copies(model, numerics, train.seq_len),
-        backward_work=_backward_work(model, numerics, tokens, head),
+        backward_work=_backward_work(model, numerics, tokens, head, unlikely),
         update_work=_update_work(model, train.optimizer, numerics),
         accumulates=train.grad_accumulation_steps > 1,
     )
@@ -151,12 +156,16 @@ def optimizer_bytes(model: BitNetConfig, kind: OptimizerKind) -> int:
     return 2 * FLOAT * model.total_params - (FLOAT * ternary if kind == "muon" else 0)
 
 
-def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: int) -> int:
-    """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last feed-forward's."""
+def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: int, unlikely: int) -> int:
+    """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last feed-forward's.
+
+    With unlikelihood three gradients, while a number and a mark of each recent token are freed already.
+    """
     wide = FLOAT if numerics.product == "int8" else numerics.half
     tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
     feedforward = tokens * (tensors * wide * model.ffn_hidden_size + FLOAT * model.hidden_size)
-    return max(tokens * 2 * FLOAT * model.vocab_size, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
+    logits = 3 * FLOAT * model.vocab_size - (FLOAT + 1) * unlikely if unlikely else 2 * FLOAT * model.vocab_size
+    return max(tokens * logits, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
 
 
 def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -> int:
