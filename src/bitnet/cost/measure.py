@@ -5,6 +5,7 @@ are random ids, on which the time does not depend, and torch.compile is left out
 A model or batch that is too large for the time is measured in part: first one layer and one row, then more, up to
 the largest part that fits. From a part the whole follows in proportion to FLOPs (forward and backward) and to
 parameters or Muon's FLOPs (optimizer). Small parts waste more of a machine, so such a figure is on the slow side.
+Unlikelihood in one stage is timed as if in both.
 
 Not here: what reading data, evaluation, samples and checkpoints add to a run.
 """
@@ -34,7 +35,7 @@ from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import autocast
 from bitnet.train.machine import choose_machine
-from bitnet.train.objective import summed_loss
+from bitnet.train.objective import NextToken
 
 SECONDS = 10.0
 SHORT = 256  # tokens of the first, smallest part
@@ -69,6 +70,7 @@ class _Part:
         self.model = BitNetTransformer(model).to(device)
         self.model.set_product(self.machine.product, self.machine.gradient_dtype)
         self.optimizers = Optimizers(self.model, train.optimizer_config())
+        self.objective = NextToken(max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens)
         ids = torch.randint(0, model.vocab_size, (train.batch_size, train.seq_len), device=device)
         self.batch = Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool))
         self.flops = micro_batch_flops(model, train)
@@ -77,7 +79,7 @@ class _Part:
         """Seconds of forward and backward, and of the optimizer, of one real update."""
         started = time.perf_counter()
         with autocast(self.device, self.machine.bf16):
-            loss = summed_loss(self.model(self.batch.input_ids), self.batch) / self.batch.input_ids.numel()
+            loss = self.objective.terms(self.model(self.batch.input_ids), self.batch).sum() / self.batch.input_ids.numel()
         loss.backward()  # type: ignore[no-untyped-call]
         self._wait()
         between = time.perf_counter()
