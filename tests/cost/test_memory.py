@@ -124,6 +124,7 @@ WIDE = BitNetConfig(vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, n
         ({"vocab_size": 4000}, 16, "int8", {}),
         ({"vocab_size": 4000}, 16, "int8", {"stage1_unlikelihood": 1.0}),
         ({}, 16, "int8", {"stage1_unlikelihood": 1.0}),
+        ({"vocab_size": 64}, 16, "int8", {"stage1_unlikelihood": 1.0, "unlikelihood_tokens": 200}),
         ({}, 1, "int8", {"optimizer": "muon"}),  # the update, not the backward pass, decides
     ],
 )

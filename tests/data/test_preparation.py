@@ -210,6 +210,18 @@ def test_folder_with_other_files_is_refused_and_left_alone(tmp_path: Path) -> No
         prepare(corpus_of(tmp_path), TOKENIZER, tmp_path / "out", processes=0)
 
 
+def test_what_is_refused_leaves_no_folder_and_keeps_the_users_own(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_bytes(b"")
+    corpus = open_corpus([tmp_path / "empty.txt"])
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "mine")
+    for name in ("new", "mine", "link"):
+        with pytest.raises(DataError, match="no document that can be used"):
+            prepare(corpus, TOKENIZER, tmp_path / name)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["empty.txt", "link", "mine"]
+    assert list((tmp_path / "mine").iterdir()) == []
+
+
 def test_few_broken_lines_are_counted_and_many_are_an_error(tmp_path: Path) -> None:
     lines = [json.dumps({"text": text}) for text in stories(100)]
     (tmp_path / "few.jsonl").write_text("\n".join([*lines, "{broken", '{"text": ""}']))

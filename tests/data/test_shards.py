@@ -56,6 +56,20 @@ def test_altered_shard_is_named(shards: Shards, name: str) -> None:
         prepare(open_corpus([shards.folder.parent / "a.txt"]), TOKENIZER, shards.folder)  # what training opens
 
 
+def test_finished_shards_are_hashed_without_keeping_others_out(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+    corpus = open_corpus([shards.folder.parent / "a.txt"])
+    checked: list[Path] = []
+
+    def verify(self: Shards) -> None:
+        checked.append(self.folder)
+        if len(checked) == 1:
+            prepare(corpus, TOKENIZER, shards.folder)
+
+    monkeypatch.setattr(Shards, "verify", verify)
+    prepare(corpus, TOKENIZER, shards.folder)
+    assert checked == [shards.folder] * 2
+
+
 def test_another_tokenizer_is_refused(shards: Shards) -> None:
     with pytest.raises(DataError, match=r"made with another tokenizer \(sha256 \w{12}, not \w{12}\)"):
         Shards.open(shards.folder, train_bpe(stories(300, first=50), 320))

@@ -52,9 +52,12 @@ def test_a_long_document_is_encoded_in_pieces_with_the_ids_of_the_whole() -> Non
     assert TOKENIZER.encode(text) == TOKENIZER._library.encode(text, add_special_tokens=False).ids
 
 
-@given(STORY_LIKE.map("".join), st.integers(0, 20))
-def test_pieces_are_the_text(text: str, size: int) -> None:
+@given(st.one_of(ANY_TEXT, STORY_LIKE.map("".join)), st.integers(0, 20))
+@example("12  34\u2003 5", 0)
+def test_pieces_are_the_text_and_have_its_ids(text: str, size: int) -> None:
     assert "".join(pieces(text, size)) == text
+    apart = [index for piece in pieces(text, size) for index in TOKENIZER._library.encode(piece, add_special_tokens=False).ids]
+    assert apart == TOKENIZER._library.encode(text, add_special_tokens=False).ids
 
 
 def test_special_tokens_come_first_and_no_text_makes_them() -> None:

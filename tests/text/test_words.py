@@ -35,7 +35,8 @@ def test_the_memory_ends_and_frequent_words_stay_in_it(library: Library) -> None
     texts = [f" often{named(number)} end." for number in range(200)]
     for text in texts:
         assert encode(text).tolist() == [ord(character) for character in text]
-        assert len(encode._newer) + len(encode._older) <= 2 * 10 + 2  # a text may run two words over
+        assert len(encode._newer) <= 10
+        assert len(encode._older) <= 10
     assert library.asked.count(" often") == 1
     assert len(library.asked) == len(set(library.asked)) == 200 + 3  # " often", " end", "."
 
@@ -45,6 +46,16 @@ def test_what_was_forgotten_is_encoded_again(library: Library) -> None:
     for number in [0, *range(50), 0]:
         assert encode(named(number) + " end.").tolist() == [ord(character) for character in named(number) + " end."]
     assert library.asked.count(named(0)) == 2
+
+
+def test_a_text_of_many_words_does_not_fill_it_beyond_its_end(library: Library) -> None:
+    encode = WordEncoder(library)
+    encode(" often end.")
+    text = "".join(map(named, range(1000))) + " often end."
+    for _ in range(3):
+        assert encode(text).tolist() == [ord(character) for character in text]
+        assert len(encode._newer) <= 10
+        assert len(encode._older) <= 10
 
 
 def test_a_long_part_is_not_remembered(library: Library) -> None:

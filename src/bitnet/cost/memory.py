@@ -159,12 +159,15 @@ def optimizer_bytes(model: BitNetConfig, kind: OptimizerKind) -> int:
 def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: int, unlikely: int) -> int:
     """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last feed-forward's.
 
-    With unlikelihood three gradients, while a number and a mark of each recent token are freed already.
+    With unlikelihood three gradients, while a number and a mark of each recent token are freed already, or, where these are
+    many beside the vocabulary, what marks them.
     """
     wide = FLOAT if numerics.product == "int8" else numerics.half
     tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
     feedforward = tokens * (tensors * wide * model.ffn_hidden_size + FLOAT * model.hidden_size)
-    logits = 3 * FLOAT * model.vocab_size - (FLOAT + 1) * unlikely if unlikely else 2 * FLOAT * model.vocab_size
+    logits = 2 * FLOAT * model.vocab_size
+    if unlikely:
+        logits = max(3 * FLOAT * model.vocab_size - (FLOAT + 1) * unlikely, (2 * INDEX + 1) * unlikely)
     return max(tokens * logits, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
 
 

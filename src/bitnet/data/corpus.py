@@ -80,8 +80,10 @@ class Corpus:
         gives its first `count`. skipped: counts what was read and cannot be used. Raises DataError where nothing can.
         """
         total = None if self.source.size_bytes is None else sum(1 for _ in usable_texts(self.source))
-        if total is None or total <= count:
+        if total is None:
             return self._for_training(islice(usable_texts(self.source, skipped), count))
+        if total <= count:
+            return self._for_training(usable_texts(self.source, skipped))
         chosen = set(random.Random(seed).sample(range(total), count))
         return self._for_training(text for index, text in enumerate(usable_texts(self.source, skipped)) if index in chosen)
 

@@ -14,7 +14,7 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -85,10 +85,11 @@ def prepare(
             if (out / MANIFEST).exists():
                 finished = Shards.open(out, tokenizer)
                 _check_settings(out, finished.manifest["settings"], settings, "holds other data")
-                finished.verify()
-                return finished
-            work = Preparation(corpus, tokenizer, out, settings, processes or _processes(corpus.source), report, commit_bytes)
-            return work.run(shard_tokens)
+            else:
+                work = Preparation(corpus, tokenizer, out, settings, processes or _processes(corpus.source), report, commit_bytes)
+                return work.run(shard_tokens)
+        finished.verify()  # without the lock: others may use what is finished meanwhile
+        return finished
     except OSError as error:
         raise DataError(f"writing to {out} failed ({error.strerror}); free some space and repeat the command to continue") from error
 
@@ -105,18 +106,24 @@ def exclusive(out: Path) -> Iterator[None]:
         raise DataError(f"{out} is a file; name a folder with --out")
     if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (MANIFEST, PROGRESS, LOCK)):
         raise DataError(f"{out} holds other files; name a new or empty folder with --out")
+    made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            held = os.path.samestat(os.fstat(file.fileno()), (out / LOCK).stat())  # or another process has removed it, below
         except OSError:
-            raise DataError(f"another process is preparing {out}; wait for it, or name another folder") from None
+            held = False
+        if not held:
+            raise DataError(f"another process is preparing {out}; wait for it, or name another folder")
         try:
             yield
         finally:
             if [path.name for path in out.iterdir()] == [LOCK]:  # refused before anything was written
-                (out / LOCK).unlink()
-                out.rmdir()
+                with suppress(OSError):
+                    (out / LOCK).unlink()
+                    if made:
+                        out.rmdir()
 
 
 def _check_settings(out: Path, there: dict[str, Any], wanted: dict[str, Any], what: str) -> None:

@@ -32,7 +32,7 @@ PARTS = re.compile(
     r"""|\s++"""
 )
 PIECE_CHARACTERS = 1 << 20  # a 50 MB document is cut into pieces of this size, so that memory stays small
-_PIECE_END = re.compile(r"(?<=[A-Za-z])(?= )")
+_PIECE_END = re.compile(r"(?<=\S)(?= )")
 GENERATION = 1 << 14  # two generations are about 6 MB, which 4 MB of books fill: memory does not grow with the corpus
 LONGEST_CACHED = 64
 
@@ -40,10 +40,10 @@ EncodeMany = Callable[[list[str]], list[list[int]]]
 
 
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """The text in pieces of about `size` characters, each but the last ending with a letter before a space."""
+    """The text in pieces of about `size` characters, each but the last ending before a space that follows text."""
     start = 0
     while len(text) - start > size:
-        end = _PIECE_END.search(text, start + size)
+        end = _PIECE_END.search(text, start + max(size, 1))
         if end is None:
             break
         yield text[start : end.start()]
@@ -74,17 +74,14 @@ class WordEncoder:
         if len(self._newer) >= GENERATION:
             self._newer, self._older = {}, self._newer
         parts, newer, older = PARTS.findall(text), self._newer, self._older
-        missing = set(parts).difference(newer)
-        new = []
-        for part in missing:
-            if part in older:
-                newer[part] = older[part]
-            else:
-                new.append(part)
+        missing, room = set(parts).difference(newer), GENERATION - len(newer)
+        again = missing.intersection(older)
+        new = list(missing.difference(older))
+        newer.update((part, older[part]) for part in again)
         if new:
             newer.update((part, array("I", ids).tobytes()) for part, ids in zip(new, self._encode_many(new), strict=True))
         ids = b"".join(map(newer.__getitem__, parts))
-        for part in new:
-            if len(part) > LONGEST_CACHED:
+        for place, part in enumerate((*again, *new)):
+            if place >= room or len(part) > LONGEST_CACHED:
                 del newer[part]
         return ids
