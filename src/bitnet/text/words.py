@@ -75,8 +75,8 @@ class WordEncoder:
             self._newer, self._older = {}, self._newer
         parts, newer, older = PARTS.findall(text), self._newer, self._older
         missing, room = set(parts).difference(newer), GENERATION - len(newer)
-        again = missing.intersection(older)
-        new = list(missing.difference(older))
+        again = [part for part in missing if part in older]
+        new = [part for part in missing if part not in older]
         newer.update((part, older[part]) for part in again)
         if new:
             newer.update((part, array("I", ids).tobytes()) for part, ids in zip(new, self._encode_many(new), strict=True))
