@@ -119,8 +119,8 @@ def exclusive(out: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            if [path.name for path in out.iterdir()] == [LOCK]:  # refused before anything was written
-                with suppress(OSError):
+            with suppress(OSError):  # what was refused is what the user should read
+                if [path.name for path in out.iterdir()] == [LOCK]:  # nothing was written
                     (out / LOCK).unlink()
                     if made:
                         out.rmdir()
