@@ -32,7 +32,8 @@ from bitnet.train.choose import StartOptions
 from bitnet.train.loop import StepReport, train_steps
 from bitnet.train.machine import choose_machine
 from bitnet.train.observers import Observer, Status
-from bitnet.train.start import Session, observers_of, seed_everything
+from bitnet.train.session import Session
+from bitnet.train.start import observers_of, seed_everything
 from hardware import where, write_results
 
 

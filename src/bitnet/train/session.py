@@ -1,0 +1,30 @@
+"""What one training process works with, passed as one value to everything that begins, resumes and observes a run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.optimizer import Optimizers
+from bitnet.run.layout import RunLayout
+from bitnet.train.choose import StartOptions
+from bitnet.train.config import RunConfig
+from bitnet.train.machine import Machine
+from bitnet.train.recipe import Task
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Session:
+    """Everything one training process works with."""
+
+    layout: RunLayout
+    task: Task
+    config: RunConfig
+    machine: Machine
+    model: BitNetTransformer
+    optimizers: Optimizers
+    options: StartOptions
+    say: Say
