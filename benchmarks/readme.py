@@ -119,7 +119,8 @@ def flags_table(kind: str) -> str:
     for field, about in itertools.pairwise(body):
         if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(about, ast.Expr):
             assert isinstance(about.value, ast.Constant)
-            name = "data" if field.target.id == "files" else field.target.id.replace("_", "-")
+            named = re.search(r"arg\(name='([^']+)'", ast.unparse(field.annotation))
+            name = named[1] if named else field.target.id.replace("_", "-")
             rows.append([f"`--{name}`", str(about.value.value)])
     return table(["flag", "meaning"], rows)
 

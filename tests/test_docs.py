@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import re
 import shlex
 import subprocess
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet.cli.main import VERBS
+from bitnet.cli.catalogue import experiment_names
+from bitnet.cli.main import VERBS, main
 from conftest import Result
 from corpora import stories, write_txt
 
@@ -20,6 +23,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "log.md")
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PAGES = [page.read_text(encoding="utf-8") for page in FILES]
+FOREIGN_FLAGS = {"--index-url", "--porcelain", "--strict"}  # of pip, git and mypy
 
 
 def blocks(language: str) -> list[str]:
@@ -93,6 +97,24 @@ def test_every_command_named_is_accepted(
         else:
             continue
         assert result.code == 0, (verb, rest, result.err)
+
+
+def flags_of(*words: str) -> set[str]:
+    """The flags in the help of a command."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*words, "--help"])
+    return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", out.getvalue()))
+
+
+def test_every_flag_named_is_one_of_the_program() -> None:
+    """In the pages and in the messages of the program itself; `--start-from`, which never existed, stood in a generated table."""
+    commands = [(verb,) for verb in VERBS] + [("train", name) for name in experiment_names()]
+    commands += [("tokenizer", "train"), ("tokenizer", "inspect"), ("voice", "prompts"), ("voice", "answers"), ("cost", "1B")]
+    known = {"--version", *FOREIGN_FLAGS}.union(*(flags_of(*words) for words in commands))
+    sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py"))]
+    named = {flag for text in [*PAGES, *sources] for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_.-]*[a-z0-9]", text)}
+    assert named - known == set()
 
 
 def test_measured_tables_are_the_recorded_ones() -> None:

@@ -26,6 +26,15 @@ def test_an_experiment_is_taken_as_it_stands(bitnet: Command) -> None:
     assert {row["gb"] for row in found["fits"]} == {8, 12, 24, 80}
 
 
+def test_the_baseline_is_the_95m_run_on_any_machine(bitnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A laptop was told the price of the smoke run, 819,200 tokens, where the question is what the days on a GPU cost."""
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    found = bitnet("cost", "baseline", "--json").json
+    assert found["name"] == "baseline (reference)"
+    assert (found["parameters"], found["updates"], found["tokens"]) == (95_367_936, 60_000, 1_966_080_000)
+    assert bitnet("cost", "baseline", "--variant", "smoke", "--json").json["updates"] == 200
+
+
 def test_the_page_says_the_same_and_what_is_assumed(bitnet: Command) -> None:
     result = bitnet("cost", "arithmetic", "--variant", "quick")
     assert result.code == 0

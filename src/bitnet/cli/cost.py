@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
-from bitnet.cli.flags import parse
+from bitnet.cli.flags import last_value, parse
 from bitnet.errors import ConfigError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
@@ -26,7 +25,7 @@ class CostFlags:
     """Flags of `bitnet cost` that are not fields of the configuration."""
 
     variant: str | None = None
-    """Which variant of an experiment; by default the one that `bitnet train` would take."""
+    """Which variant of an experiment; by default the full-size one that `bitnet train` takes on a GPU, on any machine."""
     tokens: float | None = None
     """Tokens to train on, as in 2e9; by default the experiment's, or 20 for each parameter of a shape."""
     tokens_per_parameter: float | None = None
@@ -109,11 +108,10 @@ def find_base(word: str, rest: Sequence[str]) -> Base:
     """The experiment's variant, or the shape, of this name."""
     from bitnet.cost.presets import PRESETS
     from bitnet.experiments.shapes import SHAPES
-    from bitnet.train.machine import choose_device
 
     if word.endswith(".py") or word in experiment_names():
         experiment = find_experiment(word)
-        variant = _peek(rest, "--variant") or experiment.default_variant(choose_device("auto").type)
+        variant = last_value(rest, "--variant") or experiment.gpu_variant
         config = find_variant(experiment, variant).config
         return Base(f"{experiment.name} ({variant})", config.model, config.train, own_tokens=True)
     shapes = {**SHAPES, **PRESETS}
@@ -130,17 +128,11 @@ def train_of_shape(model: BitNetConfig | None, rest: Sequence[str]) -> TrainConf
     """Training settings of a shape: full rows, so many of them, one update until the tokens are known."""
     from bitnet.train.config import TrainConfig
 
-    given = _peek(rest, "--model.max-seq-length") or ""
+    given = last_value(rest, "--model.max-seq-length") or ""
     seq_len = int(given) if given.isdecimal() and int(given) else model.max_seq_length if model is not None else 1
     large = model is not None and model.total_params >= LARGE
     accumulation = max(LARGE_UPDATE // (ROWS * seq_len), 1) if large else 1
     return TrainConfig(seq_len=seq_len, batch_size=ROWS, grad_accumulation_steps=accumulation, total_steps=1)
-
-
-def _peek(words: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides which other flags there are."""
-    pairs = [*itertools.pairwise(words), *((word.partition("=")[0], word.partition("=")[2]) for word in words if "=" in word)]
-    return next((value for name, value in pairs if name == flag), None)
 
 
 def _flags_type(base: Base) -> type[CostFlags]:

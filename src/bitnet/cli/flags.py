@@ -50,6 +50,23 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
                 os.environ["COLUMNS"] = columns
 
 
+def last_value(words: Sequence[str], flag: str) -> str | None:
+    """The value of a flag that decides which other flags there are; given twice, the last one counts, as for every flag.
+
+    flag: as it is documented, with dashes; the parser takes underscores too, and so does this.
+    """
+    found = None
+    for index, word in enumerate(words):
+        name, equals, value = word.partition("=")
+        if not name.startswith("--") or name.replace("_", "-") != flag:
+            continue
+        if equals:
+            found = value
+        elif index + 1 < len(words):
+            found = words[index + 1]
+    return found
+
+
 def _condensed(box: str, verb: str) -> str:
     """The message inside tyro's box, and the nearest flag where it offers one.
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 import tyro
 
 from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
-from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.flags import RunFlags, last_value, parse
 from bitnet.cli.start_from import started_from, with_conversations
 from bitnet.errors import ConfigError, NotFoundError
 
@@ -154,24 +154,13 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
 
     experiment = find_experiment(arguments[0])
     rest = list(arguments[1:])
-    name = _peek(rest, "--variant") or experiment.default_variant(choose_device(_peek(rest, "--device") or "auto").type)
+    name = last_value(rest, "--variant") or experiment.default_variant(choose_device(last_value(rest, "--device") or "auto").type)
     base = find_variant(experiment, name).config
-    origin = _peek(rest, "--from")
+    origin = last_value(rest, "--from")
     if origin is not None:
-        base = started_from(base, origin, Path(_peek(rest, "--runs-dir") or "runs"))
+        base = started_from(base, origin, Path(last_value(rest, "--runs-dir") or "runs"))
     flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
     return experiment, name, flags, apply_flags(flags)
-
-
-def _peek(words: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides which other flags there are; given twice, the last one, as for every flag."""
-    found = None
-    for index, word in enumerate(words):
-        if word == flag and index + 1 < len(words):
-            found = words[index + 1]
-        elif word.startswith(f"{flag}="):
-            found = word.split("=", 1)[1]
-    return found
 
 
 def _flags_type(base: RunConfig) -> type[TrainFlags]:
