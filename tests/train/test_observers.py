@@ -112,13 +112,13 @@ def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path:
     folder = dumps(tmp_path, "r")[0]
     names = {path.name for path in folder.iterdir()}
     assert {"README.md", "batch.json", "grad_norms.json", "L0_attn_activations.json", "L0_attn_activations.png",
-            "L0_qkv_quant_dist.json", "L0_qkv_quant_dist.png", "prompt_25_17_top20.json"} <= names  # fmt: skip
+            "L0_qkv_quant_dist.json", "L0_qkv_quant_dist.png", "prompt_25_+_17_=__top20.json"} <= names  # fmt: skip
     norms = json.loads((folder / "grad_norms.json").read_text())
     assert norms["blocks.0.attention.qkv_proj.weight"] > 0
     batch = json.loads((folder / "batch.json").read_text())
     assert len(batch["text"]) == len(batch["input_ids"]) == 8
     assert " = " in batch["text"][0]
-    top = json.loads((folder / "prompt_25_17_top20.json").read_text())
+    top = json.loads((folder / "prompt_25_+_17_=__top20.json").read_text())
     assert len(top["tokens"]) == 20
     assert 0 < sum(top["probs"]) <= 1.0001
     readme = (folder / "README.md").read_text()

@@ -26,6 +26,7 @@ from bitnet.text.tokenizer import Tokenizer
 BINS = 100
 ROWS = 32  # rows of the batch that are looked at
 TOP = 20
+NOT_IN_A_FILE_NAME = re.compile(r"[\s\x00-\x1f\x7f<>:\"/\\|?*]")
 
 
 def write_dump(
@@ -44,9 +45,8 @@ def write_dump(
         _histogram(folder / f"L{index}_attn_activations", activations[index], f"Layer {index}: attention output")
         codes = block.attention.qkv_proj.weight_quantized
         _shares(folder / f"L{index}_qkv_quant_dist", codes, f"Layer {index}: codes of q, k, v")
-    for prompt in prompts:
-        name = re.sub(r"[^A-Za-z0-9]+", "_", prompt[:20]).strip("_") or "empty"
-        _write(folder / f"prompt_{name}_top20.json", _predictions(model, tokenizer, prompt))
+    for prompt, name in zip(prompts, prompt_files(prompts), strict=True):
+        _write(folder / name, _predictions(model, tokenizer, prompt))
     worst = max(norms, key=lambda name: norms[name] if np.isfinite(norms[name]) else np.inf)
     (folder / "README.md").write_text(
         f"At update {step} the rule `{anomaly.event}` fired: {anomaly.finding}. The largest gradient of the batch, computed again "
@@ -55,6 +55,16 @@ def write_dump(
         f"attention output and ternary codes; `prompt_*_top20.json` shows what the model would say next.\n",
         encoding="utf-8",
     )
+
+
+def prompt_files(prompts: Sequence[str]) -> list[str]:
+    """File names of the prompts' predictions, as the plan makes them: the first 20 characters with `_` for each space.
+
+    `_` also stands for a character that some file system forbids; of prompts that begin alike, the later ones get a number.
+    """
+    names = [NOT_IN_A_FILE_NAME.sub("_", prompt[:20]) for prompt in prompts]
+    before = [names[:index].count(name) for index, name in enumerate(names)]
+    return [f"prompt_{name}{f'_{count + 1}' if count else ''}_top20.json" for name, count in zip(names, before, strict=True)]
 
 
 def _activations_and_gradients(model: BitNetTransformer, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:

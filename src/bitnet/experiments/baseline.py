@@ -21,12 +21,12 @@ from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.recipe import Criterion, Experiment, Variant
 
 HUB = "HuggingFaceFW/fineweb-edu"
-PROMPTS = (
-    "The history of science began",
-    "Water boils when",
-    "In the year 1900, the people of",
-    "The most important part of a plant is",
+PROMPTS = (  # the plan's five
+    "The quick brown fox",
+    "In the beginning",
     "Once upon a time",
+    "The capital of France",
+    "Machine learning is",
 )
 REFERENCE = RunConfig(
     model=BASELINE,
