@@ -2,7 +2,8 @@
 
 Lines `a op b = c`, operands 0-100 in every variant (1-100 on the right where there is division), over a character
 vocabulary of 32. Optionally expressions with parentheses, `(3 + 5) * 2 = 16`. Loss alone says little, since the operands
-are random: predicting them costs about the same however well the model adds. Success is the exact match of answers on problems never trained on.
+are random: predicting them costs about the same however well the model adds.
+Success is the exact match of answers on problems never trained on.
 
 One tenth of the problems is held out by a stable hash of the problem, its commuted twin with it, and every
 expression that contains one (as its inner problem, or as its outer one once the inner is computed).
