@@ -6,7 +6,8 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-from bitnet.cli.diagnose import experiment_word, rehearsal_config
+from bitnet.cli.diagnose import experiment_word
+from bitnet.cli.rehearsal import rehearsal_config
 from bitnet.diagnose.check import SUSPECTS
 from bitnet.experiments.arithmetic import QUICK, REFERENCE
 from conftest import TINY_MODEL, Result
@@ -28,6 +29,10 @@ def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Callable[..., Res
     assert result.code == 1, result.err
     assert result.json["suspect"] == "training", result.json["evidence"]
     assert "criteria of success" in result.json["evidence"]
+    assert result.json["sure"] == "unfinished", "its plan was cut short, and nothing else is wrong: no hint of a fault"
+    assert "tokens that its variant plans" in result.json["unfinished"]
+    assert "training (unfinished)" in result.err
+    assert any("«" in row for row in result.json["rows"])
     stored = json.loads((runs / "tiny" / "eval" / "diagnosis.json").read_text())
     assert stored["suspect"] == "training"
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import io
 import json
-import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
@@ -18,22 +16,20 @@ from tyro.conf import Positional
 
 from bitnet.cli.catalogue import config_of_run, experiment_names, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.rehearsal import rehearse
 from bitnet.errors import NotFoundError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
-    from bitnet.data.stream import Batch
-    from bitnet.diagnose.subject import Rehearsal, Subject
+    from bitnet.diagnose.check import Check
+    from bitnet.diagnose.subject import Subject
     from bitnet.nn.transformer import BitNetTransformer
     from bitnet.run.checkpoint import Checkpoint
     from bitnet.run.layout import RunLayout
-    from bitnet.train.config import RunConfig
-    from bitnet.train.recipe import Experiment, Task
+    from bitnet.train.config import RunConfig, TrainConfig
+    from bitnet.train.recipe import Experiment
 
-REHEARSED, STOP = 4, 2  # updates of a rehearsal, and after how many it is interrupted
-REHEARSED_ROWS = 2
+ONE_THREAD = 5_000_000
+"""Parameters up to which one thread examines faster than two: nearly all checks are small (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,29 +55,75 @@ def main(arguments: Sequence[str]) -> int:
         if named
         else of_run(parse(DiagnoseFlags, arguments, "diagnose"))
     )
-    from bitnet.diagnose.examine import examine
     from bitnet.diagnose.page import page
     from bitnet.diagnose.verdict import judge
     from bitnet.run.layout import write_json
     from bitnet.run.metrics import finite
 
     in_json = "--json" in arguments
-    checks = []
+    with threads_for(subject):
+        rows, checks = shown_rows(subject), examined(subject)
+    verdict = judge(checks, unfinished(subject))
+    print(page(subject.name, checks, verdict, rows), file=sys.stderr if in_json else sys.stdout)
+    facts = {"name": subject.name, "step": subject.step, "rows": rows, **verdict.to_json()}
+    result = finite({**facts, "checks": [check.to_json() for check in checks]})
+    if subject.layout is not None:
+        with contextlib.suppress(OSError):  # a run that may only be read can be diagnosed all the same
+            write_json(subject.layout.diagnosis, result)
+    if in_json:
+        print(json.dumps(result))
+    return 0 if verdict.healthy else 2 if verdict.suspect == "none" else 1
+
+
+def examined(subject: Subject) -> list[Check]:
+    """All checks, with their number shown while they are made."""
+    from bitnet.diagnose.examine import examine
+
+    checks: list[Check] = []
     for check in examine(subject):
         checks.append(check)
         if sys.stderr.isatty():
             print(f"\r{len(checks)} checks, last: {check.name[:60]:<60}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
         print("\r" + " " * 90 + "\r", end="", file=sys.stderr)
-    verdict = judge(checks)
-    print(page(subject.name, checks, verdict), file=sys.stderr if in_json else sys.stdout)
-    result = finite({"name": subject.name, "step": subject.step, **verdict.to_json(), "checks": [check.to_json() for check in checks]})
-    if subject.layout is not None:
-        with contextlib.suppress(OSError):  # a run that may only be read can be diagnosed all the same
-            write_json(subject.layout.diagnosis, result)
-    if in_json:
-        print(json.dumps(result))
-    return 0 if verdict.healthy else 1
+    return checks
+
+
+@contextlib.contextmanager
+def threads_for(subject: Subject) -> Iterator[None]:
+    """One thread for a small model on a CPU, inside the block only."""
+    import torch
+
+    before = torch.get_num_threads()
+    if subject.device.type == "cpu" and subject.config.total_params <= ONE_THREAD:
+        torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def shown_rows(subject: Subject) -> list[str]:
+    """A few rows as text; none where they cannot be read, which the checks then say."""
+    from bitnet.diagnose.decoded import decoded_rows
+
+    try:
+        return decoded_rows(subject)
+    except Exception as error:  # noqa: BLE001 - whatever a broken part raises is found again by the checks
+        return [f"cannot be shown: {type(error).__name__}: {error}"]
+
+
+def unfinished(subject: Subject) -> str | None:
+    """What a run has still to do, in words: updates of its own plan, or tokens of its variant's; None for what has ended."""
+    if subject.layout is None:
+        return None
+    total = int(subject.training["total_steps"])
+    if subject.step < total:
+        return f"{subject.step:,} of {total:,} updates"
+    tokens = int(subject.training["total_tokens"])
+    if subject.planned_tokens and tokens < subject.planned_tokens / 2:
+        return f"{tokens:,} of the {subject.planned_tokens:,} tokens that its variant plans"
+    return None
 
 
 def experiment_word(words: Sequence[str]) -> str | None:
@@ -150,6 +192,9 @@ def _subject(
     machine = choose_machine(config.train, device)
     trainer: Any = start  # under the names by which training itself calls them
 
+    def settings(changes: Any) -> TrainConfig:
+        return dataclasses.replace(config.train, **changes)
+
     def new_model(shape: Any) -> BitNetTransformer:
         start.seed_everything(config.train.seed)
         model: BitNetTransformer = trainer.BitNetTransformer(shape).to(machine.device)
@@ -159,9 +204,8 @@ def _subject(
     def train(
         model: Any, optimizers: Any, source: Any, *, start_step: int = 0, num_steps: int | None = None, **changes: Any
     ) -> Iterator[Any]:
-        settings = config.train if num_steps is None else config.train.with_total_steps(num_steps)
-        settings = dataclasses.replace(settings, **changes)
-        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, settings, start_step=start_step, bf16=machine.bf16)
+        chosen = settings(changes) if num_steps is None else settings({**vars(config.train.with_total_steps(num_steps)), **changes})
+        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, chosen, start_step=start_step, bf16=machine.bf16)
         return steps
 
     task = experiment.open(config)
@@ -175,95 +219,16 @@ def _subject(
     declared = find_variant(experiment, variant)
     in_main_thread = threading.current_thread() is threading.main_thread()
     return Subject(
-        name=name, config=config.model, training=config.to_json()["training"], task=task, model=model, new_model=new_model,
-        new_optimizers=lambda model: trainer.Optimizers(model, config.train.optimizer_config()), train=train,
-        complete=complete, rates_at=lambda step: config.train.rates().rates_at(step),
+        name=name, config=config.model, **sections(config), task=task, model=model, new_model=new_model, train=train, complete=complete,
+        new_optimizers=lambda model, **changes: trainer.Optimizers(model, settings(changes).optimizer_config()),
+        rates_at=lambda step, **changes: settings(changes).rates().rates_at(step),
         rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
         criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,
         step=checkpoint.step if checkpoint else 0, damaged=damaged, bf16=machine.bf16, full=full,
     )  # fmt: skip
 
 
-class _RecordedRows:
-    """The task's rows; notes which were read, and sends SIGTERM while those of one update are read."""
-
-    def __init__(self, inner: Any, stop_at_read: int | None) -> None:
-        self.inner, self.stop_at_read = inner, stop_at_read
-        self.asked: list[list[int]] = []
-
-    def rows(self, numbers: NDArray[np.int64]) -> Batch:
-        self.asked.append(numbers.tolist())
-        if len(self.asked) == self.stop_at_read:
-            signal.raise_signal(signal.SIGTERM)
-        batch: Batch = self.inner.rows(numbers)
-        return batch
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.inner, name)
-
-
-class _RehearsedTask:
-    """The task with few rows to evaluate and few cases to judge."""
-
-    def __init__(self, task: Task, stop_at_read: int | None) -> None:
-        self.task, self.source = task, _RecordedRows(task.source, stop_at_read)
-        self.prompts = list(task.prompts)[:1]
-
-    def frozen_evaluation(self) -> list[Any]:
-        return [self.task.frozen_evaluation()[0].select(slice(REHEARSED_ROWS))]
-
-    def judge(self, model: Any, limit: int | None = None) -> dict[str, float]:
-        return self.task.judge(model, REHEARSED_ROWS)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.task, name)
-
-
-def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task, folder: Path) -> Rehearsal:
-    """Two short runs of a small model through the same door as `bitnet train`: one in one go, one stopped and resumed."""
-    from bitnet.diagnose.subject import Rehearsal
-    from bitnet.run.layout import RunLayout
-
-    small = rehearsal_config(config)
-    per_update = small.train.grad_accumulation_steps
-    whole = _RehearsedTask(task, None)
-    parts = [_RehearsedTask(task, STOP * per_update), _RehearsedTask(task, None)]
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # should the trainer not catch it, nobody shall die of it
-    try:
-        _run(experiment, variant, small, whole, folder, "whole")
-        for part in parts:
-            _run(experiment, variant, small, part, folder, "parts")
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-    def by_update(asked: Sequence[Sequence[int]]) -> list[list[int]]:
-        return [[n for rows in asked[i : i + per_update] for n in rows] for i in range(0, len(asked), per_update)]
-
-    return Rehearsal(
-        whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, training=small.to_json()["training"],
-        whole_rows=by_update(whole.source.asked), parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
-    )  # fmt: skip
-
-
-def rehearsal_config(config: RunConfig) -> RunConfig:
-    """The same settings around a model of two narrow layers, in REHEARSED updates of a few rows."""
-    model, train = config.model, config.train.with_total_steps(REHEARSED)
-    grouped = 1 if model.num_kv_heads < model.num_heads else 2
-    small = dataclasses.replace(model, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=grouped, ffn_hidden_size=48)
-    train = dataclasses.replace(
-        train, batch_size=2, grad_accumulation_steps=min(train.grad_accumulation_steps, 2), log_every=1, eval_every=STOP,
-        sample_every=REHEARSED, probe_every=1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off", start_from=None,
-    )  # fmt: skip
-    return dataclasses.replace(config, model=small, train=train)
-
-
-def _run(experiment: Experiment, variant: str, config: RunConfig, task: _RehearsedTask, folder: Path, run_id: str) -> None:
-    from bitnet.train.choose import StartOptions
-    from bitnet.train.machine import choose_device
-    from bitnet.train.start import run_experiment
-
-    options = StartOptions(runs_dir=folder, run_id=run_id, device=choose_device("cpu"))
-    as_task: Any = task
-    rehearsed = dataclasses.replace(experiment, open=lambda _: as_task)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        run_experiment(rehearsed, variant, config, options, lambda text: None)
+def sections(config: RunConfig) -> dict[str, Any]:
+    """What was asked for of training and data, as meta/config.json has it."""
+    described = config.to_json()
+    return {"training": described["training"], "data": described["data"]}

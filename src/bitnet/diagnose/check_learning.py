@@ -188,7 +188,8 @@ def consistent(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
     ]
     if not told or read_json(subject.layout.fingerprint).get("other_share"):
         return  # nothing to compare, or rows of another text are mixed in, which the held-out ones have none of
-    recent = float(np.mean(losses[-min(20, len(losses)) :]))
+    at = losses[: int(told[-1]["step"])]  # up to the update that was evaluated
+    recent = min(float(np.mean(at[-20:])), float(np.mean(at[-3:])))  # a loss that still falls is ahead of its average
     gap = float(told[-1]["eval_loss"]) - recent
     yield Check(
         name="held-out loss is not far below the training loss", suspect="evaluation", ok=gap >= -max(0.3, 0.3 * recent), value=gap,

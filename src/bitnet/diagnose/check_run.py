@@ -47,7 +47,7 @@ def recorded(subject: Subject) -> Iterator[Check]:
         reloads = reloads and (check.ok or check.suspect != "checkpoint")
         yield check
     yield from repeats(subject, layout, reloads=reloads)
-    yield from probes(layout, subject.step)
+    yield from probes(layout, subject.step, finished=subject.step >= int(subject.training["total_steps"]))
 
 
 def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
@@ -231,8 +231,8 @@ def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[float, flo
     return report.loss, math.sqrt(difference / size) if size else 0.0 if difference == 0 else math.inf
 
 
-def probes(layout: RunLayout, step: int) -> Iterator[Check]:
-    """Codes flip early and settle late."""
+def probes(layout: RunLayout, step: int, *, finished: bool) -> Iterator[Check]:
+    """Codes flip early and settle late; a run that is still going need not have settled."""
     flips = [
         row["flipped_pct"]
         for row in read_lines(layout.quantization).rows
@@ -241,8 +241,9 @@ def probes(layout: RunLayout, step: int) -> Iterator[Check]:
     if len(flips) < 1:
         return
     early, late = max(flips[: max(len(flips) // 2, 1)]), flips[-1]
+    settled = not finished or len(flips) < 4 or late <= max(early, 0.02)
     yield Check(
-        name="codes flip early and settle late", suspect="optimizer", ok=0 < early < 0.75 and (len(flips) < 4 or late <= max(early, 0.02)),
+        name="codes flip early and settle late", suspect="optimizer", ok=0 < early < 0.75 and settled,
         value={"early": round(early, 5), "late": round(late, 5)}, expected="some flip in the first half of the probes, fewer at the last",
         source="the magnitude of a latent weight is its confidence (b1.58 training tips)", detail="codes never move, or never come to rest",
         weight=HINT, explained_by=UPSTREAM - {"optimizer"},

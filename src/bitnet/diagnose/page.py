@@ -16,7 +16,8 @@ TITLES = {
 
 def line(check: Check) -> str:
     """One check in one line; a failed one says what it means and who says what should be."""
-    head = f"  {'ok  ' if check.ok else 'FAIL'}  {check.name}: {shown(check.value)}   expected {check.expected}"
+    mark = "ok  " if check.ok else "FAIL" if check.examined else "??  "
+    head = f"  {mark}  {check.name}: {shown(check.value)}   expected {check.expected}"
     return head if check.ok else f"{head}\n        {check.detail} [{check.source}]"
 
 
@@ -35,18 +36,28 @@ def shown(value: Any) -> str:
 
 def verdict_lines(verdict: Verdict, checks: Sequence[Check]) -> list[str]:
     """The end of the page."""
-    if verdict.healthy:
-        return [f"verdict: healthy ({len(checks)} checks)", f"next: {verdict.next}"]
-    lines = [f"verdict: {verdict.suspect} ({verdict.words}, {verdict.sureness:.0%})"]
+    incomplete = [f"  not examined: {check.detail}" for check in verdict.unexamined]
+    if verdict.suspect == "none":
+        state = "incomplete" if verdict.unexamined else "healthy"
+        if verdict.unfinished:
+            state = f"unfinished ({verdict.unfinished}); nothing is broken so far"
+        lines = [f"verdict: {state} ({len(checks)} checks)", *incomplete, f"next: {verdict.next}"]
+        plan = ["if a model of full size still writes garbage, the plan's next experiments are:"] if verdict.experiments else []
+        return [*lines, *plan, *(f"  {command}   # {question}" for command, question in verdict.experiments)]
+    sure = verdict.words if verdict.words == "unfinished" else f"{verdict.words}, {verdict.sureness:.0%}"
+    lines = [f"verdict: {verdict.suspect} ({sure})"]
+    lines += [f"  unfinished: {verdict.unfinished}"] if verdict.unfinished else []
     lines += [f"  because: {check.name}: {check.detail}" for check in verdict.evidence]
     if verdict.explained:
         lines.append(f"  also failed: {', '.join(check.name for check in verdict.explained)}")
-    return [*lines, f"next: {verdict.next}"]
+    return [*lines, *incomplete, f"next: {verdict.next}"]
 
 
-def page(name: str, checks: Sequence[Check], verdict: Verdict) -> str:
-    """All of it, grouped by the part that a check speaks about."""
+def page(name: str, checks: Sequence[Check], verdict: Verdict, rows: Sequence[str] = ()) -> str:
+    """All of it, grouped by the part that a check speaks about. rows: what the model reads, as text."""
     lines = [f"diagnosis of {name}"]
+    if rows:
+        lines += ["", "what the model reads (what is learned stands in «»)", *(f"  {row}" for row in rows)]
     for suspect, title in TITLES.items():
         own = [check for check in checks if check.suspect == suspect]
         if own:

@@ -109,13 +109,17 @@ class Subject:
     config: BitNetConfig
     training: Mapping[str, Any]
     """The section `training` of meta/config.json: what was asked for, in the seeds' keys."""
+    data: Mapping[str, Any]
+    """The section `data`."""
     task: ExaminedTask
     model: BitNetTransformer
     """The fresh model, or the one of the run's checkpoint."""
     new_model: Callable[[BitNetConfig], BitNetTransformer]
-    new_optimizers: Callable[[BitNetTransformer], Optimizers]
+    new_optimizers: Callable[..., Optimizers]
+    """Of a model; changes: fields of the settings to replace, here and below."""
     train: Trainer
-    rates_at: Callable[[int], Rates]
+    rates_at: Callable[..., Rates]
+    """Of an update."""
     complete: Callable[[Any, str, int], str]
     """Tokenizer, prompt and number of new tokens to the text that a user of `model` is shown."""
     rehearse: Callable[[Path], Rehearsal] | None = None

@@ -3,13 +3,16 @@
 A broken part makes others look broken: without a causal mask the gradients differ from the reference, and with shuffled data
 nothing learns. So a failed check counts for its part only while no part that explains it (`explained_by`) has failed by itself; and
 symptoms count only where no direct check failed. What is left is added up by weight.
+
+A run that has not made all its updates is unfinished, which is no fault; so is one whose plan was cut short and that misses its
+criteria for no other reason. What the examination itself could not examine speaks against no part, but nothing is called healthy then.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from bitnet.diagnose.check import HINT, PROOF, STRONG, SUSPECTS, Check, Suspect
@@ -29,6 +32,14 @@ NEXT: dict[Suspect, str] = {
     "training": "train longer: raise --num-steps (20 tokens per parameter for text), and judge at the end, since the loss is S-shaped",
     "none": "nothing to repair; if the output is still poor, train with --control and look at bitnet compare",
 }
+GO_ON = "repeat the command that trained it, which continues the run, and diagnose it again at its end"
+REPORT = "the examination is incomplete, which is a fault of bitnet diagnose; report the error above"
+EXPERIMENTS = (
+    ("bitnet train baseline --variant tinystories_2k", "the 95M model on stories with 2,048 entries: was the vocabulary too large?"),
+    ("bitnet train baseline --variant 400k --num-steps 4000000", "ten times longer: was it trained too little?"),
+    ("bitnet train baseline --variant 200m", "more than 200M parameters for 32,000 entries: was it too small?"),
+)
+"""What the plan tries next where training works and the full-sized model still writes garbage (its decision tree, section 8)."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +52,33 @@ class Verdict:
     explained: tuple[Check, ...]
     others: tuple[Suspect, ...]
     """Further parts with unexplained failures."""
+    unfinished: str | None = None
+    """What is missing where a run has not made all its updates, or its plan was cut short."""
+    unexamined: tuple[Check, ...] = ()
+    """Groups of checks that the examination itself failed in."""
 
     @property
     def healthy(self) -> bool:
-        """Whether nothing is suspected."""
-        return self.suspect == "none"
+        """Whether everything was examined and nothing is suspected."""
+        return self.suspect == "none" and not self.unexamined
 
     @property
     def next(self) -> str:
         """What to do."""
-        return NEXT[self.suspect]
+        if self.suspect == "none" and self.unexamined:
+            return REPORT
+        return GO_ON if self.unfinished and self.suspect == "none" else NEXT[self.suspect]
+
+    @property
+    def experiments(self) -> tuple[tuple[str, str], ...]:
+        """Commands and their questions, for what is healthy and has ended."""
+        return EXPERIMENTS if self.healthy and not self.unfinished else ()
 
     @property
     def words(self) -> str:
         """How sure, in words."""
+        if self.unfinished and self.suspect in ("none", "training"):
+            return "unfinished"
         return "sure" if self.sureness >= 0.9 else "likely" if self.sureness >= 0.55 else "a hint"
 
     def to_json(self) -> dict[str, Any]:
@@ -67,12 +91,21 @@ class Verdict:
             "evidence": [check.name for check in self.evidence],
             "explained": [check.name for check in self.explained],
             "others": list(self.others),
+            "unfinished": self.unfinished,
+            "not_examined": [check.name for check in self.unexamined],
             "next": self.next,
+            "experiments": [command for command, _ in self.experiments],
         }
 
 
-def judge(checks: Sequence[Check]) -> Verdict:
-    """The verdict on all checks of an examination."""
+def judge(checks: Sequence[Check], unfinished: str | None = None) -> Verdict:
+    """The verdict on all checks of an examination. unfinished: what of the run is still to come, or None."""
+    unexamined = tuple(check for check in checks if not check.examined)
+    found = _judged([check for check in checks if check.examined])
+    return replace(found, unfinished=unfinished, unexamined=unexamined)
+
+
+def _judged(checks: Sequence[Check]) -> Verdict:
     failed = [check for check in checks if not check.ok]
     if not failed:
         done = sum(check.weight for check in checks)

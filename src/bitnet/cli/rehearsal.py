@@ -1,0 +1,111 @@
+"""Two short runs of a small model in a temporary folder, through the same door as `bitnet train`, one of them stopped and resumed.
+
+For `bitnet diagnose`: what an experiment's trainer writes, saves and restores is then looked at like any run's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import signal
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bitnet.data.stream import Batch
+    from bitnet.diagnose.subject import Rehearsal
+    from bitnet.train.config import RunConfig
+    from bitnet.train.recipe import Experiment, Task
+
+REHEARSED, STOP = 4, 2  # updates of a rehearsal, and after how many it is interrupted
+REHEARSED_ROWS = 2
+
+
+class _RecordedRows:
+    """The task's rows; notes which were read, and sends SIGTERM while those of one update are read."""
+
+    def __init__(self, inner: Any, stop_at_read: int | None) -> None:
+        self.inner, self.stop_at_read = inner, stop_at_read
+        self.asked: list[list[int]] = []
+
+    def rows(self, numbers: NDArray[np.int64]) -> Batch:
+        self.asked.append(numbers.tolist())
+        if len(self.asked) == self.stop_at_read:
+            signal.raise_signal(signal.SIGTERM)
+        batch: Batch = self.inner.rows(numbers)
+        return batch
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+
+class _RehearsedTask:
+    """The task with few rows to evaluate and few cases to judge."""
+
+    def __init__(self, task: Task, stop_at_read: int | None) -> None:
+        self.task, self.source = task, _RecordedRows(task.source, stop_at_read)
+        self.prompts = list(task.prompts)[:1]
+
+    def frozen_evaluation(self) -> list[Any]:
+        return [self.task.frozen_evaluation()[0].select(slice(REHEARSED_ROWS))]
+
+    def judge(self, model: Any, limit: int | None = None) -> dict[str, float]:
+        return self.task.judge(model, REHEARSED_ROWS)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.task, name)
+
+
+def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task, folder: Path) -> Rehearsal:
+    """Two short runs of a small model through the same door as `bitnet train`: one in one go, one stopped and resumed."""
+    from bitnet.diagnose.subject import Rehearsal
+    from bitnet.run.layout import RunLayout
+
+    small = rehearsal_config(config)
+    per_update = small.train.grad_accumulation_steps
+    whole = _RehearsedTask(task, None)
+    parts = [_RehearsedTask(task, STOP * per_update), _RehearsedTask(task, None)]
+    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # should the trainer not catch it, nobody shall die of it
+    try:
+        _run(experiment, variant, small, whole, folder, "whole")
+        for part in parts:
+            _run(experiment, variant, small, part, folder, "parts")
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+    def by_update(asked: Sequence[Sequence[int]]) -> list[list[int]]:
+        return [[n for rows in asked[i : i + per_update] for n in rows] for i in range(0, len(asked), per_update)]
+
+    return Rehearsal(
+        whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, training=small.to_json()["training"],
+        whole_rows=by_update(whole.source.asked), parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
+    )  # fmt: skip
+
+
+def rehearsal_config(config: RunConfig) -> RunConfig:
+    """The same settings around a model of two narrow layers, in REHEARSED updates of a few rows."""
+    model, train = config.model, config.train.with_total_steps(REHEARSED)
+    grouped = 1 if model.num_kv_heads < model.num_heads else 2
+    small = dataclasses.replace(model, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=grouped, ffn_hidden_size=48)
+    train = dataclasses.replace(
+        train, batch_size=2, grad_accumulation_steps=min(train.grad_accumulation_steps, 2), log_every=1, eval_every=STOP,
+        sample_every=REHEARSED, probe_every=1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off", start_from=None,
+    )  # fmt: skip
+    return dataclasses.replace(config, model=small, train=train)
+
+
+def _run(experiment: Experiment, variant: str, config: RunConfig, task: _RehearsedTask, folder: Path, run_id: str) -> None:
+    from bitnet.train.choose import StartOptions
+    from bitnet.train.machine import choose_device
+    from bitnet.train.start import run_experiment
+
+    options = StartOptions(runs_dir=folder, run_id=run_id, device=choose_device("cpu"))
+    as_task: Any = task
+    rehearsed = dataclasses.replace(experiment, open=lambda _: as_task)
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        run_experiment(rehearsed, variant, config, options, lambda text: None)
