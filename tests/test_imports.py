@@ -15,6 +15,7 @@ BELOW_TRAIN = {"nn", "text", "data", "optim", "generate", "run", "evaluate", "di
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "allocator": set(),
+    "terminal": set(),
     "nn": set(),
     "text": set(),
     "data": {"text", "allocator"},
@@ -23,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"nn", "text"},
     "evaluate": {"nn", "text", "data", "generate"},
     "diagnose": {"nn", "text", "data", "optim", "generate", "run", "evaluate"},
-    "train": {*BELOW_TRAIN, "allocator"},
+    "train": {*BELOW_TRAIN, "allocator", "terminal"},
     # a voice's fine-tuning is judged by its signs, and against the run that it began from
     "experiments": {
         "nn",

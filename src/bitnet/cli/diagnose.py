@@ -18,6 +18,7 @@ from bitnet.cli.catalogue import config_of_run, experiment_names, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.cli.rehearsal import rehearse
 from bitnet.errors import NotFoundError
+from bitnet.terminal import send
 
 if TYPE_CHECKING:
     from bitnet.diagnose.check import Check
@@ -83,9 +84,10 @@ def examined(subject: Subject) -> list[Check]:
     for check in examine(subject):
         checks.append(check)
         if sys.stderr.isatty():
-            print(f"\r{len(checks)} checks, last: {check.name[:60]:<60}", end="", file=sys.stderr, flush=True)
+            send(sys.stderr, "\r")
+            print(f"{len(checks)} checks, last: {check.name[:60]:<60}", end="", file=sys.stderr, flush=True)
     if sys.stderr.isatty():
-        print("\r" + " " * 90 + "\r", end="", file=sys.stderr)
+        send(sys.stderr, "\r" + " " * 90 + "\r")
     return checks
 
 

@@ -6,12 +6,14 @@ import contextlib
 import io
 import os
 import re
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 from bitnet.errors import ConfigError
+from bitnet.terminal import send, visible_but_colours
 
 T = TypeVar("T")
 
@@ -30,17 +32,18 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
     """The flags of one verb. Raises ConfigError for anything unknown or of the wrong type."""
     import tyro
 
-    captured = io.StringIO()
+    captured = _Captured()
     columns = os.environ.get("COLUMNS")
     wants_help = "-h" in arguments or "--help" in arguments
     if not wants_help:
         os.environ["COLUMNS"] = "2000"  # keep each message on one line
     try:
-        with contextlib.nullcontext() if wants_help else contextlib.redirect_stderr(captured):
+        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(captured) if wants_help else contextlib.nullcontext():
             parsed: T = tyro.cli(flags, args=list(arguments), prog=f"bitnet {verb}", config=(tyro.conf.FlagCreatePairsOff,))
             return parsed
     except SystemExit as end:
         if not end.code:
+            send(sys.stdout, visible_but_colours(captured.getvalue()))
             raise
         raise ConfigError(_condensed(captured.getvalue(), verb)) from None
     finally:
@@ -48,6 +51,17 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
             os.environ.pop("COLUMNS")
             if columns is not None:
                 os.environ["COLUMNS"] = columns
+
+
+class _Captured(io.StringIO):
+    """Takes what the parser prints; like standard output to it, so that help keeps its colours and frames."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(sys.__stdout__, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        return sys.__stdout__ is not None and sys.__stdout__.isatty()
 
 
 def last_value(words: Sequence[str], flag: str) -> str | None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bitnet.errors import BitnetError, NotFoundError, TrainingFailed, did_you_mean
+from bitnet.terminal import one_line, shown_output
 
 VERBS = {
     "experiments": "what can be trained: variants, parameters, tokens, measured results",
@@ -32,6 +33,11 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 fine, 1 failed or criteria not met, 2 bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    with shown_output():
+        return _run(words)
+
+
+def _run(words: Sequence[str]) -> int:
     if not words or words[0] in ("-h", "--help"):
         print(_help())
         return 0
@@ -46,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         module = importlib.import_module(f"bitnet.cli.{words[0]}")
         return int(module.main(words[1:]))
     except BitnetError as error:
-        message = " ".join(str(error).split())
+        message = one_line(" ".join(str(error).split()))
         print(json.dumps({"error": message}) if "--json" in words else f"bitnet: {message}", file=sys.stderr)
         return 1 if isinstance(error, TrainingFailed) else 2
     except KeyboardInterrupt:

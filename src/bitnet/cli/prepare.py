@@ -16,6 +16,7 @@ from tyro.conf import Positional
 from bitnet.cli.catalogue import check_positive, find_experiment, find_variant
 from bitnet.cli.flags import parse
 from bitnet.errors import ConfigError, DataError
+from bitnet.terminal import send
 
 if TYPE_CHECKING:
     from bitnet.data.prepare import Progress
@@ -147,7 +148,9 @@ def progress_line() -> Callable[[Progress], None]:
         now = time.monotonic()
         if now - last >= (0.2 if rewritten else LINE_EVERY_S):
             last = now
-            print(_line(progress), file=sys.stderr, end="\x1b[K\r" if rewritten else "\n", flush=True)
+            print(_line(progress), file=sys.stderr, end="" if rewritten else "\n", flush=True)
+            if rewritten:
+                send(sys.stderr, "\x1b[K\r")
 
     return show
 

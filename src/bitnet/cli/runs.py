@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.terminal import one_line
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -25,5 +26,5 @@ def main(arguments: Sequence[str]) -> int:
     for row in rows:
         step = f"{row['step']}/{row['total_steps']}"
         loss = f"{row['loss']:.4f}" if row["loss"] is not None else "-"
-        print(f"{row['run']:<46}{row['variant']:<12}{row['state']:<10}{step:>14}{loss:>9}")
+        print(one_line(f"{row['run']:<46}{row['variant']:<12}{row['state']:<10}{step:>14}{loss:>9}"))
     return 0

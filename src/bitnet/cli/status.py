@@ -12,6 +12,7 @@ from typing import Any
 from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.terminal import one_line, send
 
 WATCH_EVERY_S = 10
 BAR_WIDTH = 40
@@ -39,7 +40,9 @@ def main(arguments: Sequence[str]) -> int:
         if flags.json:
             print(json.dumps(summary))
         else:
-            print(("\x1b[2J\x1b[H" if flags.watch and sys.stdout.isatty() else "") + page(summary), flush=True)
+            if flags.watch and sys.stdout.isatty():
+                send(sys.stdout, "\x1b[2J\x1b[H")
+            print(page(summary), flush=True)
         if not flags.watch or summary["state"] != "running":
             return 0
         time.sleep(WATCH_EVERY_S)
@@ -52,14 +55,14 @@ def page(summary: dict[str, Any]) -> str:
     done, total = summary["step"], summary["total_steps"]
     filled = min(round(BAR_WIDTH * done / total), BAR_WIDTH) if total else 0
     lines = [
-        f"{summary['run']}   {summary['experiment']} ({summary['variant']})   {summary['state']}",
+        one_line(f"{summary['run']}   {summary['experiment']} ({summary['variant']})   {summary['state']}"),
         f"[{'#' * filled}{'.' * (BAR_WIDTH - filled)}] {done}/{total}, stage {summary['stage']}",
     ]
     if summary["why"]:
-        lines.append(f"why          {summary['why']}")
+        lines.append(f"why          {one_line(str(summary['why']))}")
     if summary["eta_s"] is not None:
         lines.append(f"to go        about {duration(summary['eta_s'])}")
-    lines += [f"{name:<12} {text}" for name, text in _details(summary) if text]
+    lines += [f"{name:<12} {one_line(text)}" for name, text in _details(summary) if text]
     return "\n".join(lines)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from bitnet.cli.flags import parse
 from bitnet.errors import ConfigError, did_you_mean
+from bitnet.terminal import send
 from bitnet.voice.teachers import DEFAULT, Teacher, TeacherOptions, open_teacher
 
 USAGE = """usage: bitnet voice prompts [--topics FILE] [--teacher T] --out DIR
@@ -179,6 +180,8 @@ def progress(pieces: str, kept: str) -> Callable[[int, int, int], None]:
         rate = (done - first) / (now - started)
         left = f"  about {duration((total - done) / rate)} to go" if rate > 0 else ""
         line = f"{done:,} of {total:,} {pieces}  {count:,} {kept}{left}"
-        print(line, file=sys.stderr, end="\x1b[K\r" if rewritten else "\n", flush=True)
+        print(line, file=sys.stderr, end="" if rewritten else "\n", flush=True)
+        if rewritten:
+            send(sys.stderr, "\x1b[K\r")
 
     return show

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -65,6 +66,8 @@ def pyplot_or_error() -> Any:
     except ImportError:
         raise ConfigError("plots need matplotlib; install it with: pip install 'bitnet[plot]'") from None
     mpl.use("Agg")
+    mpl.rcParams["text.parse_math"] = False  # a run's name may hold dollar signs
+    warnings.filterwarnings("ignore", message="Glyph .* missing from")  # and letters that the font lacks
     from matplotlib import pyplot
 
     return pyplot

@@ -10,6 +10,7 @@ from collections import deque
 from bitnet.diagnose.ternary import zero_share
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.wording import duration
+from bitnet.terminal import send
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
 
@@ -40,8 +41,9 @@ class Progress:
         else:
             return
         self.drawn = now
-        start = "\r\x1b[2K" if self.live else ""
-        self.stream.write(start + self._fitted(self._line(report)) + end)
+        if self.live:
+            send(self.stream, "\r\x1b[2K")
+        self.stream.write(self._fitted(self._line(report)) + end)
         self.stream.flush()
 
     def _fitted(self, line: str) -> str:
