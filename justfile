@@ -8,13 +8,11 @@ default:
 
 # five-minute proof: train a ternary model to add, then judge it on problems it never saw
 demo: _ready
-    bitnet train arithmetic --variant quick --device cpu
-    bitnet evaluate arithmetic --check
+    bitnet train arithmetic --variant quick --device cpu --check
 
 # arithmetic, full experiment: `reference` on a GPU, `quick` on a CPU
 exp-arithmetic: _ready
-    bitnet train arithmetic
-    bitnet evaluate arithmetic
+    bitnet train arithmetic --evaluate
 
 # arithmetic with your own settings, e.g. `just train-arithmetic --num-steps 5000 --batch-size 64`
 train-arithmetic *args: _ready
@@ -22,8 +20,7 @@ train-arithmetic *args: _ready
 
 # tic-tac-toe, full experiment: `reference` on a GPU, `quick` on a CPU
 exp-tictactoe: _ready
-    bitnet train tictactoe
-    bitnet evaluate tictactoe
+    bitnet train tictactoe --evaluate
 
 # tic-tac-toe with your own settings, e.g. `just train-tictactoe --num-steps 10000 --batch-size 64`
 train-tictactoe *args: _ready
@@ -31,8 +28,7 @@ train-tictactoe *args: _ready
 
 # TinyStories, full experiment: `reference` on a GPU, `quick` on a CPU; `--data stories.txt` where there is no hub
 exp-tinystories *args: _ready
-    bitnet train tinystories --run-id bitnet_12M_tinystories_exp "$@"
-    bitnet evaluate bitnet_12M_tinystories_exp --once
+    bitnet train tinystories --evaluate "$@"
 
 # TinyStories with your own settings, e.g. `just train-tinystories --num-steps 15000 --seq-len 128 --batch-size 16`
 train-tinystories *args: _ready
@@ -40,8 +36,7 @@ train-tinystories *args: _ready
 
 # the 95M baseline, full experiment: `reference` on a GPU (days), `smoke` on a CPU; `--data books/` where there is no hub
 exp-baseline *args: _ready
-    bitnet train baseline --run-id bitnet_95M_baseline_exp "$@"
-    bitnet evaluate bitnet_95M_baseline_exp --once
+    bitnet train baseline --evaluate "$@"
 
 # the baseline with your own settings, e.g. `just train-baseline --run-id my_experiment --batch-size 32`
 train-baseline *args: _ready

@@ -34,7 +34,7 @@ def test_same_command_without_an_id_continues_the_unfinished_run_then_begins_ane
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "stopped"}))
     assert bitnet(*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 3, "--json").json["run"] == first["run"]
     assert bitnet(*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 3, "--json").json["run"] != first["run"]
-    assert first["run"].startswith("bitnet_5M_arithmetic_")
+    assert first["run"].startswith("bitnet_10K_arithmetic_")
 
 
 def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_its_default(bitnet: Command, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from bitnet.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from bitnet.experiments.real_text import TextData
+    from bitnet.run.layout import RunLayout
     from bitnet.train.config import RunConfig
     from bitnet.train.recipe import Experiment
     from bitnet.train.start import Ended
@@ -52,6 +53,10 @@ class TrainFlags(RunFlags):
     """Also show the metrics there; each needs its extra."""
     start_from: Annotated[str | None, tyro.conf.arg(name="from")] = None
     """Begin with the model, tokenizer and weights of this run."""
+    evaluate: bool = False
+    """Judge the run when it is done, as `bitnet evaluate RUN --once` does."""
+    check: bool = False
+    """The same, with exit code 1 unless every criterion is met."""
     dry_run: bool = False
     """Print the resolved configuration and write nothing."""
 
@@ -99,16 +104,28 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
     ended = _train(experiment, name, config, flags, flags.run_id, out)
+    trained = [ended.layout]
     result: dict[str, Any] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
     if control is not None and ended.signal is None:
         print(f"the control: {summary(experiment, name, control)}", file=out, flush=True)
         compared, ended = ended, _train(experiment, name, control, flags, f"{ended.layout.run_id}_control", out)
+        trained.append(ended.layout)
         result["control"] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
         if ended.state != "stopped":
             print(f"next: bitnet compare {compared.layout.root} {ended.layout.root}", file=out)
     if flags.json:
         print(json.dumps(result))
-    return 0 if ended.signal is None else 128 + ended.signal
+    if ended.signal is not None:
+        return 128 + ended.signal
+    return max(_evaluated(layout, flags) for layout in trained) if flags.evaluate or flags.check else 0
+
+
+def _evaluated(layout: RunLayout, flags: TrainFlags) -> int:
+    """The exit code of `bitnet evaluate` for a run that was trained or found finished by this command, whichever run is the newest."""
+    from bitnet.cli import evaluate
+
+    switches = [*(["--check"] if flags.check else []), *(["--json"] if flags.json else [])]
+    return evaluate.main([str(layout.root), "--once", "--device", flags.device, "--runs-dir", str(flags.runs_dir), *switches])
 
 
 def _train(experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO) -> Ended:

@@ -18,7 +18,7 @@ from bitnet.experiments.shapes import BASELINE
 from bitnet.experiments.tinystories import HUB as TINYSTORIES_HUB
 from bitnet.nn.config import BitNetConfig
 from bitnet.train.config import RunConfig, TrainConfig
-from bitnet.train.recipe import Criterion, Experiment, Variant
+from bitnet.train.recipe import Criterion, Experiment, Variant, parameters_label
 
 HUB = "HuggingFaceFW/fineweb-edu"
 PROMPTS = (  # the plan's five
@@ -86,7 +86,8 @@ def run_name(config: RunConfig) -> str:
     source = (
         data.data[0].rstrip("/").rpartition("/")[2].split(".")[0] if data.data else data.dataset.rpartition("/")[2].removesuffix("-edu")
     )
-    return f"bitnet_{config.model.total_params / 1e6:.0f}M_{plain(source)[:20].lower()}_T{short(config.train.total_tokens)}"
+    size = parameters_label(config.model.total_params)
+    return f"bitnet_{size}_{plain(source)[:20].lower() or 'files'}_T{short(config.train.total_tokens)}"
 
 
 def short(count: int) -> str:

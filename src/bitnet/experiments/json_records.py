@@ -267,7 +267,6 @@ QUICK = RunConfig(
 
 experiment = Experiment(
     name="json_records",
-    label="5M",
     about="records as JSON: does it keep a format and the fields it was given?",
     variants={
         "quick": Variant(QUICK, CRITERIA, "minutes on two CPU cores"),

@@ -344,7 +344,6 @@ QUICK = RunConfig(
 
 experiment = Experiment(
     name="python_subset",
-    label="5M",
     about="functions of integers: does the body compute what the name says?",
     variants={
         "quick": Variant(QUICK, CRITERIA, "minutes on two CPU cores"),

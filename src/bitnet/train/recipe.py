@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from bitnet.data.stream import Batch, RowSource
+from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig
@@ -96,28 +97,46 @@ class Variant:
     about: str
 
 
+def shape_of(model: BitNetConfig) -> tuple[int, ...]:
+    """The figures of a model that the plan names a size by."""
+    return (model.vocab_size, model.hidden_size, model.num_layers, model.num_heads, model.num_kv_heads, model.ffn_hidden_size)
+
+
+def parameters_label(count: int) -> str:
+    """A number of parameters as run ids write it: 13K, 0.8M, 95M, 1.2B."""
+    least, size, letter = next(unit for unit in ((10**9, 10**9, "B"), (10**5, 10**6, "M"), (0, 10**3, "K")) if count >= unit[0])
+    return f"{count / size:.{1 if least and count < 9.95 * size else 0}f}{letter}"
+
+
 @dataclass(frozen=True)
 class Experiment:
     """One thing to train."""
 
     name: str
-    label: str
-    """Size label of run ids: 5M, 12M, 95M."""
     about: str
     variants: Mapping[str, Variant]
     open: Callable[[RunConfig], Task]
+    label: str | None = None
+    """What run ids call the size of the `reference` variant (where there is none: of the first): 5M, 12M, 95M. None: computed."""
     cpu_variant: str = "quick"
     """Variant when none is named and there is no GPU."""
     gpu_variant: str = "reference"
     extra: Mapping[str, Any] = field(default_factory=dict)
     run_name: Callable[[RunConfig], str] | None = None
-    """Beginning of a new run's id; by default bitnet_LABEL_NAME."""
+    """Beginning of a new run's id; by default bitnet_SIZE_NAME."""
     file: str | None = None
     """Where a user's own experiment stands; None for those of this package."""
 
     def run_prefix(self, config: RunConfig) -> str:
         """What a new run's id begins with; the time follows."""
-        return self.run_name(config) if self.run_name else f"bitnet_{self.label}_{self.name}"
+        return self.run_name(config) if self.run_name else f"bitnet_{self.size_label(config.model)}_{self.name}"
+
+    def size_label(self, model: BitNetConfig) -> str:
+        """The size of what is trained: the given label for the shape that it belongs to, else computed from the parameters."""
+        labelled = self.variants.get(self.gpu_variant) or next(iter(self.variants.values()))
+        if self.label is None or shape_of(model) != shape_of(labelled.config.model):
+            return parameters_label(model.total_params)
+        return self.label
 
     def default_variant(self, device_type: str) -> str:
         """The variant for a device when the user names none."""
