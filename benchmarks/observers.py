@@ -22,11 +22,12 @@ import torch
 
 from bitnet.allocator import keep_freed_memory
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
+from bitnet.files import write_json
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint
 from bitnet.run.frozen import save_frozen_set
-from bitnet.run.layout import RunLayout, write_json
+from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter
 from bitnet.train.choose import StartOptions
 from bitnet.train.loop import StepReport, train_steps

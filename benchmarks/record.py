@@ -19,7 +19,8 @@ from bitnet.cli.evaluate import figure, judge
 from bitnet.experiments import measured
 from bitnet.experiments.bitnut_sft import ConversationData
 from bitnet.experiments.real_text import TextData
-from bitnet.run.layout import RunLayout, find_run, read_json
+from bitnet.files import read_json
+from bitnet.run.layout import RunLayout, find_run
 from bitnet.run.metrics import read_lines
 from bitnet.train.config import RunConfig
 from bitnet.train.recipe import Experiment

@@ -72,7 +72,7 @@ def test_any_damage_to_any_file_is_noticed_and_the_newest_good_one_is_used(
 def test_full_disk_at_any_write_leaves_earlier_checkpoints_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     layout = RunLayout(tmp_path)
     save_checkpoint(layout, small(1))
-    real, calls = checkpoint_module._sync, 0
+    real, calls = checkpoint_module.sync, 0
 
     def full(path: Path) -> None:
         nonlocal calls
@@ -81,7 +81,7 @@ def test_full_disk_at_any_write_leaves_earlier_checkpoints_untouched(tmp_path: P
             raise OSError(errno.ENOSPC, "No space left on device")
         real(path)
 
-    monkeypatch.setattr(checkpoint_module, "_sync", full)
+    monkeypatch.setattr(checkpoint_module, "sync", full)
     with pytest.raises(CheckpointError, match="No space left"):
         save_checkpoint(layout, small(2))
     assert layout.checkpoint_steps() == [1]

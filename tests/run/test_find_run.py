@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bitnet.errors import NotFoundError
-from bitnet.run.layout import RunLayout, find_run, list_runs, write_json
+from bitnet.files import write_json
+from bitnet.run.layout import RunLayout, find_run, list_runs
 
 
 @pytest.fixture

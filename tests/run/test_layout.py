@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from bitnet.errors import NotFoundError, RunError
-from bitnet.run.layout import RunLayout, check_run_id, find_run, write_json
+from bitnet.files import write_json
+from bitnet.run.layout import RunLayout, check_run_id, find_run
 
 
 @pytest.mark.parametrize(

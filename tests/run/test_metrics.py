@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.run.metrics import LineWriter, cut_back, finite, last_line, read_lines
+from bitnet.files import finite
+from bitnet.run.metrics import LineWriter, cut_back, last_line, read_lines
 
 
 def write(path: Path, *rows: object) -> None:

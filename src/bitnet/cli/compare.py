@@ -31,9 +31,9 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(CompareFlags, arguments, "compare")
     if len(flags.runs) != 2:
         raise ConfigError(f"a comparison takes two runs, not {len(flags.runs)}; as in: bitnet compare mine mine_control")
+    from bitnet.files import finite
     from bitnet.report.compare import compare, draw, table
     from bitnet.run.layout import find_run
-    from bitnet.run.metrics import finite
 
     first, second = (find_run(word, flags.runs_dir).layout for word in flags.runs)
     if first.root.resolve() == second.root.resolve():

@@ -58,8 +58,7 @@ def main(arguments: Sequence[str]) -> int:
     )
     from bitnet.diagnose.page import page
     from bitnet.diagnose.verdict import judge
-    from bitnet.run.layout import write_json
-    from bitnet.run.metrics import finite
+    from bitnet.files import finite, write_json
 
     in_json = "--json" in arguments
     with threads_for(subject):

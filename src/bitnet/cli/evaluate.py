@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print metrics, criteria and the verdict."""
     flags = parse(EvaluateFlags, arguments, "evaluate")
     from bitnet.allocator import keep_freed_memory
-    from bitnet.run.layout import write_json
+    from bitnet.files import write_json
     from bitnet.train.machine import choose_device
     from bitnet.trained import load
 
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def measured_before(trained: TrainedModel) -> dict[str, Any] | None:
     """The stored result, if it is of this checkpoint."""
-    from bitnet.run.layout import read_json
+    from bitnet.files import read_json
 
     if not trained.layout.verdict.is_file():
         return None

@@ -14,7 +14,6 @@ Not here: who made the conversations (voice/), and the form of a turn (text/chat
 
 from __future__ import annotations
 
-import hashlib
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from bitnet.data.json_lines import read_json_lines
 from bitnet.data.permutation import permuted
 from bitnet.data.stream import Batch, RowSource, concatenate, shifted
 from bitnet.errors import ConfigError, DataError
+from bitnet.files import sha256, sha256_of
 from bitnet.text.chat import Turn, conversation_ids
 from bitnet.text.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ def read_conversations(path: Path) -> Conversations:
     train, held_out = sides
     if not train:
         raise DataError(f"{file} has no conversation to train on, all {len(read)} are held out; give more topics")
-    return Conversations(str(path), hashlib.sha256(file.read_bytes()).hexdigest(), train, held_out, found.broken, found.first_broken)
+    return Conversations(str(path), sha256(file), train, held_out, found.broken, found.first_broken)
 
 
 def _problem(row: dict[str, Any]) -> str | None:
@@ -177,8 +177,8 @@ class ConversationRows:
             "dataset_name": self.name,
             "dataset_size_tokens": len(tokens),
             "hf_revision": None,
-            "first_1000_token_ids_sha256": hashlib.sha256(tokens[:1000].astype("<i8").tobytes()).hexdigest(),
-            "conversations_sha256": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+            "first_1000_token_ids_sha256": sha256_of(tokens[:1000].astype("<i8").tobytes()),
+            "conversations_sha256": sha256_of(tokens.astype("<i8").tobytes()),
             "conversations": len(self.conversations),
             "conversations_too_long": self.too_long,
             "answer_tokens": learned,

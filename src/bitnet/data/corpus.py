@@ -6,7 +6,6 @@ model. Not here: reading (documents.py, hub.py), the rule itself (holdout.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from bitnet.data.documents import DocumentSource, LocalFiles, Skipped, usable_te
 from bitnet.data.holdout import ONE_IN, HoldOut, Role, choose_hold_out, content_hash, content_hashes
 from bitnet.data.hub import HubDataset
 from bitnet.errors import ConfigError
+from bitnet.files import sha256_of
 from bitnet.text.tokenizer import Tokenizer
 
 RULE = 1  # changes when holdout.py decides otherwise about the same document
@@ -60,7 +60,7 @@ class Corpus:
 
     def key(self, tokenizer: Tokenizer) -> str:
         """A name for the settings, 16 hexadecimal digits."""
-        return hashlib.sha256(json.dumps(self.settings(tokenizer), sort_keys=True).encode()).hexdigest()[:16]
+        return sha256_of(json.dumps(self.settings(tokenizer), sort_keys=True))[:16]
 
     @cached_property
     def hold_out(self) -> HoldOut:

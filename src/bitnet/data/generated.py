@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitnet.data.stream import Batch, shifted
 from bitnet.errors import ConfigError
+from bitnet.files import sha256_of
 from bitnet.text.tokenizer import PAD, Tokenizer
 
 Layout = Literal["single", "packed"]
@@ -145,8 +146,8 @@ class TableRows:
             "dataset_name": self.name,
             "dataset_size_tokens": tokens,
             "hf_revision": None,
-            "first_1000_token_ids_sha256": hashlib.sha256(first).hexdigest(),
-            "table_sha256": hashlib.sha256(self.table.tokens.astype("<i8").tobytes()).hexdigest(),
+            "first_1000_token_ids_sha256": sha256_of(first),
+            "table_sha256": sha256_of(self.table.tokens.astype("<i8").tobytes()),
             "examples": len(self.table.lengths),
             "sampling_strategy": f"random_with_replacement_{self.layout}",
         }

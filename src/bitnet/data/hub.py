@@ -11,7 +11,6 @@ A folder of data files goes through the same calls. Not here: local files withou
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -19,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 from bitnet.data.documents import Position
 from bitnet.data.readers import Record, check_column, text_record
-from bitnet.data.shards import replace_json
 from bitnet.errors import BitnetError, ConfigError, DataError, NotFoundError
+from bitnet.files import read_json, write_json
 
 if TYPE_CHECKING:
     from datasets import IterableDataset
@@ -134,7 +133,7 @@ class HubReading:
 def remembered_revision(name: str, cache: Path | None) -> str:
     """The newest commit; without a network the one that was the newest last time, so that what is prepared can be used."""
     path = None if cache is None else cache / REVISIONS
-    known: dict[str, str] = json.loads(path.read_text(encoding="utf-8")) if path is not None and path.is_file() else {}
+    known: dict[str, str] = read_json(path, fix="delete it; it is made again") if path is not None and path.exists() else {}
     try:
         revision = newest_revision(name)
     except NotFoundError:
@@ -143,7 +142,7 @@ def remembered_revision(name: str, cache: Path | None) -> str:
         raise
     if path is not None and known.get(name) != revision:
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_json(path, {**known, name: revision})
+        write_json(path, {**known, name: revision})
     return revision
 
 

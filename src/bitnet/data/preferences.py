@@ -9,7 +9,6 @@ Not here: the loss (train/objective.py), the form of a turn (text/chat.py).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ from bitnet.data.json_lines import read_json_lines
 from bitnet.data.permutation import permuted
 from bitnet.data.stream import Batch
 from bitnet.errors import DataError, NotFoundError
+from bitnet.files import sha256_of
 from bitnet.text.chat import Turn
 from bitnet.text.tokenizer import Tokenizer
 
@@ -121,8 +121,8 @@ class PairRows:
             "dataset_name": self.name,
             "dataset_size_tokens": len(tokens),
             "hf_revision": None,
-            "first_1000_token_ids_sha256": hashlib.sha256(tokens[:1000].astype("<i8").tobytes()).hexdigest(),
-            "pairs_sha256": hashlib.sha256(tokens.astype("<i8").tobytes()).hexdigest(),
+            "first_1000_token_ids_sha256": sha256_of(tokens[:1000].astype("<i8").tobytes()),
+            "pairs_sha256": sha256_of(tokens.astype("<i8").tobytes()),
             "pairs": len(self.pairs),
             "pairs_too_long": self.too_long,
             "sampling_strategy": "pairs_once_per_epoch",

@@ -8,15 +8,13 @@ Not here: the shards' format and how they are read (shards.py), which documents 
 
 from __future__ import annotations
 
-import fcntl
-import json
 import os
 import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +25,9 @@ from bitnet.data.documents import DocumentSource
 from bitnet.data.encode import Batch, Encoded, batches, encode_in_order
 from bitnet.data.holdout import EVERYTHING, HoldOut, Role
 from bitnet.data.shard_writer import SplitWriter
-from bitnet.data.shards import FORMAT, MANIFEST, SPLITS, TOKENIZER, Shards, Split, replace_json, token_dtype
+from bitnet.data.shards import FORMAT, MANIFEST, SPLITS, TOKENIZER, Shards, Split, token_dtype
 from bitnet.errors import ConfigError, DataError
+from bitnet.files import lock, read_json, sweep, write_json
 from bitnet.text.tokenizer import Tokenizer
 
 PROGRESS = "progress.json"
@@ -109,13 +108,9 @@ def exclusive(out: Path) -> Iterator[None]:
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     with (out / LOCK).open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(file.fileno()), (out / LOCK).stat())  # or another process has removed it, below
-        except OSError:
-            held = False
-        if not held:
+        if not lock(file) or not _is_still(out / LOCK, file):
             raise DataError(f"another process is preparing {out}; wait for it, or name another folder")
+        sweep(out)
         try:
             yield
         finally:
@@ -124,6 +119,14 @@ def exclusive(out: Path) -> Iterator[None]:
                     (out / LOCK).unlink()
                     if made:
                         out.rmdir()
+
+
+def _is_still(path: Path, file: IO[Any]) -> bool:
+    """Whether an open file has its name yet: another process may have removed it when it was done."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _check_settings(out: Path, there: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
@@ -159,9 +162,9 @@ class Preparation:
         path = self.out / PROGRESS
         if path.exists():
             try:
-                state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+                state = read_json(path, fix=f"delete {self.out} and begin again")
                 _check_settings(self.out, state["settings"], self.settings, "holds an unfinished preparation of other data")
-            except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+            except (KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path} is damaged ({error}); delete {self.out} and begin again") from None
             return state
         hold_out = self.corpus.hold_out
@@ -245,7 +248,7 @@ class Preparation:
     def _commit(self) -> None:
         """Everything so far is on disk, and noted."""
         self.state["splits"] = {split: writer.commit() for split, writer in self.writers.items()}
-        replace_json(self.out / PROGRESS, self.state)
+        write_json(self.out / PROGRESS, self.state)
         self.uncommitted = 0
 
     def _report(self, source_fraction: float | None) -> None:
@@ -298,4 +301,4 @@ class Preparation:
             "first_broken": self.state["first_broken"],
             "splits": splits,
         }
-        replace_json(self.out / MANIFEST, manifest)
+        write_json(self.out / MANIFEST, manifest)

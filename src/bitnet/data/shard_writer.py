@@ -15,8 +15,9 @@ from typing import IO, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.data.shards import Split, sha256_of
+from bitnet.data.shards import Split
 from bitnet.errors import DataError
+from bitnet.files import sha256
 
 INDEX_BYTES = 16  # per document
 EMPTY_SHARD = {"tokens": 0, "documents": 0, "text_bytes": 0}
@@ -85,7 +86,7 @@ class SplitWriter:
         hashes = {}
         for suffix, file in self._files.items():
             file.close()
-            hashes[f"{suffix[1:]}_sha256"] = sha256_of(self._folder / f"{self._name}{suffix}")
+            hashes[f"{suffix[1:]}_sha256"] = sha256(self._folder / f"{self._name}{suffix}")
         self._closed.append({"name": self._name, **self._sizes, **hashes})
         self._sizes = dict(EMPTY_SHARD)
 

@@ -14,9 +14,6 @@ Not here: writing (prepare.py), windows for training (windows.py).
 from __future__ import annotations
 
 import bisect
-import hashlib
-import json
-import os
 from collections.abc import Iterator
 from functools import cache, cached_property
 from itertools import accumulate
@@ -27,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import DataError, NotFoundError
+from bitnet.files import read_json, sha256
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
 
 FORMAT = 1
@@ -90,16 +88,16 @@ class Shards:
     def open(cls, folder: Path, tokenizer: Tokenizer | None = None) -> Shards:
         """Check the files' sizes, and the tokenizer if one is given. Raises DataError naming what does not fit."""
         try:
-            manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(folder / MANIFEST, fix="prepare the data again into another folder")
             if manifest["format"] != FORMAT:
                 raise DataError(f"{folder} has format {manifest['format']}, this version reads {FORMAT}; prepare the data again")
             shards = cls(folder, manifest)
             shards._check_sizes()
-        except FileNotFoundError:
+        except NotFoundError:
             raise NotFoundError(
                 f"there is no prepared data in {folder} (no {MANIFEST}); run bitnet prepare, or repeat it to finish"
             ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / MANIFEST} is damaged ({error}); prepare the data again into another folder") from None
         if tokenizer is not None:
             shards.check_tokenizer(tokenizer)
@@ -146,24 +144,4 @@ class Shards:
 @cache
 def _known_sha256(path: Path, size: int, mtime_ns: int) -> str:
     """The hash of a file as it is; size and time make a file that was written to another key."""
-    return sha256_of(path)
-
-
-def sha256_of(path: Path) -> str:
-    """The hash of a file, in hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def replace_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file in one step: a reader sees the old or the new one, never half."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(value, file, indent=1)
-            file.write("\n")
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return sha256(path)

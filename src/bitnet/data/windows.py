@@ -9,7 +9,6 @@ Not here: the files (shards.py), which rows an update reads (stream.py).
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -20,6 +19,7 @@ from bitnet.data.permutation import permuted
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, shifted
 from bitnet.errors import ConfigError, DataError
+from bitnet.files import sha256_of
 from bitnet.text.tokenizer import Tokenizer
 
 MAX_EPOCHS = 4.0
@@ -71,7 +71,7 @@ class WindowRows:
             "dataset_name": manifest["name"],
             "dataset_size_tokens": train.tokens,
             "hf_revision": manifest["hf_revision"],
-            "first_1000_token_ids_sha256": hashlib.sha256(train.read(0, 1000).astype("<i8").tobytes()).hexdigest(),
+            "first_1000_token_ids_sha256": sha256_of(train.read(0, 1000).astype("<i8").tobytes()),
             "sampling_strategy": "each_window_once_per_epoch",
             "tokenizer_vocab_size": manifest["tokenizer"]["tokenizer_vocab_size"],
             "tokenizer_sha256": manifest["tokenizer"]["tokenizer_sha256"],

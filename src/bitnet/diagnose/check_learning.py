@@ -21,8 +21,8 @@ from bitnet.diagnose.check import HINT, STRONG, Check, below, symptom
 from bitnet.diagnose.counting import Counts, rows_of
 from bitnet.diagnose.subject import PLAIN, Narrow, OneBatch, Subject
 from bitnet.diagnose.ternary import ternary_codes
+from bitnet.files import read_json
 from bitnet.nn.config import BitNetConfig
-from bitnet.run.layout import read_json
 from bitnet.run.metrics import read_lines
 
 TRIAL, FULL_TRIAL = 40, 400

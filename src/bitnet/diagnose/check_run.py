@@ -21,9 +21,10 @@ from bitnet.diagnose.probing import worst
 from bitnet.diagnose.subject import Rehearsal, Subject
 from bitnet.errors import BitnetError
 from bitnet.evaluate import loss as loss_module
+from bitnet.files import read_json
 from bitnet.run import checkpoint as checkpoints
 from bitnet.run.frozen import load_frozen_set
-from bitnet.run.layout import RunLayout, read_json
+from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 
 LOSS_GAP = 5e-3

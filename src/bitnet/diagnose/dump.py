@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose.anomalies import Anomaly
+from bitnet.files import finite
 from bitnet.generate.snapshot import entropy_nats
 from bitnet.nn.transformer import BitNetTransformer, Block
-from bitnet.run.metrics import finite
 from bitnet.text.tokenizer import Tokenizer
 
 BINS = 100

@@ -12,7 +12,6 @@ Not here: any experiment (tinystories.py, baseline.py).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ from bitnet.errors import BitnetError, ConfigError, DataError
 from bitnet.evaluate.continuations import Mode, continued_ids
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.evaluate.writing import looping, vocabulary, writing_metrics
+from bitnet.files import sha256_of
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.bpe import train_bpe
 from bitnet.text.characters import CharacterTokenizer
@@ -138,7 +138,7 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
         "validation": corpus.validation.identity() if corpus.validation else None, "one_in": data.held_out_one_in,
         "documents": documents,
     }  # fmt: skip
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    key = sha256_of(json.dumps(settings, sort_keys=True))[:16]
     folder = Path(data.cache_dir) / f"tokenizer-{plain(corpus.source.name)}-{entries}-{key}"
     if folder.is_dir():
         try:

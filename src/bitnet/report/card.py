@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import ConfigError
+from bitnet.files import write_atomic
 from bitnet.report import tables
 from bitnet.report.recorded import Recorded, number, read_run
-from bitnet.run.layout import RunLayout, write_text
+from bitnet.run.layout import RunLayout
 
 LICENCES = {  # as the data sets' own pages on the hub state them
     "roneneldan/TinyStories": "CDLA-Sharing-1.0",
@@ -37,7 +38,7 @@ def write_card(layout: RunLayout, out: Path) -> Recorded:
     """Write the card and return the run that it is about."""
     run = read_run(layout)
     try:
-        write_text(out, model_card(run))
+        write_atomic(out, model_card(run))
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from None
     return run

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import ConfigError
+from bitnet.files import write_atomic
 from bitnet.report import tables
 from bitnet.report.recorded import Recorded, read_run
 from bitnet.run.layout import RunLayout
@@ -40,8 +41,7 @@ def write_page(layouts: Sequence[RunLayout], out: Path) -> list[Recorded]:
     runs = [read_run(layout) for layout in layouts]
     html = page(runs)
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(html, encoding="utf-8")
+        write_atomic(out, html)
     except OSError as error:
         raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from None
     return runs

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitnet.errors import ConfigError, DataError
+from bitnet.files import replacing
 from bitnet.run.layout import RunLayout, read_config
 from bitnet.run.metrics import read_lines
 
@@ -51,8 +52,8 @@ def frame_panel(axis: Any, title: str, x_label: str) -> None:
 def save_picture(plt: Any, figure: Any, out: Path) -> None:
     """Write a PNG and forget the figure. Raises DataError where it cannot be written."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(out, dpi=110)
+        with replacing(out) as temporary:
+            figure.savefig(temporary, dpi=110)
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
     finally:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Sequence
 from typing import Any
 
 from bitnet.errors import BitnetError
-from bitnet.run.layout import RunLayout, read_config, read_json
+from bitnet.files import is_locked, read_json
+from bitnet.run.layout import RunLayout, read_config
 from bitnet.run.metrics import last_line, tail
 
 RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
@@ -62,18 +62,6 @@ def _or_empty(layout: RunLayout, which: str) -> dict[str, Any]:
 def _state(layout: RunLayout, status: dict[str, Any]) -> tuple[str, str | None]:
     """The recorded state; `killed` when it says running but nobody holds the lock."""
     state = status.get("state", "unknown")
-    if state == "running" and not lock_is_held(layout):
+    if state == "running" and not is_locked(layout.lock):
         return "killed", "the process ended without saying so; the same train command continues from the last checkpoint"
     return state, status.get("why")
-
-
-def lock_is_held(layout: RunLayout) -> bool:
-    """Whether a live process is training this run."""
-    try:
-        with layout.lock.open("r") as file:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    except OSError:
-        return False
-    return False

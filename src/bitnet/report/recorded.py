@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.errors import BitnetError
+from bitnet.files import read_json
 from bitnet.report.progress import run_summary
-from bitnet.run.layout import RunLayout, read_json
+from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 
 Column = NDArray[np.float64]

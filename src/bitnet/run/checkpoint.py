@@ -7,8 +7,6 @@ manifest is written last. Reading checks the manifest first. No pickle is involv
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 import shutil
@@ -17,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitnet.errors import CheckpointError
-from bitnet.run.layout import RunLayout, write_json
+from bitnet.files import read_json, sha256, sync, write_json
+from bitnet.run.layout import RunLayout
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,14 +50,14 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
     try:
         for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer), (MEMORY, checkpoint.memory)):
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary / name)
-            _sync(temporary / name)
+            sync(temporary / name)
         write_json(temporary / STATE, checkpoint.state)
         write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": _describe(temporary)})
-        _sync(temporary)
+        sync(temporary)
         if final.exists():
             shutil.rmtree(final)
         temporary.rename(final)
-        _sync(layout.checkpoints)
+        sync(layout.checkpoints)
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {final} could not be written ({error.strerror or error}); earlier checkpoints are untouched. "
@@ -74,7 +73,7 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
     from safetensors.torch import load_file
 
     verify_checkpoint(folder)
-    state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+    state = read_json(folder / STATE)
     tensors = load_file(folder / OPTIMIZER) if optimizer else {}
     memory = load_file(folder / MEMORY) if optimizer else {}
     return Checkpoint(int(state["step"]), load_file(folder / MODEL), tensors, state, memory)
@@ -99,9 +98,9 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 def verify_checkpoint(folder: Path) -> None:
     """Raise CheckpointError unless every file is there with the recorded size and SHA-256."""
     try:
-        files = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = read_json(folder / MANIFEST)["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CheckpointError(f"{folder}: {MANIFEST} is missing or damaged ({type(error).__name__}); use another checkpoint") from None
     missing = {MODEL, OPTIMIZER, MEMORY, STATE} - expected.keys()
     if missing:
@@ -112,7 +111,7 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
         if path.stat().st_size != size:
             raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint")
-        if _sha256(path) != digest:
+        if sha256(path) != digest:
             raise CheckpointError(f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint")
 
 
@@ -144,18 +143,4 @@ def prune(layout: RunLayout, *, mandatory: Iterable[int], keep_last: int, keep_e
 
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: {"bytes": path.stat().st_size, "sha256": _sha256(path)} for path in sorted(folder.iterdir())}
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Force a file or folder to disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bitnet.errors import DataError
-from bitnet.run.layout import RunLayout, read_json
+from bitnet.files import read_json, sha256
+from bitnet.run.layout import RunLayout
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,7 +21,7 @@ def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) 
     save_file(
         {f"{index}.{name}": tensor.contiguous() for index, batch in enumerate(batches) for name, tensor in batch.items()}, layout.frozen_set
     )
-    return _sha256(layout)
+    return sha256(layout.frozen_set)
 
 
 def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
@@ -29,14 +29,10 @@ def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     expected = read_json(layout.fingerprint).get("evaluation_sha256")
-    if not layout.frozen_set.is_file() or _sha256(layout) != expected:
+    if not layout.frozen_set.is_file() or sha256(layout.frozen_set) != expected:
         raise DataError(f"{layout.frozen_set} is missing or was altered since the run began; restore it or begin under another --run-id")
     batches: dict[int, dict[str, Tensor]] = {}
     for key, tensor in load_file(layout.frozen_set).items():
         index, name = key.split(".", 1)
         batches.setdefault(int(index), {})[name] = tensor
     return [batches[index] for index in sorted(batches)]
-
-
-def _sha256(layout: RunLayout) -> str:
-    return hashlib.sha256(layout.frozen_set.read_bytes()).hexdigest()

@@ -12,7 +12,6 @@ runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.j
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import DataError, NotFoundError, RunError, did_you_mean
+from bitnet.files import read_json
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP = re.compile(r"step_(\d{6,})")
@@ -210,35 +210,3 @@ def list_runs(runs_dir: Path) -> list[RunLayout]:
 def read_config(layout: RunLayout) -> dict[str, Any]:
     """meta/config.json of a run. Raises DataError when it is damaged."""
     return read_json(layout.config)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFoundError(f"{path} does not exist; the run directory is incomplete") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not readable JSON ({error}); restore it or start a new run") from None
-    if not isinstance(value, dict):
-        raise DataError(f"{path} holds a {type(value).__name__} where an object belongs; restore it or start a new run")
-    return value
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace a JSON file in one step."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Replace a file in one step: a reader sees the old or the new one, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -6,12 +6,13 @@ Every line carries `step`. A line that is half-written or foreign is skipped and
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from bitnet.files import finite, parse_json
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -43,17 +44,6 @@ class LineWriter:
     def __exit__(self, *error: object) -> None:
         with suppress(OSError):  # a full disk was reported by the write that met it
             self._file.close()
-
-
-def finite(value: Any) -> Any:
-    """The value with every float that is not finite replaced by None."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, dict):
-        return {key: finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(item) for item in value]
-    return value
 
 
 class Lines(NamedTuple):
@@ -120,7 +110,7 @@ def cut_back(path: Path, step: int) -> None:
 
 def _parse(line: str) -> dict[str, Any] | None:
     try:
-        row = json.loads(line)
+        row = parse_json(line)
     except ValueError:
         return None
     return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None

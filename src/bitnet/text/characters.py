@@ -6,7 +6,6 @@ stands for the rest, which is lost: byte-level BPE (bpe.py) loses nothing.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet.errors import DataError, NotFoundError
+from bitnet.files import sha256_of
 from bitnet.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class CharacterTokenizer:
 
     def describe(self) -> dict[str, Any]:
         """Kind and sha256 of what defines the ids."""
-        known = {"tokenizer": "characters", "tokenizer_sha256": hashlib.sha256(self._json().encode()).hexdigest()}
+        known = {"tokenizer": "characters", "tokenizer_sha256": sha256_of(self._json())}
         return {**known, "tokenizer_unknown": True} if self._unknown else known
 
     def _json(self) -> str:

@@ -7,7 +7,6 @@ Not here: training (bpe.py), fetching by name (pretrained.py), chat formats.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
+from bitnet.files import sha256_of
 from bitnet.text.words import WordEncoder
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class SubwordTokenizer:
             "tokenizer": self._config["name_or_path"],
             "tokenizer_kind": ("byte-level " if self._is_byte_level else "") + type(self._library.model).__name__,
             "tokenizer_vocab_size": self.vocab_size,
-            "tokenizer_sha256": hashlib.sha256(self._content.encode()).hexdigest(),
+            "tokenizer_sha256": sha256_of(self._content),
         }
 
     def save(self, folder: Path) -> None:

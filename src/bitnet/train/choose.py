@@ -12,7 +12,8 @@ from typing import Any, Literal
 import torch
 
 from bitnet.errors import BitnetError, RunError
-from bitnet.run.layout import RunLayout, check_run_id, list_runs, read_config, read_json
+from bitnet.files import read_json
+from bitnet.run.layout import RunLayout, check_run_id, list_runs, read_config
 from bitnet.train.config import RunConfig
 from bitnet.train.mirrors import MirrorName
 

@@ -19,10 +19,11 @@ from torch import Tensor
 
 from bitnet.diagnose.anomalies import WINDOW
 from bitnet.errors import TrainingFailed
+from bitnet.files import write_json
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, prune, save_checkpoint
-from bitnet.run.layout import RunLayout, write_json
+from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter
 from bitnet.run.provenance import resident_gb
 from bitnet.run.random_state import random_states

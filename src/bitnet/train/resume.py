@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import CheckpointError
+from bitnet.files import write_json
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
 from bitnet.run.frozen import save_frozen_set
-from bitnet.run.layout import write_json
 from bitnet.run.metrics import cut_back
 from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states

@@ -6,7 +6,6 @@ last finished update), `failed` with the reason otherwise. A failed run never sa
 
 from __future__ import annotations
 
-import fcntl
 import random
 import signal
 import threading
@@ -22,6 +21,7 @@ import torch
 from bitnet.allocator import keep_freed_memory
 from bitnet.data.stream import Batch
 from bitnet.errors import RunError
+from bitnet.files import lock, sweep
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint
@@ -92,10 +92,10 @@ def exclusive(layout: RunLayout) -> Iterator[None]:
     except OSError as error:
         raise RunError(f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another --runs-dir") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is training {layout.run_id}; wait for it or choose another --run-id") from None
+        if not lock(file):
+            raise RunError(f"another process is training {layout.run_id}; wait for it or choose another --run-id")
+        for folder in (layout.root, layout.config.parent, layout.frozen_set.parent):
+            sweep(folder)
         yield
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from bitnet.data.json_lines import JsonLines, read_json_lines
 from bitnet.errors import ConfigError, DataError, NotFoundError
-from bitnet.run.layout import write_json
+from bitnet.files import write_json
 from bitnet.voice.card import answers_card
 from bitnet.voice.gates import REASONS, Gates, broken, cleaned, first_words
 from bitnet.voice.journal import Journal, open_journal, write_lines, write_whole

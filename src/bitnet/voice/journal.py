@@ -7,7 +7,6 @@ under a temporary name and renamed: a reader sees all of them or none.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitnet.errors import DataError, RunError
-from bitnet.run.layout import write_text
+from bitnet.files import lock, parse_json, write_atomic
 
 FILE = "journal.jsonl"
 
@@ -44,10 +43,8 @@ def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RunError(f"another process is writing to {folder}; wait for it or choose another --out") from None
+        if not lock(file):
+            raise RunError(f"another process is writing to {folder}; wait for it or choose another --out")
         rows = _read(file, path)
         if not rows and any(other.name != FILE for other in folder.iterdir()):
             raise DataError(f"{folder} holds other files; name a new folder with --out")
@@ -69,7 +66,7 @@ def _read(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
         if not line.endswith(b"\n"):
             break
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise DataError(f"{path}, line {len(rows) + 1} is damaged ({error}); delete that line to have its piece done again") from None
         if not isinstance(row, dict):
@@ -96,6 +93,6 @@ def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def write_whole(path: Path, text: str) -> None:
     """A text file, whole or not at all."""
     try:
-        write_text(path, text)
+        write_atomic(path, text)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error.strerror}); free some space and repeat the command") from None

@@ -7,7 +7,6 @@ Not here: the answers (answers.py).
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import ConfigError, DataError
-from bitnet.run.layout import write_json
+from bitnet.files import sha256_of, write_json
 from bitnet.voice.card import prompts_card
 from bitnet.voice.journal import Journal, open_journal, write_lines, write_whole
 from bitnet.voice.teachers import Request, Teacher
@@ -151,6 +150,6 @@ def kept_prompts(journal: Sequence[dict[str, Any]], topics: Sequence[str]) -> tu
             if not key or key in kept:
                 dropped["repeats"] += 1
                 continue
-            name = hashlib.sha256(f"{row['topic']}\x1f{prompt}".encode()).hexdigest()[:16]
+            name = sha256_of(f"{row['topic']}\x1f{prompt}")[:16]
             kept[key] = {"id": name, "topic": row["topic"], "held_out": is_held_out(row["topic"]), "prompt": prompt}
     return list(kept.values()), dropped

@@ -15,7 +15,6 @@ and `human`, which asks. Not here: anything that speaks (rules.py, huggingface.p
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import DataError, NotFoundError, did_you_mean
+from bitnet.files import sha256_of
 
 BUILT_IN = ("bitnut", "plain", "human")
 TOPIC = "topic"
@@ -86,7 +86,7 @@ def _voice(text: str, where: str) -> Voice:
     voice = Voice(
         name=values["name"],
         style=values["style"].strip(),
-        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        sha256=sha256_of(text),
         text=text,
         about=values.get("about", ""),
         templates=_lists(values.get("templates", {}), where, "templates"),
