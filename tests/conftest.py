@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,11 @@ TINY_MODEL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.n
               "--model.ffn-hidden-size", "64"]  # fmt: skip
 TINY_TRAIN = ["train", "arithmetic", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--batch-size", "8",
               "--data.max-operand", "9", "--train.eval-cases", "8"]  # fmt: skip
+
+
+needs_compiler = pytest.mark.skipif(
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")), reason="torch.compile needs a C++ compiler"
+)
 
 
 class Result(NamedTuple):

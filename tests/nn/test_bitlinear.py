@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -26,10 +27,11 @@ def layer(product: Product = "float", rows: tuple[int, ...] = (16, 8, 8), **opti
     return made
 
 
-def output_and_gradients(made: BitLinear, x: Tensor, upstream: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """y, dL/dx and dL/dW for L = sum(y * upstream)."""
+def output_and_gradients(made: BitLinear, x: Tensor, upstream: Tensor, *, autocast: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """y, dL/dx and dL/dW for L = sum(y * upstream); autocast: bf16 in the forward pass, as training has it."""
     x = x.clone().requires_grad_()
-    y = made(x)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = made(x)
     made.weight.grad = None
     (y * upstream).sum().backward()
     assert x.grad is not None
@@ -87,17 +89,94 @@ def test_gradient_products_in_bf16_are_within_bf16_rounding(x: Tensor, upstream:
         assert float((ours - exact).norm() / exact.norm()) < 2**-7
 
 
-def test_the_int8_product_takes_bf16_inputs() -> None:
-    """Under autocast the rest of the model hands over bf16, and gets bf16 back."""
-    made = layer("int8")
-    x = torch.randn(2, 4, 24).bfloat16().requires_grad_()
-    y = made(x)
-    y.float().sum().backward()
-    assert y.dtype == torch.bfloat16
-    assert x.grad is not None
-    assert x.grad.dtype == torch.bfloat16
-    assert made.weight.grad is not None
-    assert made.weight.grad.dtype == torch.float32
+FORMATS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "autocast": torch.float32,
+    "bf16 in autocast": torch.bfloat16,
+}
+
+
+class Reference(NamedTuple):
+    """y, dL/dx and dL/dW in float64 from the codes, and how far each may be from that."""
+
+    values: tuple[Tensor, Tensor, Tensor]
+    bounds: tuple[Tensor, Tensor, Tensor]
+
+
+def reference(made: BitLinear, x: Tensor, upstream: Tensor) -> Reference:
+    """The layer's definition in float64, on codes that test_quantize.py holds to float64 themselves.
+
+    A sum of n products has at most n + 4 float32 roundings of 2^-24: n - 1 of the sum, one of each factor's scale, one of the
+    product, one each for the float path's x + (quantized - x), whose size max(|x|, |quantized|) counts. The result is then
+    rounded once to the format of x (of the weight, for dL/dW): half of eps, and half the smallest number next to zero.
+    """
+    int8, ternary = quantize_activations(x), ternarize(made.weight, made.rows)
+    inputs = int8.codes.double() * int8.step.double()
+    weight = ternary.codes.double() * ternary.row_scale.double()
+    large_inputs, large_weight = torch.maximum(inputs.abs(), x.double().abs()), torch.maximum(weight.abs(), made.weight.double().abs())
+    g = upstream.double()
+
+    def within(sums: Tensor, value: Tensor, terms: int, to: torch.dtype) -> Tensor:
+        kind = torch.finfo(to)
+        return (terms + 4) * 2**-24 * sums + (value.abs() + sums * 2**-20) * kind.eps / 2 + kind.smallest_normal * kind.eps / 2
+
+    y, grad_x = inputs @ weight.T, g @ weight
+    grad_weight = torch.einsum("bto,bti->oi", g, inputs)
+    values = (y, grad_x, grad_weight)
+    bounds = (
+        within(large_inputs @ large_weight.T, y, made.in_features, x.dtype),
+        within(g.abs() @ large_weight, grad_x, made.out_features, x.dtype),
+        within(torch.einsum("bto,bti->oi", g.abs(), large_inputs), grad_weight, x.shape[0] * x.shape[1], made.weight.dtype),
+    )
+    return Reference(tuple(value.detach() for value in values), tuple(bound.detach() for bound in bounds))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_both_products_and_their_gradients_equal_float64_in_every_number_format(name: str) -> None:
+    """Values, not dtypes: in bf16 the int8 product once lost the sign of a token's largest input, and a test of dtypes passed.
+
+    In autocast the weights stay float32, while the model hands over float32 or bf16, and gets the same back.
+    """
+    kind, autocast = FORMATS[name], "autocast" in name
+    generator = torch.Generator().manual_seed(7)
+    x = (torch.randn(4, 16, 64, generator=generator) * 3).to(kind)
+    upstream = torch.randn(4, 16, 24, generator=generator).to(kind)
+    outcomes = []
+    for product in ("float", "int8"):
+        made = BitLinear(64, (8, 16))
+        torch.nn.init.normal_(made.weight, std=0.02, generator=torch.Generator().manual_seed(8))
+        made = made if autocast else made.to(kind)
+        made.product = product  # type: ignore[assignment]
+        outcomes.append(output_and_gradients(made, x, upstream, autocast=autocast))
+    values, bounds = reference(made, x, upstream)
+    for floats, int8, value, bound in zip(*outcomes, values, bounds, strict=True):
+        assert floats.dtype == int8.dtype
+        assert bool(((floats.double() - value).abs() <= bound).all())
+        assert bool(((int8.double() - value).abs() <= bound).all())
+        assert bool(((int8.double() - floats.double()).abs() <= 2 * bound).all())
+    assert outcomes[0][0].dtype == outcomes[0][1].dtype == kind
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("quantized", ["weights", "activations"])
+def test_half_a_control_keeps_the_number_format_of_its_input(name: str, quantized: str) -> None:
+    """Only one side quantized: an ordinary product of rounded values, with bf16 factors where autocast or the model has them."""
+    kind, autocast = FORMATS[name], "autocast" in name
+    made = layer(**{"activations" if quantized == "weights" else "weights": "full"})
+    made = made if autocast else made.to(kind)
+    x = torch.randn(3, 5, 24, generator=torch.Generator().manual_seed(3)).to(kind)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = made(x)
+    exact, weight = x.double(), made.weight.double()
+    if quantized == "weights":
+        weight = ternarize(made.weight, made.rows).dequantized().double()
+    else:
+        exact = quantize_activations(x).dequantized().double()
+    eps = torch.finfo(torch.bfloat16 if autocast else kind).eps  # half of it for each factor, and for the result
+    bound = 2 * eps * (exact.abs() @ weight.abs().T) + 30 * 2**-24
+    assert bool(((y.double() - exact @ weight.T).abs() <= bound).all())
 
 
 def test_weight_quantized_are_the_codes_in_use() -> None:

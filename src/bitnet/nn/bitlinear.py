@@ -16,8 +16,8 @@ The optimizer changes W in small steps; C only flips when a latent weight crosse
 therefore computed once per version of W (an in-place update raises it), not once per micro-batch.
 
 Which product runs is `product`: "int8" uses torch._int_mm on real codes, "float" is the plain path and the
-reference. Both give the same gradients. Without quantization (weights="full", activations="full") this is an
-ordinary linear layer without bias.
+reference. Both give the same gradients, and both compute in float32 whatever the format of x. Without quantization
+(weights="full", activations="full") this is an ordinary linear layer without bias.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Product = Literal["int8", "float"]
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
-    """The value of `quantized` with the gradient of `x`."""
+    """The value of `quantized`, in its dtype, with the gradient of `x`."""
     return x + (quantized - x).detach()
 
 
@@ -105,17 +105,28 @@ class BitLinear(nn.Module):
         return ternary, ternary.dequantized().to(self.gradient_dtype)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.weights == "ternary" and self.activations == "int8" and self._integer_product_fits(x):
-            ternary, dequantized = self.ternary()
-            flat = x.reshape(-1, self.in_features)  # (N, in)
-            y: Tensor = _Int8Product.apply(flat, self.weight, ternary.codes, ternary.row_scale, dequantized)  # type: ignore[no-untyped-call]
-            return y.view(*x.shape[:-1], self.out_features)
+        if self.weights == "ternary" and self.activations == "int8":
+            return self._int8_product(x) if self._integer_product_fits(x) else self._float_product(x)
         weight: Tensor = self.weight
         if self.weights == "ternary":
-            weight = straight_through(weight, ternarize(weight, self.rows).dequantized())
-        if self.activations == "int8":
-            x = straight_through(x, quantize_activations(x).dequantized())
+            weight = straight_through(weight, ternarize(weight, self.rows).dequantized()).to(x.dtype)
+        elif self.activations == "int8":
+            x = straight_through(x, quantize_activations(x).dequantized()).to(x.dtype)
         return F.linear(x, weight)
+
+    def _int8_product(self, x: Tensor) -> Tensor:
+        """The product on integer codes. (..., in) to (..., out) in the dtype of x."""
+        ternary, dequantized = self.ternary()
+        flat = x.reshape(-1, self.in_features)  # (N, in)
+        y: Tensor = _Int8Product.apply(flat, self.weight, ternary.codes, ternary.row_scale, dequantized)  # type: ignore[no-untyped-call]
+        return y.view(*x.shape[:-1], self.out_features)
+
+    def _float_product(self, x: Tensor) -> Tensor:
+        """The same in float32, inside bf16 autocast too, so that it is the reference there. (..., in) to (..., out), dtype of x."""
+        weight = straight_through(self.weight, ternarize(self.weight, self.rows).dequantized())
+        inputs = straight_through(x, quantize_activations(x).dequantized())
+        with torch.autocast(x.device.type, enabled=False):
+            return F.linear(inputs, weight).to(x.dtype)
 
     def _integer_product_fits(self, x: Tensor) -> bool:
         """cuBLAS takes int8 products of more than 16 rows with sides that are multiples of 8."""

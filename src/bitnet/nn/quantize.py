@@ -12,6 +12,9 @@ Activations (same section; "per token" is one row of the input). Symmetric int8 
 
     step = max(|x|) / 127    codes = clip(round(x / step), -128, 127)     x ~ codes * step
 
+Both are computed in float32 whatever the format of the tensor: bf16 holds no number between 127 and 128, so that
+a largest input there came out as 128, which int8 wraps to -128. Scales and steps stay float32.
+
 Both epsilons are 1e-5 as in the published reference code (BitNet b1.58 training tips, appendix).
 Ternarizing codes * scale again keeps the codes but shrinks the scale by the share of non-zeros, which
 is why an exporter must carry the scale instead of computing it a second time.
@@ -30,46 +33,47 @@ EPSILON = 1e-5
 
 
 class Ternary(NamedTuple):
-    """codes: int8 (out, in) in {-1, 0, 1}; row_scale: (out, 1), equal within each logical matrix."""
+    """codes: int8 (out, in) in {-1, 0, 1}; row_scale: float32 (out, 1), equal within each logical matrix."""
 
     codes: Tensor
     row_scale: Tensor
 
     def dequantized(self) -> Tensor:
-        """codes * scale: (out, in) in the dtype of the scale."""
+        """codes * scale: float32 (out, in)."""
         return self.codes.to(self.row_scale.dtype) * self.row_scale
 
 
 def row_scales(weight: Tensor, rows: tuple[int, ...]) -> Tensor:
     """Mean magnitude of each logical matrix, repeated for its rows.
 
-    weight: (out, in); rows: output rows of each logical matrix, sum(rows) == out. Returns (out, 1).
+    weight: (out, in); rows: output rows of each logical matrix, sum(rows) == out. Returns float32 (out, 1).
     """
+    weight = weight.float()
     parts = [part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in torch.split(weight, list(rows))]
     return torch.cat(parts).unsqueeze(1)
 
 
 def ternarize(weight: Tensor, rows: tuple[int, ...] | None = None) -> Ternary:
     """Absmean ternary codes of a weight. weight: (out, in) floating point; rows as in `row_scales`."""
-    weight = weight.detach()
+    weight = weight.detach().float()
     scale = row_scales(weight, rows or (weight.shape[0],))
     return Ternary((weight / scale).round_().clamp_(-1, 1).to(torch.int8), scale)
 
 
 class Int8Rows(NamedTuple):
-    """codes: int8 (..., in); step: (..., 1), the value of one unit of a code."""
+    """codes: int8 (..., in); step: float32 (..., 1), the value of one unit of a code."""
 
     codes: Tensor
     step: Tensor
 
     def dequantized(self) -> Tensor:
-        """codes * step: (..., in) in the dtype of the step."""
+        """codes * step: float32 (..., in)."""
         return self.codes.to(self.step.dtype) * self.step
 
 
 def quantize_activations(x: Tensor) -> Int8Rows:
     """Absmax int8 codes per token. x: (..., in) floating point."""
-    x = x.detach()
+    x = x.detach().float()
     largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=EPSILON)
-    codes = (x * (127.0 / largest)).round_().to(torch.int8)  # nothing to clip: no |x| is above the largest
+    codes = (x * (127.0 / largest)).round_().clamp_(-128, 127).to(torch.int8)
     return Int8Rows(codes, largest / 127.0)
