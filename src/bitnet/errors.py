@@ -30,6 +30,10 @@ class CheckpointError(BitnetError):
     """A checkpoint is missing, cut short or altered."""
 
 
+class NotFiniteError(BitnetError):
+    """A model's output, or what a checkpoint would hold, is NaN or infinite."""
+
+
 class RunError(BitnetError):
     """A run directory is in a state that forbids what was asked."""
 

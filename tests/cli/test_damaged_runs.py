@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from bitnet.run.checkpoint import load_checkpoint, save_checkpoint
+from bitnet.run.layout import RunLayout
 from conftest import TINY_TRAIN, Result
 
 Command = Callable[..., Result]
@@ -82,3 +84,19 @@ def test_a_seed_beyond_every_generator_is_refused(bitnet: Command, tmp_path: Pat
     result = bitnet(*TINY_TRAIN, "--num-steps", 1, "--seed", 2**70, "--runs-dir", tmp_path / "runs")
     assert result.code == 2
     assert "train.seed" in result.err
+
+
+@pytest.mark.parametrize(
+    "words", [("complete", "tiny", "1 + 1 = "), ("complete", "tiny", "1 + 1 = ", "--temperature", 1), ("chat", "tiny", "-p", "1 + 1 = ")]
+)
+def test_a_model_whose_logits_overflow_says_so_in_one_line(bitnet: Command, runs: Path, words: tuple[str, ...]) -> None:
+    """Every weight is finite, so the checkpoint is good; what it computes is not."""
+    layout = RunLayout(runs / "tiny")
+    last = load_checkpoint(layout.checkpoint(8))
+    last.model["final_norm.weight"].fill_(3e38)
+    last.model["token_embeddings.weight"].mul_(1e4)
+    save_checkpoint(layout, last)
+    result = bitnet(*words, "--runs-dir", runs)
+    assert result.code == 2
+    assert "logits are NaN or infinite" in result.err
+    assert len(result.err.strip().splitlines()) == 1

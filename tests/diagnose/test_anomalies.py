@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet.diagnose.anomalies import WINDOW, entropy_collapse, loss_spike, not_finite, repetition_surge
+from bitnet.diagnose.anomalies import WINDOW, broken_samples, entropy_collapse, loss_spike, not_finite, repetition_surge
 
 FULL = [1.0] * WINDOW
 
 
-def sample(mode: str = "greedy", entropy: float = 2.0, repetition: int = 3) -> dict[str, object]:
-    return {"prompt": "Once", "mode": mode, "mean_entropy": entropy, "max_repetition": repetition, "total_tokens": 50}
+def sample(mode: str = "greedy", entropy: float | None = 2.0, repetition: int = 3) -> dict[str, object]:
+    broken = entropy is None
+    numbers = {"mean_entropy": entropy, "max_repetition": repetition, "total_tokens": 50, "non_finite": broken}
+    return {"prompt": "Once", "mode": mode, **numbers}
 
 
 def test_loss_spike_above_twice_the_mean_of_the_last_hundred() -> None:
@@ -54,3 +56,14 @@ def test_repetition_surge_looks_at_greedy_samples_only() -> None:
     assert "21 times among 50" in found.finding
     assert repetition_surge([sample(mode="stress", repetition=40)], 20) is None
     assert repetition_surge([sample(repetition=40)], None) is None
+
+
+def test_samples_of_a_broken_model_are_an_anomaly_and_no_collapse() -> None:
+    found = broken_samples([sample(), sample(mode="stress", entropy=None)])
+    assert found is not None
+    assert found.event == "nan_inf_logits"
+    assert "1 of 2 samples" in found.finding
+    assert "(stress)" in found.finding
+    assert broken_samples([sample()]) is None
+    assert entropy_collapse([sample(entropy=None)], 1.0) is None
+    assert entropy_collapse([sample(entropy=None), sample(entropy=0.5)], 1.0) is not None

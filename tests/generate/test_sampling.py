@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitnet.errors import ConfigError, DataError
+from bitnet.errors import ConfigError, DataError, NotFiniteError
 from bitnet.generate.decode import continue_prompts, generate, stream
 from bitnet.generate.sampling import Sampling, choose, probabilities
 from bitnet.generate.snapshot import snapshot, stable_seed
@@ -108,3 +108,28 @@ def test_snapshot_counts_the_generated_part_only(tiny_model: BitNetTransformer) 
 def test_stable_seed_is_the_same_in_every_process() -> None:
     assert stable_seed(0, 1000, "greedy") == 3624965142
     assert len({stable_seed(p, s, m) for p in range(5) for s in (1, 2) for m in ("greedy", "typical")}) == 20
+
+
+@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2, top_p=0.9)])
+@pytest.mark.parametrize("row", [[0.0, float("nan"), 1.0], [0.0, float("inf"), 1.0], [-float("inf")] * 3])
+def test_logits_without_a_distribution_are_named(row: list[float], sampling: Sampling) -> None:
+    logits = torch.tensor([[0.0, 1.0, 2.0], row])
+    with pytest.raises(NotFiniteError, match="logits are NaN or infinite"):
+        choose(logits, sampling, sampling.generator(logits.device))
+
+
+def test_a_token_may_be_excluded_with_minus_infinity() -> None:
+    logits = torch.tensor([[0.0, -float("inf"), 1.0]]).expand(200, -1)
+    sampling = Sampling(temperature=1.0)
+    assert set(choose(logits, sampling, sampling.generator(logits.device)).tolist()) == {0, 2}
+
+
+@pytest.mark.parametrize("mode", ["greedy", "typical", "stress"])
+def test_the_sample_of_a_broken_model_is_recorded_as_such(tiny_model: BitNetTransformer, mode: str) -> None:
+    with torch.no_grad():
+        tiny_model.final_norm.weight[0] = torch.nan
+    row = snapshot(tiny_model, CharacterTokenizer("0123456789+-*/()= \n", 32), "1+1=", mode=mode, seed=1)
+    assert row["non_finite"]
+    assert row["mean_entropy"] is None
+    assert row["generated_text"] == "1+1="
+    assert (row["total_tokens"], row["logits_first_10"]) == (0, [])

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import bitnet.run.checkpoint as checkpoint_module
-from bitnet.errors import CheckpointError
+from bitnet.errors import CheckpointError, NotFiniteError
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, newest_good, prune, retained_steps, save_checkpoint
 from bitnet.run.layout import RunLayout
 from bitnet.trained import load
-from conftest import Result
+from conftest import TINY_TRAIN, Result
 
 FILES = ("model.safetensors", "optimizer.safetensors", "observers.safetensors", "state.json", "manifest.json")
 
@@ -139,3 +139,78 @@ def test_loaded_in_python_it_completes_and_generates(runs: Path) -> None:
     out = model.generate(ids, max_length=20)
     assert torch.equal(out[:, :8], ids)
     assert 9 <= out.shape[1] <= 20
+
+
+def with_nan(step: int) -> Checkpoint:
+    return small(step)._replace(model={"w": torch.tensor([1.0, float("nan")])})
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("part", ["model", "optimizer"])
+def test_a_tensor_that_is_not_finite_is_never_saved(tmp_path: Path, part: str, value: float) -> None:
+    layout = RunLayout(tmp_path)
+    save_checkpoint(layout, small(1))
+    broken = {"w": torch.ones(2), "m": torch.tensor([1.0, value])}
+    with pytest.raises(NotFiniteError, match=r"update 2 was written, because m holds NaN or infinite"):
+        save_checkpoint(layout, small(2)._replace(**{part: broken}))
+    assert layout.checkpoint_steps() == [1]
+    assert not list(layout.checkpoints.glob(".*"))
+
+
+def saved_by_an_older_version(layout: RunLayout, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_module, "first_not_finite", lambda tensors: None)
+        save_checkpoint(layout, checkpoint)
+
+
+def test_a_checkpoint_with_nan_is_whole_by_its_hashes_and_still_not_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = RunLayout(tmp_path)
+    save_checkpoint(layout, small(1))
+    saved_by_an_older_version(layout, with_nan(2), monkeypatch)
+    with pytest.raises(CheckpointError, match=r"step_000002: w in model.safetensors holds NaN or infinite values"):
+        load_checkpoint(layout.checkpoint(2))
+    problems: list[str] = []
+    good = newest_good(layout, problems.append)
+    assert good is not None
+    assert good.step == 1
+    assert len(problems) == 1
+
+
+@pytest.fixture
+def broken_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The finished run `tiny`, whose last checkpoint holds a NaN, as versions before this one would have written it."""
+    layout = RunLayout(runs / "tiny")
+    last = load_checkpoint(layout.checkpoint(8))
+    last.model["final_norm.weight"][0] = torch.nan
+    saved_by_an_older_version(layout, last, monkeypatch)
+    return runs
+
+
+@pytest.mark.parametrize("words", [("evaluate", "tiny"), ("complete", "tiny", "1 + 1 = ")])
+def test_a_checkpoint_with_nan_is_skipped_on_use_and_named(
+    bitnet: Callable[..., Result], broken_runs: Path, words: tuple[str, ...]
+) -> None:
+    result = bitnet(*words, "--json", "--runs-dir", broken_runs)
+    assert result.code == 0
+    assert result.json["step"] == 6
+    assert "step_000008: final_norm.weight in model.safetensors holds NaN" in result.err
+
+
+def test_a_checkpoint_with_nan_is_neither_loaded_in_python_nor_trained_from(bitnet: Callable[..., Result], broken_runs: Path) -> None:
+    assert load("tiny", runs_dir=broken_runs).step == 6
+    with pytest.raises(CheckpointError, match="NaN"):
+        load(broken_runs / "tiny" / "checkpoints" / "step_000008", runs_dir=broken_runs)
+    words = [word for word in TINY_TRAIN if word != "arithmetic"][1:]
+    begun = bitnet("train", "arithmetic", *words, "--from", "tiny", "--num-steps", 1, "--run-id", "next", "--runs-dir", broken_runs)
+    assert begun.code == 0
+    assert "step_000006" in begun.out
+    assert "step_000008: final_norm.weight" in begun.err + begun.out
+
+
+def test_a_run_whose_newest_checkpoint_has_nan_resumes_from_the_one_before(bitnet: Callable[..., Result], broken_runs: Path) -> None:
+    status = broken_runs / "tiny" / "status.json"
+    status.write_text(status.read_text().replace('"done"', '"failed"'))
+    again = bitnet(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", broken_runs)
+    assert again.code == 0
+    assert "continuing after update 6" in again.out
+    assert load("tiny", runs_dir=broken_runs).step == 8

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,14 +126,114 @@ def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path:
     assert "entropy_collapse" in readme
     assert "below 99" in readme
     flags = [row["anomaly_flag"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows]
-    assert flags == [None, "entropy_collapse"]
+    assert flags == [None, "entropy_collapse,repetition_surge"]
 
 
-def test_at_most_so_many_dumps(bitnet: Command, tmp_path: Path) -> None:
+def test_every_rule_has_its_own_budget_of_dumps(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Early collapses, which many runs begin with, leave room for the folder of a later NaN."""
+    import bitnet.train.objective as objective
+
+    real, calls = objective.summed_loss, 0
+
+    def nan_at_five(logits: torch.Tensor, batch: Any) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return real(logits, batch) * (float("nan") if calls == 5 else 1.0)
+
+    monkeypatch.setattr(objective, "summed_loss", nan_at_five)
     rules = ["--train.entropy-floor", 99, "--train.sample-every", 1, "--train.max-dumps", 2]
-    result = train(bitnet, tmp_path, "r", "--num-steps", 4, *rules)
-    assert len(dumps(tmp_path, "r")) == 2
-    assert result.out.count("no dump") == 2
+    result = train(bitnet, tmp_path, "r", "--num-steps", 6, *rules)
+    assert result.code == 0
+    collapses = [f"step_00000{step}_entropy_collapse" for step in (1, 2)]
+    assert [path.name for path in dumps(tmp_path, "r")] == [*collapses, "step_000005_nan_inf_loss"]
+    assert result.out.count("no dump") == 4
+    flags = [row["anomaly_flag"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows]
+    assert flags == [*["entropy_collapse"] * 4, "nan_inf_loss,entropy_collapse", "entropy_collapse"]
+
+
+def broken_after(step: int, real: Callable[..., Any]) -> Callable[..., Any]:
+    """The training loop, with a NaN in the weights as soon as an update is done."""
+
+    def steps(model: Any, *words: Any, **options: Any) -> Any:
+        for report in real(model, *words, **options):
+            if report.step == step:
+                with torch.no_grad():
+                    model.final_norm.weight[0] = torch.nan
+            yield report
+
+    return steps
+
+
+def test_samples_of_a_broken_model_are_recorded_and_its_dump_comes_first(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch.multinomial raises on NaN, which once ended the run before any dump, flag or line of metrics."""
+    import bitnet.train.start as start
+
+    monkeypatch.setattr(start, "train_steps", broken_after(6, start.train_steps))
+    result = train(bitnet, tmp_path, "r", "--num-steps", 9, "--train.sample-every", 7, "--train.eval-every", 7)
+    assert result.code == 1
+    assert "Traceback" not in result.err
+    assert {"step_000007_nan_inf_loss", "step_000007_nan_inf_logits"} <= {path.name for path in dumps(tmp_path, "r")}
+    assert all((folder / "grad_norms.json").is_file() for folder in dumps(tmp_path, "r"))
+    samples = read_lines(tmp_path / "r" / "samples" / "samples.jsonl").rows
+    assert all(row["non_finite"] and row["mean_entropy"] is None for row in samples if row["step"] == 7)
+    flags = {row["step"]: row["anomaly_flag"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows}
+    assert flags[7] == "nan_inf_loss,nan_inf_logits"
+
+
+def test_observers_run_in_the_order_that_they_ask_for(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitnet.train.start as start
+
+    names: list[str] = []
+    real = start.observers_of
+
+    def listed(*words: Any) -> Any:
+        observers, checkpoints = real(*words)
+        names.extend(type(observer).__name__ for observer in observers)
+        return observers, checkpoints
+
+    monkeypatch.setattr(start, "observers_of", listed)
+    assert train(bitnet, tmp_path, "r", "--num-steps", 1).code == 0
+    assert names[:6] == ["UpdateAlarms", "Samples", "SampleAlarms", "Scalars", "LossAverage", "Guard"]
+    assert names[-1] == "Checkpoints"
+
+
+def test_refused_losses_enter_no_average_and_a_resume_agrees(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of an update with a broken gradient is finite, and was once read back into the average on resume."""
+    import bitnet.train.loop as loop
+    import bitnet.train.start as start
+
+    real_steps, real_apply, stop_at = start.train_steps, loop.apply_update, 3
+    calls = 0
+
+    def broken_gradient(model: Any, *words: Any, loss: float, **options: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            next(model.parameters()).grad[0] = torch.inf
+        return real_apply(model, *words, loss=loss, **options)
+
+    def stopped(*words: Any, **options: Any) -> Any:
+        for report in real_steps(*words, **options):
+            if report.step == stop_at:
+                signal.raise_signal(signal.SIGTERM)
+            yield report
+
+    monkeypatch.setattr(loop, "apply_update", broken_gradient)
+    often = ["--num-steps", 5, "--train.eval-every", 4]
+    assert train(bitnet, tmp_path, "whole", *often).code == 0
+    calls = 0
+    monkeypatch.setattr(start, "train_steps", stopped)
+    assert train(bitnet, tmp_path, "cut", *often).code == 128 + signal.SIGTERM
+    stop_at = 0
+    assert train(bitnet, tmp_path, "cut", *often).code == 0
+    rows = read_lines(tmp_path / "whole" / "metrics" / "scalars.jsonl").rows
+    assert [row["refused"] for row in rows] == [None, "nan_inf_grad", None, None, None]
+    assert rows[1]["loss"] is not None
+    evaluation = read_lines(tmp_path / "whole" / "eval" / "eval_results.jsonl").rows[0]
+    assert evaluation["train_loss"] == pytest.approx(sum(rows[n]["loss"] for n in (0, 2, 3)) / 3)
+    assert (tmp_path / "whole/eval/eval_results.jsonl").read_text() == (tmp_path / "cut/eval/eval_results.jsonl").read_text()
 
 
 def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

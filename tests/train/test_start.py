@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from bitnet.errors import ConfigError
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
 from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.config import BitNetConfig
@@ -68,6 +69,28 @@ def test_must_and_never_are_refused_where_they_cannot_be(bitnet: Command, runs: 
     assert never.code == 2
     assert "exists" in never.err
     assert not (runs / "new").exists()
+
+
+def test_several_processes_are_refused_before_anything_is_written(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are not exchanged between processes, so under torchrun each would train a model of its own."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    result = bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs")
+    assert result.code == 2
+    assert "process 1 of 2" in result.err
+    assert len(result.err.strip().splitlines()) == 1
+    assert not (tmp_path / "runs").exists()
+    monkeypatch.setenv("WORLD_SIZE", "two")
+    assert "must be whole numbers" in bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs").err
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    monkeypatch.setenv("RANK", "0")
+    assert bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs").code == 0
+
+
+def test_the_loop_refuses_a_second_process_at_once(tiny_model: BitNetTransformer) -> None:
+    optimizers = Optimizers(tiny_model, QUICK.train.optimizer_config())
+    with pytest.raises(ConfigError, match="process 0 of 2"):
+        train_steps(tiny_model, tiny_model, ArithmeticTask(QUICK).source, optimizers, QUICK.train, world_size=2)
 
 
 def test_second_process_on_a_run_is_refused(bitnet: Command, tmp_path: Path) -> None:

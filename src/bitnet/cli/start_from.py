@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +22,10 @@ def started_from(base: RunConfig, word: str, runs_dir: Path) -> RunConfig:
 
     reference = find_run(word, runs_dir)
     layout = RunLayout(reference.layout.root.resolve())
-    step = read_checkpoint(reference, []).step
+    notes: list[str] = []
+    step = read_checkpoint(reference, notes).step
+    for note in notes:
+        print(f"skipping a damaged checkpoint: {note}", file=sys.stderr)
     model = model_config(layout)
     train = dataclasses.replace(base.train, start_from=str(layout.checkpoint(step)), seq_len=min(base.train.seq_len, model.max_seq_length))
     return dataclasses.replace(base, model=model, train=train, data=_data_of(base.data, layout))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,11 @@ class ConversationFlags:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time in full precision."""
-    from bitnet.train.machine import choose_device
+    from bitnet.train.loop import refuse_several_processes
+    from bitnet.train.machine import choose_device, processes
 
     experiment, name, flags, config = resolve(arguments)
+    refuse_several_processes(*processes(os.environ))
     out = sys.stderr if flags.json else sys.stdout
     if flags.variant is None:
         others = ", ".join(other for other in experiment.variants if other != name)

@@ -1,8 +1,8 @@
-"""Four rules that say a run has gone wrong, each a pure function of what was measured.
+"""Rules that say a run has gone wrong, each a pure function of what was measured.
 
-The rules and their default thresholds are the seeds' (config-95m, section 5F). A loss spike must also exceed the
-average by half a nat: near zero, twice the average is noise. Entropy and repetition thresholds suit vocabularies of
-about 2,000 and more; tasks over characters are near-deterministic and switch them off.
+Four rules and their default thresholds are the seeds' (config-95m, section 5F); samples that are not finite are a fifth. A
+loss spike must also exceed the average by half a nat: near zero, twice the average is noise. Entropy and repetition thresholds
+suit vocabularies of about 2,000 and more; tasks over characters are near-deterministic and switch them off.
 """
 
 from __future__ import annotations
@@ -50,16 +50,30 @@ def not_finite(refused: str | None) -> Anomaly | None:
     )
 
 
+def broken_samples(samples: Sequence[Mapping[str, Any]]) -> Anomaly | None:
+    """A sample that ended because the model's logits were NaN or infinite."""
+    broken = [row for row in samples if row["non_finite"]]
+    if not broken:
+        return None
+    return Anomaly(
+        "nan_inf_logits",
+        f"the logits of {len(broken)} of {len(samples)} samples were NaN or infinite, "
+        f"first for {broken[0]['prompt']!r} ({broken[0]['mode']})",
+        "L*_attn_activations.json: the first layer with non-finite values is where it begins",
+    )
+
+
 def entropy_collapse(samples: Sequence[Mapping[str, Any]], floor: float | None) -> Anomaly | None:
     """Mean entropy of the first positions, over all prompts and modes, below the floor (nats)."""
-    if floor is None or not samples:
+    entropies = [row["mean_entropy"] for row in samples if row["mean_entropy"] is not None]
+    if floor is None or not entropies:
         return None
-    mean = sum(row["mean_entropy"] for row in samples) / len(samples)
+    mean = sum(entropies) / len(entropies)
     if mean >= floor:
         return None
     return Anomaly(
         "entropy_collapse",
-        f"the mean entropy over {len(samples)} samples is {mean:.4f} nats, below {floor:g}",
+        f"the mean entropy over {len(entropies)} samples is {mean:.4f} nats, below {floor:g}",
         "prompt_*_top20.json: if one token holds nearly everything, look at the learning rate and the logit scale",
     )
 

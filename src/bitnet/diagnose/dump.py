@@ -99,7 +99,7 @@ def _predictions(model: BitNetTransformer, tokenizer: Tokenizer, prompt: str) ->
 def _histogram(stem: Path, values: Tensor, title: str) -> None:
     """JSON with counts and edges of the finite values, and a PNG."""
     flat = values.flatten().numpy()
-    good = flat[np.isfinite(flat)]
+    good = flat[np.isfinite(flat)].astype(np.float64)  # the range of a histogram may exceed what float32 holds
     counts, edges = np.histogram(good, bins=BINS) if good.size else (np.zeros(BINS, dtype=int), np.linspace(0, 1, BINS + 1))
     facts = {
         "mean": float(good.mean()) if good.size else None,

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet.generate.sampling import refuse_broken
 from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import PAD, Tokenizer
@@ -302,9 +303,10 @@ def play_out(choices: Choices, side: int) -> dict[str, float]:
 
 @torch.no_grad()
 def next_token_probabilities(model: BitNetTransformer, tokenizer: Tokenizer, moves: Sequence[int]) -> Tensor:
-    """What the model expects where the next mover's cell stands. float32 (V,)."""
+    """What the model expects where the next mover's cell stands. float32 (V,). Raises NotFiniteError for a broken model."""
     ids = torch.tensor([tokenizer.encode(question(moves))], device=model.final_norm.weight.device)
     logits: Tensor = model(ids)[0, -1]
+    refuse_broken(logits)
     return logits.float().softmax(-1).cpu()
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bitnet.errors import ConfigError
+from bitnet.errors import ConfigError, NotFiniteError
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,17 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Next ids. logits: (B, V). Returns int64 (B,)."""
+    """Next ids. logits: (B, V). Returns int64 (B,). Raises NotFiniteError where a row has no distribution."""
+    refuse_broken(logits)
     if sampling.temperature == 0:
         return logits.argmax(-1)
     return torch.multinomial(probabilities(logits, sampling), 1, generator=generator).squeeze(-1)
+
+
+def refuse_broken(logits: Tensor) -> None:
+    """Raise NotFiniteError where the largest logit of a row is NaN or infinite. A single -inf only excludes a token. logits: (..., V)."""
+    if not bool(torch.isfinite(logits.amax(-1)).all()):  # amax passes a NaN on
+        raise NotFiniteError(
+            "the model's logits are NaN or infinite, so there is no next token to choose; its weights are broken: use an earlier "
+            "checkpoint (RUN/checkpoints/step_NNNNNN), or look for the cause with bitnet diagnose"
+        )

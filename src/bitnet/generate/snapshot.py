@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitnet.errors import NotFiniteError
 from bitnet.generate.decode import stream
 from bitnet.generate.sampling import GREEDY, STRESS, TYPICAL
 from bitnet.nn.transformer import BitNetTransformer
@@ -40,18 +41,26 @@ def snapshot(
     max_new_tokens: int = 50,
     stop: str | None = None,
 ) -> dict[str, Any]:
-    """One row of samples/samples.jsonl, without its step. Repetition is counted over the generated part only."""
+    """One row of samples/samples.jsonl, without its step. Repetition is counted over the generated part only.
+
+    A model whose logits are not finite gets a row too: `non_finite` is true, and the row ends where they began.
+    """
     prompt_ids = tokenizer.encode(prompt)
     ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.final_norm.weight.device)
     stops = {tokenizer.eos_id, *(tokenizer.encode(stop) if stop else ())}
     new: list[int] = []
     details: list[dict[str, Any]] = []
-    for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)):
-        if len(details) < DETAILED:
-            details.append({"pos": len(details), **_distribution(logits[0], tokenizer)})
-        new.append(int(chosen))
-        if new[-1] in stops:
-            break
+    broken = False
+    try:
+        for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)):
+            if len(details) < DETAILED:
+                details.append({"pos": len(details), **_distribution(logits[0], tokenizer)})
+            new.append(int(chosen))
+            if new[-1] in stops:
+                break
+    except NotFiniteError:
+        broken = True
+
     entropies = [detail["entropy"] for detail in details]
     return {
         "prompt": prompt,
@@ -59,11 +68,12 @@ def snapshot(
         "seed": seed,
         "generated_text": prompt + tokenizer.decode(new),
         "generated_ids": prompt_ids + new,
-        "mean_entropy": sum(entropies) / len(entropies) if entropies else 0.0,
+        "mean_entropy": sum(entropies) / len(entropies) if entropies else None if broken else 0.0,
         "max_repetition": max(Counter(new).values(), default=0),
         "unique_tokens": len(set(new)),
         "total_tokens": len(new),
         "logits_first_10": details,
+        "non_finite": broken,
     }
 
 

@@ -2,7 +2,8 @@
 
 A checkpoint is a directory: model.safetensors, optimizer.safetensors, observers.safetensors, state.json, and
 manifest.json with the size and SHA-256 of the others. It is written under a temporary name, synced, and appears by one rename; the
-manifest is written last. Reading checks the manifest first. No pickle is involved anywhere.
+manifest is written last. Reading checks the manifest first, and then that every number is finite: a checkpoint with a NaN or an
+infinity is never written and never counts as good. No pickle is involved anywhere.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bitnet.errors import CheckpointError
+from bitnet.errors import CheckpointError, NotFiniteError
 from bitnet.files import read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
+from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -39,9 +41,18 @@ class Checkpoint(NamedTuple):
 
 
 def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
-    """Write a checkpoint; an existing one of the same step is replaced only by a complete new one."""
+    """Write a checkpoint; an existing one of the same step is replaced only by a complete new one.
+
+    Raises NotFiniteError, and writes nothing, where a tensor holds a NaN or an infinity.
+    """
     from safetensors.torch import save_file
 
+    broken = first_not_finite(checkpoint.model) or first_not_finite(checkpoint.optimizer)
+    if broken is not None:
+        raise NotFiniteError(
+            f"no checkpoint of update {checkpoint.step} was written, because {broken} holds NaN or infinite values; "
+            "earlier checkpoints are untouched, so repeat the command to resume from the newest"
+        )
     layout.checkpoints.mkdir(parents=True, exist_ok=True)
     final = layout.checkpoint(checkpoint.step)
     temporary = layout.checkpoints / f".{final.name}.{os.getpid()}.tmp"
@@ -96,7 +107,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Raise CheckpointError unless every file is there with the recorded size and SHA-256."""
+    """Raise CheckpointError unless every file is there with the recorded size and SHA-256, and every number is finite."""
     try:
         files = read_json(folder / MANIFEST)["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
@@ -113,6 +124,10 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint")
         if sha256(path) != digest:
             raise CheckpointError(f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint")
+    for name in (MODEL, OPTIMIZER):
+        broken = first_not_finite_in(folder / name)
+        if broken is not None:
+            raise CheckpointError(f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint")
 
 
 def newest_good(layout: RunLayout, report: Callable[[str], None], *, optimizer: bool = True) -> Checkpoint | None:

@@ -23,7 +23,8 @@ SCALARS = {
     "gpu_mem_reserved_gb": "memory held by the allocator on the GPU (GB); 0 on a CPU",
     "process_mem_gb": "resident memory of the process (GB); null where the system does not tell",
     "mfu": "model-FLOP utilisation against the device's dense bf16 peak (share); null where the peak is not known",
-    "anomaly_flag": "name of the anomaly rule that fired at this update, or null",
+    "anomaly_flag": "names of all anomaly rules that fired at this update, separated by commas; null if none did",
+    "refused": "why the update was not applied: nan_inf_loss or nan_inf_grad; null if it was",
 }
 MATRIX = {
     "neg1_pct": "share of codes that are -1 (0..1)",
@@ -50,11 +51,12 @@ SAMPLES = {
     "seed": "seed of this sample: SHA-256 of prompt number, step and mode",
     "generated_text": "prompt and continuation",
     "generated_ids": "token ids of both",
-    "mean_entropy": "mean entropy of the next-token distribution over the first ten new positions (nats)",
+    "mean_entropy": "mean entropy of the next-token distribution over the first ten new positions (nats); null if there was none",
     "max_repetition": "how often the most frequent token occurs in the continuation",
     "unique_tokens": "distinct tokens in the continuation",
     "total_tokens": "tokens in the continuation",
     "logits_first_10": "for each of the first ten new positions: pos, entropy (nats), top5_tokens, top5_probs",
+    "non_finite": "whether the model's logits became NaN or infinite, which ended the sample",
 }
 PROVENANCE = {
     "git_commit": "commit of the program; null outside a checkout",

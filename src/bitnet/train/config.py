@@ -71,7 +71,7 @@ class TrainConfig:
     repetition_limit: int | None = 20
     """How often a greedy sample may repeat one token; None for tasks over characters."""
     max_dumps: int = 5
-    """Anomalies that leave a folder; later ones are only flagged."""
+    """Anomalies of each rule that leave a folder; later ones of that rule are only flagged."""
 
     precision: Precision = "auto"
     """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+)."""

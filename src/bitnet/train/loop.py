@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from bitnet.data.stream import Batch, RowSource, row_numbers
+from bitnet.errors import ConfigError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
@@ -75,8 +76,32 @@ def train_steps(
     """Yield a report after each of the updates start_step + 1 .. total_steps.
 
     forward is the model or its compiled form. Gradients are of the mean over the cases of the whole update (scored tokens, or pairs;
-    objective.py), however its micro-batches split them.
+    objective.py), however its micro-batches split them. Raises ConfigError at once for more than one process: their gradients
+    are not exchanged yet, so that their weights would drift apart unnoticed.
     """
+    refuse_several_processes(rank, world_size)
+    return _updates(model, forward, source, optimizers, config, start_step, bf16)
+
+
+def refuse_several_processes(rank: int, world_size: int) -> None:
+    """Raise ConfigError unless this process trains alone."""
+    if (rank, world_size) != (0, 1):
+        raise ConfigError(
+            f"this is process {rank} of {world_size}, but training does not exchange gradients between processes yet, so each would train "
+            "a model of its own; start one process, without torchrun or with --nproc-per-node 1"
+        )
+
+
+def _updates(
+    model: BitNetTransformer,
+    forward: Forward,
+    source: RowSource,
+    optimizers: Optimizers,
+    config: TrainConfig,
+    start_step: int,
+    bf16: bool,
+) -> Iterator[StepReport]:
+    rank, world_size = 0, 1
     device = model.final_norm.weight.device
     schedule = config.rates()
     per_step = config.tokens_per_step * world_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -43,6 +44,18 @@ def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
     bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
     product: Product = config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
     return Machine(device, product, bf16)
+
+
+def processes(environment: Mapping[str, str]) -> tuple[int, int]:
+    """(rank, world size) that a launcher such as torchrun set in the environment; (0, 1) without one. Raises ConfigError."""
+    try:
+        rank, world_size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+    except ValueError:
+        raise ConfigError(
+            f"RANK is {environment.get('RANK')!r} and WORLD_SIZE is {environment.get('WORLD_SIZE')!r}; they must be whole numbers, "
+            "as torchrun sets them, or not set"
+        ) from None
+    return rank, world_size
 
 
 def wants_compile(config: TrainConfig, device: torch.device) -> bool:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose.ternary import ternary_codes, ternary_statistics
+from bitnet.errors import NotFiniteError
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.generate.snapshot import MODES, snapshot, stable_seed
 from bitnet.nn.packing import PER_BYTE, pack_ternary, unpack_ternary
@@ -17,14 +18,19 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.metrics import LineWriter
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
-from bitnet.train.observers import LossAverage
+from bitnet.train.observers import LossAverage, Order
 from bitnet.train.recipe import Task
 
 PROBE_ROWS = 16  # rows of the frozen evaluation set that activations are measured on
 
 
 class Evaluation:
-    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few cases."""
+    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few cases.
+
+    A model whose logits are not finite has no metrics; its line has the loss only, as null.
+    """
+
+    order = Order.MEASUREMENTS
 
     def __init__(
         self,
@@ -49,13 +55,21 @@ class Evaluation:
                 "train_loss": train_loss,
                 "train_eval_gap": None if train_loss is None else train_loss - loss["nats_per_token"],
                 "bits_per_byte": loss["bits_per_byte"],
-                **self.task.judge(self.model, self.cases),
+                **self._judged(),
             }
         )
+
+    def _judged(self) -> dict[str, float]:
+        try:
+            return self.task.judge(self.model, self.cases)
+        except NotFiniteError:
+            return {}
 
 
 class Probe:
     """metrics/quantization.jsonl: ternary shares, scales, flips and activation ranges of every layer."""
+
+    order = Order.MEASUREMENTS
 
     def __init__(self, writer: LineWriter, model: BitNetTransformer, config: TrainConfig, batches: Sequence[Batch]) -> None:
         self.every, self.writer, self.model = config.probe_every, writer, model
@@ -85,15 +99,15 @@ def _padded(codes: Tensor) -> Tensor:
 
 
 class Samples:
-    """samples/samples.jsonl: every fixed prompt in every mode, with a stable seed each."""
+    """samples/samples.jsonl: every fixed prompt in every mode, with a stable seed each. rows: the samples of the last time."""
+
+    order = Order.SAMPLES
 
     def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig) -> None:
         self.every, self.writer, self.model, self.task = config.sample_every, writer, model, task
         self.rows: list[dict[str, Any]] = []
-        self.step = 0
 
     def __call__(self, report: StepReport) -> None:
-        self.step = report.step
         self.rows = [
             snapshot(
                 self.model, self.task.tokenizer, prompt, mode=mode, seed=stable_seed(index, report.step, mode), stop=self.task.end_mark

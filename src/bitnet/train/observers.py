@@ -9,9 +9,10 @@ from __future__ import annotations
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from enum import IntEnum
 from typing import Any, Protocol
 
 import torch
@@ -32,6 +33,25 @@ from bitnet.train.loop import StepReport
 from bitnet.train.machine import peak_flops
 
 
+class Order(IntEnum):
+    """When an observer runs within an update. Each of these has a reason to run after those above it."""
+
+    UPDATE_ALARMS = 0
+    """First, so that a broken update has its dump whatever a later observer does with the broken model."""
+    SAMPLES = 1
+    SAMPLE_ALARMS = 2
+    """They read the samples of this update."""
+    LINE = 3
+    """The update's line of metrics names every anomaly of the update."""
+    AVERAGE = 4
+    """The alarms compare a loss with the average before it."""
+    GUARD = 5
+    """It may end the run; the dump and the line are written by then, and no broken model is measured or saved."""
+    MEASUREMENTS = 6
+    CHECKPOINT = 7
+    """Last: every metric line of the update is on disk before its checkpoint."""
+
+
 class Observer(Protocol):
     """Called after update n when n is a multiple of `every`, and after the last update."""
 
@@ -40,8 +60,13 @@ class Observer(Protocol):
         """Period in updates."""
         ...
 
+    @property
+    def order(self) -> Order:
+        """Which observers run before and after this one, however they are listed."""
+        ...
+
     def __call__(self, report: StepReport) -> None:
-        """Look at one update."""
+        """Called after an update with its report."""
         ...
 
 
@@ -50,11 +75,16 @@ class LossAverage:
     """Mean loss of the last 100 updates; shared by the observers that need it."""
 
     every: int = 1
+    order: Order = Order.AVERAGE
     losses: deque[float] = field(default_factory=lambda: deque(maxlen=WINDOW))
 
     def __call__(self, report: StepReport) -> None:
         if report.refused is None:
             self.losses.append(report.loss)
+
+    def read(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take up the losses of recorded updates (rows of metrics/scalars.jsonl), without those of refused ones."""
+        self.losses.extend(row["loss"] for row in rows if row.get("loss") is not None and not _was_refused(row))
 
     @property
     def value(self) -> float | None:
@@ -62,13 +92,18 @@ class LossAverage:
         return sum(self.losses) / len(self.losses) if self.losses else None
 
 
+def _was_refused(row: Mapping[str, Any]) -> bool:
+    """Lines written before there was a key `refused` tell it by their flag."""
+    return row.get("refused") is not None or str(row.get("anomaly_flag")).startswith("nan_inf_")
+
+
 class Scalars:
     """metrics/scalars.jsonl: one line per update, with the seeds' keys. Memory in GB of 10^9 bytes."""
 
-    every = 1
+    every, order = 1, Order.LINE
 
     def __init__(self, writer: LineWriter, config: RunConfig, device: torch.device, flag: Callable[[], str | None]) -> None:
-        """flag: the event that the anomaly rules saw at this update, if any."""
+        """flag: the events that the anomaly rules saw at this update, if any."""
         self.writer, self.device, self.flag = writer, device, flag
         self.flops_per_token = config.model.flops_per_token(config.train.seq_len)
         self.peak_flops = peak_flops(device)
@@ -92,12 +127,15 @@ class Scalars:
                 "process_mem_gb": resident_gb(),
                 "mfu": tokens_per_sec * self.flops_per_token / self.peak_flops if self.peak_flops else None,
                 "anomaly_flag": self.flag(),
+                "refused": report.refused,
             }
         )
 
 
 class Status:
     """status.json: where the run stands, at every log interval."""
+
+    order = Order.MEASUREMENTS
 
     def __init__(self, layout: RunLayout, config: TrainConfig) -> None:
         self.every, self.layout, self.config = config.log_every, layout, config
@@ -122,7 +160,7 @@ class Status:
 class Guard:
     """Ends the run after three refused updates in a row: the weights are as they were before the first."""
 
-    every = 1
+    every, order = 1, Order.GUARD
     LIMIT = 3
 
     def __init__(self) -> None:
@@ -140,7 +178,7 @@ class Guard:
 class Checkpoints:
     """Checkpoints at the mandatory steps, at every checkpoint_every, and on demand; old ones are dropped."""
 
-    every = 1
+    every, order = 1, Order.CHECKPOINT
 
     def __init__(
         self,

@@ -13,12 +13,13 @@ from bitnet.run.wording import duration
 from bitnet.terminal import send
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
+from bitnet.train.observers import Order
 
 
 class Progress:
     """One line per log interval; in a terminal a line that rewrites itself in between."""
 
-    every = 1
+    every, order = 1, Order.MEASUREMENTS
     REFRESH_S = 0.5
 
     def __init__(self, model: BitNetTransformer, config: TrainConfig, *, to_stderr: bool = False) -> None:

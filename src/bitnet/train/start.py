@@ -28,7 +28,7 @@ from bitnet.run.checkpoint import Checkpoint
 from bitnet.run.frozen import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter, read_lines
-from bitnet.train.alarms import Alarms
+from bitnet.train.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
 from bitnet.train.compiled import forward_of
 from bitnet.train.config import RunConfig
@@ -158,21 +158,22 @@ def _updates(session: Session, first: Checkpoint, status: Status, writers: Seque
 
 
 def observers_of(session: Session, first: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> tuple[list[Observer], Checkpoints]:
-    """In the order they run: samples before the alarms that read them, every metric line of a step before its checkpoint."""
+    """Everything that watches the updates, in the order that each observer asks for (observers.Order)."""
     layout, task, model, train = session.layout, session.task, session.model, session.config.train
     scalars, probes, evaluations, samples = writers
     average = LossAverage()
-    average.losses.extend(row["loss"] for row in read_lines(layout.scalars).rows if row.get("loss") is not None)
+    average.read(read_lines(layout.scalars).rows)
     sampler = Samples(samples, model, task, train)
-    alarms = Alarms(layout, model, task, train, average, sampler, session.say)
+    anomalies = Anomalies(layout, model, task, train, session.say)
     frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     probe = Probe(probes, model, train, frozen)
     probe.remember(first.memory)
     checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory)
     observers: list[Observer] = [
+        UpdateAlarms(anomalies, average),
         sampler,
-        alarms,
-        Scalars(scalars, session.config, session.machine.device, lambda: alarms.flag),
+        SampleAlarms(anomalies, sampler),
+        Scalars(scalars, session.config, session.machine.device, lambda: anomalies.flag),
         average,
         Guard(),
         Progress(model, train, to_stderr=session.options.progress_to_stderr),
@@ -181,7 +182,7 @@ def observers_of(session: Session, first: Checkpoint, status: Status, writers: S
         status,
         checkpoints,
     ]
-    return observers, checkpoints
+    return sorted(observers, key=lambda observer: observer.order), checkpoints
 
 
 @contextmanager
