@@ -88,7 +88,7 @@ def refuse_several_processes(rank: int, world_size: int) -> None:
     if (rank, world_size) != (0, 1):
         raise ConfigError(
             f"this is process {rank} of {world_size}, but training does not exchange gradients between processes yet, so each would train "
-            "a model of its own; start one process, without torchrun or with --nproc-per-node 1"
+            "a model of its own; start a single process, without torchrun"
         )
 
 
