@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.catalogue import experiment_names, find_experiment
-from bitnet.experiments.measured import measured
+from bitnet.experiments.measured import Result, Row, between, measured, results
 from faults import summary as faults_summary
 from hardware import RESULTS
 
@@ -37,30 +37,50 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def results_table(only: str | None = None) -> str:
-    """One row per recorded run, or run of one experiment: size, cost, result, and where it was measured."""
-    found = [row for row in measured() if only in (None, row["experiment"])]
+    """One row per result (the recorded seeds of one variant), of all experiments or of one: data, cost, figures, where it was measured."""
+    found = [one for one in results() if only in (None, one.newest["experiment"])]
     if not found:
         return "Nothing yet."
-    head = ["experiment", "variant", "parameters", "tokens", "result", "loss, first and last 100", "minutes of updates", "commit"]
+    head = ["experiment", "variant", "data", "parameters", "tokens", "result", "loss, first and last 100", "minutes of updates", "commit"]
     rows = []
-    for row in found:
+    for one in found:
+        row = one.newest
         budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
-        name = row["variant"] + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
-        losses = f"{row['first_loss']:.2f}, {row['last_loss']:.3f} (on {row['loss_on']})"
-        size = [f"{row['parameters']:,}", f"{row['tokens'] / 1e6:.1f}M{budget}"]
-        rows.append([row["experiment"], name, *size, f"{row['result']}: {row['verdict']}", losses, f"{row['minutes']:.1f}", row["commit"]])
-    places = sorted({f"{row['hardware']}, torch {row['torch']}" for row in found})
-    return table(head, rows) + "\n\nMeasured on: " + "; ".join(places) + "."
+        size = [one.data, f"{row['parameters']:,}", f"{row['tokens'] / 1e6:.1f}M{budget}"]
+        losses = f"{spread(one, 'first_loss', 2)}, {spread(one, 'last_loss', 3)} (on {row['loss_on']})"
+        commits = ", ".join(dict.fromkeys(run["commit"] for run in one.rows))
+        facts = [f"{one.figures}: {one.verdict}", losses, spread(one, "minutes", 1), commits]
+        rows.append([row["experiment"], variant_name(row), *size, *facts])
+    return table(head, rows) + "\n\nMeasured on: " + "; ".join(places(found)) + "."
+
+
+def variant_name(row: Row) -> str:
+    """The variant, and the weights where they are not ternary."""
+    return f"{row['variant']}" + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
+
+
+def spread(result: Result, key: str, digits: int) -> str:
+    """A fact of the runs, or its lowest and highest."""
+    values = [run[key] for run in result.rows]
+    return between([f"{value:.{digits}f}" for value in (min(values), max(values))])
+
+
+def places(found: Iterable[Result]) -> list[str]:
+    """Where the runs were measured, each place once, with what was noted."""
+    notes = {run["hardware"] + f", torch {run['torch']}" + (f", {run['note']}" if run["note"] else "") for one in found for run in one.rows}
+    return sorted(notes)
 
 
 def operators_table() -> str:
     """Exact match of the arithmetic runs per operator."""
     head = ["variant", "tokens", "exact match", "+", "-", "*", "//"]
     rows = []
-    for row in measured():
+    for one in results():
+        row = one.newest
         if row["experiment"] == "arithmetic":
-            shares = [f"{100 * row['metrics'][kind]:.2f}%" if kind in row["metrics"] else "" for kind in KINDS]
-            rows.append([row["variant"], f"{row['tokens'] / 1e6:.1f}M", *shares])
+            values = [[100 * run["metrics"][kind] for run in one.rows if kind in run["metrics"]] for kind in KINDS]
+            shares = [between([f"{share:.2f}%" for share in (min(kind), max(kind))]) if kind else "" for kind in values]
+            rows.append([variant_name(row), f"{row['tokens'] / 1e6:.1f}M", *shares])
     return table(head, rows)
 
 

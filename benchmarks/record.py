@@ -1,23 +1,27 @@
-"""Record a finished run as the measured result of its variant: what `bitnet experiments` and the README show.
+"""Record finished runs as measured results of their variants: what `bitnet experiments` and the README show.
 
-    python benchmarks/record.py RUN [RUN ...]
+    python benchmarks/record.py RUN [RUN ...] [--note "beside other work"]
 
-Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware and times, appends to
-src/bitnet/experiments/measured.json, and prints the table. A row that its variant has outgrown (another size, or a smaller
-budget than the run had) is dropped, and said.
+Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware, times and data, and writes one row for
+each (variant, weights, budget, data set, seed) to src/bitnet/experiments/measured.json; then prints the results. Every row is judged
+anew by the criteria that its variant has now. A row that its variant has outgrown (other settings, a smaller budget, or a criterion
+on a metric that it lacks) is dropped, and said.
 """
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
 import json
-import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from bitnet.cli.catalogue import config_of_run, find_experiment, find_variant
-from bitnet.cli.evaluate import figure, judge
+from bitnet.cli.evaluate import judge
 from bitnet.experiments import measured
 from bitnet.experiments.bitnut_sft import ConversationData
+from bitnet.experiments.measured import Row
 from bitnet.experiments.real_text import TextData
 from bitnet.files import read_json
 from bitnet.run.layout import RunLayout, find_run
@@ -26,36 +30,76 @@ from bitnet.train.config import RunConfig
 from bitnet.train.recipe import Experiment
 from bitnet.trained import load
 
+UNITS = ("documents", "conversations", "examples")
+"""Keys of a dataset fingerprint that say how much data there was."""
+NOT_SETTINGS = {
+    "model.weights", "model.activations", "train.product", "train.seed", "train.total_steps", "train.warmup_steps", "train.stage1_end",
+    "train.start_from", "data.dataset", "data.data", "data.validation", "data.revision", "data.column", "data.split", "data.cache_dir",
+    "data.allow_repeat", "data.second_data",
+}  # fmt: skip
+"""What may differ between a variant and a run that measures it: seed, budget and control, which a row names, and where the data is."""
+FOUND_BY_FROM = {"data.tokenizer", "data.conversations", "data.other"}
+"""Paths that fine-tuning takes from the run it begins from, and from --data."""
 
-def row_of(word: str) -> dict[str, Any]:
-    """One measured result."""
+
+def row_of(word: str, note: str | None) -> Row:
+    """One measured run."""
     layout = find_run(word, Path("runs")).layout
     experiment, variant, config = config_of_run(layout)
     result = verdict_of(layout, experiment, variant, config)
     scalars = read_lines(layout.scalars).rows
     facts = read_json(layout.provenance)
-    full = config.train.total_tokens >= find_variant(experiment, variant).config.train.total_tokens
+    budget = find_variant(experiment, variant).config.train.total_tokens
     return {
         "experiment": experiment.name,
         "variant": variant,
         "weights": config.model.weights,
+        "seed": config.train.seed,
+        "dataset": dataset_of(layout, config),
+        "settings": settings_of(config),
         "parameters": config.model.total_params,
         "tokens": scalars[-1]["tokens_seen"],
-        "full_budget": full,
-        "budget": find_variant(experiment, variant).config.train.total_tokens,
+        "full_budget": config.train.total_tokens >= budget,
+        "budget": budget,
         "loss_on": loss_on(config),
-        "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {facts['threads']} threads",
+        "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}",
         "torch": facts["torch_version"],
+        "note": note,
         "minutes": sum(row["step_time_ms"] for row in scalars) / 60e3,
         "commit": (facts["git_commit"] or "")[:7] + ("+" if facts["git_dirty"] else ""),  # +: with changes not yet committed
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
-        "result": ", ".join(
-            f"{key} {shown(key, result['metrics'][key])}" for key in telling(experiment, config) if key in result["metrics"]
-        ),
+        "shown": [key for key in telling(experiment, config) if key in result["metrics"]],
         "metrics": result["metrics"],
     }
+
+
+def dataset_of(layout: RunLayout, config: RunConfig) -> dict[str, Any]:
+    """What the run really read, from its fingerprint: name, count and unit.
+
+    A single file is called by its folder as well, a generated table `generated`.
+    """
+    found = read_json(layout.fingerprint)
+    name = "generated" if found.get("examples") else found["dataset_name"]
+    files = [Path(one) for one in getattr(config.data, "data", ())]
+    if len(files) == 1 and files[0].name == name:
+        name = "/".join(files[0].parts[-2:])
+    unit = next((unit for unit in UNITS if found.get(unit)), None)
+    return {"name": name, "count": found[unit] if unit else None, "unit": unit}
+
+
+def settings_of(config: RunConfig) -> dict[str, Any]:
+    """The settings of a run that differ from the defaults of their fields, as `train.batch_size: 256`, without NOT_SETTINGS."""
+    left_out = NOT_SETTINGS | (FOUND_BY_FROM if isinstance(config.data, ConversationData) else set())
+    found: dict[str, Any] = {}
+    for section in ("model", "train", "data"):
+        values = getattr(config, section)
+        for field in dataclasses.fields(values):
+            name, value = f"{section}.{field.name}", getattr(values, field.name)
+            if name not in left_out and value != field.default:
+                found[name] = list(value) if isinstance(value, tuple) else value
+    return found
 
 
 def loss_on(config: RunConfig) -> str:
@@ -66,12 +110,13 @@ def loss_on(config: RunConfig) -> str:
 
 
 def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: RunConfig) -> dict[str, Any]:
-    """The judgement of the run's last checkpoint."""
+    """The judgement of the run's last checkpoint; measured again where a criterion has come since then."""
+    criteria = find_variant(experiment, variant).criteria
     if layout.verdict.is_file():
         result = read_json(layout.verdict)
-        if result["step"] == config.train.total_steps:
+        if result["step"] == config.train.total_steps and {one.metric for one in criteria} <= result["metrics"].keys():
             return result
-    return judge(load(layout.root), experiment.open(config), find_variant(experiment, variant).criteria)
+    return judge(load(layout.root), experiment.open(config), criteria)
 
 
 def telling(experiment: Experiment, config: RunConfig) -> list[str]:
@@ -80,27 +125,59 @@ def telling(experiment: Experiment, config: RunConfig) -> list[str]:
     return list(dict.fromkeys([*(["bits_per_byte"] if isinstance(config.data, TextData) else []), *named]))
 
 
-def shown(name: str, value: float) -> str:
-    """Counts without decimals, shares with four, and more where those would say 1 for what is not quite 1."""
-    return f"{value:.0f}" if name.startswith(("losses", "draws", "wins", "illegal")) else figure(value)
+def why_outgrown(row: Row) -> str | None:
+    """How the variant now differs from what this row measured; None where it does not."""
+    variant = find_variant(find_experiment(row["experiment"]), row["variant"])
+    now = settings_of(variant.config)
+    if row["parameters"] != variant.config.model.total_params:
+        return f"{row['parameters']:,} parameters"
+    if row["tokens"] > variant.config.train.total_tokens:
+        return f"{row['tokens']:,} tokens"
+    other = [key for key in sorted(row["settings"].keys() | now.keys()) if row["settings"].get(key) != now.get(key)]
+    if other:
+        return f"other settings: {', '.join(other)}"
+    lacking = {one.metric for one in variant.criteria} - row["metrics"].keys()
+    return f"not judged by {', '.join(sorted(lacking))}" if lacking else None
 
 
-def is_outgrown(row: dict[str, Any]) -> bool:
-    """Whether the variant is no longer what this row measured."""
-    config = find_variant(find_experiment(row["experiment"]), row["variant"]).config
-    return bool(row["parameters"] != config.model.total_params or row["tokens"] > config.train.total_tokens)
+def judged_now(row: Row) -> Row:
+    """The row with the verdict that the present criteria give."""
+    criteria = find_variant(find_experiment(row["experiment"]), row["variant"]).criteria
+    return {**row, "verdict": "PASS" if all(one.met(row["metrics"][one.metric]) for one in criteria) else "FAIL"}
+
+
+def kept(rows: list[Row]) -> Iterator[Row]:
+    """The rows that still measure their variant, with the verdict of today; of one seed the newest.
+
+    A row from before it was recorded how much data there was gives way to one that knows.
+    """
+    same = ("experiment", "variant", "weights", "tokens")
+    known = {tuple(row[key] for key in same) for row in rows if row["dataset"]["count"]}
+    latest: dict[str, Row] = {}
+    for row in rows:
+        outgrown = why_outgrown(row)
+        if not row["dataset"]["count"] and tuple(row[key] for key in same) in known:
+            outgrown = "its data is not known as well as that of a newer row"
+        if outgrown:
+            print(f"dropped: {row['experiment']} {row['variant']}, seed {row['seed']}: {outgrown}")
+            continue
+        kind = [row[key] for key in (*same, "dataset", "seed")]
+        latest[json.dumps(kind, sort_keys=True)] = judged_now(row)
+    yield from latest.values()
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description="Record finished runs as measured results of their variants.")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="run id, run directory, experiment name, or latest")
+    parser.add_argument("--note", help="what a reader should know about the measurement, as: beside other work")
+    arguments = parser.parse_args()
     path = Path(measured.__file__).with_name("measured.json")
-    rows = [*measured.measured(), *(row_of(word) for word in sys.argv[1:])]
-    for row in filter(is_outgrown, rows):
-        print(f"dropped: {row['experiment']} {row['variant']} with {row['parameters']:,} parameters and {row['tokens']:,} tokens")
-    rows = [row for row in rows if not is_outgrown(row)]
-    latest = {(row["experiment"], row["variant"], row["weights"], row["tokens"]): row for row in rows}
-    path.write_text(json.dumps(list(latest.values()), indent=1) + "\n", encoding="utf-8")
-    for row in latest.values():
-        print(f"{row['experiment']} {row['variant']}: {row['result']}, loss {row['first_loss']:.2f} -> {row['last_loss']:.2f}")
+    rows = list(kept([*measured.measured(), *(row_of(word, arguments.note) for word in arguments.runs)]))
+    path.write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    measured.measured.cache_clear()
+    for result in measured.results():
+        row = result.newest
+        print(f"{row['experiment']} {row['variant']}, weights {row['weights']}, {result.data}: {result.figures}: {result.verdict}")
 
 
 if __name__ == "__main__":

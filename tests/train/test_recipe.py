@@ -7,7 +7,6 @@ import dataclasses
 import pytest
 
 from bitnet.cli.catalogue import find_experiment
-from bitnet.train.recipe import parameters_label
 
 
 @pytest.mark.parametrize(
@@ -40,12 +39,3 @@ def test_another_shape_by_flags_is_called_by_its_own_size() -> None:
     config = found.variants["reference"].config
     narrow = dataclasses.replace(config, model=dataclasses.replace(config.model, hidden_size=128))
     assert found.run_prefix(narrow) == "bitnet_1.4M_arithmetic"
-
-
-@pytest.mark.parametrize(
-    ("count", "label"),
-    [(950, "1K"), (12_640, "13K"), (99_400, "99K"), (100_000, "0.1M"), (224_736, "0.2M"), (9_949_999, "9.9M"), (9_950_000, "10M"),
-     (95_367_936, "95M"), (132_963_072, "133M"), (2_400_000_000, "2.4B")],
-)  # fmt: skip
-def test_a_number_of_parameters_is_written_short(count: int, label: str) -> None:
-    assert parameters_label(count) == label

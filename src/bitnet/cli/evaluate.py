@@ -14,6 +14,7 @@ from tyro.conf import Positional
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.errors import ConfigError, DataError
+from bitnet.units import figure
 
 if TYPE_CHECKING:
     from bitnet.train.config import RunConfig
@@ -151,8 +152,3 @@ def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
     for row in result["criteria"]:
         lines.append(f"  {row['name']}: {figure(row['value'])}  {'met' if row['met'] else 'NOT met'}")
     return "\n".join([*lines, result["verdict"]])
-
-
-def figure(value: float) -> str:
-    """Four decimals, and as many as it takes not to show 1 (or 0) for what is not quite 1 (or 0)."""
-    return next(text for digits in range(4, 18) if (text := f"{value:.{digits}f}") and (float(text) in (0, 1)) <= (value in (0, 1)))

@@ -14,6 +14,7 @@ from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig
+from bitnet.units import parameters_label
 
 
 @dataclass(frozen=True)
@@ -100,12 +101,6 @@ class Variant:
 def shape_of(model: BitNetConfig) -> tuple[int, ...]:
     """The figures of a model that the plan names a size by."""
     return (model.vocab_size, model.hidden_size, model.num_layers, model.num_heads, model.num_kv_heads, model.ffn_hidden_size)
-
-
-def parameters_label(count: int) -> str:
-    """A number of parameters as run ids write it: 13K, 0.8M, 95M, 1.2B."""
-    least, size, letter = next(unit for unit in ((10**9, 10**9, "B"), (10**5, 10**6, "M"), (0, 10**3, "K")) if count >= unit[0])
-    return f"{count / size:.{1 if least and count < 9.95 * size else 0}f}{letter}"
 
 
 @dataclass(frozen=True)
