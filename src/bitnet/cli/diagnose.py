@@ -166,7 +166,7 @@ def of_run(flags: DiagnoseFlags) -> Subject:
         checkpoint = load_checkpoint(reference.layout.checkpoint(reference.step), optimizer=False)
     return _subject(
         reference.layout.run_id, experiment, variant, config, choose_device(flags.device), full=flags.full,
-        layout=reference.layout, checkpoint=checkpoint, damaged=damaged,
+        layout=reference.layout, checkpoint=checkpoint, damaged=damaged, step_named=reference.step is not None,
     )  # fmt: skip
 
 
@@ -181,12 +181,13 @@ def _subject(
     layout: RunLayout | None = None,
     checkpoint: Checkpoint | None = None,
     damaged: Sequence[str] = (),
+    step_named: bool = True,
 ) -> Subject:
     """Everything as training would get it, handed over as values."""
     from bitnet.diagnose.subject import Subject
     from bitnet.run.checkpoint import load_weights
     from bitnet.run.layout import RunLayout
-    from bitnet.train import start
+    from bitnet.train import loop, start
     from bitnet.train.machine import choose_machine
     from bitnet.trained import TrainedModel
 
@@ -206,7 +207,8 @@ def _subject(
         model: Any, optimizers: Any, source: Any, *, start_step: int = 0, num_steps: int | None = None, **changes: Any
     ) -> Iterator[Any]:
         chosen = settings(changes) if num_steps is None else settings({**vars(config.train.with_total_steps(num_steps)), **changes})
-        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, chosen, start_step=start_step, bf16=machine.bf16)
+        bf16 = choose_machine(chosen, machine.device).bf16
+        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, chosen, start_step=start_step, bf16=bf16)
         return steps
 
     task = experiment.open(config)
@@ -222,10 +224,11 @@ def _subject(
     return Subject(
         name=name, config=config.model, **sections(config), task=task, model=model, new_model=new_model, train=train, complete=complete,
         new_optimizers=lambda model, **changes: trainer.Optimizers(model, settings(changes).optimizer_config()),
+        read_update=lambda source, step: loop.read_batches(source, config.train, step, 0, 1, machine.device),
         rates_at=lambda step, **changes: settings(changes).rates().rates_at(step),
         rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
         criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,
-        step=checkpoint.step if checkpoint else 0, damaged=damaged, bf16=machine.bf16, full=full,
+        step=checkpoint.step if checkpoint else 0, damaged=damaged, step_named=step_named, bf16=machine.bf16, full=full,
     )  # fmt: skip
 
 

@@ -1,34 +1,32 @@
 """Do the numbers that judge the model mean what they say? Suspect: evaluation.
 
-The loss is recomputed from the model's own logits; the held-out rows must be the same at every call and must not be trained on; and a
-model that never trained must not pass.
+The loss is recomputed from the model's own logits; the held-out rows must be the same at every call and must not be trained on.
+Not here: what the experiment's judge makes of a model (check_judge.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import STRONG, Check, Suspect, below
+from bitnet.diagnose.check import STRONG, Check, Part, Suspect, below
 from bitnet.diagnose.counting import Rows, examples, rows_of, shingles
 from bitnet.diagnose.probing import off
 from bitnet.diagnose.subject import Subject, narrow
+from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.evaluate import loss as loss_module
-from bitnet.nn.transformer import BitNetTransformer
 
 STRETCH, LEAKED_TEXT, LEAKED_EXAMPLES = 24, 0.25, 0.01
 """Running text is compared by stretches of 24 tokens: stock phrases are shorter; a leaked row has nearly all of its stretches in
 the training rows. Tasks with examples hold each out as a whole. Both limits are ours."""
 ROWS, COLUMNS = 8, 128
-JUDGED = 6
 UPSTREAM: frozenset[Suspect] = frozenset({"data"})
+LOSS = Part(suspect="evaluation", source="independent float64 computation on a twin of the model", explained_by=frozenset({"quantization"}))
 
 
 def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
@@ -38,8 +36,7 @@ def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
     yield from apart(subject, frozen, training)
     yield from measured_loss(subject, frozen)
     yield from two_modes(subject, frozen)
-    yield from judged(subject)
-    yield from knows_right_answers(subject, frozen)
+    yield from other_weights(subject)
 
 
 def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
@@ -142,71 +139,24 @@ def two_modes(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     )  # fmt: skip
 
 
-def judged(subject: Subject) -> Iterator[Check]:
-    """Shares are shares, the count is kept, and a model that never trained does not pass."""
-    fresh = subject.model if subject.fresh else subject.new_model(subject.config)
-    metrics, again = (subject.task.judge(fresh, JUDGED) for _ in range(2))
-    counts = {name: value for name, value in metrics.items() if name.endswith("_cases")}
-    shares = {name: metrics[name.removesuffix("_cases")] for name in counts if name.removesuffix("_cases") in metrics}
-    sound = bool(counts) and all(math.isfinite(value) for value in metrics.values()) and all(value >= 0 for value in shares.values())
-    same = metrics == again
-    yield Check(
-        name="judge counts its cases and repeats", suspect="evaluation", ok=sound and same, value=f"{len(counts)} counted, repeats: {same}",
-        expected="every figure with its cases, twice the same", source="the task's own interface",
-        detail="the judge's figures are not finite, not counted, or change from call to call", weight=STRONG,
-    )  # fmt: skip
-    known = [criterion for criterion in subject.criteria if criterion.metric in metrics]
-    passed = [str(criterion) for criterion in known if criterion.met(metrics[criterion.metric])]
-    yield Check(
-        name="an untrained model does not pass", suspect="evaluation", ok=not known or len(passed) < len(known), value=passed,
-        expected="not all criteria met", source="weights that never trained",
-        detail="the judge is satisfied with a model that knows nothing", weight=STRONG,
-    )  # fmt: skip
+@torch.no_grad()
+def other_weights(subject: Subject) -> Iterator[Check]:
+    """held_out_loss where means differ: losses from 0 to 10 nats, batches with few and with many scored targets."""
+    twin = twin_of(subject, KINDS[0])
+    rows = twin.task.source.rows(np.arange(12, dtype=np.int64))
+    pieces = [rows.select(slice(0, 2)), rows.select(slice(2, 9)), rows.select(slice(9, None))]
+    nats, tokens, weights = 0.0, 0, {name: weight.detach() for name, weight in twin.model.named_parameters()}
+    for piece in pieces:
+        scores = reference.logits(weights, twin.config, piece.input_ids.to(twin.device), piece.segments)
+        nats += float(reference.summed_loss(scores.cpu(), piece.targets, piece.loss_mask))
+        tokens += int(piece.loss_mask.sum())
+    found = loss_module.held_out_loss(twin.model, pieces, _Ids())  # type: ignore[arg-type]
+    gap = {"nats per token": abs(found["nats_per_token"] - nats / tokens), "tokens": abs(found["tokens"] - tokens)}
+    yield LOSS.below("held-out loss is the mean over scored tokens", gap, 0.02, "nats", "is another mean, or of other targets or texts")
 
 
-class _History:
-    """What `Oracle` keeps instead of keys and values: the ids themselves."""
+class _Ids:
+    """A tokenizer for a twin's ids: three bytes each."""
 
-    def __init__(self, rows: int, capacity: int) -> None:
-        self.rows, self.capacity = rows, capacity
-        self.ids: list[list[int]] = [[] for _ in range(rows)]
-
-    @property
-    def length(self) -> int:
-        return len(self.ids[0])
-
-
-class Oracle(torch.nn.Module):
-    """A model that has the given texts by heart: after a beginning of one of them it is sure of the next token."""
-
-    def __init__(self, model: BitNetTransformer, texts: Iterable[tuple[int, ...]]) -> None:
-        super().__init__()
-        self.config, self.final_norm = model.config, model.final_norm
-        self.next = {text[:cut]: text[cut] for text in texts for cut in range(1, len(text))}
-
-    def new_cache(self, rows: int, capacity: int | None = None) -> _History:
-        return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
-
-    def forward(self, input_ids: Tensor, cache: _History) -> Tensor:
-        logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=input_ids.device)
-        for row, new in enumerate(input_ids.tolist()):
-            for place, token in enumerate(new):
-                cache.ids[row].append(token)
-                logits[row, place, self.next.get(tuple(cache.ids[row]), 0)] = 20.0
-        return logits
-
-
-def knows_right_answers(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
-    """Where success is an exact match: a model that says the right answers of the held-out examples passes."""
-    wanted = [criterion for criterion in subject.criteria if criterion.metric == "exact_match"]
-    if not wanted or subject.task.end_mark is None:
-        return
-    tokenizer = subject.task.tokenizer
-    rows = [row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)]
-    oracle: Any = Oracle(subject.model, examples(rows, tokenizer.encode(subject.task.end_mark)[0]))
-    found = subject.task.judge(oracle, JUDGED)["exact_match"]
-    yield Check(
-        name="right answers pass", suspect="evaluation", ok=wanted[0].met(found), value=found, expected=str(wanted[0]),
-        source="a stand-in for the model that has the held-out examples by heart", detail="the judge does not recognise right answers",
-        explained_by=frozenset({"data", "decoding"}),
-    )  # fmt: skip
+    def byte_lengths(self) -> np.ndarray:
+        return np.full(VOCABULARY, 3, dtype=np.int64)

@@ -188,7 +188,7 @@ def parts(runs: Sequence[tuple[BitNetTransformer, Tensor, dict[str, Passed]]], i
     runs: models with their logits and what passed in them: the one under examination, and its loud twin.
     """
     errors: dict[str, dict[str, float]] = defaultdict(dict)
-    for twin, (model, logits, passed) in zip(("", ", loud attention"), runs, strict=True):
+    for twin, (model, logits, passed) in zip(("", ", loud attention"), runs, strict=False):
         for kind, found in _part_errors(model, ids, logits, passed).items():
             errors[kind] |= {f"{name}{twin}": error for name, error in found.items()}
     for kind, found in errors.items():

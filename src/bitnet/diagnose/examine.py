@@ -16,11 +16,18 @@ from bitnet.diagnose import (
     check_data,
     check_decoding,
     check_evaluation,
+    check_formats,
     check_gradients,
+    check_judge,
     check_learning,
+    check_marks,
     check_numerics,
     check_optimizer,
+    check_plan,
     check_run,
+    check_settings,
+    check_start,
+    check_twin,
 )
 from bitnet.diagnose.check import Check, Suspect, collect
 from bitnet.diagnose.subject import Narrow, Subject, Update
@@ -45,11 +52,18 @@ def examine(subject: Subject) -> Iterator[Check]:
     yield from collect("the training rows", "data", reading)
     yield from collect("an update", "gradients", updating)
     groups: list[tuple[str, Suspect, Callable[[], Iterable[Check]]]] = [
+        ("the settings", "optimizer", lambda: check_settings.settings(subject)),
         ("the data", "data", lambda: check_data.data(subject, made[0], updates, asked)),
+        ("the marks in rows", "data", lambda: check_marks.marks(subject, made[0])),
+        ("the plan of rows", "data", lambda: check_plan.plan(subject)),
+        ("the beginning", "quantization", lambda: check_start.beginning(subject)),
         ("the forward pass", "quantization", lambda: check_numerics.numerics(subject)),
+        ("number formats", "quantization", lambda: check_formats.formats(subject)),
+        ("the twins", "gradients", lambda: check_twin.twins(subject)),
         ("the backward pass", "gradients", lambda: check_gradients.gradients(subject, updates)),
         ("the optimizer", "optimizer", lambda: check_optimizer.optimizer(subject, updates)),
         ("the evaluation", "evaluation", lambda: check_evaluation.evaluation(subject, made[0])),
+        ("the judge", "evaluation", lambda: check_judge.judging(subject)),
         ("decoding", "decoding", lambda: check_decoding.decoding(subject)),
         ("the rehearsal", "checkpoint", lambda: _rehearse(subject)),
         ("learning", "training", lambda: check_learning.learning(subject, made[0])),
@@ -57,7 +71,7 @@ def examine(subject: Subject) -> Iterator[Check]:
     if subject.layout is not None:
         groups.insert(0, ("the run", "checkpoint", lambda: check_run.recorded(subject)))
     for name, suspect, checks in groups:
-        if made or name not in ("the data", "the evaluation", "learning"):
+        if made or name not in ("the data", "the marks in rows", "the evaluation", "learning"):
             yield from collect(name, suspect, checks)
 
 

@@ -86,19 +86,24 @@ def turn(x: Tensor, theta: float) -> Tensor:
     return torch.cat((turned.real, turned.imag), dim=-1)
 
 
-def attend(qkv: Tensor, config: BitNetConfig) -> Tensor:
-    """From the fused projection to what goes into the next norm or projection. qkv: (B, T, (H + 2G) D). Returns (B, T, C)."""
+def attend(qkv: Tensor, config: BitNetConfig, segments: Tensor | None = None) -> Tensor:
+    """From the fused projection to what goes into the next norm or projection. qkv: (B, T, (H + 2G) D). Returns (B, T, C).
+
+    segments: (B, T), or None; tokens of another number are not seen.
+    """
     rows, tokens, _ = qkv.shape
     width = config.hidden_size // config.num_heads
     groups, heads = config.num_kv_heads, config.num_heads
     split = qkv.double().view(rows, tokens, heads + 2 * groups, width)
     q, k, v = turn(split[:, :, :heads], config.rope_theta), turn(split[:, :, heads:-groups], config.rope_theta), split[:, :, -groups:]
-    future = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1)
+    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1).expand(rows, -1, -1)  # (B, T, T)
+    if segments is not None:
+        hidden = hidden | (segments[:, :, None] != segments[:, None, :])
     parts = []
     for head in range(heads):
         group = head * groups // heads
         scores = q[:, :, head] @ k[:, :, group].mT / width**0.5  # (B, T, T)
-        parts.append(torch.softmax(scores.masked_fill(future, -torch.inf), dim=-1) @ v[:, :, group])
+        parts.append(torch.softmax(scores.masked_fill(hidden, -torch.inf), dim=-1) @ v[:, :, group])
     return torch.cat(parts, dim=-1)
 
 
@@ -109,24 +114,24 @@ def gate(gate_up: Tensor, config: BitNetConfig) -> Tensor:
     return act * second
 
 
-def logits(weights: Weights, config: BitNetConfig, ids: Tensor) -> Tensor:
+def logits(weights: Weights, config: BitNetConfig, ids: Tensor, segments: Tensor | None = None) -> Tensor:
     """Next-token logits in float64. weights: parameters by name; ids: int64 (B, T). Returns (B, T, V)."""
     eps = config.norm_eps
     x = weights["token_embeddings.weight"].double()[ids]
     for layer in range(config.num_layers):
-        x = _block(weights, config, x, f"blocks.{layer}.")
+        x = _block(weights, config, x, f"blocks.{layer}.", segments)
     head = weights["token_embeddings.weight" if config.embeddings_tied else "lm_head.weight"]
     return norm(x, weights["final_norm.weight"], eps) @ head.double().T
 
 
-def _block(weights: Weights, config: BitNetConfig, x: Tensor, at: str) -> Tensor:
+def _block(weights: Weights, config: BitNetConfig, x: Tensor, at: str, segments: Tensor | None) -> Tensor:
     """One layer: attention, then feed-forward, each on a normalised copy. x: (B, T, C)."""
     eps = config.norm_eps
 
     def project(value: Tensor, name: str) -> Tensor:
         return linear(value, weights[f"{at}{name}.weight"], matrix_rows(config, name.rsplit(".", 1)[-1]), config)
 
-    y = attend(project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config)
+    y = attend(project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config, segments)
     if config.sub_norm:
         y = norm(y, weights[f"{at}attention.sub_norm.weight"], eps)
     x = x + project(y, "attention.out_proj")

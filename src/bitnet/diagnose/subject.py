@@ -49,7 +49,11 @@ class Report(Protocol):
     @property
     def step(self) -> int: ...
     @property
+    def tokens_seen(self) -> int: ...
+    @property
     def loss(self) -> float: ...
+    @property
+    def penalty(self) -> float: ...
     @property
     def lr(self) -> float: ...
     @property
@@ -122,6 +126,8 @@ class Subject:
     """Of an update."""
     complete: Callable[[Any, str, int], str]
     """Tokenizer, prompt and number of new tokens to the text that a user of `model` is shown."""
+    read_update: Callable[[RowSource, int], Sequence[Batch]]
+    """The micro-batches that the loop reads of a source at an update, by the settings."""
     rehearse: Callable[[Path], Rehearsal] | None = None
     criteria: Sequence[Criterion] = ()
     planned_tokens: int | None = None
@@ -129,6 +135,8 @@ class Subject:
     layout: RunLayout | None = None
     step: int = 0
     """Updates behind `model`."""
+    step_named: bool = True
+    """Whether the user named this checkpoint; else it should be the newest good one."""
     damaged: Sequence[str] = ()
     """What is wrong with checkpoints that had to be passed over."""
     bf16: bool = False

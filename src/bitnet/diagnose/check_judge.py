@@ -1,0 +1,139 @@
+"""Does the experiment's judge say what a model can do? Suspect: evaluation.
+
+A model that never trained must not pass; one that has the held-out examples by heart must; and one that is wrong in its last
+character only, that never ends or ends too early must not. Where text is judged, a model that repeats itself is called looping.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitnet.data.stream import Batch
+from bitnet.diagnose.check import STRONG, Check, Part
+from bitnet.diagnose.counting import examples, rows_of
+from bitnet.diagnose.subject import Subject
+from bitnet.nn.transformer import BitNetTransformer
+
+JUDGE = Part(suspect="evaluation", source="the task's own interface", explained_by=frozenset({"data", "decoding"}))
+JUDGED = 6
+Text = tuple[int, ...]
+
+
+def judging(subject: Subject) -> Iterator[Check]:
+    """All checks of this file."""
+    frozen = list(subject.task.frozen_evaluation())
+    yield from judged(subject)
+    yield from strictness(subject, frozen)
+    yield from repetition(subject, frozen)
+
+
+def judged(subject: Subject) -> Iterator[Check]:
+    """Shares are shares, the count is kept, and a model that never trained does not pass."""
+    fresh = subject.model if subject.fresh else subject.new_model(subject.config)
+    metrics, again = (subject.task.judge(fresh, JUDGED) for _ in range(2))
+    counts = {name: value for name, value in metrics.items() if name.endswith("_cases")}
+    shares = {name: metrics[name.removesuffix("_cases")] for name in counts if name.removesuffix("_cases") in metrics}
+    sound = bool(counts) and all(math.isfinite(value) for value in metrics.values()) and all(value >= 0 for value in shares.values())
+    same = metrics == again
+    yield Check(
+        name="judge counts its cases and repeats", suspect="evaluation", ok=sound and same, value=f"{len(counts)} counted, repeats: {same}",
+        expected="every figure with its cases, twice the same", source="the task's own interface",
+        detail="the judge's figures are not finite, not counted, or change from call to call", weight=STRONG,
+    )  # fmt: skip
+    known = [criterion for criterion in subject.criteria if criterion.metric in metrics]
+    passed = [str(criterion) for criterion in known if criterion.met(metrics[criterion.metric])]
+    yield Check(
+        name="an untrained model does not pass", suspect="evaluation", ok=not known or len(passed) < len(known), value=passed,
+        expected="not all criteria met", source="weights that never trained",
+        detail="the judge is satisfied with a model that knows nothing", weight=STRONG,
+    )  # fmt: skip
+
+
+class _History:
+    """What `Oracle` keeps instead of keys and values: the ids themselves."""
+
+    def __init__(self, rows: int, capacity: int) -> None:
+        self.rows, self.capacity = rows, capacity
+        self.ids: list[list[int]] = [[] for _ in range(rows)]
+
+    @property
+    def length(self) -> int:
+        return len(self.ids[0])
+
+
+class Oracle(torch.nn.Module):
+    """A model that has the given texts by heart: after a beginning of one of them it is sure of the next token."""
+
+    def __init__(self, model: BitNetTransformer, texts: Iterable[Text], otherwise: int = 0) -> None:
+        """otherwise: what it says after any other text."""
+        super().__init__()
+        self.otherwise = otherwise
+        self.config, self.final_norm = model.config, model.final_norm
+        self.next = {text[:cut]: text[cut] for text in texts for cut in range(1, len(text))}
+
+    def new_cache(self, rows: int, capacity: int | None = None) -> _History:
+        return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
+
+    def forward(self, input_ids: Tensor, cache: _History) -> Tensor:
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=input_ids.device)
+        for row, new in enumerate(input_ids.tolist()):
+            for place, token in enumerate(new):
+                cache.ids[row].append(token)
+                logits[row, place, self.next.get(tuple(cache.ids[row]), self.otherwise)] = 20.0
+        return logits
+
+
+def spoiled(text: Text, end: int, other: Callable[[int], int]) -> dict[str, Text]:
+    """The same example, wrong in one way each. other: another id that occurs in such texts."""
+    *body, last, mark = text
+    assert mark == end
+    return {
+        "the last character is another": (*body, other(last), mark),
+        "the end mark does not come": (*body, last, other(end), other(end)),
+        "a character follows the answer": (*body, last, other(last), mark),
+    }
+
+
+def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
+    """Where success is an exact match: right answers pass, and answers that are wrong in one character count as wrong."""
+    wanted = [criterion for criterion in subject.criteria if criterion.metric == "exact_match"]
+    if not wanted or subject.task.end_mark is None:
+        return
+    tokenizer = subject.task.tokenizer
+    end = tokenizer.encode(subject.task.end_mark)[0]
+    known = examples([row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)], end)
+    oracle: Any = Oracle(subject.model, known)
+    found = subject.task.judge(oracle, JUDGED)["exact_match"]
+    yield JUDGE.holds(
+        "right answers pass", wanted[0].met(found), found, str(wanted[0]), "the judge does not recognise right answers",
+        source="a stand-in for the model that has the held-out examples by heart",
+    )  # fmt: skip
+    used = sorted({token for text in known for token in text[-3:-1]})
+    wrong: dict[str, set[Text]] = {}
+    for text in known:
+        for way, changed in spoiled(text, end, lambda token: next(one for one in used if one != token)).items():
+            wrong.setdefault(way, set()).add(changed)
+    shares = {}
+    for way, texts in wrong.items():
+        liar: Any = Oracle(subject.model, texts)
+        shares[way] = float(subject.task.judge(liar, JUDGED)["exact_match"])
+    yield JUDGE.below("wrong answers do not pass", shares, 0.0, "share that counts as right", "and the answer counts as right",
+                      source="stand-ins that are wrong in one character")  # fmt: skip
+
+
+def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
+    """Where loops are judged: a model that always says the same is looping."""
+    if not any(criterion.metric == "greedy_looping" for criterion in subject.criteria):
+        return
+    scored = torch.cat([batch.targets[batch.loss_mask] for batch in frozen])
+    special = {subject.task.tokenizer.eos_id, subject.task.tokenizer.pad_id}
+    usual = next(int(token) for token in torch.bincount(scored).argsort(descending=True) if int(token) not in special)
+    stuck: Any = Oracle(subject.model, (), otherwise=usual)
+    found = float(subject.task.judge(stuck, JUDGED)["greedy_looping"])
+    yield JUDGE.holds("repetition is called looping", found == 1.0, found, "1.0 of the texts of a model that says one token for ever",
+                      "loops are not noticed", weight=STRONG)  # fmt: skip

@@ -1,0 +1,166 @@
+"""What the marks in a row mean: what is scored, where an example or a document ends, what counts as held out. Suspects: data, evaluation.
+
+Where answers are learned, a prompt is not scored and its answer is, end mark included; where everything is, no real token is left
+out. Each document of a text ends with the end-of-text id. An example that says the same as a held-out one (a + b for b + a; a copy
+that differs in white space) is held out with it. Not here: whether rows are in order (check_data.py, check_plan.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bitnet.data import holdout
+from bitnet.data.stream import Batch
+from bitnet.diagnose.check import STRONG, Check, Part
+from bitnet.diagnose.counting import examples, rows_of
+from bitnet.diagnose.subject import Subject
+
+MARKS = Part(suspect="data", source="docs/experiments; loss_on")
+HELD_OUT = Part(suspect="evaluation", source="held-out means never trained on", explained_by=frozenset({"data"}))
+RIGHT, NEARLY = 0.99, 0.7
+LEAKED = 0.01
+ENOUGH_ENDS = 12  # documents that must be expected in what was read before their number says something
+ROWS = 256
+
+
+class Marked(NamedTuple):
+    """One example of a row: ids, whether each is scored, and whether it begins the row."""
+
+    ids: list[int]
+    scored: list[bool]
+    first: bool
+
+
+def marks(subject: Subject, batch: Batch) -> Iterator[Check]:
+    """All checks of this file. batch: training rows from all along the plan."""
+    few = batch.select(slice(ROWS))
+    yield scored(subject, few, MARKS, "training rows")
+    for held_out in list(subject.task.frozen_evaluation())[:1]:
+        yield scored(subject, held_out.select(slice(ROWS)), HELD_OUT, "held-out rows")
+    yield from document_ends(subject, batch)
+    yield from equal_examples(subject, batch)
+    yield equal_documents()
+
+
+def learns_answers(subject: Subject, batch: Batch) -> bool:
+    """Whether the task says that only answers are scored."""
+    said = subject.data.get("loss_on")
+    return said == "answers" if said is not None else "conversations" in subject.data
+
+
+def scored(subject: Subject, batch: Batch, part: Part, which: str) -> Check:
+    """Whether what should be scored is, and nothing else."""
+    if not learns_answers(subject, batch):
+        share = _all_scored(batch, subject.task.tokenizer.pad_id)
+        meant = subject.data.get("loss_on") is None and share < NEARLY  # an experiment of the user's own with a mask of its own
+        return part.holds(f"every real token is scored: {which}", share == 1.0 or meant, share, "1.0 of the tokens before the padding",
+                          "part of the text is not learned from")  # fmt: skip
+    end = end_id(subject)
+    before = _before_answers(subject)
+    found = [one for one in marked(batch, end, subject.task.tokenizer.pad_id) if not all(one.scored[1:])]
+    share = sum(_answer_scored(one, before) for one in found) / max(len(found), 1)
+    return part.holds(
+        f"answers with their end are scored, prompts are not: {which}", share >= RIGHT, share,
+        f">= {RIGHT:g} of {len(found)} whole examples", "prompts are scored, or answers or their end marks are not",
+    )  # fmt: skip
+
+
+def end_id(subject: Subject) -> int:
+    """The id that ends an example."""
+    mark, tokenizer = subject.task.end_mark, subject.task.tokenizer
+    return tokenizer.encode(mark)[0] if mark else tokenizer.eos_id
+
+
+def _all_scored(batch: Batch, pad_id: int) -> float:
+    """Share of targets before the padding that are scored."""
+    targets, mask = batch.targets.numpy(), batch.loss_mask.numpy()
+    real = np.cumsum((targets != pad_id)[:, ::-1], axis=1)[:, ::-1] > 0
+    return float(mask[real].mean()) if real.any() else 0.0
+
+
+def _before_answers(subject: Subject) -> list[int]:
+    """The last ids, at most two, that all prompts of the task share: what stands before an answer."""
+    ends = [subject.task.tokenizer.encode(prompt)[-2:] for prompt in subject.task.prompts]
+    for width in (2, 1):
+        found = {tuple(ids[-width:]) for ids in ends}
+        if len(found) == 1:
+            return list(found.pop())
+    return []
+
+
+def marked(batch: Batch, end: int, pad_id: int) -> Iterator[Marked]:
+    """The whole examples of a batch: what stands between end marks, the mark included."""
+    for ids, targets, mask in zip(batch.input_ids.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True):
+        row, learned = [ids[0], *targets], [False, *mask]
+        begin = 0
+        for place, token in enumerate(row):
+            if token == end:
+                if place > begin:
+                    yield Marked(row[begin : place + 1], learned[begin : place + 1], begin == 0)
+                begin = place + 1
+
+
+def _answer_scored(one: Marked, before: Sequence[int]) -> bool:
+    """Nothing up to the answer, everything from there to the end mark, and the answer begins where the prompts end."""
+    if True not in one.scored or not one.scored[-1]:
+        return False
+    start = one.scored.index(True)
+    whole = all(one.scored[start:]) and start > 0 and len(one.ids) - start >= 2
+    return whole and (not before or one.ids[max(start - len(before), 0) : start] == list(before))
+
+
+def document_ends(subject: Subject, batch: Batch) -> Iterator[Check]:
+    """A text's documents end in the end-of-text id: as many as there are documents."""
+    facts = subject.task.source.fingerprint()
+    if not facts.get("documents") or not facts.get("dataset_size_tokens"):
+        return
+    tokens = batch.targets.numel()
+    wanted = tokens * int(facts["documents"]) / int(facts["dataset_size_tokens"])
+    found = int((batch.targets == subject.task.tokenizer.eos_id).sum())
+    if wanted >= ENOUGH_ENDS:
+        ok = 0.5 * wanted <= found <= 1.5 * wanted
+        yield MARKS.holds("documents end in the end-of-text id", ok, found, f"{wanted:.0f} in {tokens:,} tokens, within half of it",
+                          "the model never learns where a text ends", source="documents of the fingerprint", weight=STRONG)  # fmt: skip
+
+
+def equal_examples(subject: Subject, batch: Batch) -> Iterator[Check]:
+    """No training example is a held-out one with its two operands changed over and the same answer."""
+    if not subject.task.end_mark:
+        return
+    tokenizer, end = subject.task.tokenizer, end_id(subject)
+    kept, trained = (
+        examples([row for one in batches for row in rows_of(one, tokenizer.pad_id)], end)
+        for batches in (subject.task.frozen_evaluation(), [batch])
+    )
+    twins = {example: swapped(tokenizer.decode(list(example))) for example in kept}
+    asked = {example: text for example, text in twins.items() if text is not None}
+    if not asked:
+        return
+    found = [text for text in asked.values() if tuple(tokenizer.encode(text)) in trained]
+    share = len(found) / len(asked)
+    yield HELD_OUT.holds("an example that says the same is held out too", share <= LEAKED, share,
+                         f"<= {LEAKED:g} of {len(asked)} held-out examples with their operands changed over occur in training",
+                         f"trained on {found[:1]}: the held-out one is known by its twin")  # fmt: skip
+
+
+def swapped(text: str) -> str | None:
+    """`b op a = c` for `a op b = c`, or None for another form or where nothing changes."""
+    words = text.split(" ")
+    if len(words) != 5 or words[3] != "=" or words[0] == words[2]:
+        return None
+    return " ".join([words[2], words[1], words[0], *words[3:]])
+
+
+def equal_documents() -> Check:
+    """Copies of a document that differ in white space or in how accents are written are held out together, different ones apart."""
+    one = "The caf\u00e9 is  old.\nIt has two rooms."
+    copies = ["The cafe\u0301 is old. It has two rooms.", " The caf\u00e9 is old.\n\nIt has two rooms. \n"]
+    others = ["The cafe is old. It has two rooms.", "The caf\u00e9 is old. It has three rooms.", ""]
+    equal = [holdout.content_hash(text) == holdout.content_hash(one) for text in copies]
+    apart = [holdout.content_hash(text) != holdout.content_hash(one) for text in others]
+    return HELD_OUT.holds("copies of a document are held out together", all(equal + apart), {"copies": equal, "others": apart},
+                          "copies that differ in white space or composition equal, other texts apart",
+                          "a copy of a held-out document is trained on", source="data/holdout.py")  # fmt: skip
