@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import random
 import signal
 from collections.abc import Sequence
 from pathlib import Path
@@ -37,11 +38,22 @@ class _RecordedRows:
         self.asked.append(numbers.tolist())
         if len(self.asked) == self.stop_at_read:
             signal.raise_signal(signal.SIGTERM)
+        draw()  # so that random states move on, and a resume that does not restore them shows
         batch: Batch = self.inner.rows(numbers)
         return batch
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.inner, name)
+
+
+def draw() -> None:
+    """One number from every random generator of the process."""
+    import numpy as np
+    import torch
+
+    random.random()
+    np.random.rand()
+    torch.rand(1)
 
 
 class _RehearsedTask:

@@ -19,6 +19,7 @@ from bitnet.diagnose import check_sampling
 from bitnet.diagnose.check import STRONG, Check, Suspect, below
 from bitnet.diagnose.probing import made_loud, off, random_ids, worst
 from bitnet.diagnose.subject import Subject, copy_of
+from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.generate import decode, snapshot
 from bitnet.generate.sampling import Sampling
 from bitnet.nn.transformer import BitNetTransformer
@@ -27,12 +28,14 @@ from bitnet.text.tokenizer import Tokenizer
 CACHED, LOUD_CACHED = 1e-2, 0.05
 """Relative error between cached and whole logits: equal products in another order, and now and then a value on the edge of a code.
 Where attention is made loud, so that a wrong position shows, such a value weighs more; a wrong position moves the logits by 0.2."""
+LAST, PIECE = 12, 24  # tokens decoded one by one at the end of a row; a twin's prompt
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
 
 
 def decoding(subject: Subject) -> Iterator[Check]:
     """All checks of this file."""
     yield from cache(subject)
+    yield from late_positions(subject)
     yield from greedy(subject)
     yield from check_sampling.distributions()
     yield from draws(subject)
@@ -73,6 +76,37 @@ def _cached_errors(model: BitNetTransformer, ids: Tensor) -> dict[str, float]:
     store.select(torch.tensor([2, 0], device=ids.device))
     errors["after dropping a row"] = off(model(ids[[2, 0], -1:], store)[:, -1], whole[[2, 0], -1])
     return errors
+
+
+@torch.no_grad()
+def late_positions(subject: Subject) -> Iterator[Check]:
+    """Up to the last position that the model has: the examined model's last tokens, and a twin in small pieces all the way."""
+    model = made_loud(copy_of(subject, subject.model))
+    length = subject.config.max_seq_length
+    errors = {
+        "the last tokens": _pieces(model, random_ids(subject.config.vocab_size, 1, length, subject.device), max(length - LAST, 1), LAST)
+    }
+    twin = twin_of(subject, KINDS[0])
+    ids = random_ids(VOCABULARY, 2, twin.config.max_seq_length, subject.device)
+    errors["a twin in small pieces"] = _pieces(twin.model, ids, PIECE, PIECE)
+    yield Check(
+        name="cached decoding equals full recomputation, to the last position", suspect="decoding",
+        ok=below(max(errors.values()), LOUD_CACHED), value=max(errors.values()), expected=f"relative error <= {LOUD_CACHED:g}",
+        source="the model's own logits for the whole prefix", explained_by=FORWARD,
+        detail=f"{worst(errors)[1]}: keys, values or positions are wrong late in a row",
+    )  # fmt: skip
+
+
+def _pieces(model: BitNetTransformer, ids: Tensor, first: int, last: int) -> float:
+    """Error of cached logits: a prompt of `first` tokens, then pieces of 1 to 7, and the last `last` tokens one by one."""
+    whole = model(ids)
+    store = model.new_cache(len(ids), ids.shape[1])
+    parts, place, size = [model(ids[:, :first], store)], first, 0
+    while place < ids.shape[1]:
+        size = 1 if place >= ids.shape[1] - last else size % 7 + 1
+        parts.append(model(ids[:, place : place + size], store))
+        place += size
+    return off(torch.cat(parts, dim=1), whole)
 
 
 @torch.no_grad()

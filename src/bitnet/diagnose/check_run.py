@@ -1,24 +1,24 @@
 """A recorded run: are its checkpoints whole, do its files say what happened, and does it happen again? Suspects: checkpoint, others.
 
 The strongest question that a run can be asked is to repeat itself. The update after a checkpoint is done again from its weights: the
-loss must be the recorded one (or the rows, the weights or the loss have changed), and where the next checkpoint was kept too, the
-weights must come out the same. The same questions are put to a rehearsal: two short runs of the real trainer in a temporary folder,
-one of them interrupted and resumed.
+loss must be the recorded one (or the rows, the weights or the loss have changed), then the loss after it (or the optimizer has), and
+where the next checkpoint was kept too, the weights must come out the same. Update 1 is repeated from the checkpoint of the start.
+Not here: the rehearsal, two short runs of the real trainer (check_rehearsal.py).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference_updates
-from bitnet.diagnose.check import HINT, PROOF, STRONG, Check, Suspect, below
+from bitnet.diagnose.check import HINT, PROOF, STRONG, Check, Part, Suspect, below
 from bitnet.diagnose.probing import worst
-from bitnet.diagnose.subject import Rehearsal, Subject
+from bitnet.diagnose.subject import Subject
 from bitnet.errors import BitnetError
 from bitnet.evaluate import loss as loss_module
 from bitnet.files import read_json
@@ -33,6 +33,11 @@ UPDATE_WORK = 2e11
 """Tokens times parameters of an update that is still repeated without --full: about ten seconds on two cores."""
 OTHER_MODEL = "was computed by another forward pass or loss than the present one"
 OTHER_ROWS = "was trained on other rows than its own: resumed at the wrong place, or the data changed"
+CHECKPOINT = Part(suspect="checkpoint", source="state.json and the folders' names")
+OPTIMIZER = Part(
+    suspect="optimizer", source="two updates in a row from a checkpoint", weight=STRONG,
+    explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
+)  # fmt: skip
 UPSTREAM: frozenset[Suspect] = frozenset({"data", "quantization", "gradients", "optimizer"})
 
 
@@ -41,6 +46,8 @@ def recorded(subject: Subject) -> Iterator[Check]:
     layout = subject.layout
     assert layout is not None
     yield from whole_checkpoints(subject, layout)
+    yield from newest(subject, layout)
+    yield from began_as_seeded(subject, layout)
     yield from scalars(layout, subject.training, resumed=True)
     yield from same_tokenizer(subject, layout)
     reloads = True
@@ -84,6 +91,40 @@ def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
             value=stored.state.get("step"), expected=str(subject.step), source="state.json",
             detail="the folder's name and its state disagree",
         )  # fmt: skip
+
+
+def newest(subject: Subject, layout: RunLayout) -> Iterator[Check]:
+    """Where no checkpoint was named, the newest one is looked at, and the newest one is resumed from."""
+    steps = layout.checkpoint_steps()
+    if not steps or subject.damaged:
+        return
+    resumed = checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
+    found = [subject.step if not subject.step_named else max(steps), resumed.step if resumed is not None else None]
+    yield CHECKPOINT.equal("the newest checkpoint is the one that loads", found, [max(steps)] * 2,
+                           "an older checkpoint is loaded, and later updates are lost")  # fmt: skip
+    told = {step: checkpoints.load_checkpoint(layout.checkpoint(step), optimizer=False).state for step in {steps[0], steps[-1]} if step}
+    per_step = int(subject.training["tokens_per_step"])
+    wrong = [step for step, state in told.items() if state.get("tokens_seen") != step * per_step or state.get("step") != step]
+    yield CHECKPOINT.holds("checkpoints count their tokens", not wrong, wrong, f"step * {per_step:,} in state.json",
+                           "the state belongs to another update")  # fmt: skip
+
+
+def began_as_seeded(subject: Subject, layout: RunLayout) -> Iterator[Check]:
+    """The checkpoint of the start holds the weights of the seed, or those that the run was begun from."""
+    here = torch.__version__ == read_json(layout.provenance).get("torch_version", torch.__version__)
+    if 0 not in layout.checkpoint_steps() or not here or subject.training.get("start_from"):
+        return
+    try:
+        first = checkpoints.load_checkpoint(layout.checkpoint(0), optimizer=False).model
+    except BitnetError:
+        return  # damaged: another check's finding
+    fresh = {name: weight.detach().cpu() for name, weight in subject.new_model(subject.config).named_parameters()}
+    other = [name for name in fresh if name not in first or not torch.equal(fresh[name], first[name])]
+    yield CHECKPOINT.holds(
+        "the run began with the weights of its seed", not other, len(other), "0 parameters that differ from checkpoint 0",
+        f"begins otherwise now: {other[:2]}; the seed, or how a model is initialised, has changed", weight=STRONG,
+        explained_by=frozenset({"quantization"}),
+    )  # fmt: skip
 
 
 def scalars(layout: RunLayout, training: Mapping[str, Any], *, resumed: bool) -> Iterator[Check]:
@@ -168,23 +209,29 @@ def frozen_and_evaluated(subject: Subject, layout: RunLayout) -> Iterator[Check]
 
 
 def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[Check]:
-    """The update after a checkpoint again: same loss; and the same weights where both checkpoints were kept.
+    """The two updates after a checkpoint again: same losses; and the same weights where both checkpoints were kept.
+
+    The first one that is kept (of update 1, where the start was), the last, and the last that was followed by another.
 
     reloads: whether the checkpoint has its recorded held-out loss. If it has not, and updates after other checkpoints do not repeat
     either, then it is the model that computed otherwise, and neither the rows nor the one file.
     """
     by_step = {row["step"]: row for row in read_lines(layout.scalars).rows}
     steps = [step for step in layout.checkpoint_steps() if step + 1 in by_step and isinstance(by_step[step + 1].get("loss"), float)]
-    chosen = sorted({*steps[-1:], *[step for step in steps if step + 1 in layout.checkpoint_steps()][-1:]}) if _affordable(subject) else []
+    followed = [step for step in steps if step + 1 in layout.checkpoint_steps()][-1:]
+    chosen = sorted({*steps[:1], *steps[-1:], *followed}) if _affordable(subject) else []
     gaps: dict[str, float] = {}
+    later: dict[str, float] = {}
     moved: dict[str, float] = {}
     for step in chosen:
         try:
             before = checkpoints.load_checkpoint(layout.checkpoint(step))
         except BitnetError:
             continue
-        loss, error = _again(subject, layout, before)
-        gaps[f"update {step + 1}"] = abs(loss - by_step[step + 1]["loss"])
+        losses, error = _again(subject, layout, before)
+        gaps[f"update {step + 1}"] = abs(losses[0] - by_step[step + 1]["loss"])
+        if len(losses) > 1 and isinstance(by_step.get(step + 2, {}).get("loss"), float):
+            later[f"update {step + 2}"] = abs(losses[1] - by_step[step + 2]["loss"])
         if error is not None:
             moved[f"update {step + 1}"] = error
     if gaps:
@@ -198,6 +245,9 @@ def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[C
             weight=PROOF if another_model else STRONG,
             explained_by=frozenset() if another_model else frozenset({"quantization", "gradients", "checkpoint"}),
         )  # fmt: skip
+    if later:
+        yield OPTIMIZER.below("the update after it repeats too", later, 4 * LOSS_GAP, "nats from metrics/scalars.jsonl",
+                              "the update before it moved the weights otherwise than it does now")  # fmt: skip
     if moved:
         error, where = worst(moved)
         yield Check(
@@ -214,22 +264,31 @@ def _affordable(subject: Subject) -> bool:
     return subject.full or subject.device.type == "cuda" or work < UPDATE_WORK
 
 
-def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[float, float | None]:
-    """Loss of the next update, and how far its change of the weights is from the recorded one (where that is known)."""
+def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[list[float], float | None]:
+    """Losses of the next two updates, and how far the first one's change of the weights is from the recorded one, where it is known."""
     model = subject.new_model(subject.config)
     checkpoints.load_weights(model, before)
     optimizers = subject.new_optimizers(model)
     optimizers.load_state_tensors(before.optimizer)
-    report = next(iter(subject.train(model, optimizers, subject.task.source, start_step=before.step)))
-    if before.step + 1 not in layout.checkpoint_steps():
-        return report.loss, None
-    after = checkpoints.load_checkpoint(layout.checkpoint(before.step + 1), optimizer=False)
+    losses: list[float] = []
+    error: float | None = None
+    for report in subject.train(model, optimizers, subject.task.source, start_step=before.step):
+        losses.append(report.loss)
+        if len(losses) == 2:
+            break
+        if before.step + 1 in layout.checkpoint_steps():
+            error = _moved_otherwise(model, before, checkpoints.load_checkpoint(layout.checkpoint(before.step + 1), optimizer=False))
+    return losses, error
+
+
+def _moved_otherwise(model: torch.nn.Module, before: Any, after: Any) -> float:
+    """Distance between the weights now and the recorded ones, in units of the recorded change."""
     difference, size = 0.0, 0.0
     for name, parameter in model.named_parameters():
         change = after.model[name].double() - before.model[name].double()
         difference += float(((parameter.detach().cpu().double() - after.model[name].double()) ** 2).sum())
         size += float((change**2).sum())
-    return report.loss, math.sqrt(difference / size) if size else 0.0 if difference == 0 else math.inf
+    return math.sqrt(difference / size) if size else 0.0 if difference == 0 else math.inf
 
 
 def probes(layout: RunLayout, step: int, *, finished: bool) -> Iterator[Check]:
@@ -248,59 +307,4 @@ def probes(layout: RunLayout, step: int, *, finished: bool) -> Iterator[Check]:
         value={"early": round(early, 5), "late": round(late, 5)}, expected="some flip in the first half of the probes, fewer at the last",
         source="the magnitude of a latent weight is its confidence (b1.58 training tips)", detail="codes never move, or never come to rest",
         weight=HINT, explained_by=UPSTREAM - {"optimizer"},
-    )  # fmt: skip
-
-
-def rehearsed(subject: Subject, rehearsal: Rehearsal) -> Iterator[Check]:
-    """Save, stop, resume: the same as never having stopped; and the files of a run say what happened."""
-    whole, parts, stop = rehearsal.whole, rehearsal.parts, rehearsal.stop
-    total = int(rehearsal.training["total_steps"])
-    yield from _same_rows(rehearsal.whole_rows, rehearsal.parts_rows, stop, total)
-    yield from scalars(parts, rehearsal.training, resumed=False)
-    losses = [[row.get("loss") for row in read_lines(layout.scalars).rows] for layout in (whole, parts)]
-    gap = max((abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None), default=math.inf)
-    yield Check(
-        name="a resumed run has the same losses", suspect="checkpoint", ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5), value=gap,
-        expected="<= 1e-5 nats between a run in one go and one resumed", source="what is saved is restored; tested bit for bit on CPUs",
-        detail="something that decides the loss was not restored", explained_by=UPSTREAM - {"optimizer"},
-    )  # fmt: skip
-    ends = [checkpoints.load_checkpoint(layout.checkpoint(total)) for layout in (whole, parts)]
-    errors = {
-        name: float((first[name].double() - second[name].double()).abs().max())
-        for first, second in ((ends[0].model, ends[1].model), (ends[0].optimizer, ends[1].optimizer))
-        for name in first if name in second
-    }  # fmt: skip
-    keys = ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
-    error, where = worst(errors)
-    yield Check(
-        name="a resumed run has the same weights and optimizer state", suspect="checkpoint", ok=keys and below(error, 1e-6), value=error,
-        expected="<= 1e-6 after a stop and a resume", source="what is saved is restored; tested bit for bit on CPUs",
-        detail=f"{where}: weights, optimizer state or random state come back changed", explained_by=UPSTREAM - {"optimizer"},
-    )  # fmt: skip
-    held = {
-        f"{key}.{name}"
-        for name in ends[0].model
-        for key in (("momentum_buffer",) if _by_muon(name, rehearsal) else ("exp_avg", "exp_avg_sq"))
-    }
-    missing = sorted(held - ends[0].optimizer.keys())
-    yield Check(
-        name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing),
-        expected="0 parameters without optimizer state", source="optimizer.safetensors", detail=f"no state: {', '.join(missing[:3])}",
-        explained_by=frozenset({"quantization", "gradients"}),
-    )  # fmt: skip
-
-
-def _by_muon(name: str, rehearsal: Rehearsal) -> bool:
-    return rehearsal.training["optimizer"] == "muon" and name.startswith("blocks.") and "norm" not in name
-
-
-def _same_rows(whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], stop: int, total: int) -> Iterator[Check]:
-    per_update = len(whole[0]) if whole else 0
-    wanted = [list(range(n * per_update, (n + 1) * per_update)) for n in range(total)]
-    first = [list(rows) for rows in whole] == wanted
-    second = [list(rows) for rows in parts] == wanted
-    yield Check(
-        name="a resumed run reads on where it stopped", suspect="data", ok=first and second, value={"in one go": first, "resumed": second},
-        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}", source="update n reads rows (n-1)R .. nR-1",
-        detail="after a resume the data begins elsewhere: rows are skipped or read again",
     )  # fmt: skip

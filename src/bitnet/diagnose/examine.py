@@ -24,6 +24,7 @@ from bitnet.diagnose import (
     check_numerics,
     check_optimizer,
     check_plan,
+    check_rehearsal,
     check_run,
     check_settings,
     check_start,
@@ -80,4 +81,4 @@ def _rehearse(subject: Subject) -> Iterator[Check]:
     if subject.rehearse is None:
         return
     with tempfile.TemporaryDirectory(prefix="bitnet-rehearsal-") as folder:
-        yield from check_run.rehearsed(subject, subject.rehearse(Path(folder)))
+        yield from check_rehearsal.rehearsed(subject.rehearse(Path(folder)))

@@ -1,0 +1,158 @@
+"""The rehearsal: two short runs of the real trainer, one of them stopped and resumed. Suspects: checkpoint, data, optimizer.
+
+What is saved must be restored: rows, losses, weights, optimizer state, random state, and every line of every file. Which
+checkpoints are kept, what their state says, and that the newest is the one that loads, is looked at in their folders.
+Not here: how the runs are made (cli/rehearsal.py), runs of the user's (check_run.py).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from bitnet.diagnose.check import Check, Part, below
+from bitnet.diagnose.check_run import UPSTREAM, scalars
+from bitnet.diagnose.probing import worst
+from bitnet.diagnose.subject import Rehearsal
+from bitnet.run import checkpoint as checkpoints
+from bitnet.run.layout import RunLayout
+from bitnet.run.metrics import read_lines
+
+SAVED = Part(suspect="checkpoint", source="what is saved is restored; tested bit for bit on CPUs", explained_by=UPSTREAM - {"optimizer"})
+TIMES = ("step_time_ms", "tokens_per_sec", "process_mem_gb", "gpu_mem_allocated_gb", "gpu_mem_reserved_gb", "mfu")
+"""Keys of metric lines that differ from run to run."""
+
+
+def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
+    """Save, stop, resume: the same as never having stopped; and the files of a run say what happened."""
+    whole, parts, stop = rehearsal.whole, rehearsal.parts, rehearsal.stop
+    total = int(rehearsal.training["total_steps"])
+    yield from _same_rows(rehearsal.whole_rows, rehearsal.parts_rows, stop, total)
+    yield from scalars(parts, rehearsal.training, resumed=False)
+    losses = [[row.get("loss") for row in read_lines(layout.scalars).rows] for layout in (whole, parts)]
+    gap = max((abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None), default=math.inf)
+    yield Check(
+        name="a resumed run has the same losses", suspect="checkpoint", ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5), value=gap,
+        expected="<= 1e-5 nats between a run in one go and one resumed", source="what is saved is restored; tested bit for bit on CPUs",
+        detail="something that decides the loss was not restored", explained_by=UPSTREAM - {"optimizer"},
+    )  # fmt: skip
+    ends = [checkpoints.load_checkpoint(layout.checkpoint(total)) for layout in (whole, parts)]
+    errors = {
+        name: float((first[name].double() - second[name].double()).abs().max())
+        for first, second in ((ends[0].model, ends[1].model), (ends[0].optimizer, ends[1].optimizer))
+        for name in first if name in second
+    }  # fmt: skip
+    keys = ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
+    error, where = worst(errors)
+    yield Check(
+        name="a resumed run has the same weights and optimizer state", suspect="checkpoint", ok=keys and below(error, 1e-6), value=error,
+        expected="<= 1e-6 after a stop and a resume", source="what is saved is restored; tested bit for bit on CPUs",
+        detail=f"{where}: weights, optimizer state or random state come back changed", explained_by=UPSTREAM - {"optimizer"},
+    )  # fmt: skip
+    held = {
+        f"{key}.{name}"
+        for name in ends[0].model
+        for key in (("momentum_buffer",) if _by_muon(name, rehearsal) else ("exp_avg", "exp_avg_sq"))
+    }
+    missing = sorted(held - ends[0].optimizer.keys())
+    yield Check(
+        name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing),
+        expected="0 parameters without optimizer state", source="optimizer.safetensors", detail=f"no state: {', '.join(missing[:3])}",
+        explained_by=frozenset({"quantization", "gradients"}),
+    )  # fmt: skip
+    yield from same_lines(whole, parts)
+    yield from states(rehearsal)
+    yield from kept(rehearsal)
+
+
+def _by_muon(name: str, rehearsal: Rehearsal) -> bool:
+    return rehearsal.training["optimizer"] == "muon" and name.startswith("blocks.") and "norm" not in name
+
+
+def _same_rows(whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], stop: int, total: int) -> Iterator[Check]:
+    per_update = len(whole[0]) if whole else 0
+    wanted = [list(range(n * per_update, (n + 1) * per_update)) for n in range(total)]
+    first = [list(rows) for rows in whole] == wanted
+    second = [list(rows) for rows in parts] == wanted
+    yield Check(
+        name="a resumed run reads on where it stopped", suspect="data", ok=first and second, value={"in one go": first, "resumed": second},
+        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}", source="update n reads rows (n-1)R .. nR-1",
+        detail="after a resume the data begins elsewhere: rows are skipped or read again",
+    )  # fmt: skip
+
+
+def same_lines(whole: RunLayout, parts: RunLayout) -> Iterator[Check]:
+    """Every line of every file is the same, times aside: metrics, probes, evaluations, samples."""
+    errors: dict[str, float] = {}
+    for one, other in zip(whole.line_files(), parts.line_files(), strict=True):
+        mine, theirs = (read_lines(path).rows for path in (one, other))
+        errors[one.name] = math.inf if len(mine) != len(theirs) else max(map(_apart, mine, theirs), default=0.0)
+    yield SAVED.below("a resumed run writes the same lines", errors, 1e-4, "relative difference of any figure",
+                      "says something else after a resume, or has other lines")  # fmt: skip
+
+
+def _apart(one: Any, other: Any) -> float:
+    """The largest difference of two values as JSON has them; infinite where they differ in kind, keys or text."""
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        if one.keys() != other.keys():
+            return math.inf
+        return max((_apart(one[key], other[key]) for key in one if key not in TIMES), default=0.0)
+    if isinstance(one, list) and isinstance(other, list):
+        return math.inf if len(one) != len(other) else max(map(_apart, one, other), default=0.0)
+    if isinstance(one, bool | str | None) or isinstance(other, bool | str | None):
+        return 0.0 if one == other else math.inf
+    return abs(float(one) - float(other)) / max(1.0, abs(float(one)))
+
+
+def states(rehearsal: Rehearsal) -> Iterator[Check]:
+    """state.json of the last checkpoints: counted right, random states equal although random numbers were drawn on the way."""
+    total = int(rehearsal.training["total_steps"])
+    told = [checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).state for layout in (rehearsal.whole, rehearsal.parts)]
+    yield SAVED.holds("random states are restored", told[0].get("rng_states") == told[1].get("rng_states"),
+                      told[0].get("rng_states") == told[1].get("rng_states"), "the same after a stop and a resume",
+                      "random numbers after a resume are other ones")  # fmt: skip
+    right = {"step": total, "tokens_seen": total * int(rehearsal.training["tokens_per_step"]),
+             "loss": read_lines(rehearsal.whole.scalars).rows[-1].get("loss")}  # fmt: skip
+    for key, name in (("lr_scheduler_state", ("peak_lr", "stage2_lr", "final_lr")), ("wd_scheduler_state", ("stage1_wd", "stage2_wd"))):
+        right[key] = {"current_step": total, **{one: rehearsal.training[one] for one in name}}
+    wrong = [key for key, value in right.items() if told[0].get(key) != value]
+    yield SAVED.holds("a checkpoint's state is that of its update", not wrong, wrong, ", ".join(right), "state.json says something else",
+                      source="the seeds' keys, recomputed")  # fmt: skip
+
+
+def kept(rehearsal: Rehearsal) -> Iterator[Check]:
+    """Which checkpoints are kept, and which of them loads."""
+    total, boundary = int(rehearsal.training["total_steps"]), int(rehearsal.training["stage1_end"])
+    promised = {0, boundary - 1, boundary, total}
+    there = [set(layout.checkpoint_steps()) for layout in (rehearsal.whole, rehearsal.parts)]
+    missing = [sorted(promised - steps) for steps in there]
+    yield SAVED.holds("the promised checkpoints are there", not any(missing), missing, f"{sorted(promised)}, at least",
+                      "a checkpoint that is promised was not written, or deleted", source="docs/run-directory.md")  # fmt: skip
+    loaded = [checkpoints.newest_good(layout, lambda problem: None, optimizer=False) for layout in (rehearsal.whole, rehearsal.parts)]
+    found = [one.step if one is not None else None for one in loaded]
+    yield SAVED.equal("the newest checkpoint is the one that loads", found, [total] * 2, "an older one is resumed from")
+    yield retention()
+    yield damage_is_seen(rehearsal)
+
+
+def retention() -> Check:
+    """The last few, every so many, and the mandatory ones stay."""
+    steps = [0, 10, 20, 100, 110, 120, 130, 200, 210]
+    found = checkpoints.retained_steps(steps, mandatory={0, 20}, keep_last=3, keep_every=100)
+    return SAVED.equal("retention keeps what it should", sorted(found), [0, 20, 100, 130, 200, 210],
+                       "checkpoints are deleted that should stay, or kept for ever", source="docs/run-directory.md")  # fmt: skip
+
+
+def damage_is_seen(rehearsal: Rehearsal) -> Check:
+    """A bit flipped in the newest checkpoint: it is not loaded, the one before it is."""
+    layout, total = rehearsal.parts, int(rehearsal.training["total_steps"])
+    path = layout.checkpoint(total) / checkpoints.MODEL
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 16
+    path.write_bytes(content)
+    found = checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
+    step = found.step if found is not None else None
+    before = max(step for step in layout.checkpoint_steps() if step != total)
+    return SAVED.equal("a damaged checkpoint is passed over", step, before, "damage is not noticed, or nothing is loaded any more",
+                       source="SHA-256 of the manifest")  # fmt: skip
