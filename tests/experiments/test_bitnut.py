@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ from bitnet.data.stream import Batch
 from bitnet.errors import ConfigError
 from bitnet.experiments.bitnut import QUICK, TWO_PART, BitNutData, BitNutTask, PartsRows, parts_of
 from bitnet.train.config import RunConfig
+from conftest import Result
 from corpora import stories, write_txt
 
 
@@ -66,6 +69,21 @@ def test_two_texts_in_one_run(tmp_path: Path) -> None:
     assert task.source.fingerprint()["second_part_from_row"] == 20
     one = BitNutTask(small(tmp_path))
     assert torch.equal(one.source.rows(np.arange(4)).input_ids, task.source.rows(np.arange(4)).input_ids)
+
+
+def test_quick_takes_a_text_too_small_for_its_vocabulary(bitnet: Callable[..., Result], tmp_path: Path) -> None:
+    """400 kB were once refused: they support 3,969 entries, and the model has 4,096. These few stories support a few hundred."""
+    file = write_txt(tmp_path / "a.txt", stories(200))
+    small = ["--model.hidden-size", 32, "--model.num-layers", 1, "--model.num-heads", 2, "--model.num-kv-heads", 1,
+             "--model.ffn-hidden-size", 48, "--seq-len", 32, "--batch-size", 4, "--num-steps", 2, "--train.sample-every", 1]  # fmt: skip
+    words = ["train", "bitnut", "--variant", "quick", "--device", "cpu", *small, "--data", file, "--cache-dir", tmp_path]
+    result = bitnet(*words, "--run-id", "r", "--runs-dir", tmp_path, "--data.judged-prompts", 4, "--evaluate")
+    assert result.code == 0, result.err
+    entries = json.loads((tmp_path / "r" / "meta" / "dataset_fingerprint.json").read_text())["tokenizer_vocab_size"]
+    config = json.loads((tmp_path / "r" / "meta" / "config.json").read_text())
+    assert config["data"]["tokenizer_vocab_size"] == entries < config["model"]["vocab_size"] == 4_096
+    assert f"supports {entries} entries, the model has 4,096; the others are never used" in result.out
+    assert bitnet("complete", "r", "Once", "--runs-dir", tmp_path, "--temperature", 1, "--max-new-tokens", 5).code == 0
 
 
 def test_the_plans_token_budgets() -> None:

@@ -107,6 +107,14 @@ def test_size_is_exact_or_an_error_says_what_the_data_supports() -> None:
         train_bpe(STORIES, SMALLEST - 1)
 
 
+def test_fewer_entries_are_taken_where_that_was_asked_for() -> None:
+    tokenizer = train_bpe(["abc abc abc"], 2048, fewer=True)
+    assert SMALLEST < tokenizer.vocab_size < 270
+    assert tokenizer.decode(tokenizer.encode("abc xyz")) == "abc xyz"
+    assert tokenizer.decode([*tokenizer.encode("abc"), 2047]) == "abc", "an id of the model that no entry has says nothing"
+    assert train_bpe(STORIES, 300, fewer=True).describe() == TOKENIZER.describe()
+
+
 def test_half_a_surrogate_pair_is_refused() -> None:
     with pytest.raises(DataError, match="surrogate"):
         TOKENIZER.encode("a\ud800b")

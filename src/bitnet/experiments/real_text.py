@@ -59,7 +59,7 @@ class TextData(DataConfig):
     """Files that are the held-out set; without it documents are held out by a hash."""
     held_out_one_in: int = ONE_IN
     tokenizer: str = "own"
-    """own: byte-level BPE of model.vocab_size entries; characters; a folder; or a name on the hub."""
+    """own: byte-level BPE of model.vocab_size entries, or as many as the text supports; characters; a folder; or a name on the hub."""
     tokenizer_documents: int = 100_000
     max_documents: int | None = None
     """Documents to take at most."""
@@ -118,11 +118,16 @@ def text_data(config: RunConfig) -> TextData:
 
 
 def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = None) -> Tokenizer:
-    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if the model is too small for it."""
+    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if the model is too small for it.
+
+    One with fewer entries than the model is taken, and said: the model's other rows are then never a target.
+    """
     data, entries = text_data(config), config.model.vocab_size
-    if data.tokenizer in MADE_HERE:
-        return _made_tokenizer(data, entries, config.train.seed, corpus, watch)
-    tokenizer = find_tokenizer(data.tokenizer)
+    made_here = data.tokenizer in MADE_HERE
+    tokenizer = _made_tokenizer(data, entries, config.train.seed, corpus, watch) if made_here else find_tokenizer(data.tokenizer)
+    if tokenizer.vocab_size < entries and watch:
+        why = f"the text of {corpus.source.name} supports" if made_here else f"{data.tokenizer} has"
+        watch.say(f"tokenizer: {why} {tokenizer.vocab_size:,} entries, the model has {entries:,}; the others are never used")
     if tokenizer.vocab_size > entries:
         raise ConfigError(
             f"the tokenizer {data.tokenizer} has {tokenizer.vocab_size:,} entries, the model {entries:,}; "
@@ -150,7 +155,7 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
     texts = corpus.sampled_texts(documents, seed)
     bars = watch is not None and watch.bars
     own = data.tokenizer == "own"
-    made: Tokenizer = train_bpe(texts, entries, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
+    made: Tokenizer = train_bpe(texts, entries, fewer=True, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
     try:
         save_in_place(made, folder)
     except DataError:

@@ -27,10 +27,10 @@ CONFIG = {
 }
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, *, show_progress: bool = False) -> SubwordTokenizer:
+def train_bpe(texts: Iterable[str], vocab_size: int, *, fewer: bool = False, show_progress: bool = False) -> SubwordTokenizer:
     """A tokenizer of exactly vocab_size entries. Raises DataError where the texts hold too few repeated pairs.
 
-    show_progress: let the library draw its bars on standard error.
+    fewer: then take as many entries as there are. show_progress: let the library draw its bars on standard error.
     """
     if vocab_size < SMALLEST:
         raise ConfigError(
@@ -52,7 +52,7 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, show_progress: bool = Fa
     )
     library.train_from_iterator((piece for text in texts for piece in pieces(text)), trainer)
     found = library.get_vocab_size()
-    if found < vocab_size:
+    if found < vocab_size and not fewer:
         raise DataError(
             f"the data supports a vocabulary of {found:,} entries only ({found - SMALLEST:,} merges were found), {vocab_size:,} are asked "
             f"for; give more text, or ask for {found}"
