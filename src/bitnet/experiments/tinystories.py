@@ -2,8 +2,9 @@
 
 Short stories in the words of a four-year-old (arXiv:2305.07759), on which float models of 1 to 30 million parameters write
 whole sentences. The plan's test of the infrastructure on natural language: if this works, a larger model that prints
-garbage has another problem. Judged by numbers: loss and bits per byte on stories never seen, and 200 continuations of
-their beginnings: are the words words, do sentences end, does greedy decoding get stuck?
+garbage has another problem. Judged by what the plan calls working, as numbers: the loss on stories never seen; grammar, by
+minimal pairs (evaluate/grammar.py); and 200 continuations of their beginnings: are the words words, do sentences begin with a
+capital and end with a mark, does a text get stuck in a loop?
 
 `reference` is the plan's recipe (AdamW, two stages, 30,000 updates of 32 x 256 tokens); `best` spends the same tokens with
 Muon and sub-norms; `quick` is a smaller model that two processor cores train in about a quarter of an hour on 4 MB, several
@@ -16,9 +17,11 @@ from __future__ import annotations
 
 import dataclasses
 
+from bitnet.evaluate.grammar import grammar_metrics, minimal_pairs
 from bitnet.experiments.real_text import TextData, TextTask, training_text
 from bitnet.experiments.shapes import TINYSTORIES
 from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.recipe import Criterion, Experiment, Variant
 
@@ -58,11 +61,33 @@ QUICK = RunConfig(
     data=TextData(dataset=HUB, max_documents=5_000, held_out_one_in=50, allow_repeat=True),
 )  # fmt: skip
 WORDS = (Criterion("known_words", at_least=0.98), Criterion("greedy_looping", at_most=0.0))
+WORKING = (
+    Criterion("nats_per_token", at_most=2.0),
+    Criterion("grammar", at_least=0.9),
+    Criterion("sentences_capitalised", at_least=0.98),
+    Criterion("sentences_ended", at_least=0.98),
+    Criterion("greedy_looping", at_most=0.01),
+    Criterion("repeating", at_most=0.01),
+    Criterion("known_words", at_least=0.98),
+    Criterion("soup", at_most=0.0),
+)
+"""What the plan calls working: a loss of 1.5 to 2.0, grammar, capitals and punctuation, no loops, no gibberish. The plan gives words; the
+thresholds are ours, just below what 200 held-out stories reach when they are judged as if a model had written them: capitals and
+ends 1.0, known words 0.997, no soup, and one that ends with "Chop, chop, chop" and so counts as repeating and as a loop
+(tests/experiments/test_tinystories.py). The one for grammar is a guess until a run of this size is measured."""
 
 
-def open_task(config: RunConfig) -> TextTask:
+class StoriesTask(TextTask):
+    """Children's stories, with grammar among the figures of the judge."""
+
+    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+        """The figures of every text, and the share of minimal pairs in which the grammatical sentence is the likelier one."""
+        return {**super().judge(model, limit), **grammar_metrics(model, self.tokenizer, minimal_pairs()[:limit])}
+
+
+def open_task(config: RunConfig) -> StoriesTask:
     """The task; makes tokenizer and shards where they are missing."""
-    return TextTask(config, PROMPTS)
+    return StoriesTask(config, PROMPTS)
 
 
 experiment = Experiment(
@@ -71,8 +96,8 @@ experiment = Experiment(
     about="natural language: does it write sentences?",
     variants={
         "quick": Variant(QUICK, WORDS, "a quarter of an hour on two CPU cores: a small model, 4 MB of stories several times"),
-        "reference": Variant(REFERENCE, (Criterion("nats_per_token", at_most=2.0),), "the plan's: AdamW, two stages"),
-        "best": Variant(BEST, (Criterion("nats_per_token", at_most=2.0), *WORDS), "Muon, sub-norms; same tokens"),
+        "reference": Variant(REFERENCE, WORKING, "the plan's: AdamW, two stages"),
+        "best": Variant(BEST, WORKING, "Muon, sub-norms; same tokens"),
     },
     open=open_task,
     extra={"prepare": training_text},
