@@ -693,6 +693,355 @@ def _(folder: Path) -> list[str]:
     return words
 
 
+# -- faults that a look at the beginning, or at the examined model alone, does not show ------------------------------------
+
+
+def _quantizer_in(change: Callable[[Any], Any]) -> None:
+    """Quantize activations otherwise, wherever it is done."""
+    from bitnet.nn import bitlinear, quantize
+
+    bitlinear.quantize_activations = quantize.quantize_activations = change  # type: ignore[assignment]
+
+
+@fault("int8 steps in the input's format, unclamped", "quantization", "bfloat16")
+def _() -> None:
+    from bitnet.nn.quantize import Int8Rows
+
+    def wraps(x: Any) -> Any:
+        largest = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        return Int8Rows((x.detach() * (127.0 / largest)).round().to(torch.int8), largest.float() / 127.0)
+
+    _quantizer_in(wraps)
+
+
+@fault("int8 codes rounded in the input's format", "quantization", "float16")
+def _() -> None:
+    from bitnet.nn.quantize import Int8Rows
+
+    def coarse(x: Any) -> Any:
+        largest = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
+        return Int8Rows((x.detach() * (127.0 / largest)).round().clamp(-128, 127).to(torch.int8), largest.float() / 127.0)
+
+    _quantizer_in(coarse)
+
+
+@fault("the stream begins again after 150 updates", "data", "plan")
+def _() -> None:
+    from bitnet.train import loop
+
+    original = loop.row_numbers
+    loop.row_numbers = lambda step, micro, **rest: original((step - 1) % 150 + 1, micro, **rest)
+
+
+@fault("the order of rows returns", "data", "come again")
+def _() -> None:
+    from bitnet.data import generated
+
+    original = generated.random_fractions
+    generated.random_fractions = lambda seed, rows, slots: original(seed, rows % 1000, slots)
+
+
+@fault("cache forgets beyond 40 tokens", "decoding", "last position")
+def _() -> None:
+    from bitnet.nn.kv_cache import KVCache
+
+    original = KVCache.extend
+
+    def extend(self: Any, layer: int, keys: Any, values: Any) -> Any:
+        if self.length > 40:
+            values = values * 0.5
+        return original(self, layer, keys, values)
+
+    KVCache.extend = extend  # type: ignore[method-assign]
+
+
+@fault("positions stand still beyond 140", "quantization", "attention and rotary")
+def _() -> None:
+    from bitnet.nn import transformer
+
+    original = transformer.rotary_table
+
+    def table(width: int, length: int, theta: float) -> Any:
+        places = torch.arange(length).clamp(max=140)
+        return tuple(part[places] for part in original(width, length, theta))
+
+    transformer.rotary_table = table
+
+
+@fault("decay switched off one update late", "optimizer", "schedule", ADAMW)
+def _() -> None:
+    _rates(lambda self, step, of: of(self, step)._replace(wd=self.stage1_wd if step <= self.stage1_end + 1 else self.stage2_wd))
+
+
+@fault("rate off between the corners", "optimizer", "schedule", ADAMW)
+def _() -> None:
+    _rates(lambda self, step, of: of(self, step)._replace(lr=of(self, step).lr * (1.02 if step % 97 == 13 else 1.0)))
+
+
+@fault("key/value heads handed out in turn", "quantization", "attention and rotary")
+def _() -> None:
+    original = F.scaled_dot_product_attention
+
+    def interleaved(q: Any, k: Any, v: Any, *words: Any, enable_gqa: bool = False, **rest: Any) -> Any:
+        times = q.shape[1] // k.shape[1]
+        return original(q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1), *words, **rest)
+
+    F.scaled_dot_product_attention = interleaved
+
+
+@fault("epsilon outside the root", "quantization", "norms")
+def _() -> None:
+    from bitnet.nn import rms_norm as r
+
+    def forward(self: Any, x: Any) -> Any:
+        return (self.weight * x.float() / (x.float().pow(2).mean(-1, keepdim=True).sqrt() + self.eps)).to(x.dtype)
+
+    r.RMSNorm.forward = forward  # type: ignore[method-assign]
+
+
+@fault("norm weights unused in sub-norms", "quantization", "norms")
+def _() -> None:
+    from bitnet.nn import rms_norm as r
+
+    original = r.RMSNorm.forward
+    r.RMSNorm.forward = lambda self, x: original(self, x) / (self.weight if self.weight.shape[0] == 72 else 1)  # type: ignore[method-assign]
+
+
+@fault("texts of one row see each other", "quantization gradients", "texts of one row")
+def _() -> None:
+    from bitnet.nn import transformer
+
+    original = transformer.segment_mask
+    transformer.segment_mask = lambda segments: original(torch.zeros_like(segments))
+
+
+@fault("unlikelihood of the target too", "gradients", "penalty")
+def _() -> None:
+    from bitnet.train import objective
+
+    original = objective.recent_tokens
+    objective.recent_tokens = lambda ids, targets, last: original(ids, torch.full_like(targets, -1), last)
+
+
+@fault("unlikelihood for ever as in stage 1", "gradients", "penalty")
+def _() -> None:
+    from bitnet.train import loop
+
+    original = loop.objective_of
+    loop.objective_of = lambda config, step: original(config, 1)
+
+
+@fault("preference for the rejected answer", "gradients", "loss")
+def _() -> None:
+    from bitnet.train import objective
+
+    original = objective.margins
+    objective.margins = lambda logits, batch: -original(logits, batch)
+
+
+@fault("preference forgets the reference", "gradients", "loss")
+def _() -> None:
+    from bitnet.train import objective
+
+    original = objective.margins
+    objective.margins = lambda logits, batch: original(logits, batch._replace(reference=torch.zeros_like(batch.reference)))
+
+
+@fault("each micro-batch a mean of its own", "gradients", "gradient")
+def _() -> None:
+    from bitnet.train import objective
+
+    original = objective.NextToken.terms
+
+    def terms(self: Any, logits: Any, batch: Any) -> Any:
+        return original(self, logits, batch) / batch.loss_mask.sum().clamp(min=1) * batch.loss_mask.numel()
+
+    objective.NextToken.terms = terms  # type: ignore[method-assign]
+
+
+@fault("each gradient clipped by itself", "optimizer gradients", "clipping")
+def _() -> None:
+    original = torch.nn.utils.clip_grad_norm_
+
+    def each(parameters: Any, limit: float) -> Any:
+        kept = list(parameters)
+        norm = torch.stack([p.grad.norm() for p in kept if p.grad is not None]).norm()
+        for parameter in kept:
+            original([parameter], limit)
+        return norm
+
+    torch.nn.utils.clip_grad_norm_ = each  # type: ignore[assignment]
+
+
+@fault("decay through the gradient", "optimizer gradients", "change of weights")
+def _() -> None:
+    from bitnet.optim.optimizer import Optimizers
+
+    original = Optimizers.step
+
+    def step(self: Any, rates: Any) -> None:
+        for parameter in self.names:
+            if parameter.dim() > 1 and parameter.grad is not None:
+                parameter.grad = parameter.grad + rates.wd * parameter.detach()
+        original(self, rates._replace(wd=0.0))
+
+    Optimizers.step = step  # type: ignore[method-assign]
+
+
+@fault("end mark not scored", "data", "end are scored")
+def _() -> None:
+    from bitnet.data.generated import ExampleTable
+
+    original = ExampleTable.scored
+
+    def scored(self: Any, loss_on: Any) -> Any:
+        mask = original(self, loss_on).copy()
+        mask[range(len(mask)), self.lengths - 1] = False
+        return mask
+
+    ExampleTable.scored = scored  # type: ignore[method-assign]
+
+
+@fault("first letter of the answer not scored", "data", "end are scored")
+def _() -> None:
+    from bitnet.data.generated import ExampleTable
+
+    original = ExampleTable.scored
+
+    def scored(self: Any, loss_on: Any) -> Any:
+        mask = original(self, loss_on).copy()
+        mask[range(len(mask)), self.answer_starts] = False
+        return mask
+
+    ExampleTable.scored = scored  # type: ignore[method-assign]
+
+
+@fault("tails of rows not scored", "data", "real token", ADAMW)
+def _() -> None:
+    from bitnet.data import generated
+
+    original = generated.shifted
+
+    def shorter(tokens: Any, scored: Any) -> Any:
+        batch = original(tokens, scored)
+        batch.loss_mask[:, -2:] = False
+        return batch
+
+    generated.shifted = shorter
+
+
+@fault("copies with other white space trained on", "evaluation", "copies of a document")
+def _() -> None:
+    import hashlib
+
+    from bitnet.data import holdout
+
+    holdout.content_hash = lambda text: hashlib.sha256(text.encode()).digest()[:16]
+
+
+@fault("the end mark is not judged", "evaluation", "wrong answers")
+def _() -> None:
+    from bitnet.evaluate import answers
+
+    original = answers.answer_all
+    answers.answer_all = lambda model, tokenizer, cases: [
+        case.answer if answer.startswith(case.answer.rstrip()) else answer
+        for case, answer in zip(cases, original(model, tokenizer, cases), strict=True)
+    ]
+
+
+@fault("means of means at evaluation", "evaluation", "mean over scored tokens")
+def _() -> None:
+    from bitnet.evaluate import loss
+
+    original = loss.held_out_loss
+
+    def mean_of_means(model: Any, batches: Any, tokenizer: Any) -> Any:
+        each = [original(model, [batch], tokenizer) for batch in batches]
+        return {**original(model, batches, tokenizer), "nats_per_token": sum(one["nats_per_token"] for one in each) / len(each)}
+
+    loss.held_out_loss = mean_of_means
+
+
+@fault("all layers begin alike", "quantization", "differ from each other")
+def _() -> None:
+    after_init(lambda model: [p.copy_(q) for p, q in zip(model.blocks[1].parameters(), model.blocks[0].parameters(), strict=True)])
+
+
+@fault("projections to the stream begin too large", "quantization", "spread")
+def _() -> None:
+    after_init(lambda model: [block.feedforward.down.weight.mul_(2) for block in model.blocks])
+
+
+@fault("random states not restored", "checkpoint", "random states")
+def _() -> None:
+    from bitnet.train import resume
+
+    resume.restore_random_states = lambda states: None
+
+
+@fault("tokens of the update before in the state", "checkpoint", "state")
+def _() -> None:
+    from bitnet.train import observers
+
+    original = observers.training_state
+    observers.training_state = lambda config, step, seen, loss: original(config, step, max(seen - config.tokens_per_step, 0), loss)
+
+
+@fault("probes forget the codes before a resume", "checkpoint", "same lines")
+def _() -> None:
+    from bitnet.train.measurements import Probe
+
+    Probe.remember = lambda self, memory: None  # type: ignore[method-assign]
+
+
+@fault("the stage boundary is not kept", "checkpoint", "promised")
+def _() -> None:
+    from bitnet.train.config import TrainConfig
+
+    TrainConfig.mandatory_checkpoints = lambda self: frozenset({0, self.total_steps})  # type: ignore[method-assign]
+
+
+@fault("damage is not noticed", "checkpoint", "damaged")
+def _() -> None:
+    from bitnet.run import checkpoint
+
+    checkpoint.verify_checkpoint = lambda folder: None
+
+
+def _by_settings(name: str, suspects: str, check: str, *flags: str, base: list[str] | None = None) -> None:
+    FAULTS.append(Fault(name, tuple(suspects.split()), check, words=(*(base or TINY), *flags)))
+
+
+_by_settings("rotary base of 3", "quantization", "rotary", "--model.rope-theta", "3")
+_by_settings("final rate above the peak", "optimizer", "rates fall", "--train.final-lr", "0.02", base=ADAMW)
+_by_settings("stage 2 begins at the last update", "optimizer", "boundary", "--train.stage1-end", "24400", base=ADAMW)
+_by_settings("momentum of 0.3", "optimizer", "momentum", "--train.muon-momentum", "0.3")
+_by_settings("decay of one in ten million", "optimizer", "decay acts", "--train.stage1-wd", "1e-7", base=ADAMW)
+_by_settings("evaluated only at the end", "evaluation", "evaluations during", "--train.eval-every", "24414", base=ADAMW)
+
+
+@on_run("a run whose start was replaced", "checkpoint", "weights of its seed")
+def _(folder: Path) -> list[str]:
+    from bitnet.run.checkpoint import load_checkpoint, save_checkpoint
+    from bitnet.run.layout import RunLayout
+
+    words = small_run(folder)
+    layout = RunLayout(folder / "runs" / "one")
+    first = load_checkpoint(layout.checkpoint(0))
+    save_checkpoint(layout, first._replace(model={name: weight.flip(0) for name, weight in first.model.items()}))
+    return words
+
+
+@on_run("a run whose first update was another", "data optimizer", "repeat")
+def _(folder: Path) -> list[str]:
+    words = small_run(folder)
+    path = folder / "runs" / "one" / "metrics" / "scalars.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps({**row, "loss": row["loss"] + (0.2 if row["step"] == 1 else 0)}) + "\n" for row in rows))
+    return words
+
+
 @fault("a plan far too short", "training", "planned tokens", ["arithmetic", "--variant", "quick", "--device", "cpu", "--num-steps", "4"])
 def _() -> None:
     pass

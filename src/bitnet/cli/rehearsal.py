@@ -106,7 +106,7 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
     small = dataclasses.replace(model, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=grouped, ffn_hidden_size=48)
     train = dataclasses.replace(
         train, batch_size=2, grad_accumulation_steps=min(train.grad_accumulation_steps, 2), log_every=1, eval_every=STOP,
-        sample_every=REHEARSED, probe_every=1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off", start_from=None,
+        sample_every=REHEARSED, probe_every=REHEARSED - 1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off", start_from=None,
     )  # fmt: skip
     return dataclasses.replace(config, model=small, train=train)
 

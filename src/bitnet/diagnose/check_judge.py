@@ -131,9 +131,16 @@ def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     if not any(criterion.metric == "greedy_looping" for criterion in subject.criteria):
         return
     scored = torch.cat([batch.targets[batch.loss_mask] for batch in frozen])
-    special = {subject.task.tokenizer.eos_id, subject.task.tokenizer.pad_id}
-    usual = next(int(token) for token in torch.bincount(scored).argsort(descending=True) if int(token) not in special)
+    usual = next((token for token in torch.bincount(scored).argsort(descending=True).tolist() if _is_word(subject, token)), None)
+    if usual is None:
+        return
     stuck: Any = Oracle(subject.model, (), otherwise=usual)
     found = float(subject.task.judge(stuck, JUDGED)["greedy_looping"])
-    yield JUDGE.holds("repetition is called looping", found == 1.0, found, "1.0 of the texts of a model that says one token for ever",
+    yield JUDGE.holds("repetition is called looping", found == 1.0, found, "1.0 of the texts of a model that says one word for ever",
                       "loops are not noticed", weight=STRONG)  # fmt: skip
+
+
+def _is_word(subject: Subject, token: int) -> bool:
+    """Whether a token by itself is a word with the space before it, so that saying it again is saying a word again."""
+    text = subject.task.tokenizer.decode([token])
+    return text[:1] == " " and text[1:].isalpha()
