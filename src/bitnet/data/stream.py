@@ -7,6 +7,9 @@ equal, gives the same stream. Update n reads rows (n-1)*R .. n*R-1, where
     R = batch_size * world_size * grad_accumulation_steps
 
 and micro-batch m of rank k is the slice of batch_size rows that begins at (n-1)*R + (m * world_size + k) * batch_size.
+
+Data that led to values that are not finite is skipped (train/roll_back.py): then update n reads the rows that belong to the
+later data step `data_step(n, skips)`. The skips are few, and recorded in the run.
 """
 
 from __future__ import annotations
@@ -53,6 +56,18 @@ class Batch(NamedTuple):
     def select(self, rows: Tensor | slice) -> Batch:
         """Some of its rows, in this order. rows: a slice, or int64 (n,)."""
         return Batch(**{name: tensor[rows] for name, tensor in self.tensors().items()})
+
+
+class Skip(NamedTuple):
+    """From update `step` on, the rows that so many `updates` would have read are left out."""
+
+    step: int
+    updates: int
+
+
+def data_step(step: int, skips: Sequence[Skip]) -> int:
+    """The update that would read the rows of update `step`, had nothing been skipped."""
+    return step + sum(skip.updates for skip in skips if skip.step <= step)
 
 
 class RowSource(Protocol):

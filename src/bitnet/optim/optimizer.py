@@ -80,7 +80,9 @@ class Optimizers:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave; the optimizer must be of the same kind and model."""
+        """Restore what `state_tensors` gave, and nothing else stays; the optimizer must be of the same kind and model."""
+        for optimizer in self._all():
+            optimizer.state.clear()
         by_name = {name: parameter for parameter, name in self.names.items()}
         owner = {parameter: optimizer for optimizer in self._all() for group in optimizer.param_groups for parameter in group["params"]}
         for full_name, value in tensors.items():

@@ -3,7 +3,7 @@
 runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.json
               tokenizer/       the tokenizer the run was trained with
               checkpoints/     step_NNNNNN/
-              metrics/         scalars.jsonl quantization.jsonl
+              metrics/         scalars.jsonl quantization.jsonl roll_backs.jsonl
               eval/            eval_results.jsonl
               samples/         samples.jsonl
               anomalies/       step_NNNNNN_<event>/
@@ -66,6 +66,11 @@ class RunLayout:
     def scalars(self) -> Path:
         """One line per update."""
         return self.root / "metrics" / "scalars.jsonl"
+
+    @property
+    def roll_backs(self) -> Path:
+        """One line per roll-back after values that were not finite."""
+        return self.root / "metrics" / "roll_backs.jsonl"
 
     @property
     def quantization(self) -> Path:

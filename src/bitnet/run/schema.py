@@ -111,7 +111,20 @@ STATE = {
     "lr_scheduler_state": "current_step, peak_lr, stage2_lr, final_lr; for readers: rates are a function of the step",
     "wd_scheduler_state": "current_step, stage1_wd, stage2_wd",
     "rng_states": "python, numpy, torch, torch_cuda",
+    "refused_in_a_row": "updates before this checkpoint that were refused because they were not finite",
+    "skipped_data": "step and skipped_updates of every line of metrics/roll_backs.jsonl so far",
     "config": "where the configuration is",
+}
+ROLL_BACKS = {
+    "step": "first update that was done again, with other data; its line in scalars.jsonl has the anomaly_flag roll_back",
+    "event": "roll_back",
+    "reason": "nan_inf_loss, nan_inf_grad, or nan_inf_weights",
+    "refused_steps": "updates that were refused in a row",
+    "failed_step": "last update before the run went back",
+    "checkpoint_step": "update whose checkpoint it went back to",
+    "skipped_updates": "for how many updates data is left out from `step` on",
+    "skipped_rows": "first and last number of the rows that are left out",
+    "time_unix": "seconds since 1970",
 }
 STATUS = {
     "state": "running, done, stopped (by a signal, with a checkpoint) or failed",
@@ -128,6 +141,10 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
         "one line every `probe_every` updates. The keys below summarise the model (without `scale`); with the prefix of a "
         "layer (`L0_attn_qkv_`, `L0_attn_out_`, `L0_ffn_gate_up_`, `L0_ffn_down_`, `L1_...`) they are that matrix's",
         {"step": "update number", **MATRIX},
+    ),
+    "metrics/roll_backs.jsonl": (
+        "one line each time that the run went back to a checkpoint because values were not finite; read on resume, never cut back",
+        ROLL_BACKS,
     ),
     "eval/eval_results.jsonl": (
         "one line every `eval_every` updates; the experiment's own metrics and their `_cases` follow",

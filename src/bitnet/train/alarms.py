@@ -6,8 +6,9 @@ rules about samples run after them. Both run before the update's line of metrics
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
+from bitnet.data.stream import Skip
 from bitnet.diagnose.anomalies import WINDOW, Anomaly, broken_samples, entropy_collapse, loss_spike, not_finite, repetition_surge
 from bitnet.diagnose.dump import write_dump
 from bitnet.nn.transformer import BitNetTransformer
@@ -15,14 +16,24 @@ from bitnet.run.layout import RunLayout
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
 from bitnet.train.measurements import Samples
-from bitnet.train.observers import LossAverage, Order
+from bitnet.train.observers import ROLL_BACK, LossAverage, Order
 from bitnet.train.recipe import Task
 
 
 class Anomalies:
     """The anomalies of the present update, and the folders that they leave."""
 
-    def __init__(self, layout: RunLayout, model: BitNetTransformer, task: Task, config: TrainConfig, say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        layout: RunLayout,
+        model: BitNetTransformer,
+        task: Task,
+        config: TrainConfig,
+        say: Callable[[str], None],
+        skips: Sequence[Skip] = (),
+    ) -> None:
+        """skips: an update from which on data is skipped carries the flag of the roll-back."""
+        self.rolled_back = frozenset(skip.step for skip in skips)
         self.layout, self.model, self.task, self.config, self.say = layout, model, task, config, say
         self.step = 0
         self.events: list[str] = []
@@ -34,7 +45,7 @@ class Anomalies:
 
     def begin(self, step: int) -> None:
         """Forget the events of the update before."""
-        self.step, self.events = step, []
+        self.step, self.events = step, [ROLL_BACK] if step in self.rolled_back else []
 
     def record(self, report: StepReport, found: Iterable[Anomaly | None]) -> None:
         """Flag every anomaly, and leave a folder for those whose rule has some of its budget left."""

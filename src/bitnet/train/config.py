@@ -159,6 +159,10 @@ class TrainConfig:
         """0, the update before the stage boundary, the boundary, and the last."""
         return frozenset({0, self.boundary - 1, self.boundary, self.total_steps})
 
+    def has_checkpoint(self, step: int) -> bool:
+        """Whether a checkpoint of this update is due, in a run that nothing interrupts."""
+        return step % self.checkpoint_every == 0 or step in self.mandatory_checkpoints()
+
     def with_total_steps(self, steps: int) -> TrainConfig:
         """The same recipe in `steps` updates: boundary at the same share, warm-up at most a tenth."""
         if steps < 1:

@@ -7,14 +7,14 @@ reports between updates and cannot change them.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bitnet.data.stream import Batch, RowSource, row_numbers
+from bitnet.data.stream import Batch, RowSource, Skip, data_step, row_numbers
 from bitnet.errors import ConfigError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
@@ -52,7 +52,7 @@ def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]
 
 
 def read_batches(source: RowSource, config: TrainConfig, step: int, rank: int, world_size: int, device: torch.device) -> tuple[Batch, ...]:
-    """The micro-batches of one update."""
+    """The micro-batches of one update. step: of the data, which is the update's own unless something was skipped."""
     size, accumulation = config.batch_size, config.grad_accumulation_steps
     numbers = [
         row_numbers(step, micro, batch_size=size, accumulation=accumulation, rank=rank, world_size=world_size)
@@ -70,17 +70,18 @@ def train_steps(
     *,
     start_step: int = 0,
     bf16: bool = False,
+    skips: Sequence[Skip] = (),
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[StepReport]:
-    """Yield a report after each of the updates start_step + 1 .. total_steps.
+    """Yield a report after each of the updates start_step + 1 .. total_steps. skips: training data that is left out.
 
     forward is the model or its compiled form. Gradients are of the mean over the cases of the whole update (scored tokens, or pairs;
     objective.py), however its micro-batches split them. Raises ConfigError at once for more than one process: their gradients
     are not exchanged yet, so that their weights would drift apart unnoticed.
     """
     refuse_several_processes(rank, world_size)
-    return _updates(model, forward, source, optimizers, config, start_step, bf16)
+    return _updates(model, forward, source, optimizers, config, start_step, bf16, skips)
 
 
 def refuse_several_processes(rank: int, world_size: int) -> None:
@@ -100,6 +101,7 @@ def _updates(
     config: TrainConfig,
     start_step: int,
     bf16: bool,
+    skips: Sequence[Skip],
 ) -> Iterator[StepReport]:
     rank, world_size = 0, 1
     device = model.final_norm.weight.device
@@ -108,7 +110,7 @@ def _updates(
     for step in range(start_step + 1, config.total_steps + 1):
         started = time.perf_counter()
         objective = objective_of(config, step)
-        batches = read_batches(source, config, step, rank, world_size, device)
+        batches = read_batches(source, config, data_step(step, skips), rank, world_size, device)
         cases = max(objective.cases(batches), 1)
         divisor = cases if config.loss_reduction == "mean" else 1
         totals = torch.zeros(2, device=device)

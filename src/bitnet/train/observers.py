@@ -18,8 +18,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from bitnet.data.stream import Skip
 from bitnet.diagnose.anomalies import WINDOW
-from bitnet.errors import TrainingFailed
+from bitnet.errors import NotFiniteError
 from bitnet.files import write_json
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
@@ -157,22 +158,35 @@ class Status:
             self.write("failed", self.step, why)
 
 
+ROLL_BACK = "roll_back"
+"""Name of the event, in anomaly flags, the metrics and the folders of anomalies."""
+
+
+class Diverged(Exception):
+    """Nothing can be learned from here: updates in a row, or the weights, are not finite. The run goes back (roll_back.py)."""
+
+    def __init__(self, reason: str, refused: Sequence[int], report: StepReport) -> None:
+        """refused: the updates in a row that were not applied."""
+        super().__init__(reason)
+        self.reason, self.refused = reason, tuple(refused)
+        self.first, self.last = (self.refused or (report.step,))[0], report.step
+        self.batch = report.batches[0]
+
+
 class Guard:
-    """Ends the run after three refused updates in a row: the weights are as they were before the first."""
+    """Counts refused updates and raises Diverged after three in a row; the weights are as they were before the first."""
 
     every, order = 1, Order.GUARD
     LIMIT = 3
 
-    def __init__(self) -> None:
-        self.refused = 0
+    def __init__(self, step: int = 0, refused_in_a_row: int = 0) -> None:
+        """step: last finished update; refused_in_a_row: how many up to it were refused."""
+        self.refused = list(range(step - refused_in_a_row + 1, step + 1))
 
     def __call__(self, report: StepReport) -> None:
-        self.refused = self.refused + 1 if report.refused else 0
-        if self.refused >= self.LIMIT:
-            raise TrainingFailed(
-                f"{report.refused} in {self.LIMIT} updates in a row, the last one step {report.step}; no weight was changed by them. "
-                "Lower --train.peak-lr and look at metrics/scalars.jsonl"
-            )
+        self.refused = [*self.refused, report.step] if report.refused else []
+        if report.refused and len(self.refused) >= self.LIMIT:
+            raise Diverged(report.refused, self.refused, report)
 
 
 class Checkpoints:
@@ -188,24 +202,35 @@ class Checkpoints:
         config: TrainConfig,
         writers: Sequence[LineWriter],
         memory: Callable[[], dict[str, Tensor]],
+        guard: Guard,
+        skips: Sequence[Skip],
     ) -> None:
-        """memory: what the other observers must find again after a resume."""
+        """memory: what the other observers must find again after a resume; skips: training data that was left out."""
         self.layout, self.model, self.optimizers, self.config = layout, model, optimizers, config
-        self.writers, self.memory = writers, memory
+        self.writers, self.memory, self.guard, self.skips = writers, memory, guard, skips
         self.mandatory = config.mandatory_checkpoints()
 
     def __call__(self, report: StepReport) -> None:
-        if report.step % self.config.checkpoint_every == 0 or report.step in self.mandatory:
-            self.save(report.step, report.tokens_seen, report.loss)
+        if self.config.has_checkpoint(report.step):
+            try:
+                self.save(report.step, report.tokens_seen, report.loss)
+            except NotFiniteError:
+                raise Diverged("nan_inf_weights", self.guard.refused, report) from None
 
     def save(self, step: int, tokens_seen: int, loss: float | None) -> None:
-        """Write a checkpoint of this step; every metric line up to it is on disk first."""
+        """Write a checkpoint of this step; every metric line up to it is on disk first. Raises NotFiniteError for broken weights.
+
+        Nothing is deleted when a signal asks for a checkpoint or while updates are being refused: the checkpoint that a run would go
+        back to must be the same one whether it was interrupted or not.
+        """
         for writer in self.writers:
             writer.sync()
-        state = training_state(self.config, step, tokens_seen, loss)
+        answer = {"refused_in_a_row": len(self.guard.refused), "skipped_data": [list(skip) for skip in self.skips]}
+        state = {**training_state(self.config, step, tokens_seen, loss), **answer}
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state, self.memory()))
-        prune(self.layout, mandatory=self.mandatory, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+        if self.config.has_checkpoint(step) and not self.guard.refused:
+            prune(self.layout, mandatory=self.mandatory, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
 
 
 def training_state(config: TrainConfig, step: int, tokens_seen: int, loss: float | None) -> dict[str, Any]:

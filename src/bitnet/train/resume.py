@@ -24,12 +24,18 @@ def resume(session: Session) -> Checkpoint | None:
         if layout.checkpoint_steps():
             raise CheckpointError(f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was deleted)")
         return None
+    restore(session, checkpoint)
+    return checkpoint
+
+
+def restore(session: Session, checkpoint: Checkpoint) -> None:
+    """Put weights, optimizer, random states and metric lines where the checkpoint has them."""
     load_weights(session.model, checkpoint)
+    session.optimizers.zero_grad()
     session.optimizers.load_state_tensors(checkpoint.optimizer)
     restore_random_states(checkpoint.state["rng_states"])
-    for path in layout.line_files():
+    for path in session.layout.line_files():
         cut_back(path, checkpoint.step)
-    return checkpoint
 
 
 def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
@@ -40,6 +46,7 @@ def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
         session.say(f"beginning with the weights of {config.train.start_from}")
     for path in layout.line_files():
         cut_back(path, 0)
+    layout.roll_backs.unlink(missing_ok=True)
     facts = provenance(
         layout.run_id,
         config.train.seed,

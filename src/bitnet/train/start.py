@@ -19,27 +19,28 @@ import numpy as np
 import torch
 
 from bitnet.allocator import keep_freed_memory
-from bitnet.data.stream import Batch
-from bitnet.errors import RunError
+from bitnet.data.stream import Batch, Skip
+from bitnet.errors import NotFiniteError, RunError
 from bitnet.files import lock, sweep
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint
 from bitnet.run.frozen import load_frozen_set
 from bitnet.run.layout import RunLayout
-from bitnet.run.metrics import LineWriter, read_lines
+from bitnet.run.metrics import LineWriter, Listener, read_lines
 from bitnet.train.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
 from bitnet.train.compiled import forward_of
 from bitnet.train.config import RunConfig
-from bitnet.train.loop import StepReport, train_steps
+from bitnet.train.loop import Forward, StepReport, train_steps
 from bitnet.train.machine import choose_machine
 from bitnet.train.measurements import Evaluation, Probe, Samples
 from bitnet.train.mirrors import open_mirror
-from bitnet.train.observers import Checkpoints, Guard, LossAverage, Observer, Scalars, Status
+from bitnet.train.observers import Checkpoints, Diverged, Guard, LossAverage, Observer, Scalars, Status
 from bitnet.train.progress import Progress
 from bitnet.train.recipe import Experiment, Task
 from bitnet.train.resume import begin, resume
+from bitnet.train.roll_back import read_skips, roll_back
 from bitnet.train.session import Say, Session
 
 State = Literal["done", "stopped", "already_done"]
@@ -123,59 +124,91 @@ def seed_everything(seed: int) -> None:
 
 
 def _train(session: Session, first: Checkpoint, status: Status) -> Ended:
+    """Attempts until one of them ends the run. After values that are not finite the next one begins at an earlier checkpoint."""
+    received: list[int] = []
+    skips = read_skips(session.layout, first)
     with ExitStack() as closing:
         mirrors = [closing.enter_context(open_mirror(name, session.layout, session.config.to_json())) for name in session.options.mirrors]
-        writers = [closing.enter_context(LineWriter(path, mirrors)) for path in session.layout.line_files()]
-        return _updates(session, first, status, writers)
+        forward = forward_of(session)
+        closing.enter_context(stop_signals(received))
+        while True:
+            try:
+                return _attempt(session, forward, first, skips, status, mirrors, received)
+            except Diverged as trouble:
+                first = roll_back(session, trouble, skips)
+                skips = read_skips(session.layout, first)
+                status.write("running", first.step)
 
 
-def _updates(session: Session, first: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> Ended:
-    """The loop with its observers, until the last update or a signal."""
+def _attempt(
+    session: Session,
+    forward: Forward,
+    first: Checkpoint,
+    skips: Sequence[Skip],
+    status: Status,
+    mirrors: Sequence[Listener],
+    received: Sequence[int],
+) -> Ended:
+    """The loop with its observers, until the last update or a signal. Raises Diverged where the weights have to go back."""
     train, layout = session.config.train, session.layout
-    observers, checkpoints = observers_of(session, first, status, writers)
-    if not layout.checkpoint_steps():
-        checkpoints.save(0, 0, None)
-    received: list[int] = []
     report: StepReport | None = None
-    bf16 = session.machine.bf16
-    steps = train_steps(
-        session.model, forward_of(session), session.task.source, session.optimizers, train, start_step=first.step, bf16=bf16
-    )
-    with stop_signals(received):
+    with ExitStack() as closing:
+        writers = [closing.enter_context(LineWriter(path, mirrors)) for path in layout.line_files()]
+        observers, checkpoints = observers_of(session, first, status, writers, skips)
+        if not layout.checkpoint_steps():
+            checkpoints.save(0, 0, None)
+
+        bf16 = session.machine.bf16
+        steps = train_steps(
+            session.model, forward, session.task.source, session.optimizers, train, start_step=first.step, bf16=bf16, skips=skips
+        )
         for report in steps:
             for observer in observers:
                 if report.step % observer.every == 0 or report.step == train.total_steps:
                     observer(report)
             if received:
                 break
-    if received and report is not None and report.step < train.total_steps:
-        if not layout.checkpoint(report.step).is_dir():
-            checkpoints.save(report.step, report.tokens_seen, report.loss)
-        status.write("stopped", report.step, signal.Signals(received[0]).name)
-        return Ended(layout, "stopped", report.step, received[0])
+
+        if received and report is not None and report.step < train.total_steps:
+            _save_before_leaving(session, checkpoints, report)
+            status.write("stopped", report.step, signal.Signals(received[0]).name)
+            return Ended(layout, "stopped", report.step, received[0])
     status.write("done", train.total_steps)
     return Ended(layout, "done", train.total_steps)
 
 
-def observers_of(session: Session, first: Checkpoint, status: Status, writers: Sequence[LineWriter]) -> tuple[list[Observer], Checkpoints]:
+def _save_before_leaving(session: Session, checkpoints: Checkpoints, report: StepReport) -> None:
+    """A checkpoint of the last finished update; weights that are not finite are left behind, which is said."""
+    if session.layout.checkpoint(report.step).is_dir():
+        return
+    try:
+        checkpoints.save(report.step, report.tokens_seen, report.loss)
+    except NotFiniteError as error:
+        session.say(str(error))
+
+
+def observers_of(
+    session: Session, first: Checkpoint, status: Status, writers: Sequence[LineWriter], skips: Sequence[Skip] = ()
+) -> tuple[list[Observer], Checkpoints]:
     """Everything that watches the updates, in the order that each observer asks for (observers.Order)."""
     layout, task, model, train = session.layout, session.task, session.model, session.config.train
     scalars, probes, evaluations, samples = writers
     average = LossAverage()
     average.read(read_lines(layout.scalars).rows)
     sampler = Samples(samples, model, task, train)
-    anomalies = Anomalies(layout, model, task, train, session.say)
+    anomalies = Anomalies(layout, model, task, train, session.say, skips)
+    guard = Guard(first.step, first.state.get("refused_in_a_row", 0))
     frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     probe = Probe(probes, model, train, frozen)
     probe.remember(first.memory)
-    checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory)
+    checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory, guard, skips)
     observers: list[Observer] = [
         UpdateAlarms(anomalies, average),
         sampler,
         SampleAlarms(anomalies, sampler),
         Scalars(scalars, session.config, session.machine.device, lambda: anomalies.flag),
         average,
-        Guard(),
+        guard,
         Progress(model, train, to_stderr=session.options.progress_to_stderr),
         probe,
         Evaluation(evaluations, model, task, train, average, frozen),

@@ -1,0 +1,155 @@
+"""The answer to values that are not finite: back to the last good checkpoint, and on with other data; a second time, stop.
+
+An update whose loss or gradient is NaN or infinite is never applied. One alone is passed over. After three in a row, or as
+soon as a weight itself is not finite, the run returns to the newest good checkpoint before them and skips everything that was
+read since, as PaLM did with its loss spikes (arXiv:2204.02311, section 5.1): the same weights on the same data would come to
+the same point again. Steps, rates and schedules stay functions of the step; only the data moves on.
+
+What was skipped is a line of metrics/roll_backs.jsonl, on disk before training goes on. A resume reads it, so that the rows of
+an update stay a function of the seed, the step and this file. The line is never cut back: whichever checkpoint a run
+resumes from, the updates from `step` on leave those rows out.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from bitnet.data.stream import Skip, data_step
+from bitnet.diagnose.anomalies import Anomaly
+from bitnet.diagnose.dump import write_dump
+from bitnet.errors import CheckpointError, RunError, TrainingFailed
+from bitnet.files import write_json
+from bitnet.run.checkpoint import Checkpoint, load_checkpoint
+from bitnet.run.layout import RunLayout
+from bitnet.run.metrics import LineWriter, cut_back, read_lines
+from bitnet.train.machine import wants_compile
+from bitnet.train.observers import ROLL_BACK, Diverged
+from bitnet.train.resume import restore
+from bitnet.train.session import Session
+
+AGAIN = 1000
+"""Updates after a trouble within which a second one counts as the same. A guess: PaLM skipped 200 to 500 batches a time."""
+
+
+def read_skips(layout: RunLayout, checkpoint: Checkpoint) -> list[Skip]:
+    """What earlier roll-backs left out. Raises RunError where that contradicts the checkpoint: the data would be other data."""
+    cut_back(layout.roll_backs, sys.maxsize)  # a line that a killed process left half-written was never acted on
+    lines = read_lines(layout.roll_backs)
+    found = [Skip(row["step"], row.get("skipped_updates", 0)) for row in lines.rows]
+    known = [Skip(*pair) for pair in checkpoint.state.get("skipped_data", [])]
+    whole = not lines.skipped and all(isinstance(skip.updates, int) and skip.updates > 0 for skip in found)
+    if not whole or found[: len(known)] != known:
+        raise RunError(
+            f"{layout.roll_backs} was altered or lost: the checkpoint of update {checkpoint.step} has skipped data {len(known)} times "
+            f"and the file tells of {len(found)}; restore the file, or begin under another --run-id"
+        )
+    return found
+
+
+def roll_back(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> Checkpoint:
+    """Return to the newest good checkpoint before the trouble and skip what was read since; everything is as it was then.
+
+    Raises TrainingFailed where the run has rolled back before, at most AGAIN updates earlier, or has no checkpoint to return to.
+    """
+    layout = session.layout
+    before = read_lines(layout.roll_backs).rows
+    if before and trouble.last <= before[-1]["failed_step"] + AGAIN:
+        raise TrainingFailed(f"{_what(session, trouble, skips)}, again: {_story(before[-1])}. {_advice(session, trouble)}")
+    checkpoint = _target(session, trouble)
+    if checkpoint is None:
+        raise TrainingFailed(f"{_what(session, trouble, skips)}, and there is no good checkpoint to return to. {_advice(session, trouble)}")
+
+    for step in layout.checkpoint_steps():
+        if step > checkpoint.step:  # of what is about to be done again with other data
+            shutil.rmtree(layout.checkpoint(step))
+    row = _record(session, trouble, checkpoint.step, skips)
+    _leave_folder(session, trouble, row, f"{_what(session, trouble, skips)}; {_story(row)}")
+    with LineWriter(layout.roll_backs) as writer:
+        writer.write(row)
+        writer.sync()
+    session.say(f"{_what(session, trouble, skips)}; {_story(row)}")
+    restore(session, checkpoint)
+    return checkpoint
+
+
+def _target(session: Session, trouble: Diverged) -> Checkpoint | None:
+    """The newest good checkpoint before the trouble, of those that a run has which nothing interrupts."""
+    layout, config = session.layout, session.config.train
+    for step in reversed(layout.checkpoint_steps()):
+        if step < trouble.first and config.has_checkpoint(step):
+            try:
+                return load_checkpoint(layout.checkpoint(step))
+            except CheckpointError as error:
+                session.say(f"skipping a damaged checkpoint: {error}")
+    return None
+
+
+def _record(session: Session, trouble: Diverged, target: int, skips: Sequence[Skip]) -> dict[str, Any]:
+    """The line of metrics/roll_backs.jsonl."""
+    first, last = data_step(target + 1, skips), data_step(trouble.last, skips)
+    return {
+        "step": target + 1,
+        "event": ROLL_BACK,
+        "reason": trouble.reason,
+        "refused_steps": list(trouble.refused),
+        "failed_step": trouble.last,
+        "checkpoint_step": target,
+        "skipped_updates": last + 1 - first,
+        "skipped_rows": _rows(session, first, last),
+        "time_unix": time.time(),
+    }
+
+
+def _rows(session: Session, first: int, last: int) -> list[int]:
+    """First and last number of the rows that the data steps first..last read."""
+    per_update = session.config.train.batch_size * session.config.train.grad_accumulation_steps
+    return [(first - 1) * per_update, last * per_update - 1]
+
+
+def _leave_folder(session: Session, trouble: Diverged, row: dict[str, Any], finding: str) -> None:
+    """anomalies/step_NNNNNN_roll_back/: the broken model as it was, and what was skipped."""
+    folder, task = session.layout.anomaly(trouble.last, ROLL_BACK), session.task
+    look_first = "the folders of the refused updates beside this one, and batch.json: is its text unusual?"
+    anomaly = Anomaly(ROLL_BACK, finding, look_first)
+    write_dump(folder, anomaly, trouble.last, session.model, trouble.batch, task.tokenizer, task.prompts)
+    write_json(folder / "roll_back.json", row)
+
+
+def _what(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> str:
+    """Which updates and rows had what."""
+    rows = _rows(session, data_step(trouble.first, skips), data_step(trouble.last, skips))
+    one = trouble.first == trouble.last
+    updates = f"update {trouble.last}" if one else f"the updates {trouble.first} to {trouble.last}"
+    return f"{trouble.reason} at {updates}, which read the rows {rows[0]:,} to {rows[1]:,} of the training data"
+
+
+def _story(row: dict[str, Any]) -> str:
+    first, last = row["skipped_rows"]
+    return (
+        f"after update {row['failed_step']} the run went back to the checkpoint of update {row['checkpoint_step']} and skipped the rows "
+        f"{first:,} to {last:,}"
+    )
+
+
+def _advice(session: Session, trouble: Diverged) -> str:
+    """What may be the cause, from what can be."""
+    train, machine = session.config.train, session.machine
+    causes = ["data that the model cannot read (see batch.json of the folders in anomalies/)"]
+    if trouble.first > 1:  # the first update is refused before any rate has acted
+        rates = "--train.peak-lr or --train.muon-lr" if train.optimizer == "muon" else "--train.peak-lr"
+        causes.append(f"a rate too high (lower {rates})")
+    elif train.start_from is not None:
+        causes.append(f"the weights that it began with ({train.start_from})")
+    if machine.bf16:
+        causes.append("the number format (--train.precision fp32)")
+    if wants_compile(train, machine.device):
+        causes.append("the compiler (--train.compile off)")
+    return (
+        "No weight was changed by a refused update; the run can go on from its last checkpoint. Possible causes: "
+        + ", ".join(causes)
+        + f"; bitnet diagnose {session.layout.root} looks for faults"
+    )
