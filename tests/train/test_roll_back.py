@@ -161,7 +161,7 @@ def test_when_it_comes_again_the_run_stops_and_names_the_cause(tmp_path: Path, m
     result = train(tmp_path)
     assert result.code == 1
     assert len(result.err.strip().splitlines()) == 1
-    assert "nan_inf_loss at the updates 9 to 11, which read the rows 96 to 119" in result.err
+    assert "nan_inf_loss in 3 updates in a row, 9 to 11, which read the rows 96 to 119" in result.err
     assert "after update 12 the run went back to the checkpoint of update 8 and skipped the rows 64 to 95" in result.err
     assert "--train.muon-lr" in result.err
     assert "done" not in result.out
@@ -179,7 +179,7 @@ def test_the_rate_is_not_blamed_for_the_first_update(tmp_path: Path, monkeypatch
     Poisoned(monkeypatch, range(1000 * ROWS))
     result = train(tmp_path)
     assert result.code == 1
-    assert "the updates 1 to 3" in result.err
+    assert "3 updates in a row, 1 to 3" in result.err
     assert "-lr" not in result.err
     assert "compiler" not in result.err
 

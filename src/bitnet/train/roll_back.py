@@ -122,9 +122,9 @@ def _leave_folder(session: Session, trouble: Diverged, row: dict[str, Any], find
 def _what(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> str:
     """Which updates and rows had what."""
     rows = _rows(session, data_step(trouble.first, skips), data_step(trouble.last, skips))
-    one = trouble.first == trouble.last
-    updates = f"update {trouble.last}" if one else f"the updates {trouble.first} to {trouble.last}"
-    return f"{trouble.reason} at {updates}, which read the rows {rows[0]:,} to {rows[1]:,} of the training data"
+    count = trouble.last - trouble.first + 1
+    updates = f"at update {trouble.last}" if count == 1 else f"in {count} updates in a row, {trouble.first} to {trouble.last}"
+    return f"{trouble.reason} {updates}, which read the rows {rows[0]:,} to {rows[1]:,} of the training data"
 
 
 def _story(row: dict[str, Any]) -> str:
