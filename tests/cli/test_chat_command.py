@@ -139,3 +139,16 @@ def test_bad_input_is_one_line(runs_dir: Path) -> None:
         assert done.code == 2, words
         assert message in done.err
         assert done.err.count("\n") == 1
+
+
+def test_a_model_of_lines_stops_at_the_end_of_its_line(bitnet: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of problems answered and then made up further problems, 256 tokens of them."""
+    tokenizer = load_tokenizer(runs / "tiny" / "tokenizer")
+
+    def said(model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object) -> Iterator[tuple[Tensor, None]]:
+        for token in tokenizer.encode("42\n1 + 1 = 2\n"):
+            yield torch.tensor([token]), None
+
+    monkeypatch.setattr("bitnet.trained.stream", said)
+    result = bitnet("chat", "tiny", "-p", "25 + 17 = ", "--runs-dir", runs)
+    assert result.out == "42\n"

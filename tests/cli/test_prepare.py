@@ -54,6 +54,20 @@ def test_a_data_set_by_folder_goes_through_the_hubs_calls(bitnet: Command, token
     assert result.json["documents"] + result.json["held_out_documents"] == 60
 
 
+def test_an_experiments_data_settings_are_flags_here_too(bitnet: Command, tmp_path: Path) -> None:
+    """The page of arithmetic documents `--data.expressions` for prepare, which knew only its own flags."""
+    words = ["prepare", "arithmetic", "--data.expressions", 2000, "--data.max-operand", 30, "--count", 400]
+    result = bitnet(*words, "--out", tmp_path / "a.txt")
+    assert result.code == 0, result.err
+    lines = (tmp_path / "a.txt").read_text().splitlines()
+    assert len(lines) == 400
+    assert any(line.startswith("(") for line in lines)
+    assert all(eval(left) == int(right) for left, right in (line.split(" = ") for line in lines))
+    wrong = bitnet("prepare", "arithmetic", "--data.expression", 5, "--out", tmp_path / "b.txt")
+    assert wrong.code == 2
+    assert 'Did you mean "--data.expressions"?' in wrong.err
+
+
 def test_bad_input_is_one_line(bitnet: Command, tokenizer: Path, tmp_path: Path) -> None:
     data = write_txt(tmp_path / "a.txt", stories(20))
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))

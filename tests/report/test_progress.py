@@ -27,10 +27,20 @@ def test_finished_run(bitnet: Command, runs: Path) -> None:
     assert summary["eta_s"] is None
     assert summary["evaluation"]["step"] == 8
     assert summary["ternary"]["zero_pct"] > 0
-    assert summary["sample"]["step"] == 8
+    assert summary["samples"][0]["step"] == 8
     page = bitnet("status", "tiny", "--runs-dir", runs).out
     assert "8/8" in page
     assert "#" * 40 in page
+
+
+def test_a_greedy_sample_stands_beside_a_stressed_one(bitnet: Command, runs: Path) -> None:
+    """Only the last line of the file was shown, which is the stressed one: nonsense by design, whatever the model is worth."""
+    result = bitnet("status", "tiny", "--runs-dir", runs, "--json").json
+    assert [sample["mode"] for sample in result["samples"]] == ["greedy", "stress"]
+    assert {(sample["step"], sample["prompt"]) for sample in result["samples"]} == {(8, result["samples"][0]["prompt"])}
+    page = bitnet("status", "tiny", "--runs-dir", runs).out
+    shown = [line for line in page.splitlines() if line.startswith("sample")]
+    assert ["greedy" in shown[0], "stress" in shown[1]] == [True, True]
 
 
 def test_running_is_told_from_killed_by_the_lock(bitnet: Command, runs: Path) -> None:

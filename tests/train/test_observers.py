@@ -13,6 +13,7 @@ import torch
 
 from bitnet.run.metrics import read_lines
 from bitnet.run.schema import EVALUATION, FILES, FINGERPRINT, MATRIX, PROVENANCE, SAMPLES, SCALARS, STATE, STATUS, page
+from bitnet.train.loop import StepReport
 from conftest import TINY_TRAIN, Result
 
 ROOT = Path(__file__).parents[2]
@@ -290,3 +291,22 @@ def test_full_disk_while_logging_stops_with_one_message_and_keeps_what_was_writt
     assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [1, 2, 3]
     assert train(bitnet, tmp_path, "r", "--num-steps", 6).code == 0
     assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_failed_run_says_at_which_update(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """status.json gave the step of the last log line, 0 here; after a resume that failed at once it gave 0 as well."""
+
+    def fail(self: object, report: StepReport) -> None:
+        if report.step == 7:
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bitnet.train.observers.LossAverage.__call__", fail)
+    words = ["--num-steps", 9, "--train.log-every", 50, "--train.checkpoint-every", 3]
+    assert train(bitnet, tmp_path, "failed", *words).code == 2
+    shown = bitnet("status", "failed", "--runs-dir", tmp_path, "--json").json
+    assert (shown["state"], shown["step"]) == ("failed", 7)
+    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 7
+
+    (tmp_path / "failed" / "eval" / "frozen_set.safetensors").unlink()
+    assert train(bitnet, tmp_path, "failed", *words).code == 2
+    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 6  # where it would have continued

@@ -67,7 +67,7 @@ class Sitting:
     def reply(self, text: str) -> Generator[str, None, None]:
         """The pieces of an answer; each answer is drawn with a seed of its own."""
         if self.session is None:
-            yield from self.trained.stream(text, max_new_tokens=self.max_new_tokens, sampling=self.sampling, stop=None)
+            yield from self.trained.stream(text, max_new_tokens=self.max_new_tokens, sampling=self.sampling)
         else:
             yield from self.session.reply(text, self.sampling)
         self.sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import sys
@@ -9,12 +10,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import check_positive, find_experiment, find_variant
-from bitnet.cli.flags import parse
+from bitnet.cli.catalogue import check_positive, experiment_names, find_experiment, find_variant
+from bitnet.cli.flags import last_value, parse
 from bitnet.errors import ConfigError, DataError
 from bitnet.terminal import send
 
@@ -80,7 +82,7 @@ class PrepareDocumentsFlags(CorpusFlags):
 def main(arguments: Sequence[str]) -> int:
     """Documents where --data or --dataset is given, else an experiment's text; --help shows both."""
     if any(word in ("-h", "--help") for word in arguments):
-        for flags in (PrepareFlags, PrepareDocumentsFlags):
+        for flags in (_with_settings(arguments), PrepareDocumentsFlags):
             try:
                 parse(flags, ["--help"], "prepare")
             except SystemExit:
@@ -90,10 +92,22 @@ def main(arguments: Sequence[str]) -> int:
         return prepare_documents(parse(PrepareDocumentsFlags, arguments, "prepare"))
     if not arguments:
         raise ConfigError("name an experiment, as in `bitnet prepare arithmetic --out FILE`, or documents with --data or --dataset")
-    return prepare_experiment(parse(PrepareFlags, arguments, "prepare"))
+    return prepare_experiment(parse(_with_settings(arguments), arguments, "prepare"))
 
 
-def prepare_experiment(flags: PrepareFlags) -> int:
+def _with_settings(arguments: Sequence[str]) -> type[PrepareFlags]:
+    """PrepareFlags and the settings of the named experiment's data, as `--data.NAME`; without a name there are none."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    words = [word for before, word in pairs if not before.startswith("--") or "=" in before]  # without the values of flags
+    word = next((word for word in words if word in experiment_names() or word.endswith(".py")), None)
+    if word is None:
+        return PrepareFlags
+    data = find_variant(find_experiment(word), last_value(arguments, "--variant") or PrepareFlags.variant).config.data
+    settings: list[Any] = [("data", Annotated[type(data), tyro.conf.arg(help="")], dataclasses.field(default=data))]
+    return dataclasses.make_dataclass("PrepareFlags", settings, bases=(PrepareFlags,), frozen=True, kw_only=True)
+
+
+def prepare_experiment(flags: Any) -> int:
     """Write the lines under a temporary name, then rename: the file is whole or absent."""
     check_positive(flags.count, "--count")
     experiment = find_experiment(flags.experiment)
@@ -101,7 +115,8 @@ def prepare_experiment(flags: PrepareFlags) -> int:
         raise ConfigError(f"{experiment.name} has no text to write; prepare works for arithmetic")
     if flags.out.exists():
         raise DataError(f"{flags.out} exists; delete it or choose another --out")
-    lines = experiment.extra["prepare"](find_variant(experiment, flags.variant).config, flags.count)
+    config = dataclasses.replace(find_variant(experiment, flags.variant).config, data=flags.data)
+    lines = experiment.extra["prepare"](config, flags.count)
     _write_whole(flags.out, lines)
     print(f"wrote {flags.count:,} lines to {flags.out}")
     return 0

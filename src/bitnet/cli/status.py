@@ -70,13 +70,12 @@ def _details(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of every line below the bar."""
     last = {key: summary[key] for key in ("loss", "lr", "grad_norm", "tokens_per_sec") if summary[key] is not None}
     evaluation = {key: value for key, value in (summary["evaluation"] or {}).items() if not key.endswith("_cases")}
-    sample = summary["sample"]
     skipped = summary["unreadable_lines"]
     return [
         ("training", _pairs(last)),
         ("evaluation", _pairs(evaluation)),
         ("ternary", _pairs(summary["ternary"])),
-        ("sample", f"step {sample['step']}, {sample['mode']}: {sample['generated_text']!r}" if sample else ""),
+        *(("sample", f"step {one['step']}, {one['mode']}: {one['prompt']!r} {one['generated_text']!r}") for one in summary["samples"]),
         ("anomalies", ", ".join(summary["anomalies"]) or "none"),
         ("checkpoints", ", ".join(str(step) for step in summary["checkpoints"]) or "none yet"),
         ("unreadable", f"{skipped} lines of metrics at the ends of the files were passed over" if skipped else ""),

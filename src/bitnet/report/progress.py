@@ -10,6 +10,7 @@ from bitnet.files import is_locked, read_json
 from bitnet.run.layout import RunLayout, read_config
 from bitnet.run.metrics import last_line, tail
 
+SHOWN_MODES = ("greedy", "stress")
 RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
 
 
@@ -23,7 +24,7 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
     step = last.get("step", status.get("step", 0))
     state, why = _state(layout, status)
     step_ms = _mean([row.get("step_time_ms") for row in scalars.rows[-RATE_ROWS:]])
-    quantization, sample = last_line(layout.quantization) or {}, last_line(layout.samples)
+    quantization = last_line(layout.quantization) or {}
     return {
         "run": layout.run_id,
         "experiment": config.get("experiment", "?"),
@@ -40,11 +41,19 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
         "eta_s": (total - step) * step_ms / 1e3 if step_ms is not None and state == "running" else None,
         "evaluation": last_line(layout.evaluations),
         "ternary": {key: quantization[key] for key in ("step", "neg1_pct", "zero_pct", "pos1_pct", "flipped_pct") if key in quantization},
-        "sample": {key: sample.get(key) for key in ("step", "mode", "generated_text")} if sample else None,
+        "samples": _samples(layout),
         "anomalies": [folder.name for folder in layout.anomaly_folders()],
         "checkpoints": layout.checkpoint_steps(),
         "unreadable_lines": sum(tail(path).skipped for path in layout.line_files()),
     }
+
+
+def _samples(layout: RunLayout) -> list[dict[str, Any]]:
+    """The newest greedy sample, and the stressed one of the same prompt, which is nonsense by design; none before the first."""
+    rows = tail(layout.samples).rows
+    newest = [row for row in rows if row["step"] == rows[-1]["step"] and row.get("prompt") == rows[-1].get("prompt")]
+    chosen = [row for mode in SHOWN_MODES for row in newest if row.get("mode") == mode]
+    return [{key: row.get(key) for key in ("step", "mode", "prompt", "generated_text")} for row in chosen]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from bitnet.data.stream import Skip
 from bitnet.diagnose.anomalies import WINDOW
-from bitnet.errors import NotFiniteError
-from bitnet.files import write_json
+from bitnet.errors import BitnetError, NotFiniteError
+from bitnet.files import read_json, write_json
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, prune, save_checkpoint
@@ -141,7 +141,7 @@ class Status:
     def __init__(self, layout: RunLayout, config: TrainConfig) -> None:
         self.every, self.layout, self.config = config.log_every, layout, config
         self.started = time.time()
-        self.step = 0
+        self.step = step_before(layout)
 
     def __call__(self, report: StepReport) -> None:
         self.write("running", report.step)
@@ -156,6 +156,15 @@ class Status:
         """Say that the run failed and why; on a full disk the old status has to stay."""
         with suppress(OSError):
             self.write("failed", self.step, why)
+
+
+def step_before(layout: RunLayout) -> int:
+    """The step that status.json names, which holds until this process has done one; 0 for a new run."""
+    try:
+        step = read_json(layout.status).get("step")
+    except BitnetError:
+        return 0
+    return step if isinstance(step, int) else 0
 
 
 ROLL_BACK = "roll_back"

@@ -163,6 +163,7 @@ def _attempt(
             session.model, forward, session.task.source, session.optimizers, train, start_step=first.step, bf16=bf16, skips=skips
         )
         for report in steps:
+            status.step = report.step  # where it was, should one of the observers fail
             for observer in observers:
                 if report.step % observer.every == 0 or report.step == train.total_steps:
                     observer(report)
