@@ -46,7 +46,7 @@ def test_tree_names_every_module_and_no_other() -> None:
     folders = {f"{path.name}/" for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
     files = {path.name for path in source.glob("*.py")} - {"__init__.py", "__main__.py"}
     assert named.keys() == folders | files
-    for folder in ("nn", "text", "data", "optim", "generate", "run", "evaluate", "diagnose", "train"):
+    for folder in ("kernels", "nn", "text", "data", "optim", "generate", "run", "evaluate", "diagnose", "train"):
         modules = {path.stem for path in (source / folder).glob("*.py")} - {"__init__"}
         listed = set(re.split(r",\s*", named[f"{folder}/"].split(": ", 1)[1]))
         assert listed == modules, folder

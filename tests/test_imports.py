@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "allocator": set(),
     "terminal": set(),
+    "kernels": set(),
     "nn": set(),
     "text": set(),
     "data": {"text", "allocator"},
