@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from bitnet.cost.devices import TABLE
+from bitnet.experiments.arithmetic import QUICK
 from conftest import TINY_MODEL, Result
 
 Command = Callable[..., Result]
@@ -20,7 +22,7 @@ def test_an_experiment_is_taken_as_it_stands(bitnet: Command) -> None:
     found = bitnet("cost", "arithmetic", "--variant", "quick", "--json").json
     assert found["name"] == "arithmetic (quick)"
     assert found["parameters"] == 791_680
-    assert (found["tokens"], found["updates"]) == (2_396_160, 720)
+    assert (found["tokens"], found["updates"]) == (QUICK.train.total_tokens, QUICK.train.total_steps)
     assert found["measured"] is None
     assert found["memory"]["cpu"]["optimizer"] == 4 * 791_680 + 4 * (791_680 - found["ternary_parameters"])  # Muon
     assert {row["gb"] for row in found["fits"]} == {8, 12, 24, 80}
@@ -38,7 +40,8 @@ def test_the_baseline_is_the_95m_run_on_any_machine(bitnet: Command, monkeypatch
 def test_the_page_says_the_same_and_what_is_assumed(bitnet: Command) -> None:
     result = bitnet("cost", "arithmetic", "--variant", "quick")
     assert result.code == 0
-    for words in ("791,680 parameters", "2,396,160 in 720 updates", "8 GB: yes", "assumed", "tensors at the peak", str(TABLE)):
+    budget = f"{QUICK.train.total_tokens:,} in {QUICK.train.total_steps} updates"
+    for words in ("791,680 parameters", budget, "8 GB: yes", "assumed", "tensors at the peak", str(TABLE)):
         assert words in result.out, words
     assert "measured now" not in result.out
 
@@ -61,7 +64,7 @@ def test_a_preset_by_name(bitnet: Command, name: str) -> None:
 
 def test_budgets_and_overrides(bitnet: Command) -> None:
     base = ["cost", "arithmetic", "--variant", "quick", "--json"]
-    assert bitnet(*base, "--tokens", "1e6").json["updates"] == 301
+    assert bitnet(*base, "--tokens", "1e6").json["updates"] == math.ceil(1e6 / QUICK.train.tokens_per_step)
     assert bitnet(*base, "--tokens-per-parameter", "20").json["tokens_per_parameter"] == pytest.approx(20, rel=0.01)
     assert bitnet("cost", *SHAPE, "--train.total-steps", "7", "--json").json["updates"] == 7
     full = bitnet(*base, "--weights", "full", "--batch-size", "8").json

@@ -246,8 +246,8 @@ BEST = RunConfig(
 QUICK = RunConfig(
     model=QUICK_MODEL,
     train=TrainConfig(
-        seq_len=14, batch_size=256, total_steps=720, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=100, sample_every=300, probe_every=100, checkpoint_every=100,
+        seq_len=14, batch_size=256, total_steps=800, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        final_lr=0.0, stage1_wd=0.0, muon_lr=0.014, log_every=20, eval_every=100, sample_every=300, probe_every=100, checkpoint_every=100,
         entropy_floor=None, repetition_limit=None,
     ),
     data=ArithmeticData(operators=("+", "-"), min_right=0, layout="single", loss_on="answers"),
