@@ -192,9 +192,11 @@ def test_experiment_in_a_file_of_its_own_trains_and_is_judged(bitnet: Callable[.
     trained = bitnet("train", file, "--device", "cpu", "--runs-dir", tmp_path / "runs", "--json")
     assert trained.code == 0, trained.err
     assert trained.json["run"].startswith("bitnet_1M_mine_")
-    judged = bitnet("evaluate", trained.json["run"], "--runs-dir", tmp_path / "runs", "--check", "--json")
+    command = ("evaluate", trained.json["run"], "--runs-dir", tmp_path / "runs", "--check", "--json")
+    judged = bitnet(*command, "--experiment", file)
     assert judged.code == 0, judged.err
     assert judged.json["verdict"] == "PASS"
+    assert "--experiment mine.py" in bitnet(*command).err, "what a run names is not executed; the message says how to name it"
 
 
 def test_file_without_an_experiment_is_refused(bitnet: Callable[..., Result], tmp_path: Path) -> None:

@@ -69,15 +69,20 @@ def find_variant(experiment: Experiment, name: str) -> Variant:
     return experiment.variants[name]
 
 
-def config_of_run(layout: RunLayout) -> tuple[Experiment, str, RunConfig]:
-    """Experiment, variant name and configuration of an existing run, from its meta/config.json."""
+def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experiment, str, RunConfig]:
+    """Experiment, variant name and configuration of an existing run, from its meta/config.json.
+
+    file: the user's own experiment file, where the run was trained from one; a file that only the run names is never executed.
+    """
+    from bitnet.cli.foreign import check_same_experiment, experiment_of
     from bitnet.nn.config import config_from_dict
     from bitnet.run.layout import read_config
     from bitnet.train.config import RunConfig, TrainConfig
 
     stored = read_config(layout)
     try:
-        experiment = find_experiment(stored.get("experiment_file") or stored["experiment"])
+        experiment = find_experiment(experiment_of(layout, stored, file))
+        check_same_experiment(layout, stored, experiment.name, file)
         variant = stored["variant"]
         data_type = type(find_variant(experiment, variant).config.data)
         config = RunConfig(

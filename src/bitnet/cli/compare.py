@@ -24,6 +24,8 @@ class CompareFlags(RunFlags):
     """Where to draw; by default compare.png in the first run."""
     force: bool = False
     """Compare although data, order or recipe differ."""
+    experiment: Path | None = None
+    """The file of the run's experiment, where it is your own: a file that only the run names is never executed."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -41,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
     out = flags.out or first.root / "compare.png"
     if out.suffix != ".png":
         raise ConfigError(f"--out is {out}; it must end in .png")
-    experiment, variant, _ = config_of_run(first)
+    experiment, variant, _ = config_of_run(first, flags.experiment)
     criteria = [criterion.metric for criterion in find_variant(experiment, variant).criteria]
     comparison = compare(first, second, criteria, force=flags.force)
     draw(comparison, out)

@@ -16,6 +16,7 @@ from tyro.conf import Positional
 
 from bitnet.cli.catalogue import config_of_run, experiment_names, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.foreign import refuse_foreign_places
 from bitnet.cli.rehearsal import rehearse
 from bitnet.errors import NotFoundError
 from bitnet.terminal import send
@@ -45,6 +46,10 @@ class DiagnoseFlags(RunFlags):
     """Also the slow checks: one batch learned to near zero, and the control with full-precision weights."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    experiment: Path | None = None
+    """The file of the run's experiment, where it is your own: a file that only the run names is never executed."""
+    trust: bool = False
+    """Read and write what a run of somebody else names outside its folder."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -158,7 +163,8 @@ def of_run(flags: DiagnoseFlags) -> Subject:
     if flags.variant is not None:
         raise NotFoundError(f"there is no experiment {flags.name!r}, and --variant belongs to experiments; leave it out for a run")
     reference = find_run(flags.name, flags.runs_dir)
-    experiment, variant, config = config_of_run(reference.layout)
+    experiment, variant, config = config_of_run(reference.layout, flags.experiment)
+    refuse_foreign_places(reference.layout, config, trust=flags.trust)
     damaged: list[str] = []
     if reference.step is None:
         checkpoint = newest_good(reference.layout, damaged.append, optimizer=False)

@@ -7,12 +7,14 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from tyro.conf import Positional
 
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.foreign import refuse_foreign_places
 from bitnet.errors import ConfigError, DataError
 from bitnet.units import figure
 
@@ -42,6 +44,10 @@ class EvaluateFlags(RunFlags):
     """Column with the text, of --data."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    experiment: Path | None = None
+    """The file of the run's experiment, where it is your own: a file that only the run names is never executed."""
+    trust: bool = False
+    """Read and write what a run of somebody else names outside its folder."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -56,10 +62,11 @@ def main(arguments: Sequence[str]) -> int:
     for note in trained.notes:
         print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
     out = sys.stderr if flags.json else sys.stdout
-    experiment, variant, config = config_of_run(trained.layout)
+    experiment, variant, config = config_of_run(trained.layout, flags.experiment)
     if flags.data:
         keep_freed_memory()
         return _text_loss(trained, config, flags, out)
+    refuse_foreign_places(trained.layout, config, trust=flags.trust)
     task = experiment.open(config)
     check_tokenizer(trained, task)
     keep_freed_memory()

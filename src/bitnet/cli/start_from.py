@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet.cli.catalogue import config_of_run
+from bitnet.cli.foreign import refuse_foreign_places
 from bitnet.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
     from bitnet.train.config import DataConfig, RunConfig
 
 
-def started_from(base: RunConfig, word: str, runs_dir: Path) -> RunConfig:
-    """The configuration with the model of a run, beginning with its newest good weights."""
+def started_from(base: RunConfig, word: str, runs_dir: Path, *, trust: bool = False) -> RunConfig:
+    """The configuration with the model of a run, beginning with its newest good weights. trust: it may name the text it was trained on."""
     from bitnet.run.layout import RunLayout, find_run
     from bitnet.trained import model_config, read_checkpoint
 
@@ -28,10 +29,10 @@ def started_from(base: RunConfig, word: str, runs_dir: Path) -> RunConfig:
         print(f"skipping a damaged checkpoint: {note}", file=sys.stderr)
     model = model_config(layout)
     train = dataclasses.replace(base.train, start_from=str(layout.checkpoint(step)), seq_len=min(base.train.seq_len, model.max_seq_length))
-    return dataclasses.replace(base, model=model, train=train, data=_data_of(base.data, layout))
+    return dataclasses.replace(base, model=model, train=train, data=_data_of(base.data, layout, trust))
 
 
-def _data_of(data: DataConfig, layout: RunLayout) -> DataConfig:
+def _data_of(data: DataConfig, layout: RunLayout, trust: bool) -> DataConfig:
     """The tokenizer of the run; for conversations also the text that it was trained on."""
     from bitnet.experiments.bitnut_sft import ConversationData
     from bitnet.experiments.real_text import TextData
@@ -40,17 +41,18 @@ def _data_of(data: DataConfig, layout: RunLayout) -> DataConfig:
     if isinstance(data, TextData):
         return dataclasses.replace(data, tokenizer=tokenizer)
     if isinstance(data, ConversationData):
-        return dataclasses.replace(data, tokenizer=tokenizer, other=_text_of(layout))
+        return dataclasses.replace(data, tokenizer=tokenizer, other=_text_of(layout, trust))
     return data
 
 
-def _text_of(layout: RunLayout) -> str:
+def _text_of(layout: RunLayout, trust: bool) -> str:
     """The folder of the token shards that a run was trained on; nothing for a run of another kind."""
     from bitnet.experiments.bitnut import BitNutData, ready_parts
     from bitnet.experiments.bitnut_sft import ConversationData
     from bitnet.experiments.real_text import TextData, ready_shards
 
     config = config_of_run(layout)[2]
+    refuse_foreign_places(layout, config, trust=trust)
     if isinstance(config.data, ConversationData):
         return config.data.other
     if isinstance(config.data, BitNutData):

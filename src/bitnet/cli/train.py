@@ -58,6 +58,8 @@ class TrainFlags(RunFlags):
     """Judge the run when it is done, as `bitnet evaluate RUN --once` does."""
     check: bool = False
     """The same, with exit code 1 unless every criterion is met."""
+    trust: bool = False
+    """With --from a run of somebody else: read what it names outside its folder."""
     dry_run: bool = False
     """Print the resolved configuration and write nothing."""
 
@@ -178,7 +180,8 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
     base = find_variant(experiment, name).config
     origin = last_value(rest, "--from")
     if origin is not None:
-        base = started_from(base, origin, Path(last_value(rest, "--runs-dir") or "runs"))
+        runs_dir = Path(last_value(rest, "--runs-dir") or "runs")
+        base = started_from(base, origin, runs_dir, trust="--trust" in rest)
     flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
     return experiment, name, flags, apply_flags(flags)
 

@@ -16,7 +16,7 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +51,8 @@ class BitNutData(TextData):
     """Data set of the second part, which begins after the stage boundary; none: one part."""
     second_data: tuple[str, ...] = ()
     """Local files of the second part; with files for the first and none here, it reads those again."""
+
+    outside: ClassVar[tuple[str, ...]] = (*TextData.outside, "second_dataset", "second_data")
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TypeVar
+from typing import ClassVar, TypeVar
 
 from bitnet.data.conversations import Conversation, ConversationRows, chained, encoded, read_conversations, single_batches
 from bitnet.data.shards import Shards
@@ -69,6 +69,8 @@ class ConversationData(DataConfig):
     judged_prompts: int = 200
     answer_tokens: int = 128
     """Tokens within which an answer has to end."""
+
+    outside: ClassVar[tuple[str, ...]] = ("conversations", "voice", "tokenizer", "other")
 
     def __post_init__(self) -> None:
         for name in ("eval_conversations", "judged_prompts", "answer_tokens"):

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 from bitnet.data.corpus import Corpus, open_corpus
 from bitnet.data.holdout import ONE_IN
@@ -74,6 +74,8 @@ class TextData(DataConfig):
     judged_prompts: int = 200
     cache_dir: str = "cache"
     """Where tokenizers and token shards are kept."""
+
+    outside: ClassVar[tuple[str, ...]] = ("dataset", "data", "validation", "tokenizer", "cache_dir")
 
     def __post_init__(self) -> None:
         for name in ("held_out_one_in", "tokenizer_documents", "eval_sequences", "judged_sequences", "judged_prompts"):

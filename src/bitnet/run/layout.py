@@ -48,6 +48,11 @@ class RunLayout:
         return self.root / "meta" / "provenance.json"
 
     @property
+    def signature(self) -> Path:
+        """What marks the run as the user's own."""
+        return self.root / "meta" / "signature.json"
+
+    @property
     def fingerprint(self) -> Path:
         """What the data was."""
         return self.root / "meta" / "dataset_fingerprint.json"

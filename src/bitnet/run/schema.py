@@ -160,6 +160,7 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
 REST = {
     "meta/config.json": "`experiment`, `variant`, and the sections `model`, `training` and `data` with every setting "
     "and what follows from them",
+    "meta/signature.json": "HMAC-SHA256 of meta/config.json with a key of this user's account (see the end of this page)",
     "tokenizer/": "the tokenizer the run was trained with",
     "checkpoints/step_NNNNNN/manifest.json": "size and SHA-256 of the other files, written last; without it a checkpoint does not count",
     "eval/frozen_set.safetensors": "the held-out batches that every evaluation inside training is measured on",
@@ -170,6 +171,21 @@ REST = {
     "`L<n>_attn_activations.json` and `.png`, `L<n>_qkv_quant_dist.json` and `.png`",
     "tensorboard/, wandb/": "mirrors, only when asked for with `--mirror`",
 }
+
+FOREIGN = """
+## Your own runs, and those of others
+
+A run is your own if `meta/signature.json` fits `meta/config.json` and your account's key, which the first training makes in
+`$XDG_STATE_HOME/bitnet/key` (`~/.local/state/bitnet/key`). It stays your own where it is moved or copied. A run from somebody
+else, one whose configuration was edited, and one made before signatures existed have no valid signature. They are data:
+
+* No command executes a file because a run names it. A run that was trained from a file of your own is evaluated with
+  `bitnet evaluate RUN --experiment FILE.py`; `diagnose` and `compare` take the same flag.
+* `evaluate`, `diagnose` and `train --from` neither read nor write the files, folders and data sets that a foreign
+  configuration names (`data.data`, `data.cache_dir`, `data.tokenizer`, `training.start_from` and the like), unless the command
+  says `--trust`. `bitnet evaluate RUN --data FILE` measures the loss on a text of yours without it.
+* Your own runs are read as before: `bitnet evaluate RUN` opens the data and the cache that the run was trained from.
+"""
 
 
 def page() -> str:
@@ -186,7 +202,7 @@ def page() -> str:
         lines += [f"| `{key}` | {meaning} |" for key, meaning in keys.items()]
     lines += ["", "## Other files", "", "| file | content |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in REST.items()]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *FOREIGN.strip().splitlines()])
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
@@ -178,6 +178,9 @@ class DataConfig:
 
     dataset: str
     """What the data is called."""
+
+    outside: ClassVar[tuple[str, ...]] = ()
+    """Fields that name files, folders or data sets outside the run: a foreign run's are followed only when the user asks."""
 
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the fields, for meta/config.json."""

@@ -28,6 +28,7 @@ from bitnet.run.checkpoint import Checkpoint
 from bitnet.run.frozen import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter, Listener, read_lines
+from bitnet.run.signature import is_own, key_path, sign
 from bitnet.train.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
 from bitnet.train.compiled import forward_of
@@ -111,6 +112,8 @@ def _run(
     optimizers = Optimizers(model, config.train.optimizer_config())
     session = Session(layout, task, config, machine, model, optimizers, options, say)
     first = resume(session) or begin(session, described)
+    if not is_own(layout) and not sign(layout):
+        say(f"{key_path()} cannot be written, so the run is not marked as yours: evaluate and diagnose may ask for --trust")
     status.write("running", first.step)
     say(f"run {layout.root}" + (f", continuing after update {first.step}" if first.step else ""))
     return _train(session, first, status)
