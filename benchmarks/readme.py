@@ -215,6 +215,26 @@ def faults_table() -> str:
     return f"{faults_summary(rows)}.\n\n{table(head, lines)}\n\nMeasured on: {place}."
 
 
+def reliability_table() -> str:
+    """One row per group of trials, from benchmarks/reliability."""
+    path = RESULTS / "reliability.json"
+    if not path.is_file():
+        return "Not measured yet: python benchmarks/reliability --help"
+    kinds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    names = {"kills": "kills", "corruptions": "corruptions", "full_disk": "full disk", "fuzz": "commands", "hostile_files": "hostile files"}
+    rows, places = [], []
+    for kind, entry in kinds.items():
+        for row in entry["rows"]:
+            failures = "; ".join(f"{one['name']}: {one['outcome']}".replace("|", "/") for one in row["failures"])
+            rows.append([names[kind], row["group"], f"{row['trials']:,}", f"{row['held']:,}", failures])
+        place = entry["where"]
+        places.append(
+            f"{names[kind]}: seed {entry['seed']}, {entry['seconds']:,} s, {place['hardware']}, {place['threads']} threads, "
+            f"torch {place['torch']}, commit {place['commit']}, {place['date']}"
+        )
+    return table(["trials", "of what", "number", "held", "what did not"], rows) + "\n\nMeasured on: " + "; ".join(places) + "."
+
+
 BLOCKS: dict[str, Callable[[], str]] = {
     "results": results_table,
     "operators": operators_table,
@@ -222,6 +242,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "speed": speed_table,
     "voice": voice_table,
     "faults": faults_table,
+    "reliability": reliability_table,
     "recipes": recipes_table,
     "flags": lambda: flags_table("TrainFlags"),
     "text_flags": lambda: flags_table("TextFlags"),
