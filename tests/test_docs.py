@@ -24,6 +24,7 @@ DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "lo
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PAGES = [page.read_text(encoding="utf-8") for page in FILES]
 FOREIGN_FLAGS = {"--index-url", "--porcelain", "--strict"}  # of pip, git and mypy
+FOREIGN_FLAGS |= {"--kills", "--corruptions", "--full-disk", "--commands", "--hostile"}  # of benchmarks/reliability
 
 
 def blocks(language: str) -> list[str]:
