@@ -62,7 +62,12 @@ def sweep(folder: Path) -> None:
 
 def write_json(path: Path, value: dict[str, Any]) -> None:
     """Replace a JSON file in one step. NaN and infinities become null: they are not JSON."""
-    write_atomic(path, json.dumps(finite(value), indent=2, allow_nan=False) + "\n")
+    write_atomic(path, json_text(value))
+
+
+def json_text(value: dict[str, Any]) -> str:
+    """The text that `write_json` writes."""
+    return json.dumps(finite(value), indent=2, allow_nan=False) + "\n"
 
 
 def finite(value: Any) -> Any:

@@ -16,7 +16,8 @@ from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
-from bitnet.run.layout import RunLayout, RunReference, find_run, read_config
+from bitnet.run.layout import RunLayout, RunReference, find_run
+from bitnet.run.manifest import read_config, verify_run
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
 
 LINE = "line"
@@ -78,13 +79,27 @@ class TrainedModel:
 def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.device = "cpu") -> TrainedModel:
     """A run's newest good checkpoint, or the one named. `run` is what the command line takes as RUN."""
     reference = find_run(str(run), Path(runs_dir))
+    verify_run(reference.layout)
     notes: list[str] = []
     checkpoint = read_checkpoint(reference, notes)
     model = BitNetTransformer(model_config(reference.layout)).to(torch.device(device))
     model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()
-    return TrainedModel(reference.layout, checkpoint.step, model, load_tokenizer(reference.layout.tokenizer), tuple(notes))
+    return TrainedModel(reference.layout, checkpoint.step, model, tokenizer_of(reference.layout), tuple(notes))
+
+
+def tokenizer_of(layout: RunLayout) -> Tokenizer:
+    """The tokenizer of a run. Raises DataError where it is not the one that meta/config.json records."""
+    tokenizer = load_tokenizer(layout.tokenizer)
+    data = read_config(layout).get("data")
+    expected, found = data.get("tokenizer_sha256") if isinstance(data, dict) else None, tokenizer.describe()["tokenizer_sha256"]
+    if expected is not None and expected != found:
+        raise DataError(
+            f"{layout.tokenizer} holds another tokenizer than the run was trained with (sha256 {found[:12]}, recorded "
+            f"{str(expected)[:12]}); copy the folder back from the run it belongs to"
+        )
+    return tokenizer
 
 
 def model_config(layout: RunLayout) -> BitNetConfig:

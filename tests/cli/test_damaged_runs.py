@@ -48,12 +48,64 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_evaluating_a_damaged_run_is_one_line(name: str, bitnet: Command, runs: Path) -> None:
+    """With a manifest the altered file is named; a run made before there was one fails where the damage matters."""
     damage, message = DAMAGES[name]
     damage(runs / "tiny")
+    for made_before in (False, True):
+        if made_before:
+            (runs / "tiny" / "meta" / "manifest.json").unlink()
+        result = bitnet(*EVALUATE, "--runs-dir", runs)
+        assert result.code == 2
+        if made_before or "checkpoint" in name:
+            assert message in result.err
+        else:
+            assert ("config.json" if "config" in name else "characters.json") in result.err
+        assert len(result.err.strip().splitlines()) == 1
+
+
+ALTERED = [('"ternary"', '"uernary"'), ('"ternary"', '"full"'), ('"rope_theta": 10000.0', '"rope_theta": 18192.0')]
+READERS = [["evaluate"], ["complete", "1 + 1 = "], ["diagnose"], ["report"], ["plot"], ["status"], ["runs"], ["train"]]
+
+
+@pytest.mark.parametrize(("old", "new"), ALTERED)
+@pytest.mark.parametrize("words", READERS, ids=" ".join)
+def test_one_altered_setting_never_changes_a_result_in_silence(words: list[str], old: str, new: str, bitnet: Command, runs: Path) -> None:
+    """`ternary` became `uernary` by one bit, and the evaluation was that of other weights, with exit code 0."""
+    path = runs / "tiny" / "meta" / "config.json"
+    path.write_text(path.read_text().replace(old, new, 1))
+    verb, *rest = words
+    given = [*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id"] if verb == "train" else [verb]
+    result = bitnet(*given, *([] if verb == "runs" else ["tiny"]), *rest, "--runs-dir", runs)
+    assert result.code == (0 if verb in ("report", "status", "runs") else 2)
+    assert "was altered since" in result.out + result.err
+
+
+def test_a_lost_config_is_not_replaced_by_that_of_another_command(bitnet: Command, runs: Path) -> None:
+    """The same command with other settings went on from the checkpoints of the run whose config was gone."""
+    (runs / "tiny" / "meta" / "config.json").unlink()
+    result = bitnet(*TINY_TRAIN, "--train.peak-lr", 0.1, "--num-steps", 9, "--run-id", "tiny", "--runs-dir", runs)
+    assert result.code == 2
+    assert "config.json" in result.err
+    assert not (runs / "tiny" / "meta" / "config.json").exists()
+    assert "config.json" in bitnet("evaluate", "tiny", "--runs-dir", runs).err
+
+
+def test_a_tokenizer_that_is_not_the_runs_own_is_refused(bitnet: Command, runs: Path) -> None:
+    """Also in a run without a manifest: its config records the tokenizer's SHA-256."""
+    (runs / "tiny" / "meta" / "manifest.json").unlink()
+    path = runs / "tiny" / "tokenizer" / "characters.json"
+    path.write_text(path.read_text().replace("0123", "1023"))
     result = bitnet(*EVALUATE, "--runs-dir", runs)
     assert result.code == 2
-    assert message in result.err
-    assert len(result.err.strip().splitlines()) == 1
+    assert "holds another tokenizer" in result.err
+
+
+def test_a_tokenizer_file_that_was_added_is_refused(bitnet: Command, runs: Path) -> None:
+    """tokenizer.json would be taken before characters.json."""
+    (runs / "tiny" / "tokenizer" / "tokenizer.json").write_text("{}")
+    result = bitnet(*EVALUATE, "--runs-dir", runs)
+    assert result.code == 2
+    assert "tokenizer.json is not in" in result.err
 
 
 def test_a_checkpoint_named_by_its_step_is_not_replaced_by_another(bitnet: Command, runs: Path) -> None:

@@ -24,7 +24,8 @@ from bitnet.nn.packing import pack_ternary
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.muon import Muon
 from bitnet.run.checkpoint import retained_steps
-from bitnet.run.layout import RunLayout, read_config
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import read_config
 from bitnet.train.config import TrainConfig
 from bitnet.train.machine import _PEAK_BF16
 

@@ -78,7 +78,7 @@ def test_damaged_status_and_config_still_answer(bitnet: Command, runs: Path) -> 
     (runs / "tiny" / "status.json").write_text("{")
     (runs / "tiny" / "meta" / "config.json").write_text("")
     summary = bitnet("status", "tiny", "--runs-dir", runs, "--json").json
-    assert (summary["state"], summary["step"]) == ("unknown", 8)
+    assert (summary["state"], summary["step"]) == ("damaged", 8)
 
 
 def test_missing_run_is_one_line(bitnet: Command, runs: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
+from safetensors import SafetensorError
 
 import bitnet.run.checkpoint as checkpoint_module
 from bitnet.errors import CheckpointError, NotFiniteError
@@ -68,31 +71,77 @@ def test_any_damage_to_any_file_is_noticed_and_the_newest_good_one_is_used(
     assert "step_000002" in problems[0]
 
 
-@pytest.mark.parametrize("number", range(4))
-def test_full_disk_at_any_write_leaves_earlier_checkpoints_untouched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+class Full:
+    """A disk that is full from the n-th write on: every file is forced to disk, so os.fsync counts them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, left: int) -> None:
+        self.left, self.real = left, os.fsync
+        patch.setattr(os, "fsync", self.fsync)
+
+    def fsync(self, descriptor: int) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.real(descriptor)
+
+
+@pytest.mark.parametrize("left", range(8))
+def test_full_disk_at_any_write_leaves_earlier_checkpoints_untouched(tmp_path: Path, left: int) -> None:
     layout = RunLayout(tmp_path)
     save_checkpoint(layout, small(1))
-    real, calls = checkpoint_module.sync, 0
-
-    def full(path: Path) -> None:
-        nonlocal calls
-        calls += 1
-        if calls > number:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(path)
-
-    monkeypatch.setattr(checkpoint_module, "sync", full)
-    with pytest.raises(CheckpointError, match="No space left"):
-        save_checkpoint(layout, small(2))
+    with pytest.MonkeyPatch.context() as patch:
+        disk = Full(patch, left)
+        with pytest.raises(CheckpointError, match="No space left"):
+            save_checkpoint(layout, small(2))
+    assert disk.left == -1
     assert layout.checkpoint_steps() == [1]
     assert load_checkpoint(layout.checkpoint(1)).step == 1
     assert not list(layout.checkpoints.glob(".*"))
+
+
+def test_full_disk_inside_the_tensor_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SafetensorError is no OSError: a full disk ended in a traceback."""
+
+    def full(tensors: object, path: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    layout = RunLayout(tmp_path)
+    save_checkpoint(layout, small(1))
+    monkeypatch.setattr(safetensors.torch, "save_file", full)
+    with pytest.raises(CheckpointError, match="No space left on device"):
+        save_checkpoint(layout, small(2))
+    assert layout.checkpoint_steps() == [1]
+
+
+def test_pruning_never_deletes_what_was_promised(tmp_path: Path) -> None:
+    """--keep-last 0 deleted the checkpoint that a stop had just named."""
+    layout = RunLayout(tmp_path)
+    for step in (1, 2, 3, 4):
+        save_checkpoint(layout, small(step))
+    prune(layout, mandatory=[], keep_last=0, keep_every=10, named=[2])
+    assert layout.checkpoint_steps() == [2, 4]
+
+
+def test_damaged_checkpoints_do_not_count_among_the_last_few(tmp_path: Path) -> None:
+    """Two damaged newest ones filled the places of --keep-last 2, and the good one before them was deleted."""
+    layout = RunLayout(tmp_path)
+    for step in (1, 2, 3, 4, 5):
+        save_checkpoint(layout, small(step))
+    for step in (4, 5):
+        flip(layout.checkpoint(step) / "optimizer.safetensors")
+    prune(layout, mandatory=[], keep_last=2, keep_every=10)
+    assert layout.checkpoint_steps() == [2, 3, 4, 5]
+    for step in (2, 3):
+        flip(layout.checkpoint(step) / "model.safetensors")
+    prune(layout, mandatory=[], keep_last=2, keep_every=10)
+    assert layout.checkpoint_steps() == [2, 3, 4, 5]
 
 
 def test_folder_of_a_killed_save_does_not_count_and_is_cleared(tmp_path: Path) -> None:
     layout = RunLayout(tmp_path)
     save_checkpoint(layout, small(1))
     shutil.copytree(layout.checkpoint(1), layout.checkpoints / ".step_000002.123.tmp")
+    shutil.copytree(layout.checkpoint(1), layout.checkpoints / ".step_000003.123.old.tmp")
     assert layout.checkpoint_steps() == [1]
     prune(layout, mandatory=[], keep_last=5, keep_every=10)
     assert [path.name for path in layout.checkpoints.iterdir()] == ["step_000001"]

@@ -45,6 +45,7 @@ def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_i
     stored = json.loads(config.read_text())
     del stored["training"]["stage1_unlikelihood"], stored["model"]["sub_norm"]
     config.write_text(json.dumps(stored))
+    RunLayout(tmp_path / "old").manifest.unlink()  # which such a run has none of
     assert "already done" in bitnet(*words).out
     changed = bitnet(*words, "--train.stage1-unlikelihood", 0.5)
     assert changed.code == 2

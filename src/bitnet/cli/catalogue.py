@@ -76,9 +76,10 @@ def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experime
     """
     from bitnet.cli.foreign import check_same_experiment, experiment_of
     from bitnet.nn.config import config_from_dict
-    from bitnet.run.layout import read_config
+    from bitnet.run.manifest import read_config, verify_run
     from bitnet.train.config import RunConfig, TrainConfig
 
+    verify_run(layout)
     stored = read_config(layout)
     try:
         experiment = find_experiment(experiment_of(layout, stored, file))

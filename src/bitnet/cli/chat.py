@@ -96,7 +96,7 @@ def open_sitting(flags: ChatFlags) -> Sitting:
     """The model, with a session where it was taught to converse."""
     from bitnet.generate.sampling import Sampling
     from bitnet.generate.session import ChatSession
-    from bitnet.run.layout import read_config
+    from bitnet.run.manifest import read_config
     from bitnet.train.machine import choose_device
     from bitnet.trained import load
 

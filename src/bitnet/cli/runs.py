@@ -27,4 +27,7 @@ def main(arguments: Sequence[str]) -> int:
         step = f"{row['step']}/{row['total_steps']}"
         loss = f"{row['loss']:.4f}" if row["loss"] is not None else "-"
         print(one_line(f"{row['run']:<46}{row['variant']:<12}{row['state']:<10}{step:>14}{loss:>9}"))
+    for row in rows:
+        if row["state"] == "damaged":
+            print(one_line(f"{row['run']}: {row['why']}"))
     return 0

@@ -17,7 +17,8 @@ import numpy as np
 from bitnet.errors import ConfigError, DataError
 from bitnet.files import read_json
 from bitnet.report.plots import frame_panel, pyplot_or_error, save_picture
-from bitnet.run.layout import RunLayout, read_config
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import read_config
 from bitnet.run.metrics import read_lines
 
 OF_A_CONTROL = ("model.weights", "model.activations", "training.product")

@@ -9,7 +9,8 @@ from typing import Any, Literal
 
 from bitnet.errors import ConfigError, DataError
 from bitnet.files import replacing
-from bitnet.run.layout import RunLayout, read_config
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import read_config
 from bitnet.run.metrics import read_lines
 
 XAxis = Literal["steps", "tokens", "time"]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from bitnet.errors import BitnetError
+from bitnet.errors import BitnetError, NotFoundError
 from bitnet.files import is_locked, read_json
-from bitnet.run.layout import RunLayout, read_config
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import read_config
 from bitnet.run.metrics import last_line, tail
 
 SHOWN_MODES = ("greedy", "stress")
@@ -16,13 +17,14 @@ RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
 
 def run_summary(layout: RunLayout) -> dict[str, Any]:
     """Everything `bitnet status` shows. Only the ends of files are read, so a long run answers as fast as a short one."""
-    config, status = _or_empty(layout, "config"), _or_empty(layout, "status")
+    damage: list[str] = []
+    config, status = _or_empty(lambda: read_config(layout), damage), _or_empty(lambda: read_json(layout.status), damage)
     training = config.get("training", {})
     scalars = tail(layout.scalars)
     last = scalars.rows[-1] if scalars.rows else {}
     total = training.get("total_steps") or status.get("total_steps") or 0
     step = last.get("step", status.get("step", 0))
-    state, why = _state(layout, status)
+    state, why = ("damaged", damage[0]) if damage else _state(layout, status)
     step_ms = _mean([row.get("step_time_ms") for row in scalars.rows[-RATE_ROWS:]])
     quantization = last_line(layout.quantization) or {}
     return {
@@ -61,10 +63,14 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(numbers) / len(numbers) if numbers else None
 
 
-def _or_empty(layout: RunLayout, which: str) -> dict[str, Any]:
+def _or_empty(read: Callable[[], dict[str, Any]], damage: list[str]) -> dict[str, Any]:
+    """What a file holds, or nothing where it is damaged, which is told."""
     try:
-        return read_config(layout) if which == "config" else read_json(layout.status)
-    except BitnetError:
+        return read()
+    except NotFoundError:  # a run that has just begun has no status yet
+        return {}
+    except BitnetError as error:
+        damage.append(str(error))
         return {}
 
 

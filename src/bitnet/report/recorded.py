@@ -19,6 +19,7 @@ from bitnet.errors import BitnetError
 from bitnet.files import read_json
 from bitnet.report.progress import run_summary
 from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import read_config
 from bitnet.run.metrics import read_lines
 
 Column = NDArray[np.float64]
@@ -99,7 +100,7 @@ def read_run(layout: RunLayout) -> Recorded:
         name=layout.run_id,
         root=layout.root,
         summary=_summary(layout, notes),
-        config=_object(layout.config, notes),
+        config=_config(layout, notes),
         provenance=_object(layout.provenance, notes),
         fingerprint=_object(layout.fingerprint, notes),
         verdict=_object(layout.verdict, notes),
@@ -162,6 +163,14 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     if skipped:
         notes.append(f"{path.name}: {skipped} unreadable line{'s' if skipped > 1 else ''} passed over")
     return rows
+
+
+def _config(layout: RunLayout, notes: list[str]) -> dict[str, Any]:
+    try:
+        return read_config(layout)
+    except BitnetError as error:
+        notes.append(str(error))
+        return {}
 
 
 def _object(path: Path, notes: list[str]) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -19,12 +20,16 @@ from bitnet.errors import CheckpointError, NotFiniteError
 from bitnet.files import read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
+from bitnet.run.tensors import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 MODEL, OPTIMIZER, MEMORY = "model.safetensors", "optimizer.safetensors", "observers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
+Signature = tuple[str | tuple[str, int, int, int], ...]
+_GOOD: set[Signature] = set()
+_HALF_WRITTEN = re.compile(r"\.step_\d+\.\d+(\.old)?\.tmp")
 
 
 class Checkpoint(NamedTuple):
@@ -45,30 +50,27 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
 
     Raises NotFiniteError, and writes nothing, where a tensor holds a NaN or an infinity.
     """
-    from safetensors.torch import save_file
-
     broken = first_not_finite(checkpoint.model) or first_not_finite(checkpoint.optimizer)
     if broken is not None:
         raise NotFiniteError(
             f"no checkpoint of update {checkpoint.step} was written, because {broken} holds NaN or infinite values; "
             "earlier checkpoints are untouched, so repeat the command to resume from the newest"
         )
-    layout.checkpoints.mkdir(parents=True, exist_ok=True)
     final = layout.checkpoint(checkpoint.step)
     temporary = layout.checkpoints / f".{final.name}.{os.getpid()}.tmp"
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir()
     try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
         for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer), (MEMORY, checkpoint.memory)):
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}, temporary / name)
-            sync(temporary / name)
+            write_tensors(temporary / name, tensors)
         write_json(temporary / STATE, checkpoint.state)
         write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": _describe(temporary)})
         sync(temporary)
         if final.exists():
-            shutil.rmtree(final)
+            _remove(final)
         temporary.rename(final)
         sync(layout.checkpoints)
+        _GOOD.add(_signature(final))
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {final} could not be written ({error.strerror or error}); earlier checkpoints are untouched. "
@@ -130,6 +132,24 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint")
 
 
+def is_good(folder: Path) -> bool:
+    """Whether a checkpoint verifies. One that this process wrote or verified is not hashed again while its files are the same."""
+    try:
+        signature = _signature(folder)
+        if signature not in _GOOD:
+            verify_checkpoint(folder)
+            _GOOD.add(signature)
+    except (CheckpointError, OSError):
+        return False
+    return True
+
+
+def _signature(folder: Path) -> Signature:
+    """Names, sizes and times of a checkpoint's files: another one for any file that was written to."""
+    stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
+    return (str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats))
+
+
 def newest_good(layout: RunLayout, report: Callable[[str], None], *, optimizer: bool = True) -> Checkpoint | None:
     """The newest checkpoint that verifies; `report` is told about each damaged one passed over."""
     for step in reversed(layout.checkpoint_steps()):
@@ -141,20 +161,36 @@ def newest_good(layout: RunLayout, report: Callable[[str], None], *, optimizer: 
 
 
 def retained_steps(steps: Iterable[int], *, mandatory: Iterable[int], keep_last: int, keep_every: int) -> set[int]:
-    """Which checkpoints stay: the last few, every so many steps, and the mandatory ones."""
+    """Which checkpoints stay: the last few (the newest one at least), every so many steps, and the mandatory ones."""
     ordered = sorted(steps)
-    recent = ordered[-keep_last:] if keep_last else []
+    recent = ordered[-max(keep_last, 1) :]
     return {*recent, *(s for s in ordered if s % keep_every == 0), *(s for s in ordered if s in set(mandatory))}
 
 
-def prune(layout: RunLayout, *, mandatory: Iterable[int], keep_last: int, keep_every: int) -> None:
-    """Delete checkpoints that retention does not keep, and what a killed process left half-written."""
+def prune(layout: RunLayout, *, mandatory: Iterable[int], keep_last: int, keep_every: int, named: Iterable[int] = ()) -> None:
+    """Delete checkpoints that retention does not keep, and what a killed process left half-written.
+
+    Damaged checkpoints do not count among the last few, and the newest good one always stays; so do those newer than it, which
+    the run will replace. named: steps that a message to the user has named, which stay too.
+    """
     steps = layout.checkpoint_steps()
-    for step in set(steps) - retained_steps(steps, mandatory=mandatory, keep_last=keep_last, keep_every=keep_every):
-        shutil.rmtree(layout.checkpoint(step))
+    recent = list(islice((step for step in reversed(steps) if is_good(layout.checkpoint(step))), max(keep_last, 1)))
+    if recent:
+        old = [step for step in steps if step < recent[0]]
+        kept = {*recent, *named, *(step for step in old if step % keep_every == 0), *mandatory}
+        for step in set(old) - kept:
+            _remove(layout.checkpoint(step))
     for path in layout.checkpoints.glob(".step_*.tmp"):
-        if re.fullmatch(r"\.step_\d+\.\d+\.tmp", path.name):
+        if _HALF_WRITTEN.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Delete a checkpoint: first its name, so that a kill on the way leaves no damaged one behind."""
+    doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
+    shutil.rmtree(doomed, ignore_errors=True)
+    folder.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:

@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from bitnet.errors import DataError
-from bitnet.files import read_json, sha256
+from bitnet.files import read_json, replacing, sha256
 from bitnet.run.layout import RunLayout
+from bitnet.run.tensors import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -15,12 +16,9 @@ if TYPE_CHECKING:
 
 def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) -> str:
     """Write the batches (named tensors each) and return the file's SHA-256."""
-    from safetensors.torch import save_file
-
-    layout.frozen_set.parent.mkdir(parents=True, exist_ok=True)
-    save_file(
-        {f"{index}.{name}": tensor.contiguous() for index, batch in enumerate(batches) for name, tensor in batch.items()}, layout.frozen_set
-    )
+    tensors = {f"{index}.{name}": tensor for index, batch in enumerate(batches) for name, tensor in batch.items()}
+    with replacing(layout.frozen_set) as temporary:
+        write_tensors(temporary, tensors)
     return sha256(layout.frozen_set)
 
 

@@ -1,6 +1,6 @@
 """Names and places inside a runs folder, and how a user's word for a run is understood.
 
-runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.json
+runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.json manifest.json sessions.jsonl
               tokenizer/       the tokenizer the run was trained with
               checkpoints/     step_NNNNNN/
               metrics/         scalars.jsonl quantization.jsonl roll_backs.jsonl
@@ -56,6 +56,16 @@ class RunLayout:
     def fingerprint(self) -> Path:
         """What the data was."""
         return self.root / "meta" / "dataset_fingerprint.json"
+
+    @property
+    def manifest(self) -> Path:
+        """Size and SHA-256 of the files that decide what the run is."""
+        return self.root / "meta" / "manifest.json"
+
+    @property
+    def sessions(self) -> Path:
+        """One line per process that trained the run."""
+        return self.root / "meta" / "sessions.jsonl"
 
     @property
     def tokenizer(self) -> Path:
@@ -171,6 +181,8 @@ def find_run(word: str, runs_dir: Path) -> RunReference:
         direct = RunLayout(runs_dir / word)
         if direct.config.is_file():
             return RunReference(direct)
+        if direct.checkpoint_steps():
+            raise NotFoundError(f"{direct.config} is missing; restore it from a copy of the run {word}, or train another one")
     if "/" in word or os.sep in word or Path(word).exists():
         found = _find_path(Path(word))
         if found is not None:
@@ -187,7 +199,7 @@ def find_run(word: str, runs_dir: Path) -> RunReference:
 def _experiment_of(layout: RunLayout) -> Any:
     """What a run trained, or None where its config is damaged: one bad folder must not hide the others."""
     try:
-        return read_config(layout).get("experiment")
+        return read_json(layout.config).get("experiment")
     except DataError:
         return None
 
@@ -215,8 +227,3 @@ def list_runs(runs_dir: Path) -> list[RunLayout]:
         return []
     found = [RunLayout(path) for path in runs_dir.iterdir() if (path / "meta" / "config.json").is_file()]
     return sorted(found, key=lambda layout: (layout.config.stat().st_mtime_ns, layout.run_id))
-
-
-def read_config(layout: RunLayout) -> dict[str, Any]:
-    """meta/config.json of a run. Raises DataError when it is damaged."""
-    return read_json(layout.config)

@@ -5,16 +5,26 @@ Every line carries `step`. A line that is half-written or foreign is skipped and
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
-from bitnet.files import finite, parse_json
+from bitnet.errors import RunError
+from bitnet.files import finite, open_regular, parse_json
 
 Listener = Callable[[str, dict[str, Any]], None]
+
+
+class Extent(TypedDict):
+    """How far a file of lines reaches, and the SHA-256 of all of it."""
+
+    bytes: int
+    lines: int
+    sha256: str
 
 
 class LineWriter:
@@ -24,12 +34,18 @@ class LineWriter:
         """listeners: called with the file's stem and each row (mirrors such as TensorBoard)."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.listeners = path, listeners
-        self._file = path.open("a", encoding="utf-8")
+        self._file = path.open("a+b")
+        self._file.seek(0)
+        self._digest, self._bytes, self._lines = hashlib.sha256(), 0, 0
+        for line in self._file:
+            self._count(line)
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object. NaN and infinities become null: they are not JSON."""
-        self._file.write(json.dumps(finite(row), allow_nan=False) + "\n")
+        line = json.dumps(finite(row), allow_nan=False).encode() + b"\n"
+        self._file.write(line)
         self._file.flush()
+        self._count(line)
         for listener in self.listeners:
             listener(self.path.stem, row)
 
@@ -37,6 +53,14 @@ class LineWriter:
         """Wait until the lines are on disk."""
         self._file.flush()
         os.fsync(self._file.fileno())
+
+    def extent(self) -> Extent:
+        """What the file holds by now, for a checkpoint to remember."""
+        return {"bytes": self._bytes, "lines": self._lines, "sha256": self._digest.hexdigest()}
+
+    def _count(self, line: bytes) -> None:
+        self._digest.update(line)
+        self._bytes, self._lines = self._bytes + len(line), self._lines + 1
 
     def __enter__(self) -> LineWriter:
         return self
@@ -106,6 +130,32 @@ def cut_back(path: Path, step: int) -> None:
         file.truncate(keep)
         file.flush()
         os.fsync(file.fileno())
+
+
+def verify_extent(path: Path, extent: Extent) -> None:
+    """Raise RunError unless a file begins with the bytes that were written to it up to a checkpoint."""
+    fix = "restore it from a copy, or go on with the weights alone in a new run: bitnet train ... --from RUN"
+    if not path.exists():
+        if extent["bytes"]:
+            raise RunError(f"{path} is missing, and had {extent['lines']:,} lines at the checkpoint; {fix}")
+        return
+    found, size, lines = hashlib.sha256(), 0, 0
+    with open_regular(path) as file:
+        while piece := file.read(min(1 << 20, extent["bytes"] - size)):
+            found.update(piece)
+            size, lines = size + len(piece), lines + piece.count(b"\n")
+    if size < extent["bytes"]:
+        raise RunError(f"{path} was cut: {lines:,} of the {extent['lines']:,} lines before the checkpoint are left; {fix}")
+    if found.hexdigest() != extent["sha256"]:
+        raise RunError(f"{path} was altered: its first {extent['lines']:,} lines are not those written before the checkpoint; {fix}")
+
+
+def cut_to(path: Path, extent: Extent) -> None:
+    """Drop what came after an extent, without rewriting what stays."""
+    if path.exists():
+        with path.open("rb+") as file:
+            file.truncate(extent["bytes"])
+            os.fsync(file.fileno())
 
 
 def _parse(line: str) -> dict[str, Any] | None:

@@ -114,6 +114,7 @@ STATE = {
     "refused_in_a_row": "updates before this checkpoint that were refused because they were not finite",
     "skipped_data": "step and skipped_updates of every line of metrics/roll_backs.jsonl so far",
     "config": "where the configuration is",
+    "lines": "for each file of JSON lines: bytes, lines and SHA-256 of what was written to it up to this update; checked on resume",
 }
 ROLL_BACKS = {
     "step": "first update that was done again, with other data; its line in scalars.jsonl has the anomaly_flag roll_back",
@@ -126,6 +127,15 @@ ROLL_BACKS = {
     "skipped_rows": "first and last number of the rows that are left out",
     "time_unix": "seconds since 1970",
 }
+SESSION = {
+    "step": "update after which the process took over; 0 for the one that began the run",
+    "timestamp_utc": "when it began",
+    **dict.fromkeys(
+        ("git_commit", "git_dirty", "python_version", "platform", "threads", "torch_version", "device", "cpu_model", "gpu_model",
+         "gpu_count", "linear_product", "gradient_dtype", "compiled"),
+        "as in meta/provenance.json",
+    ),
+}  # fmt: skip
 STATUS = {
     "state": "running, done, stopped (by a signal, with a checkpoint) or failed",
     "why": "the signal or the error; null otherwise",
@@ -155,12 +165,15 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
     "meta/dataset_fingerprint.json": ("written once at the start, by generated tasks", FINGERPRINT),
     "meta/dataset_fingerprint.json of real text": ("the same file of experiments on real text", TEXT_FINGERPRINT),
     "checkpoints/step_NNNNNN/state.json": ("beside model, optimizer and observers.safetensors", STATE),
+    "meta/sessions.jsonl": ("one line for each process that trained the run; a resume says what differs from the line before", SESSION),
     "status.json": ("replaced at every log interval and at the end", STATUS),
 }
 REST = {
     "meta/config.json": "`experiment`, `variant`, and the sections `model`, `training` and `data` with every setting "
     "and what follows from them",
     "meta/signature.json": "HMAC-SHA256 of meta/config.json with a key of this user's account (see the end of this page)",
+    "meta/manifest.json": "size and SHA-256 of `config.json`, `provenance.json`, `dataset_fingerprint.json` and the tokenizer's files, "
+    "written once; every command that reads the run refuses one of them that was altered",
     "tokenizer/": "the tokenizer the run was trained with",
     "checkpoints/step_NNNNNN/manifest.json": "size and SHA-256 of the other files, written last; without it a checkpoint does not count",
     "eval/frozen_set.safetensors": "the held-out batches that every evaluation inside training is measured on",

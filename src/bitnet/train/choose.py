@@ -13,7 +13,8 @@ import torch
 
 from bitnet.errors import BitnetError, RunError
 from bitnet.files import read_json
-from bitnet.run.layout import RunLayout, check_run_id, list_runs, read_config
+from bitnet.run.layout import RunLayout, check_run_id, list_runs
+from bitnet.run.manifest import read_config
 from bitnet.train.config import RunConfig
 from bitnet.train.mirrors import MirrorName
 
@@ -58,6 +59,8 @@ def _named_run(run_id: str, described: dict[str, Any], config: RunConfig, option
         raise RunError(f"the run {run_id} exists and --resume is never; choose another --run-id")
     if not exists and options.resume == "must":
         raise RunError(f"there is no run {run_id} in {options.runs_dir} to resume; drop --resume must to begin it")
+    if not exists and layout.checkpoint_steps():
+        raise RunError(f"{layout.config} is missing, but {run_id} has checkpoints; restore it from a copy, or choose another --run-id")
     if exists:
         refuse_changed(layout, described, config)
     return layout

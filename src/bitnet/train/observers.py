@@ -218,6 +218,8 @@ class Checkpoints:
         self.layout, self.model, self.optimizers, self.config = layout, model, optimizers, config
         self.writers, self.memory, self.guard, self.skips = writers, memory, guard, skips
         self.mandatory = config.mandatory_checkpoints()
+        self.named: set[int] = set()
+        """Steps that a message has promised to the user; they stay while this process trains."""
 
     def __call__(self, report: StepReport) -> None:
         if self.config.has_checkpoint(report.step):
@@ -235,11 +237,13 @@ class Checkpoints:
         for writer in self.writers:
             writer.sync()
         answer = {"refused_in_a_row": len(self.guard.refused), "skipped_data": [list(skip) for skip in self.skips]}
-        state = {**training_state(self.config, step, tokens_seen, loss), **answer}
+        lines = {str(writer.path.relative_to(self.layout.root)): writer.extent() for writer in self.writers}
+        state = {**training_state(self.config, step, tokens_seen, loss), **answer, "lines": lines}
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state, self.memory()))
         if self.config.has_checkpoint(step) and not self.guard.refused:
-            prune(self.layout, mandatory=self.mandatory, keep_last=self.config.keep_last, keep_every=self.config.keep_every)
+            keep_last, keep_every = self.config.keep_last, self.config.keep_every
+            prune(self.layout, mandatory=self.mandatory, keep_last=keep_last, keep_every=keep_every, named=self.named)
 
 
 def training_state(config: TrainConfig, step: int, tokens_seen: int, loss: float | None) -> dict[str, Any]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitnet.errors import CheckpointError
-from bitnet.files import write_json
+from bitnet.data.stream import Batch
+from bitnet.errors import CheckpointError, DataError
+from bitnet.files import json_text, read_json, write_atomic, write_json
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
-from bitnet.run.frozen import save_frozen_set
-from bitnet.run.metrics import cut_back
+from bitnet.run.frozen import load_frozen_set, save_frozen_set
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import verify_run, write_manifest
+from bitnet.run.metrics import cut_back, cut_to, verify_extent
 from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states
+from bitnet.run.sessions import record_session
 from bitnet.train.machine import wants_compile
 from bitnet.train.session import Session
 
@@ -24,7 +29,12 @@ def resume(session: Session) -> Checkpoint | None:
         if layout.checkpoint_steps():
             raise CheckpointError(f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was deleted)")
         return None
+    verify_run(layout)
+    check_data(session)
     restore(session, checkpoint)
+    changed = record_session(layout, checkpoint.step, session_facts(session))
+    if changed:
+        say(f"resumed under other conditions ({'; '.join(changed)}): from here on the last digits may differ from those of an unbroken run")
     return checkpoint
 
 
@@ -34,27 +44,75 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     session.optimizers.zero_grad()
     session.optimizers.load_state_tensors(checkpoint.optimizer)
     restore_random_states(checkpoint.state["rng_states"])
-    for path in session.layout.line_files():
-        cut_back(path, checkpoint.step)
+    cut_lines(session.layout, checkpoint)
 
 
-def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
-    """Write what a new run starts with."""
-    layout, task, config, machine = session.layout, session.task, session.config, session.machine
-    if config.train.start_from is not None:
-        load_weights(session.model, load_checkpoint(Path(config.train.start_from), optimizer=False))
-        session.say(f"beginning with the weights of {config.train.start_from}")
-    for path in layout.line_files():
-        cut_back(path, 0)
-    layout.roll_backs.unlink(missing_ok=True)
-    facts = provenance(
-        layout.run_id,
+def check_data(session: Session) -> None:
+    """Raise DataError where the data is not what the run began with: other rows to train on, or other held-out ones."""
+    layout, task = session.layout, session.task
+    stored = _hashes(read_json(layout.fingerprint))
+    now = _hashes(task.source.fingerprint())
+    changed = sorted(key for key in stored.keys() & now.keys() if stored[key] != now[key])
+    frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
+    held_out = task.frozen_evaluation()
+    if len(frozen) != len(held_out) or not all(one.equals(other) for one, other in zip(frozen, held_out, strict=True)):
+        changed.append("the held-out rows")
+    if changed:
+        raise DataError(
+            f"the data of {layout.run_id} is not what it began with ({', '.join(changed)} differ from {layout.fingerprint}); "
+            "restore the files that it was made from, or begin another run under another --run-id"
+        )
+
+
+def _hashes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """What a fingerprint says about the content of the data; names, counts and rates may be told otherwise by a later version."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _hashes(value, f"{prefix}{key}.")
+        elif key.endswith("sha256") and key != "evaluation_sha256":  # load_frozen_set compares that one
+            found[f"{prefix}{key}"] = value
+    return found
+
+
+def cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
+    """Cut every file of lines back to the checkpoint, once all of them are found to be what was written up to it."""
+    extents = checkpoint.state.get("lines")
+    if extents is None:  # a checkpoint made before they were recorded
+        for path in layout.line_files():
+            cut_back(path, checkpoint.step)
+        return
+    files = {path: extents[path.relative_to(layout.root).as_posix()] for path in layout.line_files()}
+    for path, extent in files.items():
+        verify_extent(path, extent)
+    for path, extent in files.items():
+        cut_to(path, extent)
+
+
+def session_facts(session: Session) -> dict[str, Any]:
+    """What decides a result beside the configuration, as provenance and sessions record it."""
+    config, machine = session.config, session.machine
+    return provenance(
+        session.layout.run_id,
         config.train.seed,
         device=str(machine.device),
         product=machine.product,
         gradient_dtype=str(machine.gradient_dtype).removeprefix("torch."),
         compiled=wants_compile(config.train, machine.device),
     )
+
+
+def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
+    """Write what a new run starts with."""
+    layout, task, config = session.layout, session.task, session.config
+    if config.train.start_from is not None:
+        load_weights(session.model, load_checkpoint(Path(config.train.start_from), optimizer=False))
+        session.say(f"beginning with the weights of {config.train.start_from}")
+    for path in layout.line_files():
+        cut_back(path, 0)
+    for path in (layout.roll_backs, layout.sessions):
+        path.unlink(missing_ok=True)
+    facts = session_facts(session)
     task.tokenizer.save(layout.tokenizer)
     write_json(layout.provenance, facts)
     frozen = task.frozen_evaluation()
@@ -65,5 +123,8 @@ def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
         "evaluation_sha256": save_frozen_set(layout, [batch.tensors() for batch in frozen]),
     }
     write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
-    write_json(layout.config, described)  # last: a folder is a run once it has this file
+    text = json_text(described)
+    write_manifest(layout, text)
+    record_session(layout, 0, facts)
+    write_atomic(layout.config, text)  # last: a folder is a run once it has this file
     return Checkpoint(0, {}, {}, {}, {})

@@ -24,7 +24,7 @@ from bitnet.errors import NotFiniteError, RunError
 from bitnet.files import lock, sweep
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
-from bitnet.run.checkpoint import Checkpoint
+from bitnet.run.checkpoint import Checkpoint, is_good
 from bitnet.run.frozen import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter, Listener, read_lines
@@ -183,7 +183,7 @@ def _attempt(
 
 def _save_before_leaving(session: Session, checkpoints: Checkpoints, report: StepReport) -> None:
     """A checkpoint of the last finished update; weights that are not finite are left behind, which is said."""
-    if session.layout.checkpoint(report.step).is_dir():
+    if is_good(session.layout.checkpoint(report.step)):
         return
     try:
         checkpoints.save(report.step, report.tokens_seen, report.loss)
@@ -206,6 +206,7 @@ def observers_of(
     probe = Probe(probes, model, train, frozen)
     probe.remember(first.memory)
     checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory, guard, skips)
+    checkpoints.named.add(first.step)
     observers: list[Observer] = [
         UpdateAlarms(anomalies, average),
         sampler,

@@ -1,0 +1,132 @@
+"""A resume goes on only from what the run wrote: the same lines, the same data; and says under which conditions."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import bitnet.train.resume as resume_module
+import bitnet.train.start as start
+from bitnet.run.layout import RunLayout
+from conftest import TINY_TRAIN, Result, run_command
+
+FILES = ["metrics/scalars.jsonl", "metrics/quantization.jsonl", "eval/eval_results.jsonl", "samples/samples.jsonl"]
+PERIODS = ["--train.eval-every=2", "--train.probe-every=2", "--train.sample-every=2", "--train.checkpoint-every=4"]
+
+
+def train(runs: Path, *words: object) -> Result:
+    return run_command(*TINY_TRAIN, *PERIODS, "--num-steps", 8, "--run-id", "one", "--runs-dir", runs, *words)
+
+
+def stopped_at(step: int, runs: Path, *words: object) -> Result:
+    """A run that a signal stopped after an update."""
+    real = start.train_steps
+
+    def steps(*given: Any, **options: Any) -> Any:
+        for report in real(*given, **options):
+            if report.step == step:
+                signal.raise_signal(signal.SIGTERM)
+            yield report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "train_steps", steps)
+        return train(runs, *words)
+
+
+@pytest.fixture(scope="module")
+def _stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("stopped") / "runs"
+    assert stopped_at(6, runs).code == 128 + signal.SIGTERM
+    return runs
+
+
+@pytest.fixture
+def stopped(_stopped: Path, tmp_path: Path) -> Path:
+    """A copy of a runs folder with the run `one`, stopped after update 6."""
+    return Path(shutil.copytree(_stopped, tmp_path / "runs"))
+
+
+def lines_cut(path: Path) -> None:
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:-1]))
+
+
+def line_altered(path: Path) -> None:
+    path.write_bytes(path.read_bytes().replace(b'"step": 2', b'"step": 3', 1))
+
+
+DAMAGES: dict[str, Callable[[Path], object]] = {
+    "emptied": lambda path: path.write_bytes(b""),
+    "lines cut": lines_cut,
+    "a line altered": line_altered,
+    "deleted": Path.unlink,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", FILES)
+def test_lines_before_the_checkpoint_must_be_those_that_were_written(name: str, damage: str, stopped: Path) -> None:
+    """Emptied, cut, altered and deleted files of metrics were gone on with in silence, in 15 of 15 cases."""
+    layout = RunLayout(stopped / "one")
+    DAMAGES[damage](layout.root / name)
+    others = {other: (layout.root / other).read_bytes() for other in FILES if (layout.root / other).exists()}
+    result = train(stopped)
+    assert result.code == 2
+    assert name in result.err
+    assert "--from RUN" in result.err
+    assert others == {other: (layout.root / other).read_bytes() for other in others}
+
+
+def test_lines_after_the_checkpoint_are_dropped_and_written_again(stopped: Path) -> None:
+    layout = RunLayout(stopped / "one")
+    for name in FILES:
+        with (layout.root / name).open("a") as file:
+            file.write('{"step": 7, "loss": 1.5}\n{"step": 8, "lo')
+    assert train(stopped).code == 0
+    assert [json.loads(line)["step"] for line in layout.scalars.read_text().splitlines()] == list(range(1, 9))
+
+
+def test_a_checkpoint_without_the_record_of_lines_is_resumed_as_before(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs that began with an earlier version have none."""
+    real = resume_module.newest_good
+
+    def without(*words: Any, **options: Any) -> Any:
+        found = real(*words, **options)
+        assert found is not None
+        return found._replace(state={key: value for key, value in found.state.items() if key != "lines"})
+
+    monkeypatch.setattr(resume_module, "newest_good", without)
+    assert train(stopped).code == 0
+
+
+def test_every_session_is_recorded_and_other_conditions_are_said(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """CPU results hang on the number of threads, so a resume with another one says so."""
+    real = resume_module.provenance
+    monkeypatch.setattr(resume_module, "provenance", lambda *words, **options: {**real(*words, **options), "threads": 7})
+    result = train(stopped)
+    assert result.code == 0
+    assert "resumed under other conditions (threads: 1 -> 7)" in result.out
+    rows = [json.loads(line) for line in RunLayout(stopped / "one").sessions.read_text().splitlines()]
+    assert [(row["step"], row["threads"]) for row in rows] == [(0, 1), (6, 7)]
+
+
+def test_an_equal_session_is_silent(stopped: Path) -> None:
+    assert "other conditions" not in train(stopped).out
+
+
+def test_changed_data_is_refused_and_named(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A generated table that another version makes otherwise: other rows under the same settings."""
+    import bitnet.data.generated as generated
+
+    real = generated.TableRows.fingerprint
+    monkeypatch.setattr(generated.TableRows, "fingerprint", lambda rows: {**real(rows), "table_sha256": "0" * 64})
+    before = RunLayout(stopped / "one").scalars.read_bytes()
+    result = train(stopped)
+    assert result.code == 2
+    assert "table_sha256" in result.err
+    assert RunLayout(stopped / "one").scalars.read_bytes() == before
