@@ -48,9 +48,9 @@ def row_of(one: Any, examined: Any) -> dict[str, Any]:
         "suspect": suspect,
         "sure": result.get("sure", ""),
         "evidence": evidence,
-        "right_suspect": suspect in one.suspects,
+        "right_suspect": suspect in one.suspects and not result.get("not_examined"),
         "right_check": any(one.check in name for name in evidence) if one.check else suspect == "none",
-        "error": result.get("error"),
+        "error": result.get("error") or "; ".join(result.get("not_examined", [])) or None,
         "commit": where()["commit"],
         "seconds": round(time.perf_counter() - started, 1),
     }
@@ -67,7 +67,7 @@ def summary(rows: list[dict[str, Any]]) -> str:
     faults = [row for row in rows if row["expected"] != ["none"]]
     healthy = [row for row in rows if row["expected"] == ["none"]]
     named, found = (sum(row[key] for row in faults) for key in ("right_suspect", "right_check"))
-    false = sum(row["suspect"] != "none" for row in healthy)
+    false = sum(not row["right_suspect"] for row in healthy)
     return (
         f"{len(faults)} faults: right suspect {named} ({named / max(len(faults), 1):.1%}), right check {found} "
         f"({found / max(len(faults), 1):.1%}); {len(healthy)} healthy: {false} false alarms"

@@ -1065,7 +1065,7 @@ def stories(folder: Path) -> list[str]:
     return ["tinystories", "--variant", "quick", *small, *text]
 
 
-def unfinished_run(folder: Path) -> list[str]:
+def unfinished_run(folder: Path, *more: str) -> list[str]:
     """A run that was stopped after 40 of its updates."""
     import signal
 
@@ -1094,9 +1094,33 @@ def unfinished_run(folder: Path) -> list[str]:
         "12",
     ]
     with contextlib.redirect_stdout(io.StringIO()):
-        assert main(["train", *TINY, *place]) == 128 + signal.SIGTERM
+        assert main(["train", *TINY, *place, *more]) == 128 + signal.SIGTERM
     start.train_steps = original
     return ["one", "--runs-dir", str(folder / "runs"), "--device", "cpu"]
+
+
+def conversations(folder: Path, objective: str) -> list[str]:
+    """Words that examine fine-tuning, or preference, of a small run on conversations made here."""
+    from bitnet.cli.main import main
+
+    (folder / "topics.txt").write_text("rain\nsnow\nthe moon\ngardening\n")
+    runs = ["--runs-dir", str(folder / "runs"), "--device", "cpu"]
+    base = ["train", *stories(folder), *runs, "--model.max-seq-length", "512", "--num-steps", "4", "--batch-size", "2", "--run-id", "base"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main(base) == 0
+        place = [str(folder / name) for name in ("topics.txt", "p", "a")]
+        assert (
+            main(["voice", "prompts", "--topics", place[0], "--teacher", "rules", "--batches", "1", "--per-batch", "4", "--out", place[1]])
+            == 0
+        )
+        assert main(["voice", "answers", "--prompts", place[1], "--teacher", "rules", "--pairs", "--out", place[2]]) == 0
+    judged = ["--data.eval-conversations", "3", "--data.judged-prompts", "6", "--data.answer-tokens", "12"]
+    return [objective, "--variant", "quick", "--from", "base", "--data", place[2], *runs, *judged, "--seq-len", "400", "--batch-size", "4"]
+
+
+def unfinished_in_bf16(folder: Path) -> list[str]:
+    """The same run in bfloat16 by the plain product, with two micro-batches an update."""
+    return unfinished_run(folder, "--train.precision", "bf16", "--train.product", "float", "--train.grad-accumulation-steps", "2")
 
 
 PLAIN = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
@@ -1115,6 +1139,17 @@ HEALTHY = [
     Fault("arithmetic quick, untied, sub-norms, relu2", ("none",), "",
           words=(*TINY, "--model.no-embeddings-tied", "--model.sub-norm", "--model.activation", "relu2")),
     Fault("a run stopped after 40 updates", ("none",), "", prepare=unfinished_run),
+    Fault("a run stopped after 40 updates, bfloat16, two micro-batches", ("none",), "", prepare=unfinished_in_bf16),
+    Fault("arithmetic quick, bfloat16, int8 product", ("none",), "",
+          words=(*TINY, "--train.precision", "bf16", "--train.product", "int8")),
+    Fault("arithmetic quick, float product, three micro-batches", ("none",), "",
+          words=(*TINY, "--train.product", "float", "--train.grad-accumulation-steps", "3", "--batch-size", "8")),
+    Fault("arithmetic reference, expressions, cosine", ("none",), "",
+          words=(*ADAMW, "--data.expressions", "400", "--train.schedule", "cosine", "--data.max-operand", "60")),
+    Fault("arithmetic reference, Muon with decay, bfloat16, seed 11", ("none",), "",
+          words=(*ADAMW, "--train.optimizer", "muon", "--train.precision", "bf16", "--seed", "11")),
+    Fault("fine-tuning of a run", ("none",), "", prepare=lambda folder: conversations(folder, "bitnut_sft")),
+    Fault("preference of a run", ("none",), "", prepare=lambda folder: conversations(folder, "bitnut_dpo")),
 ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import json
 import random
 import signal
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
     from bitnet.data.stream import Batch
     from bitnet.diagnose.subject import Rehearsal
+    from bitnet.run.layout import RunLayout
     from bitnet.train.config import RunConfig
     from bitnet.train.recipe import Experiment, Task
 
@@ -87,6 +89,8 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
         _run(experiment, variant, small, whole, folder, "whole")
         for part in parts:
             _run(experiment, variant, small, part, folder, "parts")
+            if part is parts[0]:
+                go_on_unsaved(RunLayout(folder / "parts"))
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -97,6 +101,15 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
         whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, training=small.to_json()["training"],
         whole_rows=by_update(whole.source.asked), parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
     )  # fmt: skip
+
+
+def go_on_unsaved(layout: RunLayout) -> None:
+    """Lines of updates after the last checkpoint, as a process leaves them that was killed; a resume has to cut them off."""
+    for path in layout.line_files():
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        row = json.loads(lines[-1]) if lines else {}
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps({**row, "step": step}) + "\n" for step in (STOP + 1, STOP + 2))
 
 
 def rehearsal_config(config: RunConfig) -> RunConfig:

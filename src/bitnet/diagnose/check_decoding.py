@@ -83,9 +83,8 @@ def late_positions(subject: Subject) -> Iterator[Check]:
     """Up to the last position that the model has: the examined model's last tokens, and a twin in small pieces all the way."""
     model = made_loud(copy_of(subject, subject.model))
     length = subject.config.max_seq_length
-    errors = {
-        "the last tokens": _pieces(model, random_ids(subject.config.vocab_size, 1, length, subject.device), max(length - LAST, 1), LAST)
-    }
+    last = random_ids(subject.config.vocab_size, 1, length, subject.device)
+    errors = {"the last tokens": _pieces(model, last, max(length - LAST, 1), LAST)}
     twin = twin_of(subject, KINDS[0])
     ids = random_ids(VOCABULARY, 2, twin.config.max_seq_length, subject.device)
     errors["a twin in small pieces"] = _pieces(twin.model, ids, PIECE, PIECE)
@@ -94,6 +93,13 @@ def late_positions(subject: Subject) -> Iterator[Check]:
         ok=below(max(errors.values()), LOUD_CACHED), value=max(errors.values()), expected=f"relative error <= {LOUD_CACHED:g}",
         source="the model's own logits for the whole prefix", explained_by=FORWARD,
         detail=f"{worst(errors)[1]}: keys, values or positions are wrong late in a row",
+    )  # fmt: skip
+    room = min(4, length - 1)
+    made = decode.generate(model, last[:, : length - room], max_new_tokens=10 * length).shape[1]
+    yield Check(
+        name="generation goes on to the last position", suspect="decoding", ok=made == length + 1, value=made,
+        expected=f"{length + 1}: the token after the last position that is read", source="model.max_seq_length",
+        detail="generation stops before the model's length is used, or goes beyond it",
     )  # fmt: skip
 
 
@@ -153,15 +159,18 @@ def draws(subject: Subject) -> Iterator[Check]:
     )
     same, differ = torch.equal(first, again), not torch.equal(first, other)
     rows_differ = not bool((first[:, ids.shape[1] :] == first[:1, ids.shape[1] :]).all())
+    most = max(int(torch.bincount(row).max()) for row in first[:, ids.shape[1] :].cpu())  # nearly even draws: hardly one twice
+    moves_on = count < 6 or most <= count / 2
     yield Check(
-        name="seeds decide the draws", suspect="decoding", ok=same and differ and rows_differ,
-        value={"repeats": same, "differs": differ, "rows_differ": rows_differ}, expected="equal seeds equal text, other seeds other text",
+        name="seeds decide the draws", suspect="decoding", ok=same and differ and rows_differ and moves_on,
+        value={"repeats": same, "differs": differ, "rows_differ": rows_differ, "positions_differ": moves_on},
+        expected="equal seeds equal text, other seeds other text, new numbers for each row and position",
         source="definition of a seed", detail="the seed is ignored, or fixed",
     )  # fmt: skip
     seeds = {
         (index, step, mode): snapshot.stable_seed(index, step, mode)
-        for index in (0, 1)
-        for step in (1, 500)
+        for index in (0, 1, 4)
+        for step in (1, 500, 1_000, 60_000, 400_000)
         for mode in ("greedy", "typical")
     }
     right = {key: int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big") for key in seeds}

@@ -29,7 +29,7 @@ and 11 bits in the others (measured 0.0055 and 0.0041). Steps computed in the in
 and more."""
 WHOLE_FORMATS = {torch.bfloat16: 0.1, torch.float16: 0.06}
 """Of a lively twin's logits, where codes near an edge fall to the other side in every layer (measured 0.022 and 0.014)."""
-TOKENS = 256
+TOKENS, ONCE = 256, 0.05
 PRODUCTS: tuple[Product, ...] = ("float", "int8")
 
 
@@ -49,6 +49,7 @@ def formats(subject: Subject) -> Iterator[Check]:
                 errors[f"{name}, {product} product"] = worst_token(layer, kind)
         yield QUANTIZATION.below(f"layers compute the same in {named(kind)}", errors, limit, "relative error of any token",
                                  f"the output differs by more than rounding where inputs are {named(kind)}")  # fmt: skip
+    yield norms(model)
     yield from whole(model)
     yield small_inputs(model)
 
@@ -82,6 +83,18 @@ def _in_format(layer: BitLinear, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, x.dtype):
         y: Tensor = layer(x)
     return y
+
+
+def norms(model: BitNetTransformer) -> Check:
+    """Norms compute in float32 whatever comes in: what comes out is the exact value, rounded once."""
+    norm = model.final_norm
+    x = torch.randn(TOKENS, len(norm.weight), generator=torch.Generator().manual_seed(3)).to(norm.weight.device)
+    other: dict[str, float] = {}
+    for kind in (torch.bfloat16, torch.float16):
+        right = reference.norm(x.to(kind), norm.weight, norm.eps).to(kind)
+        other[named(kind)] = float((norm(x.to(kind)) != right).double().mean())
+    return QUANTIZATION.below("norms round once", other, ONCE, "share of values that are not the exact one rounded",
+                              "the norm is computed in the input's format", source="arXiv:1910.07467, in float32")  # fmt: skip
 
 
 def whole(model: BitNetTransformer) -> Iterator[Check]:

@@ -62,6 +62,7 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
         explained_by=frozenset({"quantization", "gradients"}),
     )  # fmt: skip
     yield from same_lines(whole, parts)
+    yield from averages(parts)
     yield from states(rehearsal)
     yield from kept(rehearsal)
 
@@ -90,6 +91,18 @@ def same_lines(whole: RunLayout, parts: RunLayout) -> Iterator[Check]:
         errors[one.name] = math.inf if len(mine) != len(theirs) else max(map(_apart, mine, theirs), default=0.0)
     yield SAVED.below("a resumed run writes the same lines", errors, 1e-4, "relative difference of any figure",
                       "says something else after a resume, or has other lines")  # fmt: skip
+
+
+def averages(layout: RunLayout) -> Iterator[Check]:
+    """The training loss beside a held-out one is the mean of the updates up to there, at most a hundred, and the gap their difference."""
+    losses = {row["step"]: row["loss"] for row in read_lines(layout.scalars).rows if isinstance(row.get("loss"), float)}
+    gaps: dict[str, float] = {}
+    for row in read_lines(layout.evaluations).rows:
+        before = [loss for step, loss in sorted(losses.items()) if step <= row["step"]][-100:]
+        mean = sum(before) / max(len(before), 1)
+        gaps[f"update {row['step']}"] = max(abs(row["train_loss"] - mean), abs(row["train_eval_gap"] - (mean - row["eval_loss"])))
+    yield SAVED.below("evaluations stand beside the mean training loss", gaps, 1e-6, "nats", "train_loss is another mean",
+                      suspect="evaluation", source="docs/run-directory.md")  # fmt: skip
 
 
 def _apart(one: Any, other: Any) -> float:
