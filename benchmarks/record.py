@@ -35,9 +35,11 @@ UNITS = ("documents", "conversations", "examples")
 NOT_SETTINGS = {
     "model.weights", "model.activations", "train.product", "train.seed", "train.total_steps", "train.warmup_steps", "train.stage1_end",
     "train.start_from", "data.dataset", "data.data", "data.validation", "data.revision", "data.column", "data.split", "data.cache_dir",
-    "data.allow_repeat", "data.second_data",
+    "data.allow_repeat", "data.second_data", "train.compile", "train.log_every", "train.eval_every", "train.eval_cases",
+    "train.sample_every", "train.probe_every", "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.max_dumps",
 }  # fmt: skip
-"""What may differ between a variant and a run that measures it: seed, budget and control, which a row names, and where the data is."""
+"""What may differ between a variant and a run that measures it: seed, budget and control, which a row names; where the data is; how
+the run is watched, and how fast it is, which change no weight."""
 FOUND_BY_FROM = {"data.tokenizer", "data.conversations", "data.other"}
 """Paths that fine-tuning takes from the run it begins from, and from --data."""
 
@@ -133,7 +135,8 @@ def why_outgrown(row: Row) -> str | None:
         return f"{row['parameters']:,} parameters"
     if row["tokens"] > variant.config.train.total_tokens:
         return f"{row['tokens']:,} tokens"
-    other = [key for key in sorted(row["settings"].keys() | now.keys()) if row["settings"].get(key) != now.get(key)]
+    keys = sorted((row["settings"].keys() | now.keys()) - NOT_SETTINGS)
+    other = [key for key in keys if row["settings"].get(key) != now.get(key)]
     if other:
         return f"other settings: {', '.join(other)}"
     lacking = {one.metric for one in variant.criteria} - row["metrics"].keys()
