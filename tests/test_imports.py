@@ -18,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "units": set(),
     "allocator": set(),
     "terminal": set(),
+    "interrupt": set(),
     "kernels": set(),
     "nn": set(),
     "text": set(),
@@ -27,7 +28,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"nn", "text"},
     "evaluate": {"nn", "text", "data", "generate"},
     "diagnose": {"nn", "text", "data", "optim", "generate", "run", "evaluate"},
-    "train": {*BELOW_TRAIN, "allocator", "terminal"},
+    "train": {*BELOW_TRAIN, "allocator", "terminal", "interrupt"},
     # a voice's fine-tuning is judged by its signs, and against the run that it began from
     "experiments": {
         "nn",

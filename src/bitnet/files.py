@@ -19,6 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
+from threading import get_native_id
 from typing import IO, Any
 
 from bitnet.errors import BitnetError, DataError, NotFoundError
@@ -43,7 +44,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path for another library to write to; it takes the name `path` when the block ends without an error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp{path.suffix}")  # matplotlib chooses the format by the suffix
+    temporary = path.with_name(
+        f".{path.name}.{os.getpid()}.{get_native_id()}.tmp{path.suffix}"
+    )  # matplotlib chooses the format by the suffix
     try:
         yield temporary
         sync(temporary)

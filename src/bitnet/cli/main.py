@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from bitnet.errors import BitnetError, NotFoundError, TrainingFailed, did_you_mean
+from bitnet.interrupt import second_signal_ends
 from bitnet.terminal import one_line, shown_output
 
 VERBS = {
@@ -33,7 +34,7 @@ VERBS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns its exit code: 0 fine, 1 failed or criteria not met, 2 bad input."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    with shown_output():
+    with shown_output(), second_signal_ends():
         return _run(words)
 
 

@@ -137,8 +137,8 @@ SESSION = {
     ),
 }  # fmt: skip
 STATUS = {
-    "state": "running, done, stopped (by a signal, with a checkpoint) or failed",
-    "why": "the signal or the error; null otherwise",
+    "state": "running, done, stopped (by a signal) or failed",
+    "why": "the signal, and whether it left no checkpoint of the last update, or the error; null otherwise",
     "step": "last update that was reported",
     "total_steps": "",
     "pid": "process that wrote it",

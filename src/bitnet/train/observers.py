@@ -152,6 +152,11 @@ class Status:
         values = {"state": state, "why": why, "step": step, "total_steps": self.config.total_steps, "pid": os.getpid()}
         write_json(self.layout.status, {**values, "started_unix": self.started, "updated_unix": time.time()})
 
+    def stopped_at_once(self, why: str) -> None:
+        """Say that a signal ended the run without a checkpoint of the last update."""
+        with suppress(OSError):
+            self.write("stopped", self.step, f"{why}; without a checkpoint of the last update")
+
     def failed(self, why: str) -> None:
         """Say that the run failed and why; on a full disk the old status has to stay."""
         with suppress(OSError):

@@ -22,6 +22,7 @@ from bitnet.allocator import keep_freed_memory
 from bitnet.data.stream import Batch, Skip
 from bitnet.errors import NotFiniteError, RunError
 from bitnet.files import lock, sweep
+from bitnet.interrupt import answered, last_words
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, is_good
@@ -75,7 +76,12 @@ def run_experiment(experiment: Experiment, variant: str, config: RunConfig, opti
             return Ended(layout, "already_done", config.train.total_steps)
         status = Status(layout, config.train)
         try:
-            return _run(layout, task, config, described, status, options, say)
+            with last_words(lambda number: status.stopped_at_once(number.name)):
+                return _run(layout, task, config, described, status, options, say)
+        except (KeyboardInterrupt, SystemExit) as error:
+            name = signal.Signals(error.code - 128).name if isinstance(error, SystemExit) and isinstance(error.code, int) else "SIGINT"
+            status.stopped_at_once(name)
+            raise
         except BaseException as error:
             status.failed(f"{type(error).__name__}: {error}")
             if isinstance(error, OSError):
@@ -225,15 +231,19 @@ def observers_of(
 
 @contextmanager
 def stop_signals(received: list[int]) -> Iterator[None]:
-    """Collect the first SIGINT or SIGTERM; a second one acts at once. Only the main thread may set handlers."""
+    """Collect the first SIGINT or SIGTERM; a second one leaves at once, by KeyboardInterrupt or SystemExit.
+
+    Where Python cannot call the handler, because one long operation is running, interrupt.py ends the process after the second.
+    Only the main thread may set handlers.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
     def note(number: int, frame: FrameType | None) -> None:
         received.append(number)
-        for one, handler in before.items():
-            signal.signal(one, handler)
+        if len(received) > 1:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
 
     before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -241,3 +251,4 @@ def stop_signals(received: list[int]) -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
+        answered()
