@@ -31,7 +31,8 @@ POISON = range(9 * ROWS, 11 * ROWS + 1)  # the rows of updates 10 and 11, and on
 
 def train(runs: Path, *words: object) -> Result:
     often = ["--train.checkpoint-every", 4, "--train.eval-every", 3, "--train.probe-every", 3, "--train.sample-every", 5]
-    return run_command(*TINY_TRAIN, *often, "--num-steps", STEPS, "--run-id", "r", "--runs-dir", runs, *words)
+    plain = ["--train.product", "float"]  # int8 products are tried before the first update, on rows that would count as read
+    return run_command(*TINY_TRAIN, *often, *plain, "--num-steps", STEPS, "--run-id", "r", "--runs-dir", runs, *words)
 
 
 def run_of(runs: Path) -> RunLayout:

@@ -75,7 +75,7 @@ PROVENANCE = {
     "platform": "",
     "linear_product": "how ternary layers multiply: int8 or float",
     "gradient_dtype": "dtype of the gradient products on the int8 path",
-    "compiled": "whether torch.compile was tried",
+    "compiled": "whether torch.compile made the model that trained",
 }
 FINGERPRINT = {
     "dataset_name": "",

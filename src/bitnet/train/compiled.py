@@ -1,30 +1,101 @@
-"""The model as the loop calls it: compiled where that was asked for and works, else as it is."""
+"""Which form of the model the loop calls: compiled or as it is, with ternary products on int8 codes or in float32.
+
+Asked for or chosen by itself, a fast form is used only if it computes what the plain one does (guards.py): the int8 products are
+held to the float ones on two rows, then the compiled model to the plain one on the first micro-batch, since compiled code is
+made for one shape. What was used is recorded, not what was wanted.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 import torch
+from torch import Tensor
 
-from bitnet.train.loop import Forward, autocast
-from bitnet.train.machine import wants_compile
-from bitnet.train.session import Session
+from bitnet.data.stream import RowSource
+from bitnet.nn.bitlinear import Product
+from bitnet.nn.transformer import BitNetTransformer
+from bitnet.run.provenance import cpu_model
+from bitnet.train.config import TrainConfig
+from bitnet.train.guards import Trial, refusal
+from bitnet.train.loop import Forward, read_batches
+from bitnet.train.machine import Machine, wants_compile
+from bitnet.train.objective import objective_of
+
+if TYPE_CHECKING:
+    from bitnet.train.session import Say
 
 
-def forward_of(session: Session) -> Forward:
-    """The model, compiled where asked for and possible; a failure to compile is said and training goes on without."""
-    config, machine, model = session.config.train, session.machine, session.model
-    if not wants_compile(config, machine.device):
-        return model
-    session.say("compiling the model (torch.compile); the first update waits for it, about a minute on a CPU")
-    compiled: Forward = torch.compile(model)
+@dataclass(frozen=True)
+class Paths:
+    """forward: what the loop calls; product: how ternary layers multiply in it; compiled: whether torch.compile made it."""
+
+    forward: Forward
+    product: Product
+    compiled: bool
+
+
+def choose_paths(model: BitNetTransformer, machine: Machine, config: TrainConfig, source: RowSource, say: Say) -> Paths:
+    """The fastest form of the model that is right on the first rows of the run. Sets the model's product; says what was refused."""
+    coded = model.config.weights == "ternary" and model.config.activations == "int8"
+    check_product = machine.product == "int8" and coded
+    compile_it = wants_compile(config, machine.device)
+    if not check_product and not compile_it:
+        return Paths(model, machine.product, compiled=False)
+
+    batch = read_batches(source, config, 1, 0, 1, machine.device)[0]
+    trial = Trial(model, batch, objective_of(config, 1), machine.bf16)
+    product = _checked_product(trial, machine, say) if check_product else machine.product
+    model.set_product(product, machine.gradient_dtype)
+    compiled = _compiled(trial, say) if compile_it else None
+    return Paths(compiled or model, product, compiled is not None)
+
+
+def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
+    """int8, or float, and one line, where products on int8 codes compute something else."""
+    model = trial.model
+
+    def multiplying(product: Product) -> Forward:
+        def forward(*words: Tensor, **options: Tensor) -> Tensor:
+            model.set_product(product, machine.gradient_dtype)
+            logits: Tensor = model(*words, **options)
+            return logits
+
+        return forward
+
+    two_rows = Trial(model, trial.batch.select(slice(0, 2)), trial.objective, trial.bf16)
+    why = refusal(two_rows, multiplying("float"), multiplying("int8"))
+    if why is None:
+        return "int8"
+    say(f"int8 products differ from float32 ones by more than rounding: {why}; going on with --train.product float")
+    return "float"
+
+
+def _compiled(trial: Trial, say: Say) -> Forward | None:
+    """The compiled model, or None, and one line, where compiling fails or computes something else."""
+    say("compiling the model (torch.compile); the first update waits for it, about a minute on a CPU")
+    keep_processors_apart()
+    forward: Forward = torch.compile(trial.model)
     try:
-        rows = session.task.source.rows(np.arange(config.batch_size, dtype=np.int64)).to(machine.device)
-        with autocast(machine.device, machine.bf16):
-            compiled(rows.input_ids, **rows.context()).float().sum().backward()  # type: ignore[no-untyped-call]
+        why = refusal(trial, trial.model, forward)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train
-        session.say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
-        torch.compiler.reset()
-        return model
-    finally:
-        session.optimizers.zero_grad()
-    return compiled
+        say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
+    else:
+        if why is None:
+            return forward
+        say(f"the compiled model differs from the plain one by more than rounding: {why}; going on without torch.compile")
+    torch.compiler.reset()
+    trial.model.zero_grad()
+    return None
+
+
+def keep_processors_apart() -> None:
+    """Give compiled code that is kept on disk a key of its own for each processor and instruction set.
+
+    Inductor (torch 2.13) leaves the instruction set out of that key, while its C++ counts on the width of a vector: code made with
+    AVX-512 and found again where AVX2 is used skips half of all numbers, and the loss is NaN or 1e15 (docs/log.md).
+    """
+    mine = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
+    if mine not in torch.compiler.config.cache_key_tag:
+        torch.compiler.config.cache_key_tag += mine

@@ -17,7 +17,6 @@ from bitnet.run.metrics import cut_back, cut_to, verify_extent
 from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states
 from bitnet.run.sessions import record_session
-from bitnet.train.machine import wants_compile
 from bitnet.train.session import Session
 
 
@@ -96,9 +95,9 @@ def session_facts(session: Session) -> dict[str, Any]:
         session.layout.run_id,
         config.train.seed,
         device=str(machine.device),
-        product=machine.product,
+        product=session.paths.product,
         gradient_dtype=str(machine.gradient_dtype).removeprefix("torch."),
-        compiled=wants_compile(config.train, machine.device),
+        compiled=session.paths.compiled,
     )
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.layout import RunLayout
 from bitnet.train.choose import StartOptions
+from bitnet.train.compiled import Paths, choose_paths
 from bitnet.train.config import RunConfig
 from bitnet.train.machine import Machine
 from bitnet.train.recipe import Task
@@ -28,3 +30,8 @@ class Session:
     optimizers: Optimizers
     options: StartOptions
     say: Say
+
+    @cached_property
+    def paths(self) -> Paths:
+        """The form of the model that trains, tried when first asked for: with the weights that training begins or continues with."""
+        return choose_paths(self.model, self.machine, self.config.train, self.task.source, self.say)

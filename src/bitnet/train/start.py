@@ -32,7 +32,6 @@ from bitnet.run.metrics import LineWriter, Listener, read_lines
 from bitnet.run.signature import is_own, key_path, sign
 from bitnet.train.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
-from bitnet.train.compiled import forward_of
 from bitnet.train.config import RunConfig
 from bitnet.train.loop import Forward, StepReport, train_steps
 from bitnet.train.machine import choose_machine
@@ -138,7 +137,7 @@ def _train(session: Session, first: Checkpoint, status: Status) -> Ended:
     skips = read_skips(session.layout, first)
     with ExitStack() as closing:
         mirrors = [closing.enter_context(open_mirror(name, session.layout, session.config.to_json())) for name in session.options.mirrors]
-        forward = forward_of(session)
+        forward = session.paths.forward
         closing.enter_context(stop_signals(received))
         while True:
             try:

@@ -1,0 +1,152 @@
+"""A fast form of the model is used only if it computes what the plain one does, and what was used is recorded."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bitnet.train.compiled import keep_processors_apart
+from conftest import TINY_TRAIN, Result, needs_compiler
+
+Command = Callable[..., Result]
+Forward = Callable[..., Tensor]
+
+
+def train(bitnet: Command, runs: Path, *words: object) -> tuple[Result, dict[str, Any]]:
+    """Two updates, and the provenance of their run."""
+    result = bitnet(*TINY_TRAIN, "--num-steps", 2, "--run-id", "one", "--runs-dir", runs, *words)
+    assert result.code == 0, result.err
+    return result, json.loads((runs / "one" / "meta" / "provenance.json").read_text())
+
+
+def scaled(model: Forward) -> Forward:
+    """Every logit a tenth too large."""
+    return lambda *ids, **context: model(*ids, **context) * 1.1
+
+
+def not_a_number(model: Forward) -> Forward:
+    """What code for other vector instructions computed."""
+    return lambda *ids, **context: model(*ids, **context) * float("nan")
+
+
+def gradient_doubled(model: Forward) -> Forward:
+    """The right loss, and twice its gradient."""
+
+    def forward(*ids: Tensor, **context: Tensor) -> Tensor:
+        logits = model(*ids, **context)
+        return 2 * logits - logits.detach()
+
+    return forward
+
+
+def one_norm_untrained(model: Any) -> Forward:
+    """The right loss, and no gradient for one small weight among many."""
+
+    def forward(*ids: Tensor, **context: Tensor) -> Tensor:
+        weight = model.final_norm.weight
+        weight.requires_grad_(False)
+        logits: Tensor = model(*ids, **context)
+        weight.requires_grad_()
+        return logits
+
+    return forward
+
+
+WRONG = [scaled, not_a_number, gradient_doubled, one_norm_untrained]
+CONTROL = ["--weights", "full"]
+
+
+@pytest.mark.parametrize("words", [[], CONTROL, ["--train.precision", "bf16"], [*CONTROL, "--train.precision", "bf16"]])
+@pytest.mark.parametrize("compiler", WRONG)
+def test_a_model_compiled_wrongly_is_not_used(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[Forward], Forward], words: list[str]
+) -> None:
+    train(bitnet, tmp_path / "plain", *words)
+    monkeypatch.setattr(torch, "compile", compiler)
+    result, provenance = train(bitnet, tmp_path / "compiled", *words, "--train.compile", "on")
+    assert sum("going on without torch.compile" in line for line in result.out.splitlines()) == 1
+    assert provenance["compiled"] is False
+    losses = [(tmp_path / name / "one" / "eval" / "eval_results.jsonl").read_text() for name in ("plain", "compiled")]
+    assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("words", [[], CONTROL, ["--train.precision", "bf16"]])
+def test_a_model_that_differs_by_rounding_is_used(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
+) -> None:
+    """Embeddings off by one unit of float32 or bf16: what sums in another order do, with every code that flips in consequence."""
+    unit = 2**-9 if "bf16" in words else 2**-24
+
+    def rounded(model: Any) -> Forward:
+        def forward(*ids: Tensor, **context: Tensor) -> Tensor:
+            weight = model.token_embeddings.weight
+            signs = torch.randint(0, 2, weight.shape, generator=torch.Generator().manual_seed(9)) * 2 - 1
+            return torch.func.functional_call(model, {"token_embeddings.weight": weight * (1 + unit * signs)}, ids, context)  # type: ignore[no-any-return]
+
+        return forward
+
+    monkeypatch.setattr(torch, "compile", rounded)
+    result, provenance = train(bitnet, tmp_path, *words, "--train.compile", "on")
+    assert "going on without" not in result.out
+    assert provenance["compiled"] is True
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("factor", [2, 0])
+def test_wrong_int8_products_are_not_used(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: int, precision: str
+) -> None:
+    """Wrong in every tenth column only, as a kernel is that mistakes an edge."""
+    real = torch._int_mm
+
+    def wrong(left: Tensor, right: Tensor) -> Tensor:
+        product = real(left, right)
+        product[:, ::10] *= factor
+        return product
+
+    monkeypatch.setattr(torch, "_int_mm", wrong)
+    words = ["--train.product", "int8", "--train.precision", precision]
+    result, provenance = train(bitnet, tmp_path, *words)
+    assert sum("int8 products differ from float32 ones" in line for line in result.out.splitlines()) == 1
+    assert provenance["linear_product"] == "float"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_right_int8_products_are_used(bitnet: Command, tmp_path: Path, precision: str) -> None:
+    _, provenance = train(bitnet, tmp_path, "--train.product", "int8", "--train.precision", precision)
+    assert provenance["linear_product"] == "int8"
+
+
+def test_compiled_code_on_disk_is_kept_apart_by_instruction_set() -> None:
+    keep_processors_apart()
+    keep_processors_apart()
+    assert torch.compiler.config.cache_key_tag.count(torch.backends.cpu.get_cpu_capability()) == 1
+
+
+ONE_SUM = """
+import torch
+from bitnet.train.compiled import keep_processors_apart
+keep_processors_apart()
+f = lambda x: x.sin().sum(-1)
+x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
+print(torch.backends.cpu.get_cpu_capability(), bool((torch.compile(f)(x) - f(x)).abs().max() < 1e-3))
+"""
+
+
+@needs_compiler
+@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor with two instruction sets")
+def test_code_compiled_with_avx512_is_not_taken_where_avx2_is_used(tmp_path: Path) -> None:
+    """Inductor found the code of the first process on disk and ran it in the second, which then computed garbage."""
+    for capability in ("AVX512", "AVX2"):
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": capability.lower()}
+        done = subprocess.run([sys.executable, "-c", ONE_SUM], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.split() == [capability, "True"]
