@@ -8,6 +8,7 @@ Not here: the checks. They know nothing of these faults.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ import os
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -593,8 +595,6 @@ def _probabilities(change: Callable[[Any, Any, Any], Any]) -> None:
 @fault("top-p keeps the tail", "decoding", "top-p")
 def _() -> None:
     def tail(logits: Any, how: Any, of: Any) -> Any:
-        import dataclasses
-
         kept = of(logits, how)
         if how.top_p is None:
             return kept
@@ -606,8 +606,6 @@ def _() -> None:
 
 @fault("temperature inverted", "decoding", "temperature")
 def _() -> None:
-    import dataclasses
-
     _probabilities(
         lambda logits, how, of: of(logits, dataclasses.replace(how, temperature=1 / how.temperature) if how.temperature else how)
     )
@@ -1009,6 +1007,37 @@ def _() -> None:
     checkpoint.verify_checkpoint = lambda folder: None
 
 
+@fault("fine-tuning begins with random weights", "checkpoint", "begun from")
+def _() -> None:
+    from bitnet.train import resume
+
+    original = resume.begin
+
+    def begin(session: Any, described: Any) -> Any:
+        kept = {name: weight.detach().clone() for name, weight in session.model.named_parameters()}
+        first = original(session, described)
+        with torch.no_grad():
+            for name, weight in session.model.named_parameters():
+                weight.copy_(kept[name])
+        return first
+
+    from bitnet.train import start
+
+    start.begin = begin
+
+
+@fault("the oldest checkpoint is loaded", "checkpoint", "loads")
+def _() -> None:
+    import bitnet.trained as trained
+
+    original = trained.read_checkpoint
+
+    def oldest(reference: Any, notes: Any, *words: Any) -> Any:
+        return original(dataclasses.replace(reference, step=reference.layout.checkpoint_steps()[0]), notes, *words)
+
+    trained.read_checkpoint = oldest
+
+
 def _by_settings(name: str, suspects: str, check: str, *flags: str, base: list[str] | None = None) -> None:
     FAULTS.append(Fault(name, tuple(suspects.split()), check, words=(*(base or TINY), *flags)))
 
@@ -1123,6 +1152,68 @@ def unfinished_in_bf16(folder: Path) -> list[str]:
     return unfinished_run(folder, "--train.precision", "bf16", "--train.product", "float", "--train.grad-accumulation-steps", "2")
 
 
+def _windows_with_gaps() -> None:
+    from bitnet.data.windows import WindowRows
+
+    original = WindowRows.window_numbers
+    WindowRows.window_numbers = lambda self, numbers: original(self, numbers) // 2 * 2  # type: ignore[method-assign]
+
+
+def _every_epoch_alike() -> None:
+    from bitnet.data import windows
+
+    original = windows.permuted
+    windows.permuted = lambda numbers, n, seed, epochs: original(numbers, n, seed, epochs * 0)
+
+
+def _documents_run_on() -> None:
+    from bitnet.data.shards import TokenStream
+
+    original = TokenStream.read
+
+    def read(self: Any, start: int, count: int) -> Any:
+        tokens = original(self, start, count)
+        tokens[tokens == 2] = 40
+        return tokens
+
+    TokenStream.read = read  # type: ignore[method-assign]
+
+
+def _learned(change: Callable[[list[bool]], list[bool]]) -> None:
+    from bitnet.data import conversations as c
+
+    original = c.conversation_ids
+
+    def ids(*words: Any) -> Any:
+        found, learned = original(*words)
+        return found, change(learned)
+
+    c.conversation_ids = ids
+
+
+def _reference_of_others() -> None:
+    from bitnet.experiments.bitnut_dpo import PreferenceTask
+
+    original = PreferenceTask._reference
+    PreferenceTask._reference = lambda self, batch: original(self, batch).roll(1)  # type: ignore[method-assign]
+
+
+def _answers_from(objective: str) -> Callable[[Path], list[str]]:
+    return lambda folder: conversations(folder, objective)
+
+
+FAULTS += [
+    Fault("windows with gaps", ("data",), "epoch", _windows_with_gaps, prepare=stories),
+    Fault("every epoch in the same order", ("data",), "come again", _every_epoch_alike, prepare=stories),
+    Fault("documents run into each other", ("data",), "end-of-text", _documents_run_on, prepare=stories),
+    Fault("questions are learned", ("data",), "end are scored", lambda: _learned(lambda learned: [True] * len(learned)),
+          prepare=_answers_from("bitnut_sft")),
+    Fault("ends of answers not learned", ("data",), "end are scored",
+          lambda: _learned(lambda learned: [*(a and b for a, b in pairwise(learned)), False]),
+          prepare=_answers_from("bitnut_sft")),
+    Fault("a preference against other rows' reference", ("data",), "start weights", _reference_of_others,
+          prepare=_answers_from("bitnut_dpo")),
+]  # fmt: skip
 PLAIN = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
 HEALTHY = [
     Fault("arithmetic quick", ("none",), ""),

@@ -79,6 +79,7 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
     """Two short runs of a small model through the same door as `bitnet train`: one in one go, one stopped and resumed."""
     from bitnet.diagnose.subject import Rehearsal
     from bitnet.run.layout import RunLayout
+    from bitnet.trained import load
 
     small = rehearsal_config(config)
     per_update = small.train.grad_accumulation_steps
@@ -91,6 +92,8 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
             _run(experiment, variant, small, part, folder, "parts")
             if part is parts[0]:
                 go_on_unsaved(RunLayout(folder / "parts"))
+        _run(experiment, variant, begun_from(small, RunLayout(folder / "whole")), _RehearsedTask(task, None), folder, "begun")
+        loaded = load("whole", runs_dir=folder)
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -99,8 +102,15 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
 
     return Rehearsal(
         whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, training=small.to_json()["training"],
+        begun=RunLayout(folder / "begun"), loaded_step=loaded.step, loaded=dict(loaded.model.named_parameters()),
         whole_rows=by_update(whole.source.asked), parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
     )  # fmt: skip
+
+
+def begun_from(config: RunConfig, layout: RunLayout) -> RunConfig:
+    """One update that begins with the last weights of another run."""
+    train = config.train.with_total_steps(1)
+    return dataclasses.replace(config, train=dataclasses.replace(train, start_from=str(layout.checkpoint(REHEARSED))))
 
 
 def go_on_unsaved(layout: RunLayout) -> None:

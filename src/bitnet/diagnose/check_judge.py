@@ -79,13 +79,24 @@ class Oracle(torch.nn.Module):
     def new_cache(self, rows: int, capacity: int | None = None) -> _History:
         return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
 
-    def forward(self, input_ids: Tensor, cache: _History) -> Tensor:
+    def forward(self, input_ids: Tensor, cache: _History | None = None, segments: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V): sure of the known next token, whether the texts come whole or piece by piece."""
+        history = _History(len(input_ids), 0) if cache is None else cache
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=input_ids.device)
         for row, new in enumerate(input_ids.tolist()):
             for place, token in enumerate(new):
-                cache.ids[row].append(token)
-                logits[row, place, self.next.get(tuple(cache.ids[row]), self.otherwise)] = 20.0
+                history.ids[row].append(token)
+                logits[row, place, self.next.get(tuple(history.ids[row]), self.otherwise)] = 20.0
         return logits
+
+
+def judged_as(subject: Subject, model: Oracle, metric: str) -> float | None:
+    """A metric of a stand-in; None where the judge asks for more of a model than a stand-in has, which is no fault of the judge."""
+    stand_in: Any = model
+    try:
+        return float(subject.task.judge(stand_in, JUDGED)[metric])
+    except (AttributeError, TypeError):
+        return None
 
 
 def spoiled(text: Text, end: int, other: Callable[[int], int]) -> dict[str, Text]:
@@ -106,22 +117,23 @@ def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
         return
     tokenizer = subject.task.tokenizer
     end = tokenizer.encode(subject.task.end_mark)[0]
-    known = examples([row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)], end)
-    oracle: Any = Oracle(subject.model, known)
-    found = subject.task.judge(oracle, JUDGED)["exact_match"]
+    found = examples([row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)], end)
+    known = {text for text in found if len(text) >= 4}
+    share = judged_as(subject, Oracle(subject.model, known), "exact_match")
+    if share is None:
+        return
     yield JUDGE.holds(
-        "right answers pass", wanted[0].met(found), found, str(wanted[0]), "the judge does not recognise right answers",
+        "right answers pass", wanted[0].met(share), share, str(wanted[0]), "the judge does not recognise right answers",
         source="a stand-in for the model that has the held-out examples by heart",
     )  # fmt: skip
     used = sorted({token for text in known for token in text[-3:-1]})
+    if len(used) < 2:
+        return
     wrong: dict[str, set[Text]] = {}
     for text in known:
         for way, changed in spoiled(text, end, lambda token: next(one for one in used if one != token)).items():
             wrong.setdefault(way, set()).add(changed)
-    shares = {}
-    for way, texts in wrong.items():
-        liar: Any = Oracle(subject.model, texts)
-        shares[way] = float(subject.task.judge(liar, JUDGED)["exact_match"])
+    shares = {way: judged_as(subject, Oracle(subject.model, texts), "exact_match") or 0.0 for way, texts in wrong.items()}
     yield JUDGE.below("wrong answers do not pass", shares, 0.0, "share that counts as right", "and the answer counts as right",
                       source="stand-ins that are wrong in one character")  # fmt: skip
 
@@ -134,8 +146,9 @@ def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     usual = next((token for token in torch.bincount(scored).argsort(descending=True).tolist() if _is_word(subject, token)), None)
     if usual is None:
         return
-    stuck: Any = Oracle(subject.model, (), otherwise=usual)
-    found = float(subject.task.judge(stuck, JUDGED)["greedy_looping"])
+    found = judged_as(subject, Oracle(subject.model, (), otherwise=usual), "greedy_looping")
+    if found is None:
+        return
     yield JUDGE.holds("repetition is called looping", found == 1.0, found, "1.0 of the texts of a model that says one word for ever",
                       "loops are not noticed", weight=STRONG)  # fmt: skip
 

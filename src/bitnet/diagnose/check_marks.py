@@ -8,22 +8,26 @@ that differs in white space) is held out with it. Not here: whether rows are in 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from bitnet.data import holdout
 from bitnet.data.stream import Batch
+from bitnet.diagnose import reference
 from bitnet.diagnose.check import STRONG, Check, Part
 from bitnet.diagnose.counting import examples, rows_of
 from bitnet.diagnose.subject import Subject
+from bitnet.run import checkpoint as checkpoints
 
 MARKS = Part(suspect="data", source="docs/experiments; loss_on")
 HELD_OUT = Part(suspect="evaluation", source="held-out means never trained on", explained_by=frozenset({"data"}))
 RIGHT, NEARLY = 0.99, 0.7
 LEAKED = 0.01
 ENOUGH_ENDS = 12  # documents that must be expected in what was read before their number says something
-ROWS = 256
+ROWS, PAIRS = 256, 4
 
 
 class Marked(NamedTuple):
@@ -43,6 +47,7 @@ def marks(subject: Subject, batch: Batch) -> Iterator[Check]:
     yield from document_ends(subject, batch)
     yield from equal_examples(subject, batch)
     yield equal_documents()
+    yield from references(subject)
 
 
 def learns_answers(subject: Subject, batch: Batch) -> bool:
@@ -164,3 +169,18 @@ def equal_documents() -> Check:
     return HELD_OUT.holds("copies of a document are held out together", all(equal + apart), {"copies": equal, "others": apart},
                           "copies that differ in white space or composition equal, other texts apart",
                           "a copy of a held-out document is trained on", source="data/holdout.py")  # fmt: skip
+
+
+@torch.no_grad()
+def references(subject: Subject) -> Iterator[Check]:
+    """Rows of a preference carry what the weights that the run begins with say of their scored targets."""
+    begun = subject.training.get("start_from")
+    rows = subject.task.source.rows(np.arange(PAIRS, dtype=np.int64))
+    if rows.reference is None or not begun or not Path(begun).is_dir():
+        return
+    weights = checkpoints.load_checkpoint(Path(begun), optimizer=False).model
+    scores = reference.logits(weights, subject.config, rows.input_ids, rows.segments)
+    right = torch.stack([-reference.summed_loss(scores[row], rows.targets[row], rows.loss_mask[row]) for row in range(PAIRS)])
+    gap = (rows.reference.double() - right).abs() / right.abs().clamp(min=1.0)
+    yield MARKS.below("a preference's rows carry the start weights' view", {"a row": float(gap.max())}, 0.01, "relative error",
+                      "log p0 is of other weights, targets or rows", source="arXiv:2305.18290; weights of train.start_from")  # fmt: skip

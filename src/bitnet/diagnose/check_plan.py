@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import check_twin
-from bitnet.diagnose.check import Check, Part
+from bitnet.diagnose.check import STRONG, Check, Part
 from bitnet.diagnose.counting import rows_of
 from bitnet.diagnose.decoded import rows_per_update
 from bitnet.diagnose.subject import Subject
@@ -29,6 +29,7 @@ DATA = Part(suspect="data", source="update n reads rows (n-1)R .. nR-1")
 WALKED = 8_000  # updates whose row numbers are all looked at; of longer runs as many, spread evenly
 IN_A_ROW = 128  # updates that the loop makes one after another
 EPOCH_TOKENS = 2_000_000  # an epoch of at most so many tokens is read twice
+DISTINCT = 0.75  # ours; whole windows are equal only where documents are copies in the same place
 SEQUENCE = 8  # rows whose order is recognised
 OWN = Kind(
     "own settings", {"num_heads": 2, "num_kv_heads": 1, "hidden_size": 16, "num_layers": 1, "ffn_hidden_size": 24, "norm_eps": 1e-5},
@@ -191,6 +192,9 @@ def epochs(subject: Subject) -> Iterator[Check]:
     yield DATA.holds("an epoch shows each row once", seen[0][0] == seen[1][0], sum((seen[0][0] - seen[1][0]).values()),
                      "0 rows of an epoch that the next one lacks", "rows are lost or shown twice within an epoch",
                      source=str(facts["sampling_strategy"]))  # fmt: skip
+    distinct = len(seen[0][0]) / count
+    yield DATA.holds("rows of an epoch differ", distinct >= DISTINCT, distinct, f">= {DISTINCT:g} of the {count:,} rows of an epoch",
+                     "pieces of the data are shown twice in an epoch, others never", weight=STRONG)  # fmt: skip
     size = int(facts.get("dataset_size_tokens", 0))
     shown = seen[0][1] if facts.get("windows_per_epoch") is None else count * width
     missing = size - shown

@@ -11,6 +11,8 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
+
 from bitnet.diagnose.check import Check, Part, below
 from bitnet.diagnose.check_run import UPSTREAM, scalars
 from bitnet.diagnose.probing import worst
@@ -64,6 +66,7 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
     yield from same_lines(whole, parts)
     yield from averages(parts)
     yield from states(rehearsal)
+    yield from handed_on(rehearsal)
     yield from kept(rehearsal)
 
 
@@ -132,6 +135,20 @@ def states(rehearsal: Rehearsal) -> Iterator[Check]:
     wrong = [key for key, value in right.items() if told[0].get(key) != value]
     yield SAVED.holds("a checkpoint's state is that of its update", not wrong, wrong, ", ".join(right), "state.json says something else",
                       source="the seeds' keys, recomputed")  # fmt: skip
+
+
+def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
+    """The last weights of a run are those that a run begun from it starts with, and those that a user loads."""
+    total = int(rehearsal.training["total_steps"])
+    last = checkpoints.load_checkpoint(rehearsal.whole.checkpoint(total), optimizer=False).model
+    first = checkpoints.load_checkpoint(rehearsal.begun.checkpoint(0), optimizer=False).model
+    other = [name for name, weight in last.items() if name not in first or not torch.equal(first[name], weight)]
+    yield SAVED.holds("a run begins with the weights it is begun from", not other, len(other), "0 parameters that differ",
+                      f"fine-tuning begins with other weights: {other[:2]}", source="train.start_from")  # fmt: skip
+    mine = rehearsal.loaded
+    other = [name for name, weight in last.items() if name not in mine or not torch.equal(mine[name].detach().cpu(), weight)]
+    yield SAVED.holds("a user loads the newest weights", not other and rehearsal.loaded_step == total, [rehearsal.loaded_step, len(other)],
+                      f"[{total}, 0]: step, and parameters that differ", f"bitnet.load gives others: {other[:2]}")  # fmt: skip
 
 
 def kept(rehearsal: Rehearsal) -> Iterator[Check]:

@@ -97,6 +97,11 @@ class Rehearsal:
 
     whole: RunLayout
     parts: RunLayout
+    begun: RunLayout
+    """A third one, of one update, that begins with the last weights of `whole`."""
+    loaded_step: int
+    """The checkpoint of `whole` that `bitnet.load` takes, and its weights."""
+    loaded: Mapping[str, Tensor]
     stop: int
     training: Mapping[str, Any]
     """The settings of both."""
