@@ -36,7 +36,7 @@ def test_a_judge_that_asks_for_more_than_a_stand_in_has_is_no_finding(tiny_model
 
     subject: Any = SimpleNamespace(task=Task())
     assert judged_as(subject, Oracle(tiny_model, [TEXT]), "exact_match") is None
-    assert judged_as(subject, tiny_model, "exact_match") == 2.0  # type: ignore[arg-type]
+    assert judged_as(subject, tiny_model, "exact_match") == 4.0  # type: ignore[arg-type]
 
 
 def test_spoiled_answers_differ_in_one_place_each() -> None:
