@@ -11,7 +11,7 @@ import io
 import json
 import random
 import signal
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,13 +30,20 @@ REHEARSED_ROWS = 2
 
 
 class _RecordedRows:
-    """The task's rows; notes which were read, and sends SIGTERM while those of one update are read."""
+    """The task's rows; notes which the loop reads, and sends SIGTERM while those of one update are read.
+
+    in_loop: whether updates have begun; what is read before is for checks of the machine.
+    """
 
     def __init__(self, inner: Any, stop_at_read: int | None) -> None:
         self.inner, self.stop_at_read = inner, stop_at_read
         self.asked: list[list[int]] = []
+        self.in_loop = False
 
     def rows(self, numbers: NDArray[np.int64]) -> Batch:
+        if not self.in_loop:
+            early: Batch = self.inner.rows(numbers)
+            return early
         self.asked.append(numbers.tolist())
         if len(self.asked) == self.stop_at_read:
             signal.raise_signal(signal.SIGTERM)
@@ -142,5 +149,24 @@ def _run(experiment: Experiment, variant: str, config: RunConfig, task: _Rehears
     options = StartOptions(runs_dir=folder, run_id=run_id, device=choose_device("cpu"))
     as_task: Any = task
     rehearsed = dataclasses.replace(experiment, open=lambda _: as_task)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), noting_the_loop(task.source):
         run_experiment(rehearsed, variant, config, options, lambda text: None)
+
+
+@contextlib.contextmanager
+def noting_the_loop(source: _RecordedRows) -> Iterator[None]:
+    """Tell the rows when the loop begins, inside the block."""
+    from bitnet.train import start
+
+    trainer: Any = start
+    original = trainer.train_steps
+
+    def noted(*words: Any, **rest: Any) -> Iterator[Any]:
+        source.in_loop = True
+        yield from original(*words, **rest)
+
+    trainer.train_steps = noted
+    try:
+        yield
+    finally:
+        trainer.train_steps = original
