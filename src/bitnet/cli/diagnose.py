@@ -191,6 +191,7 @@ def _subject(
 ) -> Subject:
     """Everything as training would get it, handed over as values."""
     from bitnet.diagnose.subject import Subject
+    from bitnet.optim.loss_scale import LossScale
     from bitnet.run.checkpoint import load_weights
     from bitnet.run.layout import RunLayout
     from bitnet.train import loop, start
@@ -213,8 +214,9 @@ def _subject(
         model: Any, optimizers: Any, source: Any, *, start_step: int = 0, num_steps: int | None = None, **changes: Any
     ) -> Iterator[Any]:
         chosen = settings(changes) if num_steps is None else settings({**vars(config.train.with_total_steps(num_steps)), **changes})
-        bf16 = choose_machine(chosen, machine.device).bf16
-        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, chosen, start_step=start_step, bf16=bf16)
+        now = choose_machine(chosen, machine.device)
+        formats = {"bf16": now.bf16, "scaling": LossScale(now.device) if now.fp16 else None}
+        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, chosen, start_step=start_step, **formats)
         return steps
 
     task = experiment.open(config)
@@ -234,7 +236,7 @@ def _subject(
         rates_at=lambda step, **changes: settings(changes).rates().rates_at(step),
         rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
         criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,
-        step=checkpoint.step if checkpoint else 0, damaged=damaged, step_named=step_named, bf16=machine.bf16, full=full,
+        step=checkpoint.step if checkpoint else 0, damaged=damaged, step_named=step_named, bf16=machine.bf16 or machine.fp16, full=full,
     )  # fmt: skip
 
 

@@ -78,7 +78,7 @@ class _Part:
     def update(self) -> tuple[float, float]:
         """Seconds of forward and backward, and of the optimizer, of one real update."""
         started = time.perf_counter()
-        with autocast(self.device, self.machine.bf16):
+        with autocast(self.device, self.machine.bf16, self.machine.fp16):
             loss = self.objective.terms(self.model(self.batch.input_ids), self.batch).sum() / self.batch.input_ids.numel()
         loss.backward()  # type: ignore[no-untyped-call]
         self._wait()

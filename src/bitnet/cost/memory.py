@@ -38,6 +38,7 @@ class Numerics:
     device: DeviceType
     product: Product
     bf16: bool
+    """Or fp16, which takes as much."""
 
     @property
     def half(self) -> int:
@@ -52,7 +53,7 @@ def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> 
     quantized = model.weights == "ternary" and model.activations == "int8"
     fast = device == "cuda" or has_fast_int8(torch.device("cpu"))
     int8 = quantized and (train.product == "int8" or (train.product == "auto" and fast))
-    bf16 = train.precision == "bf16" or (train.precision == "auto" and device == "cuda")
+    bf16 = train.precision in ("bf16", "fp16") or (train.precision == "auto" and device == "cuda")
     return Numerics(device=device, product="int8" if int8 else "float", bf16=bf16)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitnet.optim.update import LOSS_SCALE_OVERFLOW
+
 WINDOW = 100  # updates in the moving average of the loss
 
 
@@ -39,8 +41,8 @@ def loss_spike(loss: float, window: Sequence[float], factor: float, min_nats: fl
 
 
 def not_finite(refused: str | None) -> Anomaly | None:
-    """A refused update: its loss or gradient was NaN or infinite."""
-    if refused is None:
+    """A refused update: its loss or gradient was NaN or infinite. A step of the loss scaling of fp16 is none."""
+    if refused is None or refused == LOSS_SCALE_OVERFLOW:
         return None
     what = "loss" if refused == "nan_inf_loss" else "gradient norm"
     return Anomaly(

@@ -73,7 +73,7 @@ class Optimizers:
     def state_tensors(self) -> dict[str, Tensor]:
         """Everything to restore, by name: `exp_avg.blocks.0.attention.qkv_proj.weight` and so on."""
         tensors = {}
-        for optimizer in self._all():
+        for optimizer in self.parts():
             for parameter, state in optimizer.state.items():
                 for key, value in state.items():
                     tensors[f"{key}.{self.names[parameter]}"] = value
@@ -81,15 +81,16 @@ class Optimizers:
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Restore what `state_tensors` gave, and nothing else stays; the optimizer must be of the same kind and model."""
-        for optimizer in self._all():
+        for optimizer in self.parts():
             optimizer.state.clear()
         by_name = {name: parameter for parameter, name in self.names.items()}
-        owner = {parameter: optimizer for optimizer in self._all() for group in optimizer.param_groups for parameter in group["params"]}
+        owner = {parameter: optimizer for optimizer in self.parts() for group in optimizer.param_groups for parameter in group["params"]}
         for full_name, value in tensors.items():
             key, name = full_name.split(".", 1)
             parameter = by_name[name]
             on_host = key == "step" and parameter.device.type == "cpu"
             owner[parameter].state[parameter][key] = value.clone() if on_host else value.to(parameter.device).clone()
 
-    def _all(self) -> list[torch.optim.Optimizer]:
+    def parts(self) -> list[torch.optim.Optimizer]:
+        """AdamW, and Muon where there is one."""
         return [self.adamw] if self.muon is None else [self.adamw, self.muon]

@@ -24,7 +24,8 @@ SCALARS = {
     "process_mem_gb": "resident memory of the process (GB); null where the system does not tell",
     "mfu": "model-FLOP utilisation against the device's dense bf16 peak (share); null where the peak is not known",
     "anomaly_flag": "names of all anomaly rules that fired at this update, separated by commas; null if none did",
-    "refused": "why the update was not applied: nan_inf_loss or nan_inf_grad; null if it was",
+    "refused": "why the update was not applied: nan_inf_loss, nan_inf_grad or loss_scale_overflow; null if it was",
+    "loss_scale": "what the loss was multiplied by before the backward pass; null but for fp16",
 }
 MATRIX = {
     "neg1_pct": "share of codes that are -1 (0..1)",
@@ -112,6 +113,7 @@ STATE = {
     "wd_scheduler_state": "current_step, stage1_wd, stage2_wd",
     "rng_states": "python, numpy, torch, torch_cuda",
     "refused_in_a_row": "updates before this checkpoint that were refused because they were not finite",
+    "loss_scale": "scale, and good_updates since it last moved; null but for fp16",
     "skipped_data": "step and skipped_updates of every line of metrics/roll_backs.jsonl so far",
     "config": "where the configuration is",
     "lines": "for each file of JSON lines: bytes, lines and SHA-256 of what was written to it up to this update; checked on resume",

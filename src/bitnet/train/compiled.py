@@ -45,7 +45,7 @@ def choose_paths(model: BitNetTransformer, machine: Machine, config: TrainConfig
         return Paths(model, machine.product, compiled=False)
 
     batch = read_batches(source, config, 1, 0, 1, machine.device)[0]
-    trial = Trial(model, batch, objective_of(config, 1), machine.bf16)
+    trial = Trial(model, batch, objective_of(config, 1), machine.bf16, machine.fp16)
     product = _checked_product(trial, machine, say) if check_product else machine.product
     model.set_product(product, machine.gradient_dtype)
     compiled = _compiled(trial, say) if compile_it else None
@@ -64,7 +64,7 @@ def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
 
         return forward
 
-    two_rows = Trial(model, trial.batch.select(slice(0, 2)), trial.objective, trial.bf16)
+    two_rows = Trial(model, trial.batch.select(slice(0, 2)), trial.objective, trial.bf16, trial.fp16)
     why = refusal(two_rows, multiplying("float"), multiplying("int8"))
     if why is None:
         return "int8"

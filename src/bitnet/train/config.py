@@ -17,7 +17,7 @@ from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
 from bitnet.optim.schedule import Schedule, ScheduleKind
 from bitnet.train.objective import ObjectiveKind, Reduction
 
-Precision = Literal["auto", "fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ProductChoice = Literal["auto", "int8", "float"]
 Compile = Literal["auto", "on", "off"]
 
@@ -74,7 +74,7 @@ class TrainConfig:
     """Anomalies of each rule that leave a folder; later ones of that rule are only flagged."""
 
     precision: Precision = "auto"
-    """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+)."""
+    """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+). fp16: autocast with loss scaling, CUDA only."""
     product: ProductChoice = "auto"
     """How ternary layers multiply: on int8 codes or in floats; auto takes int8 where it is faster."""
     compile: Compile = "auto"

@@ -35,6 +35,9 @@ Results = Mapping[str, Tensor]
 FLOAT32, BFLOAT16 = 2**-24, 2**-9
 """Units of rounding: half the distance from 1 to the next number."""
 
+FP16_SCALE = 2.0**10
+"""What a loss is multiplied by in fp16 (optim/loss_scale.py), here small enough never to overflow on a healthy model."""
+
 FAINT = 2**-10
 """A gradient so much smaller than the largest one may be nothing but its rounding."""
 
@@ -52,24 +55,31 @@ def grain(config: BitNetConfig, *, bf16: bool) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """What both paths are tried on: a run's first rows, its objective, its model and its number format (bf16: autocast)."""
+    """What both paths are tried on: a run's first rows, its objective, its model and its number format (bf16, fp16: autocast)."""
 
     model: BitNetTransformer
     batch: Batch
     objective: Objective
     bf16: bool
+    fp16: bool = False
+
+    @property
+    def reduced(self) -> bool:
+        """Whether products have fewer digits than float32. fp16 has more of them than bf16, whose limits hold for both."""
+        return self.bf16 or self.fp16
 
     def results(self, forward: Forward) -> Results:
         """Loss and gradients as an update would have them. forward: the model or another form of it. Leaves no gradient behind."""
         model, batch = self.model, self.batch
         model.zero_grad()
-        with autocast(batch.input_ids.device, self.bf16):
+        with autocast(batch.input_ids.device, self.bf16, self.fp16):
             terms = self.objective.terms(forward(batch.input_ids, **batch.context()), batch)
         loss = terms.sum() / max(self.objective.cases((batch,)), 1)
-        loss.backward()  # type: ignore[no-untyped-call]
+        scale = FP16_SCALE if self.fp16 else 1.0
+        (loss * scale).backward()
         found = {"loss": loss.detach()}
         for name, parameter in model.named_parameters():
-            found[f"gradient of {name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+            found[f"gradient of {name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / scale
             parameter.grad = None
         return found
 
@@ -80,8 +90,8 @@ def refusal(trial: Trial, plain: Forward, fast: Forward) -> str | None:
     unusable = [name for name, value in right.items() if not bool(torch.isfinite(value).all())]
     if unusable:
         return f"the {unusable[0]} is not finite without it either, so that nothing can be compared"
-    with moved(trial.model, bf16=trial.bf16):
-        allowed = limits(right, trial.results(plain), grain(trial.model.config, bf16=trial.bf16))
+    with moved(trial.model, bf16=trial.reduced):
+        allowed = limits(right, trial.results(plain), grain(trial.model.config, bf16=trial.reduced))
     return difference(right, trial.results(fast), allowed)
 
 

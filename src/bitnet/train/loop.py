@@ -17,6 +17,7 @@ from torch import Tensor
 from bitnet.data.stream import Batch, RowSource, Skip, data_step, row_numbers
 from bitnet.errors import ConfigError
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
@@ -43,12 +44,16 @@ class StepReport:
     tokens: int
     refused: str | None
     """Why the update was not applied, or None."""
+    loss_scale: float | None = None
+    """What the loss was multiplied by in this update; None but for fp16."""
     batches: tuple[Batch, ...]
 
 
-def autocast(device: torch.device, bf16: bool) -> AbstractContextManager[object]:
-    """bf16 products where asked for."""
-    return torch.autocast(device.type, torch.bfloat16) if bf16 else nullcontext()
+def autocast(device: torch.device, bf16: bool, fp16: bool = False) -> AbstractContextManager[object]:
+    """bf16 or fp16 products where asked for."""
+    if not (bf16 or fp16):
+        return nullcontext()
+    return torch.autocast(device.type, torch.float16 if fp16 else torch.bfloat16)
 
 
 def read_batches(source: RowSource, config: TrainConfig, step: int, rank: int, world_size: int, device: torch.device) -> tuple[Batch, ...]:
@@ -70,18 +75,19 @@ def train_steps(
     *,
     start_step: int = 0,
     bf16: bool = False,
+    scaling: LossScale | None = None,
     skips: Sequence[Skip] = (),
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[StepReport]:
     """Yield a report after each of the updates start_step + 1 .. total_steps. skips: training data that is left out.
 
-    forward is the model or its compiled form. Gradients are of the mean over the cases of the whole update (scored tokens, or pairs;
-    objective.py), however its micro-batches split them. Raises ConfigError at once for more than one process: their gradients
-    are not exchanged yet, so that their weights would drift apart unnoticed.
+    forward is the model or its compiled form. scaling: products in fp16, with the loss scaled by this. Gradients are of the mean
+    over the cases of the whole update (scored tokens, or pairs; objective.py), however its micro-batches split them. Raises
+    ConfigError at once for more than one process: their gradients are not exchanged yet, so that their weights would drift apart.
     """
     refuse_several_processes(rank, world_size)
-    return _updates(model, forward, source, optimizers, config, start_step, bf16, skips)
+    return _updates(model, forward, source, optimizers, config, start_step, bf16, scaling, skips)
 
 
 def refuse_several_processes(rank: int, world_size: int) -> None:
@@ -101,6 +107,7 @@ def _updates(
     config: TrainConfig,
     start_step: int,
     bf16: bool,
+    scaling: LossScale | None,
     skips: Sequence[Skip],
 ) -> Iterator[StepReport]:
     rank, world_size = 0, 1
@@ -115,13 +122,15 @@ def _updates(
         divisor = cases if config.loss_reduction == "mean" else 1
         totals = torch.zeros(2, device=device)
         for batch in batches:
-            with autocast(device, bf16):
+            with autocast(device, bf16, scaling is not None):
                 terms = objective.terms(forward(batch.input_ids, **batch.context()), batch)
-            (terms.sum() / divisor).backward()  # type: ignore[no-untyped-call]
+            minimised = terms.sum() / divisor
+            (minimised if scaling is None else scaling.scaled(minimised)).backward()  # type: ignore[no-untyped-call]
             totals += terms.detach()
         loss, penalty = (totals / cases).tolist()
         rates = schedule.rates_at(step)
-        outcome = apply_update(model, optimizers, rates, loss=loss, clip_norm=config.grad_clip_norm)
+        scale = None if scaling is None else scaling.value
+        outcome = apply_update(model, optimizers, rates, loss=loss, clip_norm=config.grad_clip_norm, scaling=scaling)
         yield StepReport(
             step=step,
             tokens_seen=step * per_step,
@@ -133,5 +142,6 @@ def _updates(
             step_time_ms=(time.perf_counter() - started) * 1e3,
             tokens=per_step,
             refused=outcome.refused,
+            loss_scale=scale,
             batches=batches,
         )

@@ -15,16 +15,17 @@ from bitnet.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Machine:
-    """device; product of ternary layers; bf16: autocast; gradient_dtype: of the gradient products on the int8 path."""
+    """device; product of ternary layers; bf16, fp16: autocast; gradient_dtype: of the gradient products on the int8 path."""
 
     device: torch.device
     product: Product
     bf16: bool
+    fp16: bool = False
 
     @property
     def gradient_dtype(self) -> torch.dtype:
-        """bf16 where autocast runs, else float32."""
-        return torch.bfloat16 if self.bf16 else torch.float32
+        """bf16 or fp16 where autocast runs, else float32."""
+        return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
 
 def choose_device(name: str) -> torch.device:
@@ -39,11 +40,16 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
-    """The paths that this configuration runs on this device."""
+    """The paths that this configuration runs on this device. Raises ConfigError for a precision that it does not have."""
+    if config.precision == "fp16" and device.type != "cuda":
+        raise ConfigError(
+            "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly than fp32, and no more exactly "
+            "than bf16; use --train.precision bf16 or fp32, or --device cuda"
+        )
     fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
     product: Product = config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
-    return Machine(device, product, bf16)
+    return Machine(device, product, bf16, fp16=config.precision == "fp16")
 
 
 def processes(environment: Mapping[str, str]) -> tuple[int, int]:

@@ -23,7 +23,9 @@ from bitnet.diagnose.anomalies import WINDOW
 from bitnet.errors import BitnetError, NotFiniteError
 from bitnet.files import read_json, write_json
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
+from bitnet.optim.update import LOSS_SCALE_OVERFLOW
 from bitnet.run.checkpoint import Checkpoint, prune, save_checkpoint
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter
@@ -129,6 +131,7 @@ class Scalars:
                 "mfu": tokens_per_sec * self.flops_per_token / self.peak_flops if self.peak_flops else None,
                 "anomaly_flag": self.flag(),
                 "refused": report.refused,
+                "loss_scale": report.loss_scale,
             }
         )
 
@@ -198,7 +201,8 @@ class Guard:
         self.refused = list(range(step - refused_in_a_row + 1, step + 1))
 
     def __call__(self, report: StepReport) -> None:
-        self.refused = [*self.refused, report.step] if report.refused else []
+        broken = report.refused is not None and report.refused != LOSS_SCALE_OVERFLOW
+        self.refused = [*self.refused, report.step] if broken else []
         if report.refused and len(self.refused) >= self.LIMIT:
             raise Diverged(report.refused, self.refused, report)
 
@@ -218,8 +222,10 @@ class Checkpoints:
         memory: Callable[[], dict[str, Tensor]],
         guard: Guard,
         skips: Sequence[Skip],
+        scaling: LossScale | None = None,
     ) -> None:
         """memory: what the other observers must find again after a resume; skips: training data that was left out."""
+        self.scaling = scaling
         self.layout, self.model, self.optimizers, self.config = layout, model, optimizers, config
         self.writers, self.memory, self.guard, self.skips = writers, memory, guard, skips
         self.mandatory = config.mandatory_checkpoints()
@@ -243,7 +249,8 @@ class Checkpoints:
             writer.sync()
         answer = {"refused_in_a_row": len(self.guard.refused), "skipped_data": [list(skip) for skip in self.skips]}
         lines = {str(writer.path.relative_to(self.layout.root)): writer.extent() for writer in self.writers}
-        state = {**training_state(self.config, step, tokens_seen, loss), **answer, "lines": lines}
+        scale = None if self.scaling is None else self.scaling.state()
+        state = {**training_state(self.config, step, tokens_seen, loss), **answer, "loss_scale": scale, "lines": lines}
         model: dict[str, Tensor] = dict(self.model.named_parameters())
         save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state, self.memory()))
         if self.config.has_checkpoint(step) and not self.guard.refused:

@@ -43,6 +43,9 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     session.optimizers.zero_grad()
     session.optimizers.load_state_tensors(checkpoint.optimizer)
     restore_random_states(checkpoint.state["rng_states"])
+    stored = checkpoint.state.get("loss_scale")
+    if session.scaling is not None and stored is not None:
+        session.scaling.load(stored)
     cut_lines(session.layout, checkpoint)
 
 

@@ -144,7 +144,7 @@ def _advice(session: Session, trouble: Diverged) -> str:
         causes.append(f"a rate too high (lower {rates})")
     elif train.start_from is not None:
         causes.append(f"the weights that it began with ({train.start_from})")
-    if machine.bf16:
+    if machine.bf16 or machine.fp16:
         causes.append("the number format (--train.precision fp32)")
     if wants_compile(train, machine.device):
         causes.append("the compiler (--train.compile off)")

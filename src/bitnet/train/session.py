@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.layout import RunLayout
 from bitnet.train.choose import StartOptions
@@ -30,6 +31,8 @@ class Session:
     optimizers: Optimizers
     options: StartOptions
     say: Say
+    scaling: LossScale | None = None
+    """What the loss is multiplied by, for fp16."""
 
     @cached_property
     def paths(self) -> Paths:

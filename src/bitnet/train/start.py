@@ -24,6 +24,7 @@ from bitnet.errors import NotFiniteError, RunError
 from bitnet.files import lock, sweep
 from bitnet.interrupt import answered, last_words
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, is_good
 from bitnet.run.frozen import load_frozen_set
@@ -115,7 +116,8 @@ def _run(
     model = BitNetTransformer(config.model).to(machine.device)
     model.set_product(machine.product, machine.gradient_dtype)
     optimizers = Optimizers(model, config.train.optimizer_config())
-    session = Session(layout, task, config, machine, model, optimizers, options, say)
+    scaling = LossScale(machine.device) if machine.fp16 else None
+    session = Session(layout, task, config, machine, model, optimizers, options, say, scaling)
     first = resume(session) or begin(session, described)
     if not is_own(layout) and not sign(layout):
         say(f"{key_path()} cannot be written, so the run is not marked as yours: evaluate and diagnose may ask for --trust")
@@ -166,9 +168,16 @@ def _attempt(
         if not layout.checkpoint_steps():
             checkpoints.save(0, 0, None)
 
-        bf16 = session.machine.bf16
         steps = train_steps(
-            session.model, forward, session.task.source, session.optimizers, train, start_step=first.step, bf16=bf16, skips=skips
+            session.model,
+            forward,
+            session.task.source,
+            session.optimizers,
+            train,
+            start_step=first.step,
+            bf16=session.machine.bf16,
+            scaling=session.scaling,
+            skips=skips,
         )
         for report in steps:
             status.step = report.step  # where it was, should one of the observers fail
@@ -210,7 +219,7 @@ def observers_of(
     frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     probe = Probe(probes, model, train, frozen)
     probe.remember(first.memory)
-    checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory, guard, skips)
+    checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory, guard, skips, session.scaling)
     checkpoints.named.add(first.step)
     observers: list[Observer] = [
         UpdateAlarms(anomalies, average),
