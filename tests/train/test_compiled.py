@@ -14,7 +14,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from bitnet.data.stream import Batch
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.compiled import keep_processors_apart
+from bitnet.train.guards import Trial, refusal
+from bitnet.train.objective import NextToken
 from conftest import TINY_TRAIN, Result, needs_compiler
 
 Command = Callable[..., Result]
@@ -134,7 +138,11 @@ def test_compiled_code_on_disk_is_kept_apart_by_instruction_set() -> None:
 
 ONE_SUM = """
 import torch
+from bitnet.data.stream import Batch
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.compiled import keep_processors_apart
+from bitnet.train.guards import Trial, refusal
+from bitnet.train.objective import NextToken
 keep_processors_apart()
 f = lambda x: x.sin().sum(-1)
 x = torch.randn(64, 256, generator=torch.Generator().manual_seed(0))
@@ -150,3 +158,11 @@ def test_code_compiled_with_avx512_is_not_taken_where_avx2_is_used(tmp_path: Pat
         environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": capability.lower()}
         done = subprocess.run([sys.executable, "-c", ONE_SUM], env=environment, capture_output=True, text=True, check=True)
         assert done.stdout.split() == [capability, "True"]
+
+
+def test_the_guard_compares_in_fp16_with_a_scaled_loss(tiny_model: BitNetTransformer) -> None:
+    """Both ways in the run's own number format: an equal model passes, and one with a wrong operation does not."""
+    ids = torch.arange(48).view(4, 12) % tiny_model.config.vocab_size
+    trial = Trial(tiny_model, Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)), NextToken(), bf16=False, fp16=True)
+    assert refusal(trial, tiny_model, tiny_model) is None
+    assert refusal(trial, tiny_model, lambda *words, **options: 2 * tiny_model(*words, **options)) is not None

@@ -76,7 +76,7 @@ class Trial:
             terms = self.objective.terms(forward(batch.input_ids, **batch.context()), batch)
         loss = terms.sum() / max(self.objective.cases((batch,)), 1)
         scale = FP16_SCALE if self.fp16 else 1.0
-        (loss * scale).backward()
+        (loss * scale).backward()  # type: ignore[no-untyped-call]
         found = {"loss": loss.detach()}
         for name, parameter in model.named_parameters():
             found[f"gradient of {name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / scale
