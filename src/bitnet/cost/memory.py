@@ -64,23 +64,30 @@ def ternary_shapes(model: BitNetConfig) -> Counter[tuple[int, int]]:
     return Counter({shape: count * model.num_layers for shape, count in Counter(shapes).items()})
 
 
+def factor_bytes(model: BitNetConfig, numerics: Numerics) -> int:
+    """Bytes of a number in the float product: quantized ones are multiplied in float32, also inside autocast (bitlinear.py)."""
+    quantized = model.weights == "ternary" and model.activations == "int8"
+    return FLOAT if quantized else numerics.half
+
+
 def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
     """Bytes that one layer keeps for each token until its backward pass, by what they are."""
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
     half, integer = numerics.half, numerics.product == "int8"
-    wide = FLOAT if integer else half  # int8 products return the dtype of their input, here of the norm: float32
-    cast = integer and numerics.bf16  # attention then casts q, k and v, and nobody keeps the originals
+    factor = factor_bytes(model, numerics)
+    wide = FLOAT if integer else factor  # quantized products return the dtype of their input, here of the norm: float32
+    cast = wide > half  # attention then casts q, k and v, and nobody keeps the originals
     copied = model.activations == "int8" or model.sub_norm  # else the product shares the attention's output
     ledger = {
         "residual stream at both norms": 2 * (FLOAT * width + FLOAT),
-        "input of q, k, v": width + FLOAT if integer else half * width,
+        "input of q, k, v": width + FLOAT if integer else factor * width,
         "q, k, v": half * (width + 2 * keys) + (0 if cast else half * (width + keys)),
         "attention output": half * width + FLOAT * model.num_heads,
-        "input of output projection": width + half if integer else half * width * copied,
-        "input of gate, up": width + FLOAT if integer else half * width,
+        "input of output projection": width + FLOAT if integer else factor * width * copied,
+        "input of gate, up": width + FLOAT if integer else factor * width,
         "gate, up": wide * 2 * inner,
         "activation": wide * inner * (1 if model.activation == "silu" else 2),
-        "input of down projection": inner + wide if integer else half * inner,
+        "input of down projection": inner + FLOAT if integer else factor * inner,
     }
     if model.sub_norm:  # float32 attention output is counted already
         ledger["sub-norms"] = FLOAT * inner + (FLOAT * width if numerics.bf16 else 0) + 2 * FLOAT
@@ -103,10 +110,11 @@ def kept_copies(model: BitNetConfig, numerics: Numerics, seq_len: int) -> int:
     """Bytes that a micro-batch keeps whatever its size: weights as the float product sees them, and bf16 casts."""
     ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
     changed = numerics.product == "float" and (model.weights == "ternary" or numerics.bf16)
-    copies = numerics.half * ternary if changed else 0
+    factor = factor_bytes(model, numerics)
+    copies = factor * ternary if changed else 0
     if numerics.bf16:
         copies += 2 * model.vocab_size * model.hidden_size
-        copies += 0 if numerics.product == "int8" else 8 * model.num_layers * seq_len * model.head_dim  # rotary tables
+        copies += 0 if numerics.product == "int8" or factor == FLOAT else 8 * model.num_layers * seq_len * model.head_dim  # rotary tables
     return copies
 
 
