@@ -1038,6 +1038,49 @@ def _() -> None:
     trained.read_checkpoint = oldest
 
 
+@fault("probes count zeros as ones", "evaluation", "probes")
+def _() -> None:
+    from bitnet.train import measurements
+
+    original = measurements.ternary_statistics
+
+    def counted(*words: Any) -> Any:
+        row = original(*words)
+        return {**row, **{key: row[key] + 0.01 for key in row if key.endswith("_pos1_pct")}}
+
+    measurements.ternary_statistics = counted
+
+
+@fault("a cosine that ends too late", "optimizer", "schedule")
+def _() -> None:
+    from bitnet.optim.schedule import Schedule
+
+    original = Schedule._lr
+    Schedule._lr = lambda self, step: original(self, step - 1 if self.kind == "cosine" and step > self.warmup_steps + 1 else step)  # type: ignore[method-assign]
+
+
+@fault("a branched cache of other rows", "decoding", "cached")
+def _() -> None:
+    from bitnet.nn.kv_cache import KVCache
+
+    original = KVCache.branch
+    KVCache.branch = lambda self, rows, room: original(self, rows.flip(0), room)  # type: ignore[method-assign]
+
+
+@fault("some sums wrong as well", "data", "one answer")
+def _() -> None:
+    from bitnet.data.generated import ExampleTable
+
+    original = ExampleTable.of.__func__  # type: ignore[attr-defined]
+
+    def of(cls: Any, examples: Any, tokenizer: Any, weights: Any = None) -> Any:
+        known = list(examples)
+        wrong = [one._replace(answer=f"{int(one.answer) + 1}\n") for one in known[::10]] if len(known) > 500 else []
+        return original(cls, [*known, *wrong], tokenizer, weights)
+
+    ExampleTable.of = classmethod(of)  # type: ignore[assignment, method-assign]
+
+
 def _by_settings(name: str, suspects: str, check: str, *flags: str, base: list[str] | None = None) -> None:
     FAULTS.append(Fault(name, tuple(suspects.split()), check, words=(*(base or TINY), *flags)))
 

@@ -108,7 +108,8 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
         return [[n for rows in asked[i : i + per_update] for n in rows] for i in range(0, len(asked), per_update)]
 
     return Rehearsal(
-        whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, training=small.to_json()["training"],
+        whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, weights=small.model.weights,
+        training=small.to_json()["training"],
         begun=RunLayout(folder / "begun"), loaded_step=loaded.step, loaded=dict(loaded.model.named_parameters()),
         whole_rows=by_update(whole.source.asked), parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
     )  # fmt: skip

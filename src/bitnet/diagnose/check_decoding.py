@@ -75,6 +75,11 @@ def _cached_errors(model: BitNetTransformer, ids: Tensor) -> dict[str, float]:
     model(ids[:, :-1], store)
     store.select(torch.tensor([2, 0], device=ids.device))
     errors["after dropping a row"] = off(model(ids[[2, 0], -1:], store)[:, -1], whole[[2, 0], -1])
+    store = model.new_cache(len(ids), ids.shape[1])
+    model(ids[:, :-4], store)
+    rows = torch.tensor([1, 1, 0], device=ids.device)
+    branch = store.branch(rows, 4)
+    errors["after branching"] = off(model(ids[rows, -4:], branch), whole[rows, -4:])
     return errors
 
 

@@ -46,6 +46,8 @@ def marks(subject: Subject, batch: Batch) -> Iterator[Check]:
         yield scored(subject, held_out.select(slice(ROWS)), HELD_OUT, "held-out rows")
     yield from document_ends(subject, batch)
     yield from equal_examples(subject, batch)
+    yield from one_answer(subject, batch)
+    yield from examples_differ(subject, few)
     yield equal_documents()
     yield from references(subject)
 
@@ -61,8 +63,10 @@ def scored(subject: Subject, batch: Batch, part: Part, which: str) -> Check:
     if not learns_answers(subject, batch):
         share = _all_scored(batch, subject.task.tokenizer.pad_id)
         meant = subject.data.get("loss_on") is None and share < NEARLY  # an experiment of the user's own with a mask of its own
-        return part.holds(f"every real token is scored: {which}", share == 1.0 or meant, share, "1.0 of the tokens before the padding",
-                          "part of the text is not learned from")  # fmt: skip
+        return part.holds(
+            f"every real token is scored: {which}", share == 1.0 or meant, share, "1.0 of text scored, and none of the padding",
+            "part of the text is not learned from, or padding is",
+        )  # fmt: skip
     end = end_id(subject)
     before = _before_answers(subject)
     found = [one for one in marked(batch, end, subject.task.tokenizer.pad_id) if not all(one.scored[1:])]
@@ -80,10 +84,11 @@ def end_id(subject: Subject) -> int:
 
 
 def _all_scored(batch: Batch, pad_id: int) -> float:
-    """Share of targets before the padding that are scored."""
+    """Share of targets that are scored where they are text, and not where they are padding at the end of a row."""
     targets, mask = batch.targets.numpy(), batch.loss_mask.numpy()
     real = np.cumsum((targets != pad_id)[:, ::-1], axis=1)[:, ::-1] > 0
-    return float(mask[real].mean()) if real.any() else 0.0
+    padded = ~real & (targets[:, -2:] == pad_id).all(axis=1, keepdims=True)  # one such id at the end may be the end of a text
+    return float((mask == real)[real | padded].mean()) if real.any() else 0.0
 
 
 def _before_answers(subject: Subject) -> list[int]:
@@ -149,6 +154,31 @@ def equal_examples(subject: Subject, batch: Batch) -> Iterator[Check]:
     yield HELD_OUT.holds("an example that says the same is held out too", share <= LEAKED, share,
                          f"<= {LEAKED:g} of {len(asked)} held-out examples with their operands changed over occur in training",
                          f"trained on {found[:1]}: the held-out one is known by its twin")  # fmt: skip
+
+
+def one_answer(subject: Subject, batch: Batch) -> Iterator[Check]:
+    """A prompt has one answer, and the examples of a row are drawn one by one."""
+    if not learns_answers(subject, batch) or not subject.task.end_mark:
+        return
+    answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
+    found = [one for one in marked(batch, end_id(subject), subject.task.tokenizer.pad_id) if True in one.scored]
+    for one in found:
+        start = one.scored.index(True)
+        answers.setdefault(tuple(one.ids[:start]), set()).add(tuple(one.ids[start:]))
+    twice = sum(len(said) > 1 for said in answers.values())
+    yield MARKS.holds("a prompt has one answer", not twice, twice, f"0 of {len(answers)} prompts with two answers",
+                      "the same question is answered differently", source="data/generated.py")  # fmt: skip
+
+
+def examples_differ(subject: Subject, batch: Batch) -> Iterator[Check]:
+    """Where several examples share a row, they are drawn one by one."""
+    end, pad = end_id(subject), subject.task.tokenizer.pad_id
+    rows = [[tuple(one.ids) for one in marked(batch.select(slice(row, row + 1)), end, pad)] for row in range(min(len(batch.input_ids), 64))]
+    several = [set_of for set_of in rows if len(set_of) >= 3]
+    if subject.task.end_mark and len(several) >= 8:
+        share = sum(len(set(one)) / len(one) for one in several) / len(several)
+        yield MARKS.holds("examples of a row differ", share >= 0.5, share, ">= 0.5 of the examples of a row are different ones",
+                          "one example fills a row again and again", source="data/generated.py", weight=STRONG)  # fmt: skip
 
 
 def swapped(text: str) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference, reference_updates
-from bitnet.diagnose.check import Check, Suspect, below
+from bitnet.diagnose.check import Check, Part, Suspect, below
 from bitnet.diagnose.probing import multiplied_by, off, worst
 from bitnet.diagnose.subject import PLAIN, Narrow, Subject, Update, copy_of, watch
 
@@ -25,6 +25,7 @@ the very first steps of a long warm-up, where dw is small; MUON_BF16 where the i
 MUON_BF16 = 0.15
 RATES = 1e-9
 WALKED = 5_000  # updates whose rates are looked at
+SCHEDULE = Part(suspect="optimizer", source="docstring of optim/schedule.py, recomputed")
 PRECISION: frozenset[Suspect] = frozenset({"quantization"})
 """Weights stored in few bits cannot move by what an update says."""
 
@@ -32,6 +33,7 @@ PRECISION: frozenset[Suspect] = frozenset({"quantization"})
 def optimizer(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
     """All checks of this file. updates: the first two, from the beginning of training."""
     yield from schedule(subject)
+    yield from every_schedule(subject)
     done = [update for update in updates if update.report is not None]
     later = later_updates(subject)
     yield from rates_used(subject, [*done, *later])
@@ -69,6 +71,18 @@ def schedule(subject: Subject) -> Iterator[Check]:
         expected="rate and decay within 1e-9", source="recomputed from the settings: warm-up, lines between the corners",
         detail=f"at {where} the schedule gives other rates than its settings",
     )  # fmt: skip
+
+
+def every_schedule(subject: Subject) -> Iterator[Check]:
+    """All kinds of schedule, whichever this run uses, at every update of a short run."""
+    gaps: dict[str, float] = {}
+    short = {"total_steps": 40, "warmup_steps": 6, "stage1_end": 23, "peak_lr": 0.003, "stage2_lr": 0.001, "final_lr": 0.0001}
+    for kind in ("two_stage", "linear", "warm_down", "cosine"):
+        for step in range(1, 41):
+            used = subject.rates_at(step, **short, schedule=kind)
+            lr, wd = reference_updates.rates({**subject.training, **short, "schedule": kind}, step)
+            gaps[f"{kind}, update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
+    yield SCHEDULE.below("every kind of schedule as defined", gaps, RATES, "difference of rate or decay", "another rate or decay")
 
 
 def rates_used(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bitnet.diagnose import reference
 from bitnet.diagnose.check import Check, Part, below
 from bitnet.diagnose.check_run import UPSTREAM, scalars
 from bitnet.diagnose.probing import worst
@@ -65,6 +66,8 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
     )  # fmt: skip
     yield from same_lines(whole, parts)
     yield from averages(parts)
+    if rehearsal.weights == "ternary":
+        yield from probed(whole, total)
     yield from states(rehearsal)
     yield from handed_on(rehearsal)
     yield from kept(rehearsal)
@@ -106,6 +109,38 @@ def averages(layout: RunLayout) -> Iterator[Check]:
         gaps[f"update {row['step']}"] = max(abs(row["train_loss"] - mean), abs(row["train_eval_gap"] - (mean - row["eval_loss"])))
     yield SAVED.below("evaluations stand beside the mean training loss", gaps, 1e-6, "nats", "train_loss is another mean",
                       suspect="evaluation", source="docs/run-directory.md")  # fmt: skip
+
+
+def probed(layout: RunLayout, total: int) -> Iterator[Check]:
+    """The shares and scales of the last probe are those of the last weights, counted once more."""
+    rows = [row for row in read_lines(layout.quantization).rows if row["step"] == total]
+    weights = checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).model
+    names = {"attention.qkv_proj": "attn_qkv", "attention.out_proj": "attn_out", "feedforward.gate_up": "ffn_gate_up",
+             "feedforward.down": "ffn_down"}  # fmt: skip
+    gaps: dict[str, float] = {}
+    for name, weight in weights.items():
+        block, layer, *rest = name.split(".")
+        kind = names.get(".".join(rest).removesuffix(".weight"))
+        if block == "blocks" and kind and rows:
+            scales = rows[-1][f"L{layer}_{kind}_scale"]
+            heights = _heights(weight, len(scales), weights[f"blocks.{layer}.attention.out_proj.weight"])
+            codes, scale = reference.ternary(weight, heights)
+            told = [rows[-1][f"L{layer}_{kind}_{share}_pct"] for share in ("neg1", "zero", "pos1")]
+            gaps[f"shares of {name}"] = max(abs(a - float((codes == v).double().mean())) for a, v in zip(told, (-1, 0, 1), strict=True))
+            starts = [sum(heights[:index]) for index in range(len(heights))]
+            gaps[f"scales of {name}"] = max(abs(a / float(scale[b]) - 1) for a, b in zip(scales, starts, strict=True))
+    if gaps:
+        yield SAVED.below("probes count the codes", gaps, 1e-3, "difference", "is another in metrics/quantization.jsonl",
+                          suspect="evaluation", source="independent float64 computation", explained_by=UPSTREAM)  # fmt: skip
+
+
+def _heights(weight: torch.Tensor, parts: int, out_proj: torch.Tensor) -> tuple[int, ...]:
+    """Rows of each logical matrix: halves of gate and up; queries as wide as the model, keys and values the rest."""
+    height = weight.shape[0]
+    if parts == 3:
+        query = out_proj.shape[1]
+        return query, (height - query) // 2, (height - query) // 2
+    return tuple([height // parts] * parts)
 
 
 def _apart(one: Any, other: Any) -> float:

@@ -105,6 +105,8 @@ class Rehearsal:
     stop: int
     training: Mapping[str, Any]
     """The settings of both."""
+    weights: str
+    """ternary or full."""
     whole_rows: Sequence[Sequence[int]]
     """Row numbers that each update read, in order."""
     parts_rows: Sequence[Sequence[int]]
