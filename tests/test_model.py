@@ -195,7 +195,7 @@ def test_a_text_longer_than_the_model_is_refused(tiny_model: BitNetTransformer) 
         ({"hidden_size": 36}, "head width 36 / 4 = 9 is odd"),
         ({"num_layers": 0}, "model.num_layers is 0; it must be at least 1"),
         ({"vocab_size": -1}, "model.vocab_size is -1"),
-        ({"norm_eps": 0.0}, "model.norm_eps is 0.0; it must be a positive number"),
+        ({"norm_eps": 0.0}, "model.norm_eps is 0.0; it must be at least 1e-12"),
         ({"rope_theta": math.inf}, "model.rope_theta is inf"),
     ],
 )

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet.errors import ConfigError, DataError, NotFoundError, did_you_mean
+from bitnet.errors import DataError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
     from bitnet.run.layout import RunLayout
@@ -100,10 +100,3 @@ def _from_dict(kind: Any, values: Mapping[str, Any]) -> Any:
     """A dataclass from its JSON; derived figures are ignored, lists become tuples."""
     fields = {field.name for field in dataclasses.fields(kind)}
     return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})
-
-
-def check_positive(value: int, flag: str) -> int:
-    """The value, if it is at least 1."""
-    if value < 1:
-        raise ConfigError(f"{flag} is {value}; it must be at least 1")
-    return value

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import check_positive
+from bitnet.bounds import MOST_NEW_TOKENS, within
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.errors import BitnetError, ConfigError, did_you_mean
 
@@ -80,7 +80,7 @@ class Leave(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Talk until the person leaves, or answer once."""
     flags = parse(ChatFlags, arguments, "chat")
-    check_positive(flags.max_new_tokens, "--max-new-tokens")
+    within("--max-new-tokens", flags.max_new_tokens, 1, MOST_NEW_TOKENS)
     if flags.json and flags.prompt is None:
         raise ConfigError("--json needs one prompt, as in: bitnet chat latest -p 'What is the moon?' --json")
     sitting = open_sitting(flags)

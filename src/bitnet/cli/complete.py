@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import check_positive
+from bitnet.bounds import MOST_NEW_TOKENS, within
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.errors import BitnetError, ConfigError
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(CompleteFlags, arguments, "complete")
     if (flags.prompt is None) == (not flags.interactive):
         raise ConfigError("give either a prompt or --interactive, as in: bitnet complete latest '25 + 17 = '")
-    check_positive(flags.max_new_tokens, "--max-new-tokens")
+    within("--max-new-tokens", flags.max_new_tokens, 1, MOST_NEW_TOKENS)
     from bitnet.generate.sampling import Sampling
     from bitnet.train.machine import choose_device
     from bitnet.trained import load

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+from bitnet.bounds import MOST_TOKENS, within
 from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import last_value, parse
 from bitnet.errors import ConfigError, NotFoundError, did_you_mean
@@ -162,10 +162,8 @@ def _applied(flags: Any, base: Base) -> tuple[BitNetConfig, TrainConfig]:
     RunConfig(model=model, train=train, data=DataConfig(dataset=""))  # its check of both together
     if flags.tokens is not None and flags.tokens_per_parameter is not None:
         raise ConfigError("--tokens and --tokens-per-parameter are two ways to say the same; give one of them")
-    for name in ("tokens", "tokens_per_parameter"):
-        value = getattr(flags, name)
-        if value is not None and not (value > 0 and math.isfinite(value)):
-            raise ConfigError(f"--{name.replace('_', '-')} is {value:g}; it must be a positive number")
+    within("--tokens", flags.tokens, 1.0, float(MOST_TOKENS))
+    within("--tokens-per-parameter", flags.tokens_per_parameter, 1e-9, 1e9)
     ratio = flags.tokens_per_parameter
     if ratio is None and not base.own_tokens and train.total_steps == base.train.total_steps:
         ratio = CHINCHILLA

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from tyro.conf import Positional
 
+from bitnet.bounds import MOST_SHOWN, within
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.cli.foreign import refuse_foreign_places
@@ -53,6 +54,7 @@ class EvaluateFlags(RunFlags):
 def main(arguments: Sequence[str]) -> int:
     """Print metrics, criteria and the verdict."""
     flags = parse(EvaluateFlags, arguments, "evaluate")
+    within("--show", flags.show, 0, MOST_SHOWN)
     from bitnet.allocator import keep_freed_memory
     from bitnet.files import write_json
     from bitnet.train.machine import choose_device

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from bitnet.errors import BitnetError, NotFoundError, TrainingFailed, did_you_me
 from bitnet.interrupt import second_signal_ends
 from bitnet.terminal import one_line, shown_output
 
+LONGEST_MESSAGE = 2000  # characters; what a person typed may be a hundred thousand, and the rule and the fix stand at the end
 VERBS = {
     "experiments": "what can be trained: variants, parameters, tokens, measured results",
     "train": "train an experiment, or continue a run",
@@ -48,20 +50,41 @@ def _run(words: Sequence[str]) -> int:
         print(__version__)
         return 0
     try:
-        if words[0] not in VERBS:
-            raise NotFoundError(f"there is no command {words[0]!r}.{did_you_mean(words[0], VERBS)} See: bitnet --help")
-        module = importlib.import_module(f"bitnet.cli.{words[0]}")
-        return int(module.main(words[1:]))
-    except BitnetError as error:
-        message = one_line(" ".join(str(error).split()))
-        print(json.dumps({"error": message}) if "--json" in words else f"bitnet: {message}", file=sys.stderr)
-        return 1 if isinstance(error, TrainingFailed) else 2
+        return _verb(words)
     except KeyboardInterrupt:
         print("", file=sys.stderr)
         return 130
     except BrokenPipeError:
         sys.stderr.close()
         return 141
+
+
+def _verb(words: Sequence[str]) -> int:
+    """Run the command; what the user can put right becomes one line."""
+    try:
+        if words[0] not in VERBS:
+            raise NotFoundError(f"there is no command {words[0]!r}.{did_you_mean(words[0], VERBS)} See: bitnet --help")
+        module = importlib.import_module(f"bitnet.cli.{words[0]}")
+        return int(module.main(words[1:]))
+    except BitnetError as error:
+        return _say(str(error), words, 1 if isinstance(error, TrainingFailed) else 2)
+    except BrokenPipeError:
+        raise
+    except OSError as error:  # a name that is too long, a folder that may not be read, a disk that fails: whatever is said of a file
+        return _say(f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); give another, or put it right", words, 2)
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
+            raise
+        return _say("there is not enough memory for this; lower --batch-size, --seq-len or the model's sizes", words, 1)
+
+
+def _say(text: str, words: Sequence[str], code: int) -> int:
+    """One line about what went wrong, an object with --json. Returns the exit code."""
+    message = one_line(" ".join(text.split()))
+    if len(message) > LONGEST_MESSAGE:
+        message = f"{message[: LONGEST_MESSAGE // 2]} ... {message[-LONGEST_MESSAGE // 2 :]}"
+    print(json.dumps({"error": message}) if "--json" in words else f"bitnet: {message}", file=sys.stderr)
+    return code
 
 
 def _help() -> str:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
-from bitnet.errors import ConfigError, DataError
+from bitnet.errors import DataError
 
 if TYPE_CHECKING:
     from bitnet.trained import TrainedModel
@@ -59,12 +59,12 @@ class Leave(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Play until the person leaves."""
     flags = parse(PlayFlags, arguments, "play")
-    if flags.temperature < 0:
-        raise ConfigError(f"--temperature is {flags.temperature}; it must be 0 or above")
     from bitnet.evaluate.play import cell_ids, question
+    from bitnet.generate.sampling import Sampling
     from bitnet.train.machine import choose_device
     from bitnet.trained import load
 
+    Sampling(flags.temperature, seed=flags.seed)  # its check of both
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
     for note in trained.notes:
         print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
@@ -171,7 +171,7 @@ def model_move(table: Table) -> int:
     tokenizer, mark = table.trained.tokenizer, "XO"[1 - table.side]
     chances = next_token_probabilities(table.trained.model, tokenizer, table.moves)
     if table.temperature > 0:
-        generator = torch.Generator().manual_seed(table.seed * 9 + len(table.moves) + 1000 * sum(table.score.values()))
+        generator = torch.Generator().manual_seed((table.seed * 9 + len(table.moves) + 1000 * sum(table.score.values())) % 2**63)
         scaled = (chances.log() / table.temperature).softmax(-1)
         order = torch.multinomial(scaled + 1e-12, len(chances), generator=generator)
     else:

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import check_positive, experiment_names, find_experiment, find_variant
+from bitnet.bounds import within
+from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import last_value, parse
 from bitnet.errors import ConfigError, DataError
 from bitnet.terminal import send
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from bitnet.data.prepare import Progress
     from bitnet.data.shards import Shards
 
+MOST_LINES = 10**9  # some 15 GB of arithmetic
 LINE_EVERY_S = 5.0  # between lines of progress where they cannot be rewritten
 
 
@@ -109,7 +111,7 @@ def _with_settings(arguments: Sequence[str]) -> type[PrepareFlags]:
 
 def prepare_experiment(flags: Any) -> int:
     """Write the lines under a temporary name, then rename: the file is whole or absent."""
-    check_positive(flags.count, "--count")
+    within("--count", flags.count, 1, MOST_LINES)
     experiment = find_experiment(flags.experiment)
     if "prepare" not in experiment.extra:
         raise ConfigError(f"{experiment.name} has no text to write; prepare works for arithmetic")

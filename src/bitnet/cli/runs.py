@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.errors import NotFoundError
 from bitnet.terminal import one_line
 
 
@@ -15,6 +16,8 @@ def main(arguments: Sequence[str]) -> int:
     from bitnet.run.layout import list_runs
 
     flags = parse(RunFlags, arguments, "runs")
+    if flags.runs_dir != RunFlags.runs_dir and not flags.runs_dir.is_dir():
+        raise NotFoundError(f"there is no folder {flags.runs_dir}; give the folder of your runs with --runs-dir")
     rows = [run_summary(layout) for layout in list_runs(flags.runs_dir)]
     if flags.json:
         print(json.dumps(rows))

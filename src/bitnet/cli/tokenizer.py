@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import check_positive
+from bitnet.bounds import MOST_DOCUMENTS, MOST_ENTRIES, within
 from bitnet.cli.flags import parse
 from bitnet.cli.prepare import CorpusFlags
 from bitnet.errors import ConfigError, DataError, did_you_mean
@@ -79,7 +79,8 @@ def main(arguments: Sequence[str]) -> int:
 
 def train(flags: TrainFlags) -> int:
     """Train, and put the folder in place in one step."""
-    check_positive(flags.max_documents, "--max-documents")
+    within("--max-documents", flags.max_documents, 1, MOST_DOCUMENTS)
+    within("--vocab-size", flags.vocab_size, 1, MOST_ENTRIES)
     if flags.out.exists() and not (flags.out.is_dir() and (_holds_tokenizer(flags.out) or not any(flags.out.iterdir()))):
         raise DataError(f"{flags.out} exists and holds no tokenizer; name a new folder with --out")
     from bitnet.data.corpus import open_corpus
@@ -147,6 +148,7 @@ def put_in_place(tokenizer: Tokenizer, out: Path) -> None:
 
 def inspect(flags: InspectFlags) -> int:
     """Measure a tokenizer, on text if there is any."""
+    within("--max-documents", flags.max_documents, 1, MOST_DOCUMENTS)
     if flags.text is not None and flags.data:
         raise ConfigError("give --text or --data, not both")
     from bitnet.data.documents import LocalFiles, Skipped, usable_texts
@@ -157,7 +159,7 @@ def inspect(flags: InspectFlags) -> int:
     texts: Iterable[str] = [] if flags.text is None else [flags.text]
     skipped = Skipped()
     if flags.data:
-        texts = islice(usable_texts(LocalFiles(flags.data, flags.column), skipped), check_positive(flags.max_documents, "--max-documents"))
+        texts = islice(usable_texts(LocalFiles(flags.data, flags.column), skipped), flags.max_documents)
     summary |= measured(tokenizer, texts)
     if skipped:
         print(f"left out: {skipped}", file=sys.stderr)

@@ -107,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(outlook(config)), file=out)
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
         return 0
+    refuse_beyond_memory(config, choose_device(flags.device).type)
     make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
     ended = _train(experiment, name, config, flags, flags.run_id, out)
     trained = [ended.layout]
@@ -242,6 +243,22 @@ def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[st
     if isinstance(config.data, TextData):
         ready = experiment.extra.get("ready", ready_shards)
         ready(config, Watch(say, progress_line(), sys.stderr.isatty()))
+
+
+def refuse_beyond_memory(config: RunConfig, device_type: str) -> None:
+    """Raise ConfigError where weights, gradients and optimizer alone are more than this machine has: the system would end the process."""
+    from bitnet.cli.cost_page import size
+    from bitnet.cost.memory import memory_of, numerics_on
+
+    if device_type != "cpu":
+        return
+    memory = memory_of(config.model, config.train, numerics_on("cpu", config.model, config.train))
+    least, there = memory.weights + memory.gradients + memory.optimizer, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if least > there:
+        raise ConfigError(
+            f"this model takes {size(least)} for weights, gradients and optimizer alone, and the machine has {size(there)}; "
+            "lower --model.hidden-size, --model.num-layers or --model.vocab-size"
+        )
 
 
 def outlook(config: RunConfig) -> list[str]:

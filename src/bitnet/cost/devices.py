@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitnet.errors import DataError, NotFoundError, did_you_mean
+from bitnet.files import open_regular
 
 TABLE = Path(__file__).with_name("devices.toml")
 
@@ -51,7 +52,8 @@ TEXTS = ("name", "kind", "basis", "price_basis")
 def load_devices(path: Path = TABLE) -> tuple[Device, ...]:
     """The devices of a TOML file. Raises NotFoundError without the file, DataError for anything wrong in it."""
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
+        with open_regular(path) as file:
+            content = tomllib.loads(file.read().decode())
     except FileNotFoundError:
         raise NotFoundError(f"there is no file {path}; copy {TABLE} and edit the copy") from None
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:

@@ -15,6 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from bitnet.bounds import MOST_DOCUMENTS, MOST_TOKENS, SEEDS, within
 from bitnet.data.documents import DocumentSource, LocalFiles, Skipped, usable_texts
 from bitnet.data.holdout import ONE_IN, HoldOut, Role, choose_hold_out, content_hash, content_hashes
 from bitnet.data.hub import HubDataset
@@ -39,10 +40,9 @@ class Corpus:
     max_tokens: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("max_documents", "max_tokens"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {value}; it must be at least 1")
+        within("--max-documents", self.max_documents, 1, MOST_DOCUMENTS)
+        within("--max-tokens", self.max_tokens, 1, MOST_TOKENS + 1)
+        within("--held-out-one-in", self.one_in, 2, MOST_DOCUMENTS)
 
     def settings(self, tokenizer: Tokenizer) -> dict[str, Any]:
         """What decides the token shards, as JSON."""
@@ -109,6 +109,7 @@ def open_corpus(
 
     revision: the data set's commit, else its newest; cache: a folder that remembers the newest for when there is no network.
     """
+    within("--seed", seed, *SEEDS)
     if bool(data) == (dataset is not None):
         raise ConfigError("name the data: either files, folders or patterns with --data, or a data set of the hub with --dataset")
     source = (

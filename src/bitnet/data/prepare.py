@@ -20,13 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bitnet.allocator import return_freed_memory
+from bitnet.bounds import within
 from bitnet.data.corpus import Corpus
 from bitnet.data.documents import DocumentSource
 from bitnet.data.encode import Batch, Encoded, batches, encode_in_order
 from bitnet.data.holdout import EVERYTHING, HoldOut, Role
 from bitnet.data.shard_writer import SplitWriter
 from bitnet.data.shards import FORMAT, MANIFEST, SPLITS, TOKENIZER, Shards, Split, token_dtype
-from bitnet.errors import ConfigError, DataError
+from bitnet.errors import DataError
 from bitnet.files import lock, read_json, sweep, write_json
 from bitnet.text.tokenizer import Tokenizer
 
@@ -34,6 +35,7 @@ PROGRESS = "progress.json"
 LOCK = ".lock"
 SHARD_TOKENS = 1 << 26  # 128 MB of uint16
 COMMIT_BYTES = 16 << 20
+MOST_PROCESSES = 1024
 SMALL_BYTES = 4 << 20  # less than this is encoded sooner than a second process starts
 BROKEN_SHARE = 0.05
 ROLES: dict[Split, Role] = {"train": Role.TRAIN, "held_out": Role.HELD_OUT}
@@ -76,8 +78,7 @@ def prepare(
     Raises DataError where the folder holds something else or a shard that was altered, no document is left, or more than 5%
     of them are broken.
     """
-    if processes is not None and processes < 1:
-        raise ConfigError(f"--processes is {processes}; it must be at least 1")
+    within("--processes", processes, 1, MOST_PROCESSES)
     settings = corpus.settings(tokenizer)
     try:
         with exclusive(out):

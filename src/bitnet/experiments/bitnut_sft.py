@@ -22,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from bitnet.bounds import MOST_ROWS, within
 from bitnet.data.conversations import Conversation, ConversationRows, chained, encoded, read_conversations, single_batches
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
@@ -74,8 +75,7 @@ class ConversationData(DataConfig):
 
     def __post_init__(self) -> None:
         for name in ("eval_conversations", "judged_prompts", "answer_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+            within(f"data.{name}", getattr(self, name), 1, MOST_ROWS)
         if not 0 <= self.chained_share <= 1:
             raise ConfigError(f"data.chained_share is {self.chained_share}; it must be between 0 and 1")
         if not 0 <= self.other_share < 1:

@@ -21,6 +21,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
+from bitnet.bounds import MOST_DOCUMENTS, MOST_ROWS, within
 from bitnet.data.corpus import Corpus, open_corpus
 from bitnet.data.holdout import ONE_IN
 from bitnet.data.prepare import Report, prepare_cached
@@ -78,9 +79,11 @@ class TextData(DataConfig):
     outside: ClassVar[tuple[str, ...]] = ("dataset", "data", "validation", "tokenizer", "cache_dir")
 
     def __post_init__(self) -> None:
-        for name in ("held_out_one_in", "tokenizer_documents", "eval_sequences", "judged_sequences", "judged_prompts"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"data.{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("tokenizer_documents", "max_documents"):
+            within(f"data.{name}", getattr(self, name), 1, MOST_DOCUMENTS)
+        within("data.held_out_one_in", self.held_out_one_in, 2, MOST_DOCUMENTS)
+        for name in ("eval_sequences", "judged_sequences", "judged_prompts"):
+            within(f"data.{name}", getattr(self, name), 1, MOST_ROWS)
 
     def derived(self) -> dict[str, Any]:
         """Whether documents come from the hub as a stream."""

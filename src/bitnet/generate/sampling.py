@@ -8,7 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bitnet.bounds import MOST_ENTRIES, SEEDS, within
 from bitnet.errors import ConfigError, NotFiniteError
+
+COLDEST, HOTTEST = 0.001, 1000.0  # logits divided by less overflow; by more, nothing is left of them
 
 
 @dataclass(frozen=True)
@@ -21,14 +24,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not (self.temperature >= 0 and math.isfinite(self.temperature)):
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number")
+        if not (self.temperature == 0 or COLDEST <= self.temperature <= HOTTEST):
+            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or between {COLDEST} and {HOTTEST:g}")
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
-        if self.top_k is not None and self.top_k < 1:
-            raise ConfigError(f"top_k is {self.top_k}; it must be at least 1")
-        if not 0 <= self.seed < 2**63:
-            raise ConfigError(f"seed is {self.seed}; it must be between 0 and 2**63 - 1")
+        within("top_k", self.top_k, 1, MOST_ENTRIES)
+        within("seed", self.seed, *SEEDS)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """A random source of its own, so that sampling never disturbs training."""

@@ -3,15 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Literal
 
+from bitnet.bounds import MOST_ENTRIES, Bounds, check_fields
 from bitnet.errors import ConfigError
 
 Activation = Literal["silu", "relu2"]
 Weights = Literal["ternary", "full"]
 Activations = Literal["int8", "full"]
+BOUNDS: dict[str, Bounds] = {
+    "vocab_size": (1, MOST_ENTRIES),
+    "hidden_size": (1, 1 << 17),
+    "num_layers": (1, 4096),
+    "num_heads": (1, 4096),
+    "num_kv_heads": (1, 4096),
+    "ffn_hidden_size": (1, 1 << 20),
+    "max_seq_length": (1, 1 << 22),
+    "norm_eps": (1e-12, 1.0),
+    "rope_theta": (1e-3, 1e12),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,13 +47,7 @@ class BitNetConfig:
     activations: Activations = "int8"
 
     def __post_init__(self) -> None:
-        counts = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length")
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("norm_eps", "rope_theta"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ConfigError(f"model.{name} is {getattr(self, name)}; it must be a positive number")
+        check_fields("model.", self, BOUNDS)
         if self.hidden_size % self.num_heads:
             raise ConfigError(
                 f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads {self.num_heads}; change one of them"

@@ -7,10 +7,10 @@ properties here and are written there too, so that a reader need not compute the
 from __future__ import annotations
 
 import dataclasses
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from bitnet.bounds import MOST_ROWS, MOST_STEPS, MOST_TOKENS, SEEDS, Bounds, check_fields, within
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
 from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
@@ -20,6 +20,25 @@ from bitnet.train.objective import ObjectiveKind, Reduction
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ProductChoice = Literal["auto", "int8", "float"]
 Compile = Literal["auto", "on", "off"]
+_ROWS: Bounds = (1, MOST_ROWS)
+_PERIOD: Bounds = (1, MOST_STEPS)
+_RATE: Bounds = (0.0, 1e3)
+_ABOVE_ZERO = 1e-12
+BOUNDS: dict[str, Bounds] = {
+    **dict.fromkeys(("seq_len", "batch_size", "grad_accumulation_steps", "eval_cases", "unlikelihood_tokens"), _ROWS),
+    **dict.fromkeys(("log_every", "eval_every", "sample_every", "probe_every", "checkpoint_every", "keep_every"), _PERIOD),
+    **dict.fromkeys(("total_steps", "stage1_end"), _PERIOD),
+    **dict.fromkeys(("warmup_steps", "keep_last"), (0, MOST_STEPS)),
+    **dict.fromkeys(("stage2_lr", "final_lr", "stage1_wd", "stage2_wd", "stage1_unlikelihood", "stage2_unlikelihood"), _RATE),
+    **dict.fromkeys(("peak_lr", "muon_lr", "preference_beta"), (_ABOVE_ZERO, 1e3)),
+    "grad_clip_norm": (_ABOVE_ZERO, 1e9),
+    "seed": SEEDS,
+    "spike_factor": (1.0, 1e9),
+    "spike_min_nats": (0.0, 1e9),
+    "entropy_floor": (0.0, 100.0),
+    "repetition_limit": (1, MOST_ROWS),
+    "max_dumps": (0, MOST_ROWS),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,24 +114,12 @@ class TrainConfig:
     """Folder of a checkpoint whose weights the run begins with; random ones when not given. `--from RUN` fills it in."""
 
     def __post_init__(self) -> None:
-        for name in ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "log_every", "eval_every", "eval_cases",
-                     "sample_every", "probe_every", "checkpoint_every", "keep_every", "unlikelihood_tokens"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("warmup_steps", "keep_last", "seed", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd",
-                     "stage1_unlikelihood", "stage2_unlikelihood"):  # fmt: skip
-            if not (getattr(self, name) >= 0 and math.isfinite(getattr(self, name))):
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be zero or positive")
-        for name in ("peak_lr", "muon_lr", "grad_clip_norm", "preference_beta"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be a positive number")
+        check_fields("train.", self, BOUNDS)
         for name in ("adam_beta1", "adam_beta2", "muon_momentum"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"train.{name} is {getattr(self, name)}; it must be at least 0 and below 1")
         if self.objective == "preference":
             self._check_preference()
-        if self.seed >= 2**63:
-            raise ConfigError(f"train.seed is {self.seed}; it must be below 2**63")
         if self.warmup_steps > self.total_steps:
             raise ConfigError(f"train.warmup_steps {self.warmup_steps} exceeds train.total_steps {self.total_steps}; lower it")
         if not 0 < self.boundary <= self.total_steps:
@@ -165,8 +172,7 @@ class TrainConfig:
 
     def with_total_steps(self, steps: int) -> TrainConfig:
         """The same recipe in `steps` updates: boundary at the same share, warm-up at most a tenth."""
-        if steps < 1:
-            raise ConfigError(f"--num-steps is {steps}; it must be at least 1")
+        within("--num-steps", steps, 1, MOST_STEPS)
         boundary = None if self.stage1_end is None else max(1, round(self.stage1_end * steps / self.total_steps))
         warmup = min(self.warmup_steps, steps // 10)
         return dataclasses.replace(self, total_steps=steps, stage1_end=boundary, warmup_steps=warmup)
@@ -196,6 +202,7 @@ class RunConfig:
     data: DataConfig
 
     def __post_init__(self) -> None:
+        within("the number of tokens of the run (train.total_steps x the tokens of an update)", self.train.total_tokens, 1, MOST_TOKENS)
         if self.train.seq_len > self.model.max_seq_length:
             raise ConfigError(
                 f"train.seq_len {self.train.seq_len} is longer than model.max_seq_length {self.model.max_seq_length}; "

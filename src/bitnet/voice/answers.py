@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitnet.bounds import SEEDS, within
 from bitnet.data.json_lines import JsonLines, read_json_lines
 from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.files import write_json
@@ -42,8 +43,8 @@ class AnswerOptions:
     pairs: bool = False
 
     def __post_init__(self) -> None:
-        if self.attempts < 1:
-            raise ConfigError(f"--attempts is {self.attempts}; it must be at least 1")
+        within("--attempts", self.attempts, 1, 1000)
+        within("--seed", self.seed, *SEEDS)
 
 
 def make_answers(prompts_dir: Path, voice: Voice, teacher: Teacher, options: AnswerOptions, folder: Path, report: Report) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitnet.errors import ConfigError, DataError
+from bitnet.bounds import SEEDS, within
+from bitnet.errors import DataError
 from bitnet.files import sha256_of, write_json
 from bitnet.voice.card import prompts_card
 from bitnet.voice.journal import Journal, open_journal, write_lines, write_whole
@@ -47,9 +48,9 @@ class PromptOptions:
     seed: int = 42
 
     def __post_init__(self) -> None:
-        for name in ("batches", "per_batch"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
+        within("--batches", self.batches, 1, 10_000)
+        within("--per-batch", self.per_batch, 1, 1000)
+        within("--seed", self.seed, *SEEDS)
 
 
 def make_prompts(

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
-from bitnet.errors import ConfigError
+from bitnet.bounds import MOST_NEW_TOKENS, within
 from bitnet.voice.voices import Voice
 
 DEFAULT = "microsoft/bitnet-b1.58-2B-4T"
@@ -67,13 +67,11 @@ class TeacherOptions:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "max_new_tokens"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} is {getattr(self, name)}; it must be at least 1")
-        if self.temperature < 0:
-            raise ConfigError(f"--temperature is {self.temperature}; it must be 0 or above")
-        if self.timeout_s <= 0:
-            raise ConfigError(f"--timeout-s is {self.timeout_s}; it must be above 0")
+        within("--batch-size", self.batch_size, 1, 4096)
+        within("--max-new-tokens", self.max_new_tokens, 1, MOST_NEW_TOKENS)
+        if self.temperature:
+            within("--temperature", self.temperature, 0.001, 1000.0)
+        within("--timeout-s", self.timeout_s, 0.001, 86_400.0)
 
 
 def open_teacher(word: str, options: TeacherOptions) -> Teacher:

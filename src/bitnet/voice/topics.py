@@ -12,6 +12,7 @@ from pathlib import Path
 
 from bitnet.data.generated import held_out
 from bitnet.errors import DataError, NotFoundError
+from bitnet.files import open_regular
 
 HELD_OUT_ONE_IN = 5
 LONGEST = 200  # characters; a longer line is no topic but a text
@@ -25,7 +26,8 @@ def built_in_topics() -> list[str]:
 def read_topics(path: Path) -> list[str]:
     """Topics of a file, in order, each once. Raises DataError where there is none."""
     try:
-        return _topics(path.read_text(encoding="utf-8-sig"), str(path))
+        with open_regular(path) as file:
+            return _topics(file.read().decode("utf-8-sig"), str(path))
     except OSError as error:
         raise NotFoundError(f"the topics file {path} cannot be read ({error.strerror}); give a text file with one topic a line") from None
     except UnicodeDecodeError as error:
