@@ -104,11 +104,7 @@ def tokenizer_of(layout: RunLayout) -> Tokenizer:
 
 def model_config(layout: RunLayout) -> BitNetConfig:
     """The shape of a run's model. Raises DataError when meta/config.json does not give it."""
-    try:
-        return config_from_dict(read_config(layout)["model"])
-    except (KeyError, TypeError, AttributeError) as error:
-        problem = f"{type(error).__name__}: {error}"
-    raise DataError(f"{layout.config} does not describe a model ({problem}); restore the file or start a new run")
+    return config_from_dict(read_config(layout).get("model"), f"{layout.config}, section model,")
 
 
 def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:

@@ -309,4 +309,4 @@ def test_a_failed_run_says_at_which_update(bitnet: Command, tmp_path: Path, monk
 
     (tmp_path / "failed" / "eval" / "frozen_set.safetensors").unlink()
     assert train(bitnet, tmp_path, "failed", *words).code == 2
-    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 6  # where it would have continued
+    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 7  # nothing was done since

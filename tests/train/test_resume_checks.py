@@ -130,3 +130,48 @@ def test_changed_data_is_refused_and_named(stopped: Path, monkeypatch: pytest.Mo
     assert result.code == 2
     assert "table_sha256" in result.err
     assert RunLayout(stopped / "one").scalars.read_bytes() == before
+
+
+def test_a_run_that_says_done_without_any_checkpoint_is_not_done(stopped: Path) -> None:
+    """It printed `already done`, with exit code 0, although no weights were left."""
+    assert train(stopped).code == 0
+    layout = RunLayout(stopped / "one")
+    last = layout.checkpoint(8)
+    (last / "model.safetensors").write_bytes(b"")
+    again = train(stopped)
+    assert again.code == 0
+    assert "done again" in again.out
+    assert "already done" in train(stopped).out
+    shutil.rmtree(layout.checkpoints)
+    lost = train(stopped)
+    assert lost.code == 2
+    assert "says done, but there is no checkpoint" in lost.err
+
+
+def test_a_run_with_metrics_and_no_checkpoint_is_not_begun_anew(stopped: Path) -> None:
+    layout = RunLayout(stopped / "one")
+    shutil.rmtree(layout.checkpoints)
+    before = layout.scalars.read_bytes()
+    result = train(stopped)
+    assert result.code == 2
+    assert "metrics but no checkpoint" in result.err
+    assert layout.scalars.read_bytes() == before
+
+
+def test_a_runs_folder_that_is_removed_while_training_never_ends_with_done(tmp_path: Path) -> None:
+    """It said done, with exit code 0, and left a new folder with nothing but a status in it."""
+    real = start.train_steps
+
+    def steps(*given: Any, **options: Any) -> Any:
+        for report in real(*given, **options):
+            if report.step == 6:
+                shutil.rmtree(tmp_path / "runs")
+            yield report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "train_steps", steps)
+        result = train(tmp_path / "runs")
+    assert result.code == 2
+    assert "was removed or moved while the run was training" in result.err
+    assert "done" not in result.out
+    assert not (tmp_path / "runs").exists()

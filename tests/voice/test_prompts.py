@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from bitnet.voice.prompts import PromptOptions, make_prompts, read_list
 from bitnet.voice.rules import RulesTeacher
 from bitnet.voice.teachers import Reply, Request
 from bitnet.voice.voices import built_in
+from conftest import Result
 
 HUMAN = built_in("human")
 SMALL = PromptOptions(batches=2, per_batch=3)
@@ -123,3 +124,21 @@ def test_a_teacher_that_answers_nonsense_is_stopped(tmp_path: Path) -> None:
 def test_counts_below_one_are_refused() -> None:
     with pytest.raises(ConfigError, match="--per-batch is 0"):
         PromptOptions(per_batch=0)
+
+
+FOREIGN = [
+    '{"topic": 3}', "[1]", "null", '{"topic": "tea", "batch": 0}', '{"topic": "tea", "batch": "0", "prompts": []}',
+    '{"topic": "tea", "batch": 0, "prompts": [7]}', "{" + '"a":{' * 900, '{"batch": ' + "7" * 5000 + "}",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", FOREIGN)
+def test_a_foreign_line_in_the_journal_is_one_line(line: str, bitnet: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "topics.txt").write_text("tea\ncoffee\n")
+    words = ["voice", "prompts", "--topics", tmp_path / "topics.txt", "--teacher", "rules", "--out", tmp_path / "out", "--batches", 1]
+    assert bitnet(*words).code == 0
+    with (tmp_path / "out" / "journal.jsonl").open("a") as file:
+        file.write(f"{line}\n")
+    result = bitnet(*words)
+    assert result.code == 2
+    assert "journal.jsonl, line 4" in result.err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -73,3 +74,19 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
     path.write_bytes(b'name = "\xff"')
     with pytest.raises(DataError, match="UTF-8"):
         find_voice(str(path))
+
+
+@pytest.mark.parametrize("content", [b"a = " + b"[" * 5000, b"\xff\xfe", b"a = " + b"9" * 5000, b"name = 1979-05-27", b"[[name]]\n" * 9])
+def test_a_hostile_voice_file_is_one_line(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"mine\.toml") as caught:
+        find_voice(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_no_voice_file(tmp_path: Path) -> None:
+    """Reading it would wait for ever."""
+    os.mkfifo(tmp_path / "mine.toml")
+    with pytest.raises(DataError, match="not a regular file"):
+        find_voice(str(tmp_path / "mine.toml"))

@@ -7,7 +7,6 @@ import importlib
 import importlib.util
 import pkgutil
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +76,8 @@ def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experime
     from bitnet.cli.foreign import check_same_experiment, experiment_of
     from bitnet.nn.config import config_from_dict
     from bitnet.run.manifest import read_config, verify_run
-    from bitnet.train.config import RunConfig, TrainConfig
+    from bitnet.train.config import DERIVED, RunConfig, TrainConfig
+    from bitnet.typed import from_json
 
     verify_run(layout)
     stored = read_config(layout)
@@ -87,16 +87,10 @@ def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experime
         variant = stored["variant"]
         data_type = type(find_variant(experiment, variant).config.data)
         config = RunConfig(
-            model=config_from_dict(stored["model"]),
-            train=_from_dict(TrainConfig, stored["training"]),
-            data=_from_dict(data_type, stored["data"]),
+            model=config_from_dict(stored["model"], f"{layout.config}, section model,"),
+            train=from_json(TrainConfig, stored["training"], f"{layout.config}, section training,", others=DERIVED),
+            data=from_json(data_type, stored["data"], f"{layout.config}, section data,"),
         )
     except (KeyError, TypeError) as error:
         raise DataError(f"{layout.config} lacks or garbles {error}; restore the file or start a new run") from None
     return experiment, variant, config
-
-
-def _from_dict(kind: Any, values: Mapping[str, Any]) -> Any:
-    """A dataclass from its JSON; derived figures are ignored, lists become tuples."""
-    fields = {field.name for field in dataclasses.fields(kind)}
-    return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items() if k in fields})

@@ -16,7 +16,7 @@ from bitnet.bounds import MOST_SHOWN, within
 from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.cli.foreign import refuse_foreign_places
-from bitnet.errors import ConfigError, DataError
+from bitnet.errors import BitnetError, ConfigError, DataError
 from bitnet.units import figure
 
 if TYPE_CHECKING:
@@ -56,7 +56,6 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(EvaluateFlags, arguments, "evaluate")
     within("--show", flags.show, 0, MOST_SHOWN)
     from bitnet.allocator import keep_freed_memory
-    from bitnet.files import write_json
     from bitnet.train.machine import choose_device
     from bitnet.trained import load
 
@@ -77,21 +76,32 @@ def main(arguments: Sequence[str]) -> int:
         started = time.perf_counter()
         result = judge(trained, task, find_variant(experiment, variant).criteria)
         result["seconds"] = round(time.perf_counter() - started, 2)
-        write_json(trained.layout.verdict, result)
+        keep(trained, result)
     print(_page(result, task.show(trained.model, flags.show) if flags.show > 0 else []), file=out)
     if flags.json:
         print(json.dumps(result))
     return 1 if flags.check and result["verdict"] == "FAIL" else 0
 
 
+def keep(trained: TrainedModel, result: dict[str, Any]) -> None:
+    """Store the result; where that cannot be, one line says so, and the result is shown all the same."""
+    from bitnet.files import write_json
+
+    try:
+        write_json(trained.layout.verdict, result)
+    except OSError as error:
+        print(f"the result is not kept: {trained.layout.verdict} cannot be written ({error.strerror})", file=sys.stderr)
+
+
 def measured_before(trained: TrainedModel) -> dict[str, Any] | None:
     """The stored result, if it is of this checkpoint."""
-    from bitnet.files import read_json
+    from bitnet.run.records import read_verdict
 
-    if not trained.layout.verdict.is_file():
+    try:
+        stored = read_verdict(trained.layout)
+    except BitnetError:  # not there yet, or damaged: measuring again puts it right
         return None
-    stored = read_json(trained.layout.verdict)
-    return stored if stored.get("step") == trained.step and {"metrics", "criteria", "verdict"} <= stored.keys() else None
+    return stored if stored["step"] == trained.step else None
 
 
 def check_tokenizer(trained: TrainedModel, task: Task) -> None:

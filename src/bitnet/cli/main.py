@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import json
 import re
@@ -71,11 +72,22 @@ def _verb(words: Sequence[str]) -> int:
     except BrokenPipeError:
         raise
     except OSError as error:  # a name that is too long, a folder that may not be read, a disk that fails: whatever is said of a file
-        return _say(f"{error.filename or 'a file'} cannot be used ({error.strerror or error}); give another, or put it right", words, 2)
+        return _say(_disk_error(error), words, 2)
     except (MemoryError, RuntimeError) as error:
         if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
             raise
         return _say("there is not enough memory for this; lower --batch-size, --seq-len or the model's sizes", words, 1)
+
+
+def _disk_error(error: OSError) -> str:
+    place = f"{error.filename}: " if error.filename else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        fix = "free some space and repeat the command; what was there before is unchanged"
+    elif error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
+        fix = "choose a place that this user may read and write"
+    else:
+        fix = "check that place and repeat the command"
+    return f"{place}{error.strerror or error}; {fix}"
 
 
 def _say(text: str, words: Sequence[str], code: int) -> int:

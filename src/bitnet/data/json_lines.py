@@ -6,12 +6,12 @@ records may also be text or columns (readers.py).
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet.errors import DataError, NotFoundError
+from bitnet.files import parse_json
 
 MAX_BROKEN = 0.05
 
@@ -54,8 +54,8 @@ def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | Non
 def _parsed(line: bytes, problem_of: Callable[[dict[str, Any]], str | None]) -> tuple[dict[str, Any] | None, str | None]:
     """The object, or what is wrong with the line."""
     try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
+        row = parse_json(line)
+    except ValueError as error:
         return None, f"not JSON ({error})"
     if not isinstance(row, dict):
         return None, f"a {type(row).__name__}, not an object"

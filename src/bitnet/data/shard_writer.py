@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Self
@@ -34,12 +35,21 @@ class SplitWriter:
         self._files: dict[str, IO[bytes]] = {}
 
     def __enter__(self) -> Self:
-        self._open_files()
+        try:
+            self._open_files()
+        except BaseException:
+            self._close_files()
+            raise
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for file in self._files.values():
-            file.close()
+        self._close_files()
+
+    def _close_files(self) -> None:
+        """Close every file, also where the disk is too full for what is still in a buffer; the first error is raised at the end."""
+        with ExitStack() as closing:
+            for file in self._files.values():
+                closing.callback(file.close)
 
     @property
     def _name(self) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
 from bitnet.bounds import MOST_ENTRIES, Bounds, check_fields
 from bitnet.errors import ConfigError
+from bitnet.typed import from_json
 
 Activation = Literal["silu", "relu2"]
 Weights = Literal["ternary", "full"]
@@ -23,6 +23,8 @@ BOUNDS: dict[str, Bounds] = {
     "norm_eps": (1e-12, 1.0),
     "rope_theta": (1e-3, 1e12),
 }
+DERIVED = ("head_dim", "total_params")
+"""What meta/config.json tells beside the fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +101,6 @@ class BitNetConfig:
         return parts if self.embeddings_tied else {**parts, "lm_head": self.vocab_size * width}
 
 
-def config_from_dict(values: dict[str, object]) -> BitNetConfig:
-    """The config that a `model` section of config.json describes; derived figures in it are ignored."""
-    known = {field.name for field in dataclasses.fields(BitNetConfig)}
-    return BitNetConfig(**{name: value for name, value in values.items() if name in known})  # type: ignore[arg-type]
+def config_from_dict(values: object, where: str = "meta/config.json, section model,") -> BitNetConfig:
+    """The config that a `model` section of config.json describes; derived figures in it are ignored. Raises DataError."""
+    return from_json(BitNetConfig, values, where, others=DERIVED)

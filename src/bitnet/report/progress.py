@@ -6,10 +6,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from bitnet.errors import BitnetError, NotFoundError
-from bitnet.files import is_locked, read_json
+from bitnet.files import is_locked
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import read_config
 from bitnet.run.metrics import last_line, tail
+from bitnet.run.records import read_status
 
 SHOWN_MODES = ("greedy", "stress")
 RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
@@ -18,7 +19,7 @@ RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
 def run_summary(layout: RunLayout) -> dict[str, Any]:
     """Everything `bitnet status` shows. Only the ends of files are read, so a long run answers as fast as a short one."""
     damage: list[str] = []
-    config, status = _or_empty(lambda: read_config(layout), damage), _or_empty(lambda: read_json(layout.status), damage)
+    config, status = _or_empty(lambda: read_config(layout), damage), _or_empty(lambda: read_status(layout), damage)
     training = config.get("training", {})
     scalars = tail(layout.scalars)
     last = scalars.rows[-1] if scalars.rows else {}

@@ -16,10 +16,11 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from bitnet.errors import CheckpointError, NotFiniteError
+from bitnet.errors import CheckpointError, DataError, NotFiniteError, NotFoundError
 from bitnet.files import read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
+from bitnet.run.records import read_state
 from bitnet.run.tensors import write_tensors
 
 if TYPE_CHECKING:
@@ -86,10 +87,13 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
     from safetensors.torch import load_file
 
     verify_checkpoint(folder)
-    state = read_json(folder / STATE)
+    try:
+        state = read_state(folder / STATE)
+    except (DataError, NotFoundError) as error:
+        raise CheckpointError(str(error)) from None
     tensors = load_file(folder / OPTIMIZER) if optimizer else {}
     memory = load_file(folder / MEMORY) if optimizer else {}
-    return Checkpoint(int(state["step"]), load_file(folder / MODEL), tensors, state, memory)
+    return Checkpoint(state["step"], load_file(folder / MODEL), tensors, state, memory)
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:

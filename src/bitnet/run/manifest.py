@@ -13,6 +13,7 @@ from typing import Any
 from bitnet.errors import DataError
 from bitnet.files import open_regular, read_json, sha256, sha256_of, write_json
 from bitnet.run.layout import RunLayout
+from bitnet.run.records import check_config
 
 FORMAT = 1
 FIX = "restore it from a copy, or begin another run under another --run-id"
@@ -31,7 +32,7 @@ def read_config(layout: RunLayout) -> dict[str, Any]:
     recorded = _recorded(layout)
     if recorded is not None:
         _verify(layout, layout.config, recorded)
-    return read_json(layout.config, fix=FIX)
+    return check_config(read_json(layout.config, fix=FIX), str(layout.config))
 
 
 def verify_run(layout: RunLayout) -> None:

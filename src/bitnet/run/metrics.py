@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypedDict
 
 from bitnet.errors import RunError
 from bitnet.files import finite, open_regular, parse_json
+from bitnet.run.records import is_row
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -163,4 +164,4 @@ def _parse(line: str) -> dict[str, Any] | None:
         row = parse_json(line)
     except ValueError:
         return None
-    return row if isinstance(row, dict) and isinstance(row.get("step"), int) else None
+    return row if is_row(row) else None

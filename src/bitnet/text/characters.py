@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitnet.errors import DataError, NotFoundError
-from bitnet.files import sha256_of
+from bitnet.files import read_json, sha256_of, write_atomic
 from bitnet.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
+from bitnet.typed import check_types
 
 if TYPE_CHECKING:
     import numpy as np
@@ -105,16 +106,17 @@ class CharacterTokenizer:
     def save(self, folder: Path) -> None:
         """Write characters.json into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / FILE_NAME).write_text(self._json() + "\n", encoding="utf-8")
+        write_atomic(folder / FILE_NAME, self._json() + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> CharacterTokenizer:
         """Read what `save` wrote."""
         path = folder / FILE_NAME
         try:
-            values = json.loads(path.read_text(encoding="utf-8"))
+            types = {"alphabet": str, "vocab_size": int, "unknown": bool}
+            values = check_types(read_json(path), types, str(path), required=("alphabet", "vocab_size"))
             return cls(values["alphabet"], values["vocab_size"], unknown=values.get("unknown", False))
-        except FileNotFoundError:
+        except NotFoundError:
             raise NotFoundError(f"there is no tokenizer at {path}; train the run again or copy its tokenizer folder back") from None
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+        except DataError as error:
             raise DataError(f"the tokenizer at {path} is damaged ({error}); copy the folder back from the run it belongs to") from None

@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
-from bitnet.files import sha256_of
+from bitnet.files import read_json, read_text, sha256_of, write_atomic, write_json
 from bitnet.text.words import WordEncoder
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
+MAX_BYTES = 256 << 20  # vocabularies of 262,144 entries with their merges have some 35 MB
+COPY = "copy the folder again from where it came"
 TOKENS_FILE = "special_tokens_map.json"  # where older folders name their special tokens
 END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")  # tried where no config names one
 
@@ -115,20 +117,21 @@ class SubwordTokenizer:
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and tokenizer_config.json into the folder."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / TOKENIZER_FILE).write_bytes(self._content.encode())
-        (folder / CONFIG_FILE).write_text(json.dumps(self._config, indent=2) + "\n", encoding="utf-8")
+        write_atomic(folder / TOKENIZER_FILE, self._content)
+        write_json(folder / CONFIG_FILE, self._config)
 
     @classmethod
     def load(cls, folder: Path, name: str | None = None) -> SubwordTokenizer:
         """Read a folder. name: what to call it; else what its configuration says, or the folder's name."""
         try:
-            content = (folder / TOKENIZER_FILE).read_bytes().decode()
+            content = read_text(folder / TOKENIZER_FILE, MAX_BYTES, COPY)
             config = {**_object(folder / TOKENS_FILE), **_object(folder / CONFIG_FILE)}
-        except FileNotFoundError:
+        except NotFoundError:
             raise NotFoundError(f"there is no tokenizer at {folder / TOKENIZER_FILE}; give the folder that holds one") from None
-        except ValueError as error:
-            raise DataError(f"the tokenizer in {folder} is damaged ({error}); copy the folder again from where it came") from None
-        known = config.get("name_or_path") or folder.resolve().name
+        except DataError as error:
+            raise DataError(f"the tokenizer in {folder} is damaged ({error})") from None
+        named = config.get("name_or_path")
+        known = named if isinstance(named, str) and named else folder.resolve().name
         try:
             return cls(content, {**config, "name_or_path": name or known})
         except DataError as error:
@@ -142,7 +145,7 @@ class SubwordTokenizer:
         """Id of a special token: what the configuration names, else the first fallback that the vocabulary has."""
         named = self._config.get(role)
         content = named.get("content") if isinstance(named, dict) else named
-        candidates = fallbacks if content is None else (content,)
+        candidates = (content,) if isinstance(content, str) else fallbacks
         return next((self._ids[token] for token in candidates if token in self._ids), None)
 
     @cached_property
@@ -188,8 +191,5 @@ def _parsed(content: str) -> LibraryTokenizer:
 
 
 def _object(path: Path) -> dict[str, Any]:
-    """A JSON object, or an empty one where there is no such file. Raises ValueError for anything else."""
-    value = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if not isinstance(value, dict):
-        raise ValueError(f"{path.name} holds a {type(value).__name__}, not an object")
-    return value
+    """A JSON object, or an empty one where there is no such file. Raises DataError for anything else."""
+    return read_json(path, fix=COPY) if path.exists() else {}

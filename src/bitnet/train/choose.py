@@ -12,9 +12,9 @@ from typing import Any, Literal
 import torch
 
 from bitnet.errors import BitnetError, RunError
-from bitnet.files import read_json
 from bitnet.run.layout import RunLayout, check_run_id, list_runs
 from bitnet.run.manifest import read_config
+from bitnet.run.records import read_status
 from bitnet.train.config import RunConfig
 from bitnet.train.mirrors import MirrorName
 
@@ -77,7 +77,7 @@ def stored_config(layout: RunLayout) -> dict[str, Any]:
 def state_of(layout: RunLayout) -> str:
     """The state that status.json gives, or unknown."""
     try:
-        return str(read_json(layout.status).get("state"))
+        return str(read_status(layout)["state"])
     except BitnetError:
         return "unknown"
 

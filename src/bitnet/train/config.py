@@ -41,6 +41,10 @@ BOUNDS: dict[str, Bounds] = {
 }
 
 
+DERIVED = ("tokens_per_step", "total_tokens")
+"""What the section `training` of meta/config.json tells beside the fields."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """How a model is trained. Steps are optimizer updates, numbered from 1."""

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from bitnet.data.stream import Skip
 from bitnet.diagnose.anomalies import WINDOW
-from bitnet.errors import BitnetError, NotFiniteError
+from bitnet.errors import BitnetError, NotFiniteError, RunError
 from bitnet.files import read_json, write_json
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.loss_scale import LossScale
@@ -152,6 +152,8 @@ class Status:
     def write(self, state: str, step: int, why: str | None = None) -> None:
         """Replace status.json. state: running, done, failed or stopped."""
         self.step = step
+        if state != "failed":
+            demand_run(self.layout)
         values = {"state": state, "why": why, "step": step, "total_steps": self.config.total_steps, "pid": os.getpid()}
         write_json(self.layout.status, {**values, "started_unix": self.started, "updated_unix": time.time()})
 
@@ -163,7 +165,14 @@ class Status:
     def failed(self, why: str) -> None:
         """Say that the run failed and why; on a full disk the old status has to stay."""
         with suppress(OSError):
-            self.write("failed", self.step, why)
+            if self.layout.root.is_dir():
+                self.write("failed", self.step, why)
+
+
+def demand_run(layout: RunLayout) -> None:
+    """Raise RunError where the run's folder is gone, before anything is written into a new one of the same name."""
+    if not layout.config.is_file():
+        raise RunError(f"{layout.root} was removed or moved while the run was training, so nothing more can be kept; begin the run again")
 
 
 def step_before(layout: RunLayout) -> int:
@@ -245,6 +254,7 @@ class Checkpoints:
         Nothing is deleted when a signal asks for a checkpoint or while updates are being refused: the checkpoint that a run would go
         back to must be the same one whether it was interrupted or not.
         """
+        demand_run(self.layout)
         for writer in self.writers:
             writer.sync()
         answer = {"refused_in_a_row": len(self.guard.refused), "skipped_data": [list(skip) for skip in self.skips]}

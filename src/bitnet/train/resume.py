@@ -13,7 +13,7 @@ from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, new
 from bitnet.run.frozen import load_frozen_set, save_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import verify_run, write_manifest
-from bitnet.run.metrics import cut_back, cut_to, verify_extent
+from bitnet.run.metrics import cut_back, cut_to, tail, verify_extent
 from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states
 from bitnet.run.sessions import record_session
@@ -27,6 +27,10 @@ def resume(session: Session) -> Checkpoint | None:
     if checkpoint is None:
         if layout.checkpoint_steps():
             raise CheckpointError(f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was deleted)")
+        if tail(layout.scalars).rows:
+            raise CheckpointError(
+                f"{layout.root} has metrics but no checkpoint; restore {layout.checkpoints}, or begin anew under another --run-id"
+            )
         return None
     verify_run(layout)
     check_data(session)
@@ -42,10 +46,16 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     load_weights(session.model, checkpoint)
     session.optimizers.zero_grad()
     session.optimizers.load_state_tensors(checkpoint.optimizer)
-    restore_random_states(checkpoint.state["rng_states"])
-    stored = checkpoint.state.get("loss_scale")
-    if session.scaling is not None and stored is not None:
-        session.scaling.load(stored)
+    try:
+        restore_random_states(checkpoint.state["rng_states"])
+        stored = checkpoint.state.get("loss_scale")
+        if session.scaling is not None and stored is not None:
+            session.scaling.load(stored)
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
+        raise CheckpointError(
+            f"the random states of step {checkpoint.step} cannot be restored ({type(error).__name__}: {error}); delete that checkpoint to "
+            "continue from the one before"
+        ) from None
     cut_lines(session.layout, checkpoint)
 
 
@@ -84,7 +94,13 @@ def cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
         for path in layout.line_files():
             cut_back(path, checkpoint.step)
         return
-    files = {path: extents[path.relative_to(layout.root).as_posix()] for path in layout.line_files()}
+    names = {path.relative_to(layout.root).as_posix(): path for path in layout.line_files()}
+    missing = sorted(names.keys() - extents.keys())
+    if missing:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} does not know {missing[0]}; delete it to continue from the one before"
+        )
+    files = {path: extents[name] for name, path in names.items()}
     for path, extent in files.items():
         verify_extent(path, extent)
     for path, extent in files.items():

@@ -20,7 +20,7 @@ import torch
 
 from bitnet.allocator import keep_freed_memory
 from bitnet.data.stream import Batch, Skip
-from bitnet.errors import NotFiniteError, RunError
+from bitnet.errors import CheckpointError, NotFiniteError, RunError
 from bitnet.files import lock, sweep
 from bitnet.interrupt import answered, last_words
 from bitnet.nn.transformer import BitNetTransformer
@@ -72,7 +72,7 @@ def run_experiment(experiment: Experiment, variant: str, config: RunConfig, opti
     described = describe(experiment, variant, config, task)
     layout = choose_run(experiment.run_prefix(config), described, config, options)
     with exclusive(layout):
-        if state_of(layout) == "done":
+        if state_of(layout) == "done" and is_finished(layout, config.train.total_steps, say):
             return Ended(layout, "already_done", config.train.total_steps)
         status = Status(layout, config.train)
         try:
@@ -89,6 +89,19 @@ def run_experiment(experiment: Experiment, variant: str, config: RunConfig, opti
                     f"writing to {layout.root} failed ({error.strerror}); free some space and repeat the command to resume"
                 ) from error
             raise
+
+
+def is_finished(layout: RunLayout, total_steps: int, say: Say) -> bool:
+    """Whether a run that says done has its last checkpoint. Raises CheckpointError where it has none at all."""
+    if is_good(layout.checkpoint(total_steps)):
+        return True
+    if not layout.checkpoint_steps():
+        raise CheckpointError(
+            f"{layout.status} says done, but there is no checkpoint in {layout.checkpoints}; restore it from a copy, or begin anew under "
+            "another --run-id"
+        )
+    say(f"{layout.run_id} says done, but its last checkpoint is missing or damaged; the updates since the one before are done again")
+    return False
 
 
 @contextmanager

@@ -57,7 +57,8 @@ def make_answers(prompts_dir: Path, voice: Voice, teacher: Teacher, options: Ans
         "voice": voice.name, "voice_sha256": voice.sha256, "teacher": teacher.describe(),
         "attempts": options.attempts, "seed": options.seed, "pairs": options.pairs,
     }  # fmt: skip
-    with open_journal(folder, settings) as journal:
+    types = {"id": str, "attempt": int, "answer": str, "plain": str, "refused": str | None}
+    with open_journal(folder, settings, types, ("id", "refused")) as journal:
         work = _Work(voice, teacher, options, journal)
         waiting = [prompt for prompt in prompts if not work.finished(prompt["id"])]
         for first in range(0, len(waiting), teacher.batch_size):
@@ -80,7 +81,9 @@ class _Work:
         self.plain: dict[str, dict[str, Any]] = {}
         self.tried: Counter[str] = Counter()
         self.refused: Counter[str] = Counter()
-        for row in journal.rows:
+        for number, row in enumerate(journal.rows, start=2):
+            if not {"plain", "answer"} & row.keys():
+                raise DataError(f"line {number} of the journal has no answer; delete it, and that prompt is answered again")
             self._count(row)
 
     def _count(self, row: dict[str, Any]) -> None:

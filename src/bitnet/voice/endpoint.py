@@ -19,6 +19,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
+from bitnet.files import parse_json
 from bitnet.voice.teachers import Reply, Request, TeacherOptions
 
 KEY = "BITNET_TEACHER_KEY"
@@ -95,7 +96,7 @@ class EndpointTeacher:
     def _read(self, content: bytes) -> Reply:
         """The text of the first choice."""
         try:
-            choice = json.loads(content)["choices"][0]
+            choice = parse_json(content)["choices"][0]
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise DataError(
@@ -127,7 +128,7 @@ def _words(content: bytes) -> str:
     """A server's explanation on one line: the message of its error object, or the beginning of what it sent."""
     text = content.decode(errors="replace")
     try:
-        error = json.loads(text)["error"]
+        error = parse_json(text)["error"]
         text = str(error["message"] if isinstance(error, dict) else error)
     except (ValueError, LookupError, TypeError):
         pass

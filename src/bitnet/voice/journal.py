@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
 from bitnet.errors import DataError, RunError
 from bitnet.files import lock, parse_json, write_atomic
+from bitnet.typed import check_types
 
 FILE = "journal.jsonl"
 
@@ -34,8 +35,11 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]:
-    """The journal of a folder, begun or continued. Raises DataError where it belongs to other settings."""
+def open_journal(folder: Path, settings: Mapping[str, Any], types: Mapping[str, Any], required: Collection[str]) -> Iterator[Journal]:
+    """The journal of a folder, begun or continued. Raises DataError where it belongs to other settings.
+
+    types: of the keys of a piece; required: keys that each piece has.
+    """
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -53,6 +57,8 @@ def open_journal(folder: Path, settings: Mapping[str, Any]) -> Iterator[Journal]
             file.write(json.dumps(rows[0], ensure_ascii=False).encode() + b"\n")
             file.flush()
         _same_settings(rows[0].get("settings"), settings, folder)
+        for number, row in enumerate(rows[1:], start=2):
+            check_types(row, types, f"{path}, line {number},", required)
         yield Journal(file, rows[1:])
         os.fsync(file.fileno())
 

@@ -61,7 +61,8 @@ def make_prompts(
         "voice": asker.name, "voice_sha256": asker.sha256, "teacher": teacher.describe(),
         "batches": options.batches, "per_batch": options.per_batch, "seed": options.seed,
     }  # fmt: skip
-    with open_journal(folder, settings) as journal:
+    types = {"topic": str, "batch": int, "prompts": list[str], "reply": str}
+    with open_journal(folder, settings, types, ("topic", "batch", "prompts")) as journal:
         done = {(row["topic"], row["batch"]) for row in journal.rows}
         wanted = [(topic, batch) for topic in topics for batch in range(options.batches)]
         missing = [piece for piece in wanted if piece not in done]

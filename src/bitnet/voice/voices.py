@@ -24,11 +24,12 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.errors import DataError, NotFoundError, did_you_mean
-from bitnet.files import sha256_of
+from bitnet.files import read_text, sha256_of
 
 BUILT_IN = ("bitnut", "plain", "human")
 TOPIC = "topic"
 SLOT = re.compile(r"\{(\w+)\}")
+MAX_BYTES = 1 << 20  # the built-in voices have some 10 kB
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 PARTS = ("openings", "middles", "closings")
 KEYS = ("name", "about", "style", "templates", "slots", "signs", "in_voice_at", "breaks")
@@ -61,19 +62,16 @@ def find_voice(word: str) -> Voice:
     if word in BUILT_IN:
         return built_in(word)
     path = Path(word)
-    if not path.is_file():
+    if not path.exists() or path.is_dir():
         raise NotFoundError(f"there is no voice {word!r}: neither a file nor built in.{did_you_mean(word, BUILT_IN)}")
-    try:
-        return _voice(path.read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+    return _voice(read_text(path, MAX_BYTES, "save it as UTF-8, in a file of its own"), str(path))
 
 
 def _voice(text: str, where: str) -> Voice:
     """Parse and check. Raises DataError that says which key is wrong."""
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where} is not TOML ({error}); correct it") from None
     _known(values, KEYS, where)
     for key in ("name", "style"):
