@@ -1081,6 +1081,42 @@ def _() -> None:
     ExampleTable.of = classmethod(of)  # type: ignore[assignment, method-assign]
 
 
+@fault("only sums are evaluated", "evaluation", "usual tokens")
+def _() -> None:
+    from functools import cached_property
+
+    from bitnet.experiments import arithmetic
+
+    original = arithmetic.ArithmeticTask.held_out_cases.func
+    sums: Any = cached_property(lambda self: [case for case in original(self) if case.kind == "add"])
+    sums.__set_name__(arithmetic.ArithmeticTask, "held_out_cases")
+    arithmetic.ArithmeticTask.held_out_cases = sums
+
+
+@fault("the sign is not judged", "evaluation", "wrong answers")
+def _() -> None:
+    from bitnet.evaluate import answers
+
+    original = answers.answer_all
+    answers.answer_all = lambda model, tokenizer, cases: [
+        case.answer if answer.lstrip("-") == case.answer.lstrip("-") else answer
+        for case, answer in zip(cases, original(model, tokenizer, cases), strict=True)
+    ]
+
+
+@fault("a loaded head that came apart", "checkpoint", "user loads")
+def _() -> None:
+    import bitnet.trained as trained
+
+    original = trained.load_weights
+
+    def load(model: Any, checkpoint: Any) -> None:
+        original(model, checkpoint)
+        model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight.detach() * 1.01)
+
+    trained.load_weights = load
+
+
 def _by_settings(name: str, suspects: str, check: str, *flags: str, base: list[str] | None = None) -> None:
     FAULTS.append(Fault(name, tuple(suspects.split()), check, words=(*(base or TINY), *flags)))
 

@@ -275,7 +275,9 @@ def samples(subject: Subject) -> Iterator[Check]:
         first = subject.model(torch.tensor([ids], device=subject.device))[0, -1].double().log_softmax(-1)
     entropy = float(-(first.exp() * first).sum())
     told = float(row["logits_first_10"][0]["entropy"])
-    kept = row["generated_ids"][: len(ids)] == ids and row["generated_text"].startswith(text)
+    new = row["generated_ids"][len(ids) :]
+    whole = len(new) == room or new[-1:] == [subject.task.tokenizer.eos_id]
+    kept = whole and row["generated_ids"][: len(ids)] == ids and row["generated_text"].startswith(text)
     yield Check(
         name="samples are recorded as they are", suspect="decoding", ok=kept and abs(told - entropy) < 0.02 * max(1.0, entropy), value=told,
         expected=f"entropy of the first token {entropy:.4f} nats", source="the model's own logits",

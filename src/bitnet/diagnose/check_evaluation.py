@@ -24,7 +24,7 @@ from bitnet.evaluate import loss as loss_module
 STRETCH, LEAKED_TEXT, LEAKED_EXAMPLES = 24, 0.25, 0.01
 """Running text is compared by stretches of 24 tokens: stock phrases are shorter; a leaked row has nearly all of its stretches in
 the training rows. Tasks with examples hold each out as a whole. Both limits are ours."""
-ROWS, COLUMNS = 8, 128
+ROWS, COLUMNS, USUAL = 8, 128, 20
 UPSTREAM: frozenset[Suspect] = frozenset({"data"})
 LOSS = Part(suspect="evaluation", source="independent float64 computation on a twin of the model", explained_by=frozenset({"quantization"}))
 
@@ -36,6 +36,7 @@ def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
     yield from apart(subject, frozen, training)
     yield from measured_loss(subject, frozen)
     yield from two_modes(subject, frozen)
+    yield from same_tokens(subject, frozen, training)
     yield from other_weights(subject)
 
 
@@ -67,6 +68,20 @@ def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterato
         name="held-out text is not trained on", suspect="evaluation", ok=share <= limit, value=share,
         expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows", source="held-out means never trained on",
         detail="evaluation measures memory, not learning: the good numbers mean nothing", explained_by=UPSTREAM,
+    )  # fmt: skip
+
+
+def same_tokens(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterator[Check]:
+    """What is usual in training occurs in the held-out rows: all operators, all kinds of examples."""
+    pad = subject.task.tokenizer.pad_id
+    trained, kept = (np.concatenate(rows) for rows in (rows_of(training, pad), [row for one in frozen for row in rows_of(one, pad)]))
+    wanted = np.bincount(trained, minlength=subject.config.vocab_size) / max(len(trained), 1) * len(kept)
+    missing = [int(token) for token in np.nonzero(wanted >= USUAL)[0] if token not in kept]
+    names = [subject.task.tokenizer.decode([token]) for token in missing[:3]]
+    yield Check(
+        name="held-out rows have the usual tokens of training", suspect="evaluation", ok=not missing, value=len(missing),
+        expected=f"0 tokens missing of those that should come {USUAL} times or more", source="held out by chance, so alike on average",
+        detail=f"{names} never occur: part of the task is not evaluated", weight=STRONG, explained_by=UPSTREAM,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose.check import STRONG, Check, Part
+from bitnet.diagnose.check_marks import before_answers
 from bitnet.diagnose.counting import examples, rows_of
 from bitnet.diagnose.subject import Subject
 from bitnet.nn.transformer import BitNetTransformer
@@ -110,6 +111,13 @@ def spoiled(text: Text, end: int, other: Callable[[int], int]) -> dict[str, Text
     }
 
 
+def answer_start(subject: Subject, text: Text) -> int:
+    """Where the answer begins: after the last place that looks like the end of the task's prompts; 0 where they have none in common."""
+    before = tuple(before_answers(subject))
+    places = [end for end in range(len(before), len(text) - 1) if before and text[end - len(before) : end] == before]
+    return places[-1] if places else 0
+
+
 def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     """Where success is an exact match: right answers pass, and answers that are wrong in one character count as wrong."""
     wanted = [criterion for criterion in subject.criteria if criterion.metric == "exact_match"]
@@ -126,13 +134,16 @@ def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
         "right answers pass", wanted[0].met(share), share, str(wanted[0]), "the judge does not recognise right answers",
         source="a stand-in for the model that has the held-out examples by heart",
     )  # fmt: skip
-    used = sorted({token for text in known for token in text[-3:-1]})
+    used = sorted({token for text in known for token in text[answer_start(subject, text) or -3 : -1]})
     if len(used) < 2:
         return
     wrong: dict[str, set[Text]] = {}
     for text in known:
         for way, changed in spoiled(text, end, lambda token: next(one for one in used if one != token)).items():
             wrong.setdefault(way, set()).add(changed)
+    for token in used:  # a sign before a number, for one
+        way = f"{tokenizer.decode([token])!r} stands before the answer"
+        wrong[way] = {(*text[:start], token, *text[start:]) for text in known if (start := answer_start(subject, text))}
     shares = {way: judged_as(subject, Oracle(subject.model, texts), "exact_match") or 0.0 for way, texts in wrong.items()}
     yield JUDGE.below("wrong answers do not pass", shares, 0.0, "share that counts as right", "and the answer counts as right",
                       source="stand-ins that are wrong in one character")  # fmt: skip

@@ -68,7 +68,7 @@ def scored(subject: Subject, batch: Batch, part: Part, which: str) -> Check:
             "part of the text is not learned from, or padding is",
         )  # fmt: skip
     end = end_id(subject)
-    before = _before_answers(subject)
+    before = before_answers(subject)
     found = [one for one in marked(batch, end, subject.task.tokenizer.pad_id) if not all(one.scored[1:])]
     share = sum(_answer_scored(one, before) for one in found) / max(len(found), 1)
     return part.holds(
@@ -91,7 +91,7 @@ def _all_scored(batch: Batch, pad_id: int) -> float:
     return float((mask == real)[real | padded].mean()) if real.any() else 0.0
 
 
-def _before_answers(subject: Subject) -> list[int]:
+def before_answers(subject: Subject) -> list[int]:
     """The last ids, at most two, that all prompts of the task share: what stands before an answer."""
     ends = [subject.task.tokenizer.encode(prompt)[-2:] for prompt in subject.task.prompts]
     for width in (2, 1):
