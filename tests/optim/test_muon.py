@@ -39,17 +39,24 @@ def test_singular_values_become_nearly_equal() -> None:
 
 
 @pytest.mark.parametrize("shape", [(2, 16, 16), (2, 16, 48), (2, 48, 16), (2, 16, 24)])
-@pytest.mark.parametrize("decades", [0.0, 8.0])
-def test_equals_the_iteration_as_published(shape: tuple[int, int, int], decades: float) -> None:
-    """In float64, and for matrices whose singular values span many decades; long ones take another way there."""
-    torch.manual_seed(0)
+@pytest.mark.parametrize("decades", [0.0, 4.0, 8.0])
+@pytest.mark.parametrize("seed", range(5))
+def test_equals_the_iteration_as_published(shape: tuple[int, int, int], decades: float, seed: int) -> None:
+    """In float64, and for matrices whose singular values span many decades; long ones take another way there.
+
+    What float32 allows: of a product that is up to a^2k large (k iterations at once, so 2 before the last of three), rounding is
+    2^-24. The last of three multiplies it by b, the two iterations that follow by a each: |b| a^4 a^2 = 7,975 units of 2^-24, or
+    4.8e-4. Sums of many products round more often, but mostly cancel: 3e-5 is the most that was seen on two instruction sets.
+    """
+    bound = 4.7750 * 3.4445**6 * 2**-24
+    torch.manual_seed(seed)
     u, _, v = torch.linalg.svd(torch.randn(shape, dtype=torch.float64), full_matrices=False)
     matrices = (u * torch.logspace(0, -decades, u.shape[-1], dtype=torch.float64)) @ v
     x = matrices / torch.linalg.matrix_norm(matrices, keepdim=True)
     for _ in range(5):
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
-    assert torch.linalg.matrix_norm(orthogonalize(matrices.float()) - x, 2).max() < 3e-3
+    assert torch.linalg.matrix_norm(orthogonalize(matrices.float()) - x, 2).max() < bound
 
 
 def test_fused_projection_equals_its_split_matrices() -> None:

@@ -25,6 +25,8 @@ from torch import Tensor
 # Quintic coefficients that maximise the slope at zero (Jordan, 2024); torch.optim.Muon has the same.
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
+AT_ONCE = (3, 2)
+"""How the five are divided for long matrices in float32; all five at once are off by up to 0.007 (docs/log.md)."""
 EPSILON = 1e-7
 
 
@@ -36,7 +38,8 @@ def orthogonalize(matrices: Tensor) -> Tensor:
         x = x.mT.contiguous()  # (n, small, large): the Gram matrix is the small one; batched products of views are slow
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPSILON)
     if x.dtype == torch.float32 and x.shape[-1] > 2 * x.shape[-2]:
-        x = _product_of_polynomials(x @ x.mT) @ x
+        for iterations in AT_ONCE:
+            x = _product_of_polynomials(x @ x.mT, iterations) @ x
     else:
         for _ in range(ITERATIONS):
             gram = x @ x.mT
@@ -45,15 +48,16 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     return x.mT if tall else x
 
 
-def _product_of_polynomials(start: Tensor) -> Tensor:
-    """Q with X_5 = Q X_0, from A_0 = X_0 X_0^T alone: long matrices are multiplied twice instead of ten times.
+def _product_of_polynomials(start: Tensor, iterations: int) -> Tensor:
+    """Q with X_k = Q X_0, from A_0 = X_0 X_0^T alone: long matrices are multiplied four times instead of ten.
 
-    Every partial product Q_k is a polynomial in A_0 and commutes with it, so A_k = Q_k A_0 Q_k. Rounding of A_k hides singular
-    values below its square root: in float32 the result is within 0.003 (spectral norm; plain bfloat16: 0.2), in bfloat16
-    it would be useless. start: (n, small, small). At most four such tensors at once.
+    Every partial product Q_k is a polynomial in A_0 and commutes with it, so A_k = Q_k A_0 Q_k. A singular value near zero grows by
+    A in each iteration, so Q_k is up to A^k, and rounding of A_k up to A^2k units: that of all five at once would hide singular
+    values. After three a new Gram matrix is taken. In bfloat16 it would be useless. start: (n, small, small). At most four such
+    tensors at once.
     """
     product = None
-    for _ in range(ITERATIONS):
+    for _ in range(iterations):
         gram = start if product is None else product @ start @ product
         polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
         del gram
