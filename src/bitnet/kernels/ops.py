@@ -189,7 +189,7 @@ def _flat(x: Tensor) -> Tensor:
 
 def _array(tensor: Tensor) -> Array:
     """The same memory as a NumPy array, bfloat16 as uint16."""
-    tensor = tensor.detach().contiguous()
+    tensor = (tensor.detach() if tensor.requires_grad else tensor).contiguous()
     if tensor.dtype == torch.bfloat16:
         return tensor.view(torch.int16).numpy().view(np.uint16)
     array: Array = tensor.numpy()

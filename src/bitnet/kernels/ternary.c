@@ -566,8 +566,7 @@ static int cpu_has_avx_vnni(void)
 }
 #endif
 
-/* One bit per path that this build and this CPU have. */
-EXPORT unsigned ternary_paths(void)
+static unsigned look_for_paths(void)
 {
     unsigned found = 1u << SCALAR;
 #if defined(__x86_64__)
@@ -587,6 +586,15 @@ EXPORT unsigned ternary_paths(void)
 #elif defined(__aarch64__) && defined(__linux__)
     if (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) found |= 1u << NEON;
 #endif
+    return found;
+}
+
+/* One bit per path that this build and this CPU have. Looked for once: on a virtual machine each cpuid costs microseconds. */
+EXPORT unsigned ternary_paths(void)
+{
+    static unsigned known; /* 0: not yet; two threads that look at once find the same */
+    unsigned found = __atomic_load_n(&known, __ATOMIC_RELAXED);
+    if (!found) __atomic_store_n(&known, found = look_for_paths(), __ATOMIC_RELAXED);
     return found;
 }
 
