@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from conftest import TINY_TRAIN, Result
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
-
 from reliability import fuzz
 
 Command = Callable[..., Result]

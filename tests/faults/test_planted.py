@@ -5,13 +5,10 @@ The rehearsal of the trainer is left out here, to be fast; benchmarks/faults.py 
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parent))
 from planted import FAULTS, Fault, examined
 
 CHOSEN = (

@@ -108,7 +108,7 @@ def test_clean_run_fires_nothing(runs: Path) -> None:
 
 def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path: Path) -> None:
     """A nearly untrained model with thresholds set to fire; every file of the dump is there and readable."""
-    rules = ["--train.entropy-floor", 99, "--train.repetition-limit", 0, "--train.sample-every", 2]
+    rules = ["--train.entropy-floor", 99, "--train.repetition-limit", 1, "--train.sample-every", 2]
     assert train(bitnet, tmp_path, "r", "--num-steps", 2, *rules).code == 0
     assert [path.name for path in dumps(tmp_path, "r")] == ["step_000002_entropy_collapse", "step_000002_repetition_surge"]
     folder = dumps(tmp_path, "r")[0]
@@ -130,18 +130,27 @@ def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path:
     assert flags == [None, "entropy_collapse,repetition_surge"]
 
 
+def present_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
+    """Which update's rows were read last. Losses are also computed before the first update, where a fast path is tried."""
+    import bitnet.train.loop as loop
+
+    real, present = loop.row_numbers, 0
+
+    def numbers(step: int, *words: Any, **sizes: Any) -> Any:
+        nonlocal present
+        present = step
+        return real(step, *words, **sizes)
+
+    monkeypatch.setattr(loop, "row_numbers", numbers)
+    return lambda: present
+
+
 def test_every_rule_has_its_own_budget_of_dumps(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Early collapses, which many runs begin with, leave room for the folder of a later NaN."""
     import bitnet.train.objective as objective
 
-    real, calls = objective.summed_loss, 0
-
-    def nan_at_five(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return real(logits, batch) * (float("nan") if calls == 5 else 1.0)
-
-    monkeypatch.setattr(objective, "summed_loss", nan_at_five)
+    real, step = objective.summed_loss, present_update(monkeypatch)
+    monkeypatch.setattr(objective, "summed_loss", lambda *words: real(*words) * (float("nan") if step() == 5 else 1.0))
     rules = ["--train.entropy-floor", 99, "--train.sample-every", 1, "--train.max-dumps", 2]
     result = train(bitnet, tmp_path, "r", "--num-steps", 6, *rules)
     assert result.code == 0
@@ -240,14 +249,8 @@ def test_refused_losses_enter_no_average_and_a_resume_agrees(bitnet: Command, tm
 def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitnet.train.objective as objective
 
-    real, calls = objective.summed_loss, 0
-
-    def spiky(logits: torch.Tensor, batch: Any) -> torch.Tensor:
-        nonlocal calls
-        calls += 1
-        return real(logits, batch) * (50.0 if calls == 105 else 1.0)
-
-    monkeypatch.setattr(objective, "summed_loss", spiky)
+    real, step = objective.summed_loss, present_update(monkeypatch)
+    monkeypatch.setattr(objective, "summed_loss", lambda *words: real(*words) * (50.0 if step() == 105 else 1.0))
     assert train(bitnet, tmp_path, "r", "--num-steps", 106).code == 0
     assert [path.name for path in dumps(tmp_path, "r")] == ["step_000105_loss_spike"]
 
@@ -309,4 +312,4 @@ def test_a_failed_run_says_at_which_update(bitnet: Command, tmp_path: Path, monk
 
     (tmp_path / "failed" / "eval" / "frozen_set.safetensors").unlink()
     assert train(bitnet, tmp_path, "failed", *words).code == 2
-    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 7  # nothing was done since
+    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 7  # refused before anything was cut back
