@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+import bitnet.train.start as start
 from bitnet.cli.catalogue import find_experiment
 from bitnet.errors import ConfigError, NotFoundError
 from bitnet.evaluate.writing import looping
@@ -236,3 +239,32 @@ def test_without_a_network_the_hub_is_named_and_files_are_offered(bitnet: Bitnet
     assert "roneneldan/TinyStories" in refused.err
     assert "--data" in refused.err
     assert not Path("runs").exists()
+
+
+def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a given tokenizer the settings are equal, and the run went on with other rows and other weights, in silence."""
+    assert bitnet("tokenizer", "train", "--data", file, "--vocab-size", 300, "--out", "given").code == 0
+    words = ["train", "tinystories", "--variant", "quick", "--data", file, "--tokenizer", "given", *SMALL]
+    words += ["--num-steps", 4, "--run-id", "one"]
+    real = start.train_steps
+
+    def steps(*given: Any, **options: Any) -> Any:
+        for report in real(*given, **options):
+            if report.step == 2:
+                signal.raise_signal(signal.SIGTERM)
+            yield report
+
+    with monkeypatch.context() as patch:
+        patch.setattr(start, "train_steps", steps)
+        assert bitnet(*words).code == 128 + signal.SIGTERM
+    before = {path: path.read_bytes() for path in Path("runs/one").rglob("*") if path.is_file() and path.name != "status.json"}
+    text = file.read_text()
+    write_txt(file, [*stories(290), *stories(10, first=900)])
+    refused = bitnet(*words)
+    assert refused.code == 2
+    assert "train_sha256" in refused.err
+    assert "restore the files" in refused.err
+    assert {path: path.read_bytes() for path in before} == before
+
+    file.write_text(text)
+    assert bitnet(*words).code == 0
