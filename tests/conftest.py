@@ -1,4 +1,4 @@
-"""What many tests share: one thread, a tiny model, the real command line, and one small trained run."""
+"""What many tests share: a number of threads, a tiny model, the real command line, and one small trained run."""
 
 from __future__ import annotations
 
@@ -21,6 +21,11 @@ from bitnet.nn.transformer import BitNetTransformer
 
 settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck))
 settings.load_profile("quick")
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
+"""Threads of this process and of every process that a test starts: results are equal bit for bit for equal threads only."""
+
+os.environ |= {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
 TINY_MODEL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
               "--model.ffn-hidden-size", "64"]  # fmt: skip
@@ -55,9 +60,9 @@ def run_command(*words: object) -> Result:
 
 
 @pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
+def _threads() -> None:
     """Sums in one order, so that equal means equal."""
-    torch.set_num_threads(1)
+    torch.set_num_threads(THREADS)
 
 
 @pytest.fixture(autouse=True, scope="session")

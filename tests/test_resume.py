@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import bitnet.train.start as start
 from bitnet.run.layout import RunLayout
@@ -181,6 +182,13 @@ def test_a_kill_at_a_random_moment_loses_nothing(recipe: str, tmp_path: Path, wh
     resumed = train(tmp_path, recipe, 120)
     assert resumed.code == 0, f"killed after {moment} lines"
     assert outcome(tmp_path, 120) == whole(recipe, 120), f"killed after {moment} lines"
+
+
+def test_a_process_has_as_many_threads_as_what_it_is_compared_with() -> None:
+    """A run of two threads was once compared with one of a single thread: entropies differed by 1e-7."""
+    check = "import torch; print(torch.get_num_threads())"
+    started = subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, text=True)
+    assert int(started.stdout) == torch.get_num_threads()
 
 
 def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_none(tmp_path: Path, whole: Any) -> None:

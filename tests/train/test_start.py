@@ -176,9 +176,7 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
 def test_terminal_gets_a_line_that_rewrites_itself(tmp_path: Path) -> None:
     parent, child = pty.openpty()
     command = [sys.executable, "-m", "bitnet", *TINY_TRAIN[:8], *TINY_MODEL, "--num-steps", "3", "--runs-dir", str(tmp_path)]
-    process = subprocess.Popen(
-        command, stdout=child, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "90"}
-    )
+    process = subprocess.Popen(command, stdout=child, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "90"})
     os.close(child)
     shown = b""
     try:
