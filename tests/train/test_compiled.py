@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
 from bitnet.train.guards import Trial, refusal
 from bitnet.train.objective import NextToken
@@ -128,6 +129,16 @@ def test_wrong_int8_products_are_not_used(
 def test_right_int8_products_are_used(bitnet: Command, tmp_path: Path, precision: str) -> None:
     _, provenance = train(bitnet, tmp_path, "--train.product", "int8", "--train.precision", precision)
     assert provenance["linear_product"] == "int8"
+
+
+@needs_compiler
+def test_compiled_training_is_used_and_loses_what_plain_training_does(bitnet: Command, tmp_path: Path) -> None:
+    """For real, in the instructions that this process uses; a code that flips moves a loss in the fourth digit."""
+    outcomes = {name: train(bitnet, tmp_path / name, "--train.compile", name) for name in ("off", "on")}
+    assert "going on without" not in outcomes["on"][0].out
+    assert outcomes["on"][1]["compiled"] is True
+    plain, compiled = ([row["loss"] for row in read_lines(tmp_path / name / "one" / "metrics" / "scalars.jsonl").rows] for name in outcomes)
+    assert compiled == pytest.approx(plain, rel=2**-6)  # guards.grain: what a correct path may differ by
 
 
 def test_compiled_code_on_disk_is_kept_apart_by_instruction_set() -> None:

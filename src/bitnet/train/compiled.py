@@ -49,7 +49,7 @@ def choose_paths(model: BitNetTransformer, machine: Machine, config: TrainConfig
     product = _checked_product(trial, machine, say) if check_product else machine.product
     model.set_product(product, machine.gradient_dtype)
     compiled = _compiled(trial, say) if compile_it else None
-    return Paths(compiled or model, product, compiled is not None)
+    return Paths(model if compiled is None else compiled, product, compiled is not None)
 
 
 def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
