@@ -31,12 +31,17 @@ PANELS = (
 def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") -> int:
     """Draw one or several runs, overlaid, into a PNG. Returns how many unreadable lines were passed over."""
     plt = pyplot_or_error()
+    from matplotlib import ticker
+
     figure, axes = plt.subplots(3, 2, figsize=(13, 11), constrained_layout=True)
     skipped = sum(_draw(axes.flat, layout, f"C{index}", x_axis) for index, layout in enumerate(layouts))
     for axis, title in zip(axes.flat, PANELS, strict=True):
         frame_panel(axis, title, AXES[x_axis])
     axes.flat[0].legend(fontsize=8, frameon=False)
     axes.flat[2].set_yscale("log")
+    # The usual labels of a logarithmic axis are formulas, which stay unparsed here (see pyplot_or_error).
+    axes.flat[2].yaxis.set_major_formatter("{x:g}")
+    axes.flat[2].yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
     axes.flat[4].set_ylim(0, 0.65)
     save_picture(plt, figure, out)
     return skipped
