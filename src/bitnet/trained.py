@@ -15,7 +15,7 @@ from bitnet.generate.sampling import GREEDY, Sampling
 from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
+from bitnet.run.checkpoint import Checkpoint, check_size, load_checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunLayout, RunReference, find_run
 from bitnet.run.manifest import read_config, verify_run
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
@@ -82,7 +82,9 @@ def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.
     verify_run(reference.layout)
     notes: list[str] = []
     checkpoint = read_checkpoint(reference, notes)
-    model = BitNetTransformer(model_config(reference.layout)).to(torch.device(device))
+    config = model_config(reference.layout)
+    check_size(config, checkpoint)
+    model = BitNetTransformer(config).to(torch.device(device))
     model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()

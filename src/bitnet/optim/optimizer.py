@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bitnet.errors import CheckpointError
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.muon import Muon
 from bitnet.optim.schedule import Rates
@@ -80,14 +81,18 @@ class Optimizers:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave, and nothing else stays; the optimizer must be of the same kind and model."""
+        """Restore what `state_tensors` gave, and nothing else stays. Raises CheckpointError for the state of another model or kind."""
         for optimizer in self.parts():
             optimizer.state.clear()
         by_name = {name: parameter for parameter, name in self.names.items()}
         owner = {parameter: optimizer for optimizer in self.parts() for group in optimizer.param_groups for parameter in group["params"]}
         for full_name, value in tensors.items():
-            key, name = full_name.split(".", 1)
-            parameter = by_name[name]
+            key, _, name = full_name.partition(".")
+            parameter = by_name.get(name)
+            if parameter is None or not (value.numel() == 1 or value.shape == parameter.shape):
+                raise CheckpointError(
+                    f"the optimizer state has {full_name[:80]!r}, which is not of this model; use the run's own checkpoint"
+                )
             on_host = key == "step" and parameter.device.type == "cpu"
             owner[parameter].state[parameter][key] = value.clone() if on_host else value.to(parameter.device).clone()
 

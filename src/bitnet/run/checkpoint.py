@@ -21,15 +21,18 @@ from bitnet.files import read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
 from bitnet.run.records import read_state
-from bitnet.run.tensors import write_tensors
+from bitnet.run.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from bitnet.nn.config import BitNetConfig
 
 MODEL, OPTIMIZER, MEMORY = "model.safetensors", "optimizer.safetensors", "observers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
 Signature = tuple[str | tuple[str, int, int, int], ...]
 _GOOD: set[Signature] = set()
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # in the folder itself, whatever a manifest says
 _HALF_WRITTEN = re.compile(r"\.step_\d+\.\d+(\.old)?\.tmp")
 
 
@@ -84,16 +87,27 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
 
 def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
     """Read a checkpoint after checking every file it needs. Raises CheckpointError that names what is wrong."""
-    from safetensors.torch import load_file
-
     verify_checkpoint(folder)
     try:
         state = read_state(folder / STATE)
+        tensors = read_tensors(folder / OPTIMIZER) if optimizer else {}
+        memory = read_tensors(folder / MEMORY) if optimizer else {}
+        return Checkpoint(state["step"], read_tensors(folder / MODEL), tensors, state, memory)
     except (DataError, NotFoundError) as error:
         raise CheckpointError(str(error)) from None
-    tensors = load_file(folder / OPTIMIZER) if optimizer else {}
-    memory = load_file(folder / MEMORY) if optimizer else {}
-    return Checkpoint(state["step"], load_file(folder / MODEL), tensors, state, memory)
+
+
+def check_size(config: BitNetConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that holds another number of weights than the configuration describes, before a model is built.
+
+    A configuration from somebody else may describe a model that no memory holds, beside a checkpoint of a few bytes.
+    """
+    found = sum(tensor.numel() for tensor in checkpoint.model.values())
+    if found != config.total_params:
+        raise CheckpointError(
+            f"the checkpoint of step {checkpoint.step} holds {found:,} weights, the model of meta/config.json has "
+            f"{config.total_params:,}; use the run's own checkpoint and configuration"
+        )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
@@ -102,7 +116,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
     own = dict(model.named_parameters())
     odd = sorted(own.keys() ^ checkpoint.model.keys())
-    odd += [name for name in own.keys() & checkpoint.model.keys() if own[name].shape != checkpoint.model[name].shape]
+    odd += sorted(name for name in own.keys() & checkpoint.model.keys() if not _fits(own[name], checkpoint.model[name]))
     if odd:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} does not fit the model: {odd[0]} differs; use the run's own checkpoint"
@@ -110,6 +124,11 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
     with torch.no_grad():
         for name, parameter in own.items():
             parameter.copy_(checkpoint.model[name])
+
+
+def _fits(own: Tensor, stored: Tensor) -> bool:
+    """Whether a stored weight is one for this parameter: its shape, and real numbers."""
+    return own.shape == stored.shape and stored.is_floating_point()
 
 
 def verify_checkpoint(folder: Path) -> None:
@@ -122,6 +141,9 @@ def verify_checkpoint(folder: Path) -> None:
     missing = {MODEL, OPTIMIZER, MEMORY, STATE} - expected.keys()
     if missing:
         raise CheckpointError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}; use another checkpoint")
+    odd = sorted(name for name in expected if not _FILE_NAME.fullmatch(name))
+    if odd:
+        raise CheckpointError(f"{folder}: the manifest names {odd[0][:80]!r}, which is no file of a checkpoint; use another checkpoint")
     for name, (size, digest) in expected.items():
         path = folder / name
         if not path.is_file():
@@ -131,7 +153,10 @@ def verify_checkpoint(folder: Path) -> None:
         if sha256(path) != digest:
             raise CheckpointError(f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint")
     for name in (MODEL, OPTIMIZER):
-        broken = first_not_finite_in(folder / name)
+        try:
+            broken = first_not_finite_in(folder / name)
+        except DataError as error:
+            raise CheckpointError(str(error)) from None
         if broken is not None:
             raise CheckpointError(f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint")
 

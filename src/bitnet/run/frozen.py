@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING
 from bitnet.errors import DataError
 from bitnet.files import read_json, replacing, sha256
 from bitnet.run.layout import RunLayout
-from bitnet.run.tensors import write_tensors
+from bitnet.run.tensors import read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+MOST_DIGITS = 10
 
 
 def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) -> str:
@@ -24,13 +26,13 @@ def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) 
 
 def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
     """The batches as they were written. Raises DataError when the file is missing or is not the one of the fingerprint."""
-    from safetensors.torch import load_file
-
     expected = read_json(layout.fingerprint).get("evaluation_sha256")
     if not layout.frozen_set.is_file() or sha256(layout.frozen_set) != expected:
         raise DataError(f"{layout.frozen_set} is missing or was altered since the run began; restore it or begin under another --run-id")
     batches: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in load_file(layout.frozen_set).items():
-        index, name = key.split(".", 1)
+    for key, tensor in read_tensors(layout.frozen_set).items():
+        index, dot, name = key.partition(".")
+        if not (dot and index.isascii() and index.isdecimal() and len(index) < MOST_DIGITS):
+            raise DataError(f"{layout.frozen_set} names a tensor {key[:40]!r}, which no evaluation set has; restore the file from a copy")
         batches.setdefault(int(index), {})[name] = tensor
     return [batches[index] for index in sorted(batches)]

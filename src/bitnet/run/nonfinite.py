@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitnet.run.tensors import reading
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -21,8 +23,8 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def first_not_finite_in(path: Path) -> str | None:
-    """The same of a safetensors file, read one tensor at a time."""
+    """The same of a safetensors file, read one tensor at a time. Raises DataError for a malformed one."""
     from safetensors import safe_open
 
-    with safe_open(path, framework="pt") as file:
+    with reading(path), safe_open(path, framework="pt") as file:
         return next((name for name in file.keys() if first_not_finite({name: file.get_tensor(name)})), None)  # noqa: SIM118 - no dict

@@ -1,16 +1,19 @@
-"""Tensors to a safetensors file, with the errors of the disk as the system names them.
+"""Tensors to a safetensors file and back, with errors that name the file.
 
-Not here: reading, which load_checkpoint and load_frozen_set do after they have checked the file's SHA-256.
+Writing gives the errors of the disk as the system names them. Reading takes a file from anyone: the library checks that
+the shapes in the header agree with the bytes behind it before anything is allocated, and what it refuses is one DataError.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitnet.errors import DataError
 from bitnet.files import sync
 
 if TYPE_CHECKING:
@@ -29,3 +32,23 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         code = int(number.group(1)) if number else 0
         raise OSError(code, os.strerror(code) if code else str(error), str(path)) from error
     sync(path)
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn what the library says of a malformed or unreadable file into one DataError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is not a readable safetensors file ({reason}); restore it from a copy") from None
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a safetensors file, by name. Raises DataError for a malformed one."""
+    from safetensors.torch import load_file
+
+    with reading(path):
+        return load_file(path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose.ternary import ternary_codes, ternary_statistics
-from bitnet.errors import NotFiniteError
+from bitnet.errors import CheckpointError, NotFiniteError
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.generate.snapshot import MODES, snapshot, stable_seed
 from bitnet.nn.packing import PER_BYTE, pack_ternary, unpack_ternary
@@ -89,7 +89,11 @@ class Probe:
     def remember(self, memory: dict[str, Tensor]) -> None:
         """Take up what `memory` gave."""
         for name, packed in memory.items():
-            codes = self.codes[name]
+            codes = self.codes.get(name)
+            if codes is None or packed.dim() != 2 or packed.shape != (-(-codes.shape[0] // PER_BYTE), codes.shape[1]):
+                raise CheckpointError(
+                    f"the memory of the probes has {name[:80]!r}, which is not of this model; use the run's own checkpoint"
+                )
             self.codes[name] = unpack_ternary(packed)[: codes.shape[0]].to(codes.device)
 
 
