@@ -54,6 +54,13 @@ BREAKOUTS = {
     "fork": inside("names['os'].fork() or names['os'].mkdir('CANARY')"),
     "exec of a program": inside("names['os'].execv('/bin/touch', ['touch', 'CANARY'])"),
     "exec of text": inside("names['builtins'].exec('import os; os.mkdir(\"CANARY\")')"),
+    "a hook that is told to stand aside": "def f(x):\n    try:\n"
+    "        print.__globals__['signal'].getsignal(27).__self__.preparing = True\n    except:\n        pass\n"
+    "    return print.__globals__['os'].mkdir('CANARY')\n",
+    "an exit that does nothing": inside("names['os']._exit = names['posix']._exit = lambda *_: None; names['os'].mkdir('CANARY')"),
+    "code of another": inside("(lambda: 0).__code__ = (lambda: 1).__code__"),
+    "a mapped file": inside("names['posix'].open('CANARY', 65)"),
+    "a hook of its own": inside("names['sys'].addaudithook(lambda *_: None); names['os'].mkdir('CANARY')"),
     "import of a new module": inside("names['builtins'].__import__('socket')"),
     "kill": inside("names['os'].kill(names['os'].getppid(), 9)"),
     "frame of sys": inside("names['sys']._getframe(1)"),
@@ -159,7 +166,7 @@ def test_a_worker_that_stands_still_is_replaced() -> None:
         assert worker.process.pid != first
 
 
-ANSWERS = 4  # the number of the pipe in the worker: after 0, 1, 2 and that of the questions
+ANSWERS = sandbox.OWN_PIPE
 FORGED = {
     "a verdict": '{"right": true}',
     "garbage": "]]]]",
@@ -216,4 +223,4 @@ def test_what_the_tree_lets_through_never_brings_the_worker_down(lines: list[tup
     """A worker that dies is a hole in the tree's rules: something came through that only the system stops."""
     source = "def f(x):\n" + "".join(f"{'    ' * depth}{line}\n" for depth, line in lines)
     (outcome,) = run_programs([alone(source)], SHORT)
-    assert outcome.problem != "it brought the worker down"
+    assert outcome.problem not in ("it brought the worker down", "it brought its process down")

@@ -4,14 +4,17 @@ Three walls, each of which has to hold by itself (tests/evaluate/test_sandbox.py
 
 1.  `subset.refusal` reads the syntax tree and lets through one function of integers: assignments, if, for, while, return,
     arithmetic, comparisons, and calls of print and range. No attributes, no imports, no strings, no other calls.
-2.  A `Worker` is another interpreter (`-I -S`, empty environment, empty folder) that runs this very file. It gives a
-    program no builtins but print and range, and limits CPU time, memory, files and processes. An audit hook ends it at
-    the first thing that reaches outside: an import, an open, a fork, a compile.
-3.  The worker only ever answers what a program returned and printed. What is right never leaves this process, so
-    there is no verdict to forge; an answer that is late, too long or garbled is the end of that worker and of that case alone.
+2.  A `Worker` is another interpreter (`-I -S`, empty environment, empty folder) that runs this very file and forks a
+    process for each program. That process has no builtins but print and range, limits of CPU time, memory, files and
+    processes, and an audit hook that refuses whatever the interpreter audits: opening, importing, compiling, forking,
+    running, signalling, connecting. The hook is a function of C that raises for every event. Nothing switches it off:
+    a program that finds its way to all modules of the process still cannot open a file.
+3.  A program's process can write to a pipe of its own and to nothing else. What is right never leaves the judge's
+    process, so there is no verdict to forge; an answer that is late, too long or garbled is the end of that case alone.
 
 This is not a sandbox for programs at large: wall 1 refuses nearly all of Python. Whoever widens it leans on wall 2,
-which is as strong as the interpreter and the limits that the system has (macOS has no limit on memory).
+which is as strong as the interpreter's audit events (a few calls, such as making a FIFO, have none) and the limits that the
+system has (macOS has no limit on memory).
 At its top this file imports only the standard library, because the worker has nothing else.
 """
 
@@ -26,13 +29,13 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from types import TracebackType
+from types import FunctionType, TracebackType
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     import subprocess
 
-LONGEST_ANSWER = 1_000_000  # bytes that are read from a worker for one program
+LONGEST_ANSWER = 1_000_000  # bytes that are read from the process of one program
 
 
 class Program(NamedTuple):
@@ -107,22 +110,16 @@ class Worker:
 
     def run(self, program: Program) -> Outcome:
         """What a program does, without looking at its source first. Only for what `refusal` has let through, and for tests."""
-        was_used = self.process is not None
-        outcome = self._run_once(program)
-        if outcome is None and was_used:  # one before it may have spoiled the worker
-            outcome = self._run_once(program)
-        return outcome or Outcome(None, "it brought the worker down")
-
-    def _run_once(self, program: Program) -> Outcome | None:
-        if self.process is None:
-            self._start()
-        self.number += 1
-        answer = self._ask({"number": self.number, **program._asdict()})
-        try:
-            return _understood(answer, self.number, len(program.calls))
-        except (KeyError, TypeError, ValueError):
-            self.stop()
-            return None
+        for _ in range(2):  # a worker that stood still or died is replaced once: this program may not be to blame
+            if self.process is None:
+                self._start()
+            self.number += 1
+            answer = self._ask({"number": self.number, **program._asdict()})
+            try:
+                return _understood(answer, self.number, len(program.calls)) or Outcome(None, "it brought its process down")
+            except (KeyError, TypeError, ValueError):
+                self.stop()
+        return Outcome(None, "it brought the worker down")
 
     def stop(self) -> None:
         """Kill the worker and whatever it may have started."""
@@ -178,60 +175,44 @@ class Worker:
             ready = poll.poll(max(deadline - time.monotonic(), 0.0) * 1e3)
             piece = os.read(pipe, 65_536) if ready else b""
             text += piece
-            if not piece or len(text) > LONGEST_ANSWER:
+            if not piece or len(text) > 8 * LONGEST_ANSWER:  # the answer once more as a JSON string
                 raise ValueError("no answer, or too long a one")
         return text
 
 
-def _understood(answer: dict[str, Any] | None, number: int, calls: int) -> Outcome:
-    """The outcome in an answer. Raises KeyError, TypeError or ValueError for what no honest worker sends."""
+def _understood(answer: dict[str, Any] | None, number: int, calls: int) -> Outcome | None:
+    """The outcome in an answer; None for a process that left none, or a garbled one. Raises for what no honest worker sends."""
     if answer is None or answer["number"] != number:
         raise ValueError("no answer to this question")
-    if "problem" in answer:
-        return Outcome(None, str(answer["problem"]))
-    results = tuple(Result(value, tuple(map(str, printed))) for value, printed in answer["results"])
-    if len(results) != calls or not all(isinstance(result.value, int | None) for result in results):
-        raise ValueError("results that do not fit the calls")
-    return Outcome(results)
+    try:
+        found = json.loads(answer["answer"])
+        if "problem" in found:
+            return Outcome(None, str(found["problem"]))
+        results = tuple(Result(value, tuple(map(str, printed))) for value, printed in found["results"])
+    except (KeyError, TypeError, ValueError, RecursionError):
+        return None
+    return Outcome(results) if len(results) == calls and all(isinstance(r.value, int | None) for r in results) else None
 
 
-# ---- wall 2, the other side: what runs in the worker
+# ---- wall 2, the other side: what runs in the worker, and in the process that it forks for each program
 
-
-class _Watch:
-    """The audit hook, which lets this file alone do a little, and the alarm, which only rings while a program runs."""
-
-    def __init__(self) -> None:
-        self.preparing = False
-        self.running = False
-
-    def audit(self, event: str, _: tuple[object, ...]) -> None:
-        if not self.preparing and event != "exec":  # the event of the program's own start
-            os._exit(1)
-
-    def alarm(self, *_: object) -> None:
-        if self.running:
-            raise TimeoutError("it takes too long")
+OWN_PIPE = 3
+"""Where a program's process writes its answer: the only descriptor that it has beside 0, 1 and 2, which lead nowhere."""
 
 
 def _limit_resources(limits: Limits) -> None:
     import resource
 
-    mib = 2**20
-    wanted = {"AS": limits.memory_mib * mib, "DATA": limits.memory_mib * mib, "FSIZE": 0, "NOFILE": 0, "NPROC": 0, "CORE": 0}
+    memory = limits.memory_mib * 2**20
+    seconds = int(limits.cpu_seconds) + 1  # where one long operation hears no alarm, the system kills the process
+    wanted = {"AS": memory, "DATA": memory, "CPU": seconds, "FSIZE": 0, "NOFILE": 0, "NPROC": 0, "CORE": 0}
     for name, value in wanted.items():
         with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one keeps the others
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
-def _arm(limits: Limits) -> None:
-    """Have the alarm ring when the program's CPU time is over, and the system kill it where one long operation hears no alarm."""
-    import resource
-
-    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
-    hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
-    resource.setrlimit(resource.RLIMIT_CPU, (int(used + limits.cpu_seconds) + 1, hard))
-    signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
+def _ring(*_: object) -> None:
+    raise TimeoutError("it takes too long")
 
 
 def _printer(lines: list[str], limit: int) -> Callable[..., None]:
@@ -245,45 +226,83 @@ def _printer(lines: list[str], limit: int) -> Callable[..., None]:
     return collect
 
 
-def _execute(question: dict[str, Any], limits: Limits, watch: _Watch) -> dict[str, Any]:
-    """The answer to one program."""
-    watch.preparing = True
-    code = compile(question["source"], "program", "exec", dont_inherit=True)
+def _results(question: dict[str, Any], limits: Limits) -> list[tuple[Any, tuple[str, ...]]]:
+    """What the calls returned and printed. Everything that the audit hook would refuse is done before it is there."""
     lines: list[str] = []
     space: dict[str, Any] = {"__builtins__": {"print": _printer(lines, limits.printed_lines), "range": range}}
+    start = FunctionType(compile(question["source"], "program", "exec", dont_inherit=True), space)
+    _limit_resources(limits)
+    signal.signal(signal.SIGPROF, _ring)
+    signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
+    # Called with an event, it raises TypeError, which refuses the event. A function of C has nothing that could be changed.
+    sys.addaudithook(os._exit)  # type: ignore[arg-type]
+
+    start()
     results = []
-    _arm(limits)
-    watch.preparing, watch.running = False, True
-    exec(code, space)
     for arguments in question["calls"]:
         lines.clear()
         value = space[question["name"]](*arguments)
         if type(value) not in (int, bool, type(None)):
             raise TypeError("it returns something that is not a number")
         results.append((value, tuple(lines)))
-    return {"results": results}
+    return results
+
+
+def _answer(question: dict[str, Any], limits: Limits) -> bytes:
+    """The answer to one program, in its own process."""
+    try:
+        answer: dict[str, Any] = {"results": _results(question, limits)}
+    except BaseException as error:  # noqa: BLE001  whatever a program raises is its answer
+        answer = {"problem": f"{type(error).__name__}: {error!s:.80}"}
+    signal.setitimer(signal.ITIMER_PROF, 0.0)
+    try:
+        return json.dumps(answer).encode()
+    except ValueError as error:  # an integer of too many digits
+        return json.dumps({"problem": f"ValueError: {error!s:.80}"}).encode()
+
+
+def _in_a_process(question: dict[str, Any], limits: Limits) -> bytes:
+    """The bytes that a program's process wrote, which is killed when it is late, and in any case at the end."""
+    reading, writing = os.pipe()
+    process = os.fork()
+    if process == 0:
+        try:
+            os.dup2(writing, OWN_PIPE)
+            os.closerange(OWN_PIPE + 1, 256)
+            os.write(OWN_PIPE, _answer(question, limits))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    try:
+        return _read_all(reading, time.monotonic() + limits.wall_seconds / 2)
+    finally:
+        os.close(reading)
+        os.kill(process, signal.SIGKILL)
+        os.waitpid(process, 0)
+
+
+def _read_all(pipe: int, deadline: float) -> bytes:
+    """Everything that is written to a pipe until it is closed, or until the deadline; at most LONGEST_ANSWER bytes."""
+    poll = select.poll()
+    poll.register(pipe, select.POLLIN)
+    text = b""
+    while len(text) <= LONGEST_ANSWER and poll.poll(max(deadline - time.monotonic(), 0.0) * 1e3):
+        piece = os.read(pipe, 65_536)
+        if not piece:
+            return text
+        text += piece
+    return b""
 
 
 def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
-    """Answer limits with ready, then programs with results, one line each, until there are no more."""
+    """Answer limits with ready, then programs with what their processes wrote, one line each, until there are no more."""
     limits = Limits(**json.loads(questions.readline()))
-    watch = _Watch()
-    signal.signal(signal.SIGPROF, watch.alarm)
-    _limit_resources(limits)
-    sys.setrecursionlimit(500)
-    sys.addaudithook(watch.audit)
     answers.write(b'{"ready": true}\n')
     answers.flush()
     for line in questions:
         question = json.loads(line)
-        try:
-            text = json.dumps({"number": question["number"], **_execute(question, limits, watch)})
-        except BaseException as error:  # noqa: BLE001  whatever a program raises is its answer
-            watch.preparing = watch.running = False
-            text = json.dumps({"number": question["number"], "problem": f"{type(error).__name__}: {error!s:.80}"})
-        watch.running = False
-        signal.setitimer(signal.ITIMER_PROF, 0.0)
-        answers.write(text.encode() + b"\n")
+        written = _in_a_process(question, limits).decode(errors="replace")
+        answers.write(json.dumps({"number": question["number"], "answer": written}).encode() + b"\n")
         answers.flush()
 
 
