@@ -6,7 +6,7 @@ export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 default:
     @just --list --unsorted
 
-# five-minute proof: train a ternary model to add, then judge it on problems it never saw
+# train a ternary model to add in about five minutes, then judge it on problems it never saw
 demo: _ready
     bitnet train arithmetic --variant quick --device cpu --check
 
@@ -50,32 +50,36 @@ chat *args: _ready
 play-tictactoe *args: _ready
     bitnet play "$@"
 
-# N steps of the smallest variant: a first sign of life
+# train the smallest variant for N steps, to see that everything works
 train-simple steps="100": _ready
     bitnet train arithmetic --variant quick --device cpu --num-steps {{ steps }}
 
-# curves of a run as PNG
+# draw the curves of a run as PNG
 plot-loss *runs: _ready
     bitnet plot "$@"
 
-# how far a run is; --watch refreshes every 10 s
+# show how far a run is; --watch refreshes every 10 s
 check-status *args: _ready
     bitnet status "$@"
 
-# lint, types and tests; arguments go to pytest, e.g. `just test tests/test_model.py`
+# run lint, types and tests; arguments go to pytest, e.g. `just test tests/test_model.py`
 test *args: _ready
     {{ if args == "" { "just check" } else { "true" } }}
     python -m pytest "$@"
 
-# lint and types
+# run lint and type checks
 check: _ready
     ruff check .
     ruff format --check .
     mypy
 
-# speed of one update beside the bare matrix products
+# measure the speed of one update beside the bare matrix products
 bench *args: _ready
     python benchmarks/train_speed.py "$@"
+
+# count the lines of the core, the annexes and the tests, and write them into docs/architecture.md
+lines: _ready
+    python benchmarks/lines.py --write
 
 # `./just` sets up; plain `just` in a fresh clone does the same through it
 [private]

@@ -30,7 +30,7 @@ from bitnet.cost.presets import PRESETS
 from bitnet.experiments.shapes import BASELINE, SHAPES
 from bitnet.train.config import TrainConfig
 from hardware import RESULTS, where, write_results
-from readme import table
+from tables import table
 
 PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
 RUN = ["arithmetic", "--variant", "quick", "--device", "cpu"]

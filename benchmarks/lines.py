@@ -19,6 +19,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "bitnet"
 CORE = ("nn", "kernels", "text", "data", "optim", "generate", "engine", "run", "evaluate", "train")
+"""Packages in the order in which to read them."""
+ANNEXES = ("corpus", "experiments", "voice", "diagnose", "report", "cost", "export", "convert", "serve", "cli")
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- lines -->", "<!-- /lines -->"
 

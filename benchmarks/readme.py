@@ -4,7 +4,8 @@
     python benchmarks/readme.py --check   exit with 1 if a page does not hold exactly these tables
 
 Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), speeds from
-benchmarks/results/train_speed_*.json (benchmarks/train_speed.py). No figure is typed by hand.
+benchmarks/results/train_speed_*.json (benchmarks/train_speed.py), the trees from the folders (benchmarks/tree.py). No figure
+is typed by hand.
 """
 
 from __future__ import annotations
@@ -16,72 +17,18 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from bitnet.cli.catalogue import experiment_names, find_experiment
-from bitnet.experiments.measured import Result, Row, between, measured, results
 from faults import summary as faults_summary
 from hardware import RESULTS
+from tables import operators_table, results_table, summary_table, table, voice_table
+from tree import annexes_tree, core_tree
 
 ROOT = Path(__file__).parents[1]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
-KINDS = ("exact_match", "exact_match_add", "exact_match_sub", "exact_match_mul", "exact_match_div")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def results_table(only: str | None = None) -> str:
-    """One row per result (the recorded seeds of one variant), of all experiments or of one: data, cost, figures, where it was measured."""
-    found = [one for one in results() if only in (None, one.newest["experiment"])]
-    if not found:
-        return "Nothing yet."
-    head = ["experiment", "variant", "data", "parameters", "tokens", "result", "loss, first and last 100", "minutes of updates", "commit"]
-    rows = []
-    for one in found:
-        row = one.newest
-        budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
-        size = [one.data, f"{row['parameters']:,}", f"{row['tokens'] / 1e6:.1f}M{budget}"]
-        losses = f"{spread(one, 'first_loss', 2)}, {spread(one, 'last_loss', 3)} (on {row['loss_on']})"
-        commits = ", ".join(dict.fromkeys(run["commit"] for run in one.rows))
-        facts = [f"{one.figures}: {one.verdict}", losses, spread(one, "minutes", 1), commits]
-        rows.append([row["experiment"], variant_name(row), *size, *facts])
-    return table(head, rows) + "\n\nMeasured on: " + "; ".join(places(found)) + "."
-
-
-def variant_name(row: Row) -> str:
-    """The variant, and the weights where they are not ternary."""
-    return f"{row['variant']}" + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
-
-
-def spread(result: Result, key: str, digits: int) -> str:
-    """A fact of the runs, or its lowest and highest."""
-    values = [run[key] for run in result.rows]
-    return between([f"{value:.{digits}f}" for value in (min(values), max(values))])
-
-
-def places(found: Iterable[Result]) -> list[str]:
-    """Where the runs were measured, each place once, with what was noted."""
-    notes = {run["hardware"] + f", torch {run['torch']}" + (f", {run['note']}" if run["note"] else "") for one in found for run in one.rows}
-    return sorted(notes)
-
-
-def operators_table() -> str:
-    """Exact match of the arithmetic runs per operator."""
-    head = ["variant", "tokens", "exact match", "+", "-", "*", "//"]
-    rows = []
-    for one in results():
-        row = one.newest
-        if row["experiment"] == "arithmetic":
-            values = [[100 * run["metrics"][kind] for run in one.rows if kind in run["metrics"]] for kind in KINDS]
-            shares = [between([f"{share:.2f}%" for share in (min(kind), max(kind))]) if kind else "" for kind in values]
-            rows.append([variant_name(row), f"{row['tokens'] / 1e6:.1f}M", *shares])
-    return table(head, rows)
 
 
 def variants_table() -> str:
@@ -145,41 +92,6 @@ def flags_table(kind: str) -> str:
     return table(["flag", "meaning"], rows)
 
 
-VOICE = {
-    "answers that end by themselves within 128 tokens": ("answers_ended", "answers_ended"),
-    "answers in the voice": ("in_voice", "in_voice"),
-    "answers that mention the topic": ("mention_topic", "mention_topic"),
-    "different answers": ("distinct_answers", "distinct_answers"),
-    "loss on held-out answers, nats/token": ("nats_before", "nats_per_token"),
-    "loss on the text of pre-training, nats/token": ("text_nats_before", "text_nats"),
-    "forgotten since its own start, nats/token": ("", "forgetting"),
-    "held-out pairs preferred rightly": ("", "preferred"),
-}
-"""Figures of the fine-tuned runs: metric of the weights before, where it has one of its own, and after."""
-
-
-def voice_table() -> str:
-    """The newest fine-tuned run and the newest preference run, on the same prompts about topics never trained on."""
-    newest = {row["experiment"]: row for row in measured() if row["experiment"] in ("bitnut_sft", "bitnut_dpo")}
-    if "bitnut_sft" not in newest:
-        return "Not measured yet."
-    columns = [newest[name] for name in ("bitnut_sft", "bitnut_dpo") if name in newest]
-    head = ["figure", "bitnut quick, before", *(f"{row['experiment']} {row['variant']}" for row in columns)]
-    rows = []
-    for name, (before, after) in VOICE.items():
-        start = columns[0]["metrics"].get(before) if before != after else None
-        values = [row["metrics"].get(after) for row in columns]
-        shares = f"{after}_cases" in columns[-1]["metrics"]
-        told = [("" if value is None else f"{value:.1%}" if shares else f"{value:.3f}") for value in (start, *values)]
-        rows.append([name, *told])
-    cases = columns[0]["metrics"]["answers_ended_cases"]
-    places = "; ".join(
-        f"{row['experiment']}: {row['parameters']:,} parameters, {row['minutes']:.1f} min, commit {row['commit']}" for row in columns
-    )
-    where = f"{columns[0]['hardware']}, torch {columns[0]['torch']}"
-    return f"{table(head, rows)}\n\n{cases:.0f} prompts about 20 topics that no training saw. {places}. Measured on: {where}."
-
-
 def speed_table() -> str:
     """One row per shape and way to multiply, for each device that was measured."""
     parts = []
@@ -236,6 +148,9 @@ def reliability_table() -> str:
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
+    "core": core_tree,
+    "annexes": annexes_tree,
+    "summary": summary_table,
     "results": results_table,
     "operators": operators_table,
     "variants": variants_table,

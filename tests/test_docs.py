@@ -1,4 +1,4 @@
-"""The README says what is true: its tree, its commands, its tables."""
+"""The README and the pages say what is true: trees, commands, flags, tables, links."""
 
 from __future__ import annotations
 
@@ -36,21 +36,69 @@ def commands(program: str) -> list[list[str]]:
     return [shlex.split(line) for line in lines if line.split(" ")[0] in {program, f"./{program}"}]
 
 
-def test_tree_names_every_module_and_no_other() -> None:
-    tree = next(block for block in blocks("text") if block.startswith("src/bitnet/"))
-    source = ROOT / "src" / "bitnet"
-    named: dict[str, str] = {}
-    for line in tree.splitlines()[1:]:
-        match = re.match(r"  (\S+)\s+(.*)", line)
-        if match:
-            named[match[1]] = match[2]
-    folders = {f"{path.name}/" for path in source.iterdir() if path.is_dir() and path.name != "__pycache__"}
-    files = {path.name for path in source.glob("*.py")} - {"__init__.py", "__main__.py"}
-    assert named.keys() == folders | files
-    for folder in ("kernels", "nn", "text", "data", "optim", "generate", "run", "evaluate", "diagnose", "train"):
-        modules = {path.stem for path in (source / folder).glob("*.py")} - {"__init__"}
-        listed = set(re.split(r",\s*", named[f"{folder}/"].split(": ", 1)[1]))
-        assert listed == modules, folder
+SOURCE = ROOT / "src" / "bitnet"
+
+
+def named_in_trees() -> dict[Path, set[str]]:
+    """What the two trees of the README list: for each folder the names in it. An entry is `folder/  a phrase: name, name`."""
+    found: dict[Path, set[str]] = {}
+    above = ROOT
+    for tree in (block for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL) if block.startswith("src/bitnet/")):
+        for entry in re.split(r"\n(?= {0,2}\S)", tree.strip("\n")):
+            indent, folder, text = re.match(r"( *)(\S+)/\s*(.*)", entry, re.DOTALL).groups()  # type: ignore[union-attr]
+            above = above if indent else ROOT / folder
+            place = above / folder if indent else above
+            found.setdefault(place, set()).update(re.split(r",\s+", text.rsplit(": ", 1)[-1].strip()) if text else set())
+    return found
+
+
+def names_in(folder: Path, *, folders: bool) -> set[str]:
+    """The files of a folder, and with `folders` the folders too; modules and pages without their suffix."""
+    inside = [path for path in folder.iterdir() if path.name not in {"__pycache__", "__init__.py", "__main__.py"}]
+    files = {path.stem if path.suffix in {".py", ".md"} else path.name for path in inside if path.is_file() and path.name[0] != "."}
+    return files | {f"{path.name}/" for path in inside if folders and path.is_dir() and path.name[0] != "."}
+
+
+def test_the_trees_name_every_folder_and_file() -> None:
+    """Of the package whole, of benchmarks, docs and tests one level. Where it fails: python benchmarks/readme.py writes the trees."""
+    inside = [path for path in [SOURCE, *SOURCE.rglob("*/")] if path.is_dir() and path.name != "__pycache__"]
+    real = {folder: names_in(folder, folders=False) for folder in inside}
+    real |= {ROOT / name: names_in(ROOT / name, folders=True) for name in ("benchmarks", "docs", "tests")}
+    named = named_in_trees()
+    for folder in real.keys() | named.keys():
+        assert named.get(folder) == real.get(folder), f"{folder.relative_to(ROOT)}; run: python benchmarks/readme.py"
+
+
+def test_the_list_of_pages_and_the_pages_lead_to_each_other() -> None:
+    index = ROOT / "docs" / "README.md"
+    listed = set(re.findall(r"\]\(([^)#:]+\.md)\)", index.read_text(encoding="utf-8")))
+    pages = {path.name for path in (ROOT / "docs").glob("*.md")} - {"README.md"}
+    assert listed == {*pages, "../README.md"}
+    assert "](docs/README.md)" in README
+    for page in pages:
+        assert "](README.md)" in (ROOT / "docs" / page).read_text(encoding="utf-8"), f"{page} has no link to docs/README.md"
+
+
+def test_the_readme_is_one_that_people_finish() -> None:
+    """One sentence, a picture, one command with its output; what is longer has a page of its own."""
+    assert README.index("![") < README.index("```bash") < README.index("```text")
+    summary = README.split("<!-- summary -->")[1].split("<!-- /summary -->")[0]
+    assert 3 <= len([line for line in summary.splitlines() if line.startswith("|")]) <= 2 + 6
+    assert len(README.splitlines()) < 180
+    for paper in ("2402.17764", "2310.11453", "2504.12285"):
+        assert paper in README
+        assert paper in (ROOT / "CITATION.bib").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_architecture_has_the_table_of_lines() -> None:
+    """Its row names are those of benchmarks/lines.py; its numbers are of the day when `just lines` wrote them."""
+    command = [sys.executable, "benchmarks/lines.py"]
+    printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    written = page.split("<!-- lines -->")[1].split("<!-- /lines -->")[0].strip()
+    first_cells = [[line.split("|")[1].strip() for line in text.splitlines()] for text in (printed, written)]
+    assert first_cells[0] == first_cells[1], "run: just lines"
+    assert printed.splitlines()[0] == written.splitlines()[0]
 
 
 def test_every_recipe_named_exists() -> None:
@@ -60,7 +108,7 @@ def test_every_recipe_named_exists() -> None:
     used = commands("just")
     assert used
     assert {words[1] for words in used} <= set(recipes)
-    wanted = "demo train-simple play-tictactoe plot-loss check-status test check bench " + " ".join(
+    wanted = "demo train-simple play-tictactoe plot-loss check-status test check bench lines " + " ".join(
         f"exp-{name} train-{name}" for name in ("arithmetic", "tictactoe", "tinystories", "baseline")
     )
     assert set(wanted.split()) <= set(recipes)
@@ -81,8 +129,9 @@ def test_every_command_named_is_accepted(
     Path("my-devices.toml").write_text((ROOT / "src/bitnet/cost/devices.toml").read_text())
     used = commands("bitnet")
     assert len(used) >= 6
-    for _, verb, *rest in used:
+    for _, verb, *words in used:
         assert verb in VERBS
+        rest = [word for word in words if word != "--help"]
         if verb == "train" and "--from" not in rest and not rest[0].startswith("path/"):
             result = bitnet(verb, *rest, "--dry-run")
         elif verb == "prepare":

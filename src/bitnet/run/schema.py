@@ -200,6 +200,8 @@ else, one whose configuration was edited, and one made before signatures existed
   configuration names (`data.data`, `data.cache_dir`, `data.tokenizer`, `training.start_from` and the like), unless the command
   says `--trust`. `bitnet evaluate RUN --data FILE` measures the loss on a text of yours without it.
 * Your own runs are read as before: `bitnet evaluate RUN` opens the data and the cache that the run was trained from.
+
+[All pages](README.md)
 """
 
 

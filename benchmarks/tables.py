@@ -1,0 +1,158 @@
+"""The tables of measured experiments, from src/bitnet/experiments/measured.json, which benchmarks/record.py writes.
+
+benchmarks/readme.py puts them into the pages.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bitnet.experiments.measured import Result, Row, between, measured, results
+
+KINDS = ("exact_match", "exact_match_add", "exact_match_sub", "exact_match_mul", "exact_match_div")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+SUMMARY = {
+    "arithmetic": ("exact_match", "{:.2%} of held-out problems answered exactly"),
+    "tictactoe": ("legal_rate", "{:.2%} legal moves, over all 294,778 positions of the game"),
+    "json_records": ("typical_valid", "{:.2%} of sampled records are valid JSON"),
+    "python_subset": ("right", "{:.2%} of held-out functions compute what their name says"),
+    "tinystories": ("bits_per_byte", "{:.3f} bits per byte of held-out stories"),
+    "bitnut_sft": ("in_voice", "{:.2%} of answers in the voice"),
+}
+"""For each experiment of the short table: one metric, and what its figure says."""
+
+
+def summary_table() -> str:
+    """One row for each experiment of SUMMARY that was measured with ternary weights: its most complete result; then the controls."""
+    head = ["experiment", "variant", "parameters", "tokens", "result", "seeds that pass", "minutes"]
+    rows = []
+    for name, (metric, sentence) in SUMMARY.items():
+        one = most_complete(name)
+        if one is None:
+            continue
+        row = one.newest
+        size = [f"{row['parameters']:,}", tokens_of(row)]
+        rows.append([name, row["variant"], *size, sentence_of(one, metric, sentence), seeds(one), spread(one, "minutes", 1)])
+    return "\n\n".join([table(head, rows), *controls()])
+
+
+def sentence_of(result: Result, metric: str, sentence: str) -> str:
+    """What one metric of a result says, or its lowest and highest over the seeds."""
+    values = [run["metrics"][metric] for run in result.rows]
+    return between([sentence.format(value) for value in (min(values), max(values))])
+
+
+def controls() -> list[str]:
+    """One sentence for each control (the same model with full-precision weights) of an experiment of SUMMARY."""
+    return [
+        f"The control of {row['experiment']} `{row['variant']}`, the same model with full-precision weights: "
+        f"{sentence_of(one, *SUMMARY[row['experiment']])}."
+        for one in results()
+        if (row := one.newest)["weights"] == "full" and row["experiment"] in SUMMARY
+    ]
+
+
+def most_complete(name: str) -> Result | None:
+    """The result of an experiment with ternary weights that had its whole budget; of several the variant `best`, the most seeds."""
+    found = [one for one in results() if (one.newest["experiment"], one.newest["weights"]) == (name, "ternary")]
+    return max(found, key=lambda one: (one.newest["full_budget"], one.newest["variant"] == "best", len(one.rows)), default=None)
+
+
+def seeds(result: Result) -> str:
+    """How many of the seeds met every criterion."""
+    return f"{sum(row['verdict'] == 'PASS' for row in result.rows)} of {len(result.rows)}"
+
+
+def tokens_of(row: Row) -> str:
+    """Tokens read, and of how many where the run was shorter than its variant asks for."""
+    budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
+    return f"{row['tokens'] / 1e6:.1f}M{budget}"
+
+
+def results_table(only: str | None = None) -> str:
+    """One row per result (the recorded seeds of one variant), of all experiments or of one: data, cost, figures, where it was measured."""
+    found = [one for one in results() if only in (None, one.newest["experiment"])]
+    if not found:
+        return "Nothing yet."
+    head = ["experiment", "variant", "data", "parameters", "tokens", "result", "loss, first and last 100", "minutes of updates", "commit"]
+    rows = []
+    for one in found:
+        row = one.newest
+        size = [one.data, f"{row['parameters']:,}", tokens_of(row)]
+        losses = f"{spread(one, 'first_loss', 2)}, {spread(one, 'last_loss', 3)} (on {row['loss_on']})"
+        commits = ", ".join(dict.fromkeys(run["commit"] for run in one.rows))
+        facts = [f"{one.figures}: {one.verdict}", losses, spread(one, "minutes", 1), commits]
+        rows.append([row["experiment"], variant_name(row), *size, *facts])
+    return table(head, rows) + "\n\nMeasured on: " + "; ".join(places(found)) + "."
+
+
+def variant_name(row: Row) -> str:
+    """The variant, and the weights where they are not ternary."""
+    return f"{row['variant']}" + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
+
+
+def spread(result: Result, key: str, digits: int) -> str:
+    """A fact of the runs, or its lowest and highest."""
+    values = [run[key] for run in result.rows]
+    return between([f"{value:.{digits}f}" for value in (min(values), max(values))])
+
+
+def places(found: Iterable[Result]) -> list[str]:
+    """Where the runs were measured, each place once, with what was noted."""
+    notes = {run["hardware"] + f", torch {run['torch']}" + (f", {run['note']}" if run["note"] else "") for one in found for run in one.rows}
+    return sorted(notes)
+
+
+def operators_table() -> str:
+    """Exact match of the arithmetic runs per operator."""
+    head = ["variant", "tokens", "exact match", "+", "-", "*", "//"]
+    rows = []
+    for one in results():
+        row = one.newest
+        if row["experiment"] == "arithmetic":
+            values = [[100 * run["metrics"][kind] for run in one.rows if kind in run["metrics"]] for kind in KINDS]
+            shares = [between([f"{share:.2f}%" for share in (min(kind), max(kind))]) if kind else "" for kind in values]
+            rows.append([variant_name(row), f"{row['tokens'] / 1e6:.1f}M", *shares])
+    return table(head, rows)
+
+
+VOICE = {
+    "answers that end by themselves within 128 tokens": ("answers_ended", "answers_ended"),
+    "answers in the voice": ("in_voice", "in_voice"),
+    "answers that mention the topic": ("mention_topic", "mention_topic"),
+    "different answers": ("distinct_answers", "distinct_answers"),
+    "loss on held-out answers, nats/token": ("nats_before", "nats_per_token"),
+    "loss on the text of pre-training, nats/token": ("text_nats_before", "text_nats"),
+    "forgotten since its own start, nats/token": ("", "forgetting"),
+    "held-out pairs preferred rightly": ("", "preferred"),
+}
+"""Figures of the fine-tuned runs: metric of the weights before, where it has one of its own, and after."""
+
+
+def voice_table() -> str:
+    """The newest fine-tuned run and the newest preference run, on the same prompts about topics never trained on."""
+    newest = {row["experiment"]: row for row in measured() if row["experiment"] in ("bitnut_sft", "bitnut_dpo")}
+    if "bitnut_sft" not in newest:
+        return "Not measured yet."
+    columns = [newest[name] for name in ("bitnut_sft", "bitnut_dpo") if name in newest]
+    head = ["figure", "bitnut quick, before", *(f"{row['experiment']} {row['variant']}" for row in columns)]
+    rows = []
+    for name, (before, after) in VOICE.items():
+        start = columns[0]["metrics"].get(before) if before != after else None
+        values = [row["metrics"].get(after) for row in columns]
+        shares = f"{after}_cases" in columns[-1]["metrics"]
+        told = [("" if value is None else f"{value:.1%}" if shares else f"{value:.3f}") for value in (start, *values)]
+        rows.append([name, *told])
+    cases = columns[0]["metrics"]["answers_ended_cases"]
+    places = "; ".join(
+        f"{row['experiment']}: {row['parameters']:,} parameters, {row['minutes']:.1f} min, commit {row['commit']}" for row in columns
+    )
+    where = f"{columns[0]['hardware']}, torch {columns[0]['torch']}"
+    return f"{table(head, rows)}\n\n{cases:.0f} prompts about 20 topics that no training saw. {places}. Measured on: {where}."
