@@ -35,6 +35,11 @@ PLACES = {
 }
 
 
+def heed_ctrl_c() -> None:
+    """Undo what a shell does for commands in the background: they ignore SIGINT, and so would their children."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def wait_for_delivery(pid: int) -> None:
     """Two equal signals that wait together are one for the system, as a person's two key presses never are."""
     status = Path(f"/proc/{pid}/status")
@@ -57,13 +62,17 @@ def test_a_second_signal_during_one_long_operation_ends_the_process(
 ) -> None:
     patch, words = PLACES[place]
     command = [sys.executable, "-c", f"{BUSY}\n{patch}\nsys.exit(main(sys.argv[1:]))", *words, "--runs-dir", str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c) as process:  # noqa: PLW1509
         assert process.stdout is not None
         assert any(line == "busy\n" for line in process.stdout)
         for one in pair:
             process.send_signal(one)
             wait_for_delivery(process.pid)
-        _, error = process.communicate()
+        try:
+            _, error = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 128 + pair[1]
     assert f"a second signal ({pair[1].name}) ended the process at once" in error
     if place != "another command":
