@@ -20,6 +20,7 @@ from typing import Any
 
 from bitnet.errors import DataError, NotFoundError, RunError, did_you_mean
 from bitnet.files import read_json
+from bitnet.run.contents import check_contents
 
 RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _STEP = re.compile(r"step_(\d{6,})")
@@ -176,7 +177,16 @@ def check_run_id(run_id: str, experiments: frozenset[str] = frozenset()) -> str:
 
 
 def find_run(word: str, runs_dir: Path) -> RunReference:
-    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment's name, `latest`."""
+    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment's name, `latest`.
+
+    Raises RunError for a run whose folder holds pipes, devices or links that lead outside (contents.py).
+    """
+    found = _meant(word, runs_dir)
+    check_contents(found.layout.root)
+    return found
+
+
+def _meant(word: str, runs_dir: Path) -> RunReference:
     if word and RUN_ID.fullmatch(word):
         direct = RunLayout(runs_dir / word)
         if direct.config.is_file():

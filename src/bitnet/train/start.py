@@ -27,6 +27,7 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, is_good
+from bitnet.run.contents import check_contents
 from bitnet.run.frozen import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter, Listener, read_lines
@@ -71,6 +72,7 @@ def run_experiment(experiment: Experiment, variant: str, config: RunConfig, opti
     task = experiment.open(config)
     described = describe(experiment, variant, config, task)
     layout = choose_run(experiment.run_prefix(config), described, config, options)
+    check_contents(layout.root)
     with exclusive(layout):
         if state_of(layout) == "done" and is_finished(layout, config.train.total_steps, say):
             return Ended(layout, "already_done", config.train.total_steps)
