@@ -158,6 +158,17 @@ def read_bytes(path: Path, limit: int, fix: str = RESTORE) -> bytes:
     return content
 
 
+def lines_of(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
+    """The lines of a binary file, one at a time; None for a line of more than `limit` bytes, which is passed over in pieces."""
+    while line := file.readline(limit + 1):
+        if len(line) <= limit:
+            yield line
+            continue
+        while line and not line.endswith(b"\n"):
+            line = file.readline(limit)
+        yield None
+
+
 def read_text(path: Path, limit: int = MAX_JSON_BYTES, fix: str = RESTORE) -> str:
     """The UTF-8 text of a regular file of at most `limit` bytes. Raises NotFoundError, or DataError that ends with `fix`."""
     try:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bitnet.errors import DataError
 from bitnet.files import finite
-from bitnet.run.metrics import LineWriter, cut_back, last_line, read_lines
+from bitnet.run import metrics
+from bitnet.run.metrics import LineWriter, cut_back, last_line, read_lines, tail
 
 
 def write(path: Path, *rows: object) -> None:
@@ -98,3 +100,25 @@ def test_cutting_back_keeps_several_rows_of_one_step(tmp_path: Path) -> None:
     write(path, {"step": 5, "mode": "greedy"}, {"step": 5, "mode": "stress"}, {"step": 10, "mode": "greedy"})
     cut_back(path, 5)
     assert steps(path) == [5, 5]
+
+
+def test_a_line_without_end_is_counted_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Somebody else's metrics may be one line of 10 GB; here the bound is small instead."""
+    monkeypatch.setattr(metrics, "LONGEST_LINE", 100)
+    path = tmp_path / "scalars.jsonl"
+    path.write_text('{"step": 1}\n' + '{"step": 2, "x": "' + "a" * 1000 + '"}\n' + '{"step": 3}\n')
+    assert read_lines(path) == ([{"step": 1}, {"step": 3}], 1)
+    cut_back(path, 2)
+    assert path.read_text().endswith('a"}\n')
+    path.write_text("a" * 200_000)
+    assert tail(path, window_bytes=64) == ([], 0)
+    with LineWriter(path) as writer:
+        writer.write({"step": 4})
+        assert writer.extent()["bytes"] == path.stat().st_size
+
+
+def test_more_than_can_be_held_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "MOST_BYTES", 20)
+    write(tmp_path / "a", *({"step": step} for step in range(3)))
+    with pytest.raises(DataError, match="has 36 bytes, more than the 20"):
+        read_lines(tmp_path / "a")

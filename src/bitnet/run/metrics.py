@@ -13,11 +13,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
-from bitnet.errors import RunError
-from bitnet.files import finite, open_regular, parse_json
+from bitnet.errors import DataError, RunError
+from bitnet.files import finite, lines_of, open_regular, parse_json
 from bitnet.run.records import is_row
 
 Listener = Callable[[str, dict[str, Any]], None]
+LONGEST_LINE = 4 << 20  # bytes of a line that is parsed; a sample of 1,024 tokens has some 20 kB
+MOST_BYTES = 512 << 20  # of a file that is read whole; 400,000 updates leave some 200 MB
+PIECE_BYTES = 1 << 20
 
 
 class Extent(TypedDict):
@@ -38,8 +41,8 @@ class LineWriter:
         self._file = path.open("a+b")
         self._file.seek(0)
         self._digest, self._bytes, self._lines = hashlib.sha256(), 0, 0
-        for line in self._file:
-            self._count(line)
+        while piece := self._file.read(PIECE_BYTES):
+            self._count(piece, piece.count(b"\n"))
 
     def write(self, row: dict[str, Any]) -> None:
         """Append one object. NaN and infinities become null: they are not JSON."""
@@ -59,9 +62,9 @@ class LineWriter:
         """What the file holds by now, for a checkpoint to remember."""
         return {"bytes": self._bytes, "lines": self._lines, "sha256": self._digest.hexdigest()}
 
-    def _count(self, line: bytes) -> None:
-        self._digest.update(line)
-        self._bytes, self._lines = self._bytes + len(line), self._lines + 1
+    def _count(self, piece: bytes, lines: int = 1) -> None:
+        self._digest.update(piece)
+        self._bytes, self._lines = self._bytes + len(piece), self._lines + lines
 
     def __enter__(self) -> LineWriter:
         return self
@@ -79,23 +82,20 @@ class Lines(NamedTuple):
 
 
 def read_lines(path: Path) -> Lines:
-    """All readable rows of a file; none if it does not exist."""
+    """All readable rows of a file; none if it does not exist. Raises DataError above MOST_BYTES."""
     if not path.is_file():
         return Lines([], 0)
-    rows: list[dict[str, Any]] = []
-    skipped = 0
-    with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            row = _parse(line)
-            if row is None:
-                skipped += 1
-            else:
-                rows.append(row)
-    return Lines(rows, skipped)
+    size = path.stat().st_size
+    if size > MOST_BYTES:
+        raise DataError(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that are read; cut it, or use another run")
+    with open_regular(path) as file:
+        parsed = [None if line is None else _parse(line) for line in lines_of(file, LONGEST_LINE)]
+    rows = [row for row in parsed if row is not None]
+    return Lines(rows, len(parsed) - len(rows))
 
 
 def tail(path: Path, window_bytes: int = 1 << 16) -> Lines:
-    """The rows in the last part of a file, however long it is; the window doubles until it holds a whole row."""
+    """The rows in the last part of a file, however long it is; the window doubles until it holds a whole row, up to LONGEST_LINE."""
     if not path.is_file():
         return Lines([], 0)
     with path.open("rb") as file:
@@ -103,10 +103,10 @@ def tail(path: Path, window_bytes: int = 1 << 16) -> Lines:
         while True:
             begin = max(0, size - window_bytes)
             file.seek(begin)
-            lines = file.read().decode("utf-8", errors="replace").splitlines()[1 if begin else 0 :]
+            lines = file.read(window_bytes).splitlines()[1 if begin else 0 :]
             parsed = [_parse(line) for line in lines]
             rows = [row for row in parsed if row is not None]
-            if rows or begin == 0:
+            if rows or begin == 0 or window_bytes > LONGEST_LINE:
                 return Lines(rows, len(parsed) - len(rows))
             window_bytes *= 2
 
@@ -123,11 +123,12 @@ def cut_back(path: Path, step: int) -> None:
         return
     keep = 0
     with path.open("rb+") as file:
-        for line in file:
-            row = _parse(line.decode("utf-8", errors="replace")) if line.endswith(b"\n") else None
-            if not line.endswith(b"\n") or (row is not None and row["step"] > step):
+        for line in lines_of(file, LONGEST_LINE):
+            whole = line is None or line.endswith(b"\n")
+            row = _parse(line) if line is not None and whole else None
+            if not whole or (row is not None and row["step"] > step):
                 break
-            keep += len(line)
+            keep = file.tell()
         file.truncate(keep)
         file.flush()
         os.fsync(file.fileno())
@@ -159,9 +160,9 @@ def cut_to(path: Path, extent: Extent) -> None:
             os.fsync(file.fileno())
 
 
-def _parse(line: str) -> dict[str, Any] | None:
+def _parse(line: bytes) -> dict[str, Any] | None:
     try:
-        row = parse_json(line)
+        row = parse_json(line.decode("utf-8", errors="replace"))
     except ValueError:
         return None
     return row if is_row(row) else None

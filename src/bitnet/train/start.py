@@ -30,7 +30,7 @@ from bitnet.run.checkpoint import Checkpoint, is_good
 from bitnet.run.contents import check_contents
 from bitnet.run.frozen import load_frozen_set
 from bitnet.run.layout import RunLayout
-from bitnet.run.metrics import LineWriter, Listener, read_lines
+from bitnet.run.metrics import LineWriter, Listener, tail
 from bitnet.run.signature import is_own, key_path, sign
 from bitnet.train.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
@@ -46,6 +46,8 @@ from bitnet.train.resume import begin, resume
 from bitnet.train.roll_back import read_skips, roll_back
 from bitnet.train.session import Say, Session
 
+AVERAGED_BYTES = 1 << 20
+"""Read from the end of metrics/scalars.jsonl on a resume: some two thousand lines, of which the average takes a hundred."""
 State = Literal["done", "stopped", "already_done"]
 
 
@@ -227,7 +229,7 @@ def observers_of(
     layout, task, model, train = session.layout, session.task, session.model, session.config.train
     scalars, probes, evaluations, samples = writers
     average = LossAverage()
-    average.read(read_lines(layout.scalars).rows)
+    average.read(tail(layout.scalars, AVERAGED_BYTES).rows)
     sampler = Samples(samples, model, task, train)
     anomalies = Anomalies(layout, model, task, train, session.say, skips)
     guard = Guard(first.step, first.state.get("refused_in_a_row", 0))
