@@ -25,6 +25,7 @@ FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PAGES = [page.read_text(encoding="utf-8") for page in FILES]
 FOREIGN_FLAGS = {"--index-url", "--porcelain", "--strict"}  # of pip, git and mypy
 FOREIGN_FLAGS |= {"--kills", "--corruptions", "--full-disk", "--commands", "--hostile"}  # of benchmarks/reliability
+EXAMPLES = {"NAME.py", "stories.txt"}  # names of the reader's own files
 
 
 def blocks(language: str) -> list[str]:
@@ -88,6 +89,12 @@ def test_the_readme_is_one_that_people_finish() -> None:
     for paper in ("2402.17764", "2310.11453", "2504.12285"):
         assert paper in README
         assert paper in (ROOT / "CITATION.bib").read_text(encoding="utf-8")
+
+
+def test_the_page_of_the_architecture_names_every_package() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    packages = {path.parent.name for path in SOURCE.glob("*/__init__.py")}
+    assert packages <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
 def test_the_page_of_the_architecture_has_the_table_of_lines() -> None:
@@ -177,6 +184,17 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
     for file, page in zip(FILES, PAGES, strict=True):
         for target in re.findall(r"\]\(([^)#:]+)\)", page):
             assert (file.parent / target).exists(), (file.name, target)
+
+
+def test_every_source_file_that_a_page_names_exists() -> None:
+    """`nn/quantize.py` counts from the repository, from src or from src/bitnet; a bare `quantize.py` may stand in any folder."""
+    files = {path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")} | set(ROOT.glob("*.*"))
+    for page, text in zip(FILES, PAGES, strict=True):
+        for name in re.findall(r"`(?:python )?((?:[\w.]+/)*\w+\.(?:py|c|toml|txt|sh))`", text):
+            found = (
+                any((start / name).is_file() for start in (ROOT, ROOT / "src", SOURCE)) if "/" in name else name in {f.name for f in files}
+            )
+            assert found or name in EXAMPLES, (page.name, name)
 
 
 @pytest.mark.parametrize("name", ["demo", "test"])
