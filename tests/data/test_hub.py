@@ -11,9 +11,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from bitnet.data import hub
-from bitnet.data.corpus import open_corpus
+from bitnet.data.corpus import Corpus, open_corpus
 from bitnet.data.hub import HubDataset, newest_revision
-from bitnet.data.prepare import prepare
+from bitnet.data.prepare import LEAST_HELD_OUT, prepare
 from bitnet.errors import DataError, NotFoundError
 from corpora import small_tokenizer, stories, write_jsonl
 
@@ -118,6 +118,25 @@ def test_connection_lost_on_the_way_can_be_continued(folder: Path, monkeypatch: 
     monkeypatch.setattr(hub.HubReading, "_rows", lambda self: lost())
     with pytest.raises(DataError, match=r"failed in block 0 \(ConnectionError: reset by peer\); repeat the command"):
         texts_of(source)
+
+
+def test_a_short_run_reads_a_stream_no_further_than_it_needs(folder: Path, tmp_path: Path) -> None:
+    """Ten tokens were enough after one document, none of which was held out: "no document is left in the held-out set"."""
+    read: list[int] = []
+
+    class Counted(HubDataset):
+        def block_of(self, rows: Iterator[dict[str, object]], number: int) -> list[object]:
+            block = super().block_of(rows, number)
+            read.append(len(block))
+            return block
+
+    for number in range(3, 60):
+        write_jsonl(folder / f"train-{number}.jsonl", stories(40, first=40 * number))
+    source = Counted(str(folder), seed=1, block=20)
+    shards = prepare(Corpus(source, one_in=10, max_tokens=10), small_tokenizer(), tmp_path / "out", processes=1)
+    assert shards.train.documents == 1
+    assert shards.held_out.documents == LEAST_HELD_OUT
+    assert sum(read) < 60 * 40
 
 
 def test_without_a_network_the_revision_of_the_last_time_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -126,6 +126,8 @@ def test_fingerprint_names_the_data(source: WindowRows, shards: Shards) -> None:
     fingerprint = source.fingerprint()
     assert fingerprint["dataset_name"] == "a.txt"
     assert fingerprint["dataset_size_tokens"] == shards.train.tokens
+    assert fingerprint["corpus_tokens"] == shards.train.tokens + shards.held_out.tokens
+    assert fingerprint["corpus_sampling"] == "every_document"
     assert fingerprint["tokenizer_vocab_size"] == 320
     assert fingerprint["windows_per_epoch"] == source.windows
     assert {"hf_revision", "first_1000_token_ids_sha256", "sampling_strategy", "train_sha256", "held_out_sha256"} <= fingerprint.keys()

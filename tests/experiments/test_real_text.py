@@ -22,8 +22,9 @@ from bitnet.run.schema import TEXT_FINGERPRINT
 from bitnet.text.bpe import train_bpe
 from bitnet.text.tokenizer import Tokenizer, save_in_place
 from bitnet.train.config import RunConfig
+from bitnet.train.resume import dataset_facts
 from conftest import Result
-from corpora import stories, write_txt
+from corpora import small_tokenizer, stories, write_jsonl, write_txt
 
 SMALL = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
          "--model.ffn-hidden-size", "48", "--model.vocab-size", "320", "--model.max-seq-length", "64", "--seq-len", "32",
@@ -268,3 +269,57 @@ def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(bitnet: Bitne
 
     file.write_text(text)
     assert bitnet(*words).code == 0
+
+
+def test_a_short_run_on_a_stream_has_something_to_be_measured_on(bitnet: Bitnet, file: Path) -> None:
+    """A folder goes through the hub's calls. Two updates need a few of its 3,000 documents, of which one in a hundred is held out."""
+    Path("set").mkdir()
+    write_jsonl(Path("set/train.jsonl"), stories(3_000))
+    result = bitnet("train", "tinystories", "--variant", "quick", *SMALL, "--data.dataset", "set", "--data.max-documents", "None",
+                    "--data.held-out-one-in", 100, "--num-steps", 2, "--run-id", "short")  # fmt: skip
+    assert result.code == 0, result.err
+    facts = json.loads(Path("runs/short/meta/dataset_fingerprint.json").read_text())
+    assert facts["documents"] < 100
+    assert facts["held_out_documents"] == 8
+    assert json.loads(Path("runs/short/meta/config.json").read_text())["data"]["streaming"] is True
+    assert (facts["dataset_size_tokens"], facts["expected_repetition_rate"], facts["sampling_strategy"]) == (None, None, "streaming_random")
+    assert facts["row_order"] == "each_window_once_per_epoch"
+
+
+def test_the_fingerprint_has_the_plans_meanings_beside_our_own(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plan's example: 1.97B tokens of a corpus of 1.3T are 0.0015 of it, however few tokens were prepared."""
+    task = tinystories.open_task(config_on(file))
+    prepared = task.shards.train.tokens
+    everything = dataset_facts(task.source, task.config.train)
+    assert everything["dataset_size_tokens"] == prepared + task.shards.held_out.tokens
+    assert everything["prepared_tokens"] == prepared
+    assert everything["expected_repetition_rate"] < everything["epochs"]
+
+    monkeypatch.setitem(task.shards.manifest["settings"]["source"], "dataset", "HuggingFaceFW/fineweb-edu")
+    reference = baseline.experiment.variants["reference"].config.train
+    streamed = dataset_facts(task.source, reference)
+    assert streamed["dataset_size_tokens"] == "1.3T (GPT-2 tokenization)"
+    assert streamed["expected_repetition_rate"] == pytest.approx(0.0015, abs=5e-5)
+    assert streamed["sampling_strategy"] == "streaming_random"
+
+
+@pytest.mark.parametrize("refusal", ["not logged in to the hub: `hf auth login`", None])
+def test_the_baseline_takes_llamas_tokenizer_where_it_can(
+    bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None
+) -> None:
+    """Tried, the outcome said, and what was taken recorded, so that a later command knows."""
+    monkeypatch.setattr("bitnet.experiments.real_text.why_not", lambda name: refusal)
+    monkeypatch.setattr("bitnet.experiments.real_text.find_tokenizer", lambda word: small_tokenizer())
+    result = bitnet("train", "baseline", "--variant", "smoke", "--data", file, *SMALL, "--model.num-layers", 1, "--model.ffn-hidden-size",
+                    48, "--num-steps", 1, "--run-id", "base", "--train.warmup-steps", 0)  # fmt: skip
+    assert result.code == 0, result.err
+    said = next(line for line in result.out.splitlines() if line.startswith("tokenizer: "))
+    taken = json.loads(Path("runs/base/meta/config.json").read_text())["data"]["tokenizer"]
+    assert taken == ("own" if refusal else "meta-llama/Llama-2-7b-hf")
+    assert (refusal or "as the plan has it") in said
+
+
+def test_only_the_shape_that_fits_it_asks_for_llamas_tokenizer() -> None:
+    chosen = {name: variant.config.data.tokenizer for name, variant in baseline.experiment.variants.items()}  # type: ignore[attr-defined]
+    assert chosen.pop("tinystories_2k") == "own"
+    assert set(chosen.values()) == {"auto"}

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.text.bpe import train_bpe
-from bitnet.text.pretrained import FILES, find_tokenizer
+from bitnet.text.pretrained import FILES, find_tokenizer, why_not
 from bitnet.text.subword import SubwordTokenizer
 
 
@@ -120,3 +120,23 @@ def test_words_that_stand_for_nothing(tmp_path: Path) -> None:
 def test_word_cutting_is_left_to_forms_it_is_right_for(tmp_path: Path) -> None:
     assert train_bpe(["ab ab"], 260)._cuts_like_gpt2
     assert not SubwordTokenizer.load(llama_like(tmp_path / "llama"))._cuts_like_gpt2
+
+
+def test_a_gated_tokenizer_is_not_asked_for_without_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """The hub would refuse, after as long as the network takes."""
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    monkeypatch.setattr("bitnet.text.pretrained.fetch", lambda name: pytest.fail("it was asked"))
+    assert "not logged in" in str(why_not("meta-llama/Llama-2-7b-hf"))
+
+
+def test_with_a_login_the_hub_is_asked_and_its_answer_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(name: str) -> None:
+        raise NotFoundError(f"{name} is gated: accept its terms; or make your own")
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "secret")
+    monkeypatch.setattr("bitnet.text.pretrained.fetch", refused)
+    assert why_not("meta-llama/x") == "meta-llama/x is gated: accept its terms"
+    monkeypatch.setattr("bitnet.text.pretrained.fetch", lambda name: None)
+    assert why_not("meta-llama/x") is None

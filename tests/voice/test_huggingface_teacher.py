@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bitnet.errors import NotFoundError
+from bitnet.errors import ConfigError, NotFoundError
 from bitnet.voice.teachers import Request, TeacherOptions, open_teacher
 from bitnet.voice.voices import built_in
 from corpora import small_tokenizer
@@ -59,6 +59,17 @@ def test_a_chat_template_is_used_where_there_is_one(folder: Path, tmp_path: Path
     teacher = open_teacher(str(tmp_path), TeacherOptions(max_new_tokens=2))
     assert teacher._text(ASK).endswith("[user] What is rain?\n[assistant]")  # type: ignore[attr-defined]
     assert len(teacher.reply([ASK])) == 1
+
+
+def test_the_original_bitnet_says_in_one_line_what_to_install(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers loads microsoft/bitnet-b1.58-2B-4T, the default teacher, only where accelerate is; that was in no extra."""
+    monkeypatch.setattr("transformers.quantizers.quantizer_bitnet.is_accelerate_available", lambda: False)
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}}))
+    with pytest.raises(ConfigError, match=r"accelerate.*pip install 'bitnet\[teacher\]'"):
+        open_teacher(str(tmp_path), TeacherOptions())
 
 
 def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

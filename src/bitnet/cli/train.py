@@ -75,7 +75,7 @@ class TextFlags:
     column: str | None = None
     """Column with the text."""
     tokenizer: str | None = None
-    """own (made from the data), characters, a folder, or a name on the hub."""
+    """own (made from the data), auto (LLaMA-2's where you have access, else own), characters, a folder, or a name on the hub."""
     cache_dir: str | None = None
     """Where tokenizers and token shards are kept."""
     allow_repeat: bool = False
@@ -107,6 +107,7 @@ def main(arguments: Sequence[str]) -> int:
         print("\n".join(outlook(config)), file=out)
         print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
         return 0
+    config = with_settled_tokenizer(config, lambda text: print(text, file=out, flush=True))
     refuse_beyond_memory(config, choose_device(flags.device).type)
     make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
     ended = _train(experiment, name, config, flags, flags.run_id, out)
@@ -243,6 +244,15 @@ def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[st
     if isinstance(config.data, TextData):
         ready = experiment.extra.get("ready", ready_shards)
         ready(config, Watch(say, progress_line(), sys.stderr.isatty()))
+
+
+def with_settled_tokenizer(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
+    """The configuration with `--tokenizer auto` settled, so that meta/config.json names what was taken."""
+    from bitnet.experiments.real_text import AUTO, TextData, with_tokenizer
+
+    if not isinstance(config.data, TextData) or config.data.tokenizer != AUTO:
+        return config
+    return dataclasses.replace(config, data=with_tokenizer(config.data, say))
 
 
 def refuse_beyond_memory(config: RunConfig, device_type: str) -> None:

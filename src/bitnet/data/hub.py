@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from datasets import IterableDataset
 
 BLOCK_DOCUMENTS = 10_000  # about 50 MB of web pages
+PUBLISHED: dict[str, tuple[float, str]] = {"HuggingFaceFW/fineweb-edu": (1.3e12, "1.3T (GPT-2 tokenization)")}
+"""Size of a whole data set in tokens, as its page gives it (huggingface.co/datasets/HuggingFaceFW/fineweb-edu)."""
 INSTEAD = "or give local files with --data"
 REVISIONS = "revisions.json"
 

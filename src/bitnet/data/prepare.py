@@ -38,6 +38,7 @@ COMMIT_BYTES = 16 << 20
 MOST_PROCESSES = 1024
 SMALL_BYTES = 4 << 20  # less than this is encoded sooner than a second process starts
 BROKEN_SHARE = 0.05
+LEAST_HELD_OUT = 8  # documents: fewer would be a poor measure, and one in a hundred of a short run's may be none
 ROLES: dict[Split, Role] = {"train": Role.TRAIN, "held_out": Role.HELD_OUT}
 
 
@@ -217,34 +218,43 @@ class Preparation:
     def _take(self, batch: Batch, encoded: Encoded) -> bool:
         """Write a batch. Returns whether a limit was reached; documents after it are left out."""
         taken, full = self._within_limits(encoded)
-        token_roles = np.repeat(encoded.roles, encoded.lengths)
-        first_left_out = int(encoded.lengths[:taken].sum())
         counts = self.counts
         for split, role in ROLES.items():
-            chosen = encoded.roles[:taken] == role
-            lengths, text_bytes = encoded.lengths[:taken][chosen], batch.texts.sizes[:taken][chosen]
-            self.writers[split].add(encoded.tokens[:first_left_out][token_roles[:first_left_out] == role], lengths, text_bytes)
+            chosen = taken & (encoded.roles == role)
+            lengths, text_bytes = encoded.lengths[chosen], batch.texts.sizes[chosen]
+            self.writers[split].add(encoded.tokens[np.repeat(chosen, encoded.lengths)], lengths, text_bytes)
             for what, amount in (("documents", len(lengths)), ("tokens", lengths.sum()), ("text_bytes", text_bytes.sum())):
                 counts[f"{split}_{what}"] += int(amount)
-        counts["equal_to_validation"] += int((encoded.roles[:taken] == Role.DROPPED).sum())
+        counts["equal_to_validation"] += int((taken & (encoded.roles == Role.DROPPED)).sum())
         counts["empty"] += batch.skipped.empty
         counts["broken"] += batch.skipped.broken
         self.state |= {"position": batch.position, "first_broken": self.state["first_broken"] or batch.skipped.first_broken}
         return full
 
-    def _within_limits(self, encoded: Encoded) -> tuple[int, bool]:
-        """How many documents of a batch still fit, and whether that is the end."""
+    def _within_limits(self, encoded: Encoded) -> tuple[NDArray[np.bool_], bool]:
+        """Which documents of a batch are taken, (D,), and whether that is the end.
+
+        Where the tokens are enough but hardly any document is held out yet, reading goes on for held-out ones only: a short run
+        on a large source has something to be measured on, and does not read the source to its end.
+        """
+        count, counts = len(encoded.roles), self.counts
+        numbers = np.arange(count)
+        by_documents = by_tokens = count + 1
         if self.state["reading"] == "validation":
-            return len(encoded.roles), False
-        limits = []
+            return numbers < by_documents, False
         if self.corpus.max_documents is not None:
-            before = self.counts["train_documents"] + (0 if self.corpus.validation else self.counts["held_out_documents"])
-            limits.append(_until(encoded.roles != Role.DROPPED, self.corpus.max_documents - before))
+            before = counts["train_documents"] + (0 if self.corpus.validation else counts["held_out_documents"])
+            by_documents = _until(encoded.roles != Role.DROPPED, self.corpus.max_documents - before)
         if self.corpus.max_tokens is not None:
             tokens = np.where(encoded.roles == Role.TRAIN, encoded.lengths, 0)
-            limits.append(_until(tokens, self.corpus.max_tokens - self.counts["train_tokens"]))
-        last = min(limits, default=len(encoded.roles) + 1)
-        return min(last, len(encoded.roles)), last <= len(encoded.roles)
+            by_tokens = _until(tokens, self.corpus.max_tokens - counts["train_tokens"])
+        taken = numbers < min(by_documents, by_tokens)
+        if by_documents <= count or by_tokens > count or self.corpus.validation:
+            return taken, min(by_documents, by_tokens) <= count
+        wanted = LEAST_HELD_OUT - counts["held_out_documents"] - int((taken & (encoded.roles == Role.HELD_OUT)).sum())
+        more = np.flatnonzero(~taken & (encoded.roles == Role.HELD_OUT))[: max(wanted, 0)]
+        taken[more] = True
+        return taken, len(more) >= wanted
 
     def _commit(self) -> None:
         """Everything so far is on disk, and noted."""

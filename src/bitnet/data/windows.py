@@ -9,12 +9,14 @@ Not here: the files (shards.py), which rows an update reads (stream.py).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bitnet.data.hub import PUBLISHED
 from bitnet.data.permutation import permuted
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, shifted
@@ -67,6 +69,7 @@ class WindowRows:
     def fingerprint(self) -> dict[str, Any]:
         """What the data is: name, sizes, hashes of shards and of their first tokens."""
         manifest, train, held_out = self.shards.manifest, self.shards.train, self.shards.held_out
+        size, told, strategy = corpus_facts(self.shards)
         return {
             "dataset_name": manifest["name"],
             "dataset_size_tokens": train.tokens,
@@ -82,7 +85,27 @@ class WindowRows:
             "held_out_documents": held_out.documents,
             "held_out_tokens": held_out.tokens,
             "held_out_sha256": [entry["bin_sha256"] for entry in manifest["splits"]["held_out"]],
+            "corpus_tokens": size,
+            "corpus_size": told,
+            "corpus_sampling": strategy,
         }
+
+
+def corpus_facts(shards: Shards) -> tuple[float | None, str | int | None, str]:
+    """Tokens of the whole corpus that the shards were taken from, the same in its publisher's words, and how it was sampled.
+
+    None where nobody says how large it is and it was not read to its end.
+    """
+    settings, read = shards.manifest["settings"], shards.train.tokens + shards.held_out.tokens
+    dataset = settings["source"].get("dataset")
+    if dataset is not None:
+        size, told = PUBLISHED.get(dataset, (None, None))
+        return size, told, "streaming_random"
+    documents = shards.train.documents + shards.held_out.documents
+    most_documents, most_tokens = (settings[name] or math.inf for name in ("max_documents", "max_tokens"))
+    if documents < most_documents and shards.train.tokens < most_tokens:
+        return read, read, "every_document"
+    return None, None, "first_documents"
 
 
 def text_batches(texts: Iterable[str], tokenizer: Tokenizer, *, seq_len: int, batch_size: int) -> Iterator[Batch]:

@@ -5,8 +5,8 @@ earlier one (400,000 updates of 2 x 16 x 256). `pilot` is the first thousand upd
 the same code and size on a CPU with any text. Where the model prints garbage the plan suspects the vocabulary
 (`tinystories_2k`: 95M on children's stories, 2,048 entries) or the size (`200m`).
 
-The plan takes LLaMA-2's tokenizer, which is gated; the variants make a byte-level BPE of the same size from their own text
-unless `--tokenizer meta-llama/Llama-2-7b-hf` is given. meta/config.json says which one a run has.
+The plan takes LLaMA-2's tokenizer, which is gated: it is taken where the user has access to it, and otherwise a byte-level BPE of
+the same size is made from the run's own text (`--tokenizer own` asks for that). The start of a run says which, meta/config.json too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ REFERENCE = RunConfig(
         sample_every=1_000, checkpoint_every=5_000,
     ),
     # 1,900 windows each 1,000 updates are 2% of the time (a forward pass is a third of an update); the plan's 10,000 at the end
-    data=TextData(dataset=HUB, eval_sequences=1_900, judged_sequences=10_000),
+    data=TextData(dataset=HUB, tokenizer="auto", eval_sequences=1_900, judged_sequences=10_000),
 )  # fmt: skip
 EARLIER = dataclasses.replace(
     REFERENCE,
@@ -46,7 +46,7 @@ PILOT = dataclasses.replace(
     REFERENCE,
     train=dataclasses.replace(REFERENCE.train.with_total_steps(1_000), warmup_steps=100, eval_every=250, sample_every=250,
                               probe_every=250, checkpoint_every=250),
-    data=TextData(dataset=HUB, eval_sequences=400, judged_sequences=2_000),
+    data=TextData(dataset=HUB, tokenizer="auto", eval_sequences=400, judged_sequences=2_000),
 )  # fmt: skip
 SMOKE = dataclasses.replace(
     REFERENCE,
@@ -54,7 +54,8 @@ SMOKE = dataclasses.replace(
         REFERENCE.train.with_total_steps(200), batch_size=4, warmup_steps=20, log_every=5, eval_every=100, eval_cases=2,
         sample_every=100, probe_every=100, checkpoint_every=50, keep_last=1,
     ),
-    data=TextData(dataset=HUB, max_documents=3_000, allow_repeat=True, eval_sequences=8, judged_sequences=16, judged_prompts=20),
+    data=TextData(dataset=HUB, tokenizer="auto", max_documents=3_000, allow_repeat=True, eval_sequences=8,
+                  judged_sequences=16, judged_prompts=20),
 )  # fmt: skip
 TINYSTORIES_2K = dataclasses.replace(
     REFERENCE,

@@ -12,6 +12,7 @@ Not here: any experiment (tinystories.py, baseline.py).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,12 +37,16 @@ from bitnet.files import sha256_of
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.bpe import train_bpe
 from bitnet.text.characters import CharacterTokenizer
-from bitnet.text.pretrained import find_tokenizer
+from bitnet.text.pretrained import find_tokenizer, why_not
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer, save_in_place
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
 from bitnet.train.recipe import Shown
 
+AUTO = "auto"
 MADE_HERE = ("own", "characters")
+LLAMA2 = "meta-llama/Llama-2-7b-hf"
+# How much of a stream a tokenizer is made from: guesses, generous ones, as web text has some 4.5 characters for each token.
+STREAMED_PER_TOKEN, STREAMED_PER_ENTRY, STREAMED_PER_DOCUMENT = 8, 500, 5_000
 PROMPT_TOKENS = (6, 12, 20, 28, 36)  # several beginnings of one document, since small corpora hold few out
 NEW_TOKENS = 64
 JUDGED_ROWS = 16  # windows of a batch when the held-out loss is measured
@@ -86,7 +91,7 @@ class TextData(DataConfig):
             within(f"data.{name}", getattr(self, name), 1, MOST_ROWS)
 
     def derived(self) -> dict[str, Any]:
-        """Whether documents come from the hub as a stream."""
+        """Whether documents come from the hub as a stream, which is read no further than the run needs; files are read whole."""
         return {"streaming": not self.data}
 
 
@@ -106,13 +111,13 @@ class Watch(NamedTuple):
 
 
 def corpus_of(config: RunConfig) -> Corpus:
-    """The documents of a run. From the hub as many as the run's tokens need, from files all."""
+    """The documents of a run. From the hub no more than the run's tokens need, from files all."""
     data = text_data(config)
     named: dict[str, Any] = {} if data.data else {"dataset": data.dataset, "revision": data.revision, "cache": Path(data.cache_dir)}
-    limited = data.data or data.max_documents
+    max_tokens = None if data.data else config.train.total_tokens + 1
     return open_corpus(
         data.data, **named, split=data.split, column=data.column, validation=data.validation, one_in=data.held_out_one_in,
-        max_documents=data.max_documents, max_tokens=None if limited else config.train.total_tokens + 1, seed=config.train.seed,
+        max_documents=data.max_documents, max_tokens=max_tokens, seed=config.train.seed,
     )  # fmt: skip
 
 
@@ -128,8 +133,10 @@ def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = Non
     One with fewer entries than the model is taken, and said: the model's other rows are then never a target.
     """
     data, entries = text_data(config), config.model.vocab_size
+    if data.tokenizer == AUTO:
+        data = with_tokenizer(data, watch.say if watch else lambda text: None)
     made_here = data.tokenizer in MADE_HERE
-    tokenizer = _made_tokenizer(data, entries, config.train.seed, corpus, watch) if made_here else find_tokenizer(data.tokenizer)
+    tokenizer = _made_tokenizer(data, config, corpus, watch) if made_here else find_tokenizer(data.tokenizer)
     if tokenizer.vocab_size < entries and watch:
         why = f"the text of {corpus.source.name} supports" if made_here else f"{data.tokenizer} has"
         watch.say(f"tokenizer: {why} {tokenizer.vocab_size:,} entries, the model has {entries:,}; the others are never used")
@@ -141,13 +148,26 @@ def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = Non
     return tokenizer
 
 
-def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, watch: Watch | None) -> Tokenizer:
+def with_tokenizer(data: TextData, say: Callable[[str], None]) -> TextData:
+    """`auto` settled: LLaMA-2's tokenizer, as the plan has it, where the user has access to it, else one of our own; says which."""
+    refusal = why_not(LLAMA2)
+    say(f"tokenizer: {LLAMA2}, as the plan has it" if refusal is None else f"tokenizer: our own, since {LLAMA2} cannot be had ({refusal})")
+    return dataclasses.replace(data, tokenizer="own" if refusal else LLAMA2)
+
+
+def _made_tokenizer(data: TextData, config: RunConfig, corpus: Corpus, watch: Watch | None) -> Tokenizer:
+    entries, seed = config.model.vocab_size, config.train.seed
     documents = min(data.tokenizer_documents, data.max_documents or data.tokenizer_documents)
     settings = {
         "kind": data.tokenizer, "entries": entries, "source": corpus.source.identity(), "seed": seed,
         "validation": corpus.validation.identity() if corpus.validation else None, "one_in": data.held_out_one_in,
         "documents": documents,
     }  # fmt: skip
+    characters = None
+    if corpus.source.size_bytes is None:  # a stream: no more of it than the run reads, or than the entries are found in
+        characters = max(config.train.total_tokens * STREAMED_PER_TOKEN, entries * STREAMED_PER_ENTRY)
+        characters = min(characters, documents * STREAMED_PER_DOCUMENT)  # so that all long runs share one tokenizer
+        settings["characters"] = characters
     key = sha256_of(json.dumps(settings, sort_keys=True))[:16]
     folder = Path(data.cache_dir) / f"tokenizer-{plain(corpus.source.name)}-{entries}-{key}"
     if folder.is_dir():
@@ -157,7 +177,7 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
             raise DataError(f"the tokenizer kept in {folder} cannot be read ({error}); delete that folder, and it is made again") from None
     if watch:
         watch.say(f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}")
-    texts = corpus.sampled_texts(documents, seed)
+    texts = _so_many(corpus.sampled_texts(documents, seed), characters)
     bars = watch is not None and watch.bars
     own = data.tokenizer == "own"
     made: Tokenizer = train_bpe(texts, entries, fewer=True, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
@@ -167,6 +187,16 @@ def _made_tokenizer(data: TextData, entries: int, seed: int, corpus: Corpus, wat
         if not folder.is_dir():  # or another process has made it meanwhile
             raise
     return load_tokenizer(folder)
+
+
+def _so_many(texts: Iterable[str], characters: int | None) -> Iterator[str]:
+    """Texts until they have so many characters; all where that is None."""
+    seen = 0
+    for text in texts:
+        yield text
+        seen += len(text)
+        if characters is not None and seen >= characters:
+            return
 
 
 def plain(name: str) -> str:

@@ -88,8 +88,8 @@ def _data(run: Recorded) -> list[tuple[str, str]]:
     return [
         ("data", names),
         ("revision", _setting(prints, "hf_revision")),
-        ("training tokens there", _setting(prints, "dataset_size_tokens")),
-        ("read this often", _setting(prints, "expected_repetition_rate")),
+        ("training tokens there", _setting(prints, "prepared_tokens" if "prepared_tokens" in prints else "dataset_size_tokens")),
+        ("read this often", _setting(prints, "epochs" if "epochs" in prints else "expected_repetition_rate")),
         ("held out", "—" if held_out is None else f"{held_out:,.0f} documents, never trained on"),
         ("tokenizer", tables.setting(data.get("tokenizer_kind") or data.get("tokenizer"))),
         ("its entries", _setting(prints, "tokenizer_vocab_size")),

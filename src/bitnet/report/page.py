@@ -74,7 +74,7 @@ def _need_extra() -> tuple[Any, Any]:
         import jinja2
         from bokeh import resources
     except ImportError:
-        raise ConfigError("the report needs Bokeh; install it with: pip install 'bitnet[report]'") from None
+        raise ConfigError("the report needs bokeh and jinja2; install them with: pip install 'bitnet[report]'") from None
     return jinja2, resources
 
 

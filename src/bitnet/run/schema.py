@@ -80,14 +80,19 @@ PROVENANCE = {
 }
 FINGERPRINT = {
     "dataset_name": "",
-    "dataset_size_tokens": "tokens in the data set (a table's examples counted once)",
+    "dataset_size_tokens": "tokens of the whole corpus: as its publisher gives it for a data set of the hub, counted for files and "
+    "generated tasks (a table's examples once); null where neither is known",
+    "prepared_tokens": "tokens that the run draws from, of the corpus",
     "hf_revision": "revision on the hub; null for generated data",
     "first_1000_token_ids_sha256": "of the first 1,000 token ids as little-endian int64",
     "table_sha256": "of all token ids (generated tasks)",
     "examples": "distinct training examples (generated tasks)",
-    "sampling_strategy": "",
+    "sampling_strategy": "how documents are taken from the corpus: streaming_random (files of the hub in an order of the seed, shuffled in "
+    "blocks), every_document, first_documents; for generated tasks the same as row_order",
+    "row_order": "how rows are taken from the prepared tokens",
     "tokenizer_vocab_size": "",
-    "expected_repetition_rate": "times that the run goes through the data; below 1 nothing is repeated",
+    "expected_repetition_rate": "tokens that the run reads for each of the corpus; null where its size is not known",
+    "epochs": "times that the run goes through the prepared tokens; up to 1 nothing is repeated",
     "evaluation_sequences": "rows of the frozen evaluation set",
     "evaluation_sha256": "of eval/frozen_set.safetensors",
 }

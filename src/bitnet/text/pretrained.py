@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from bitnet.errors import ConfigError, DataError, NotFoundError
+from bitnet.errors import BitnetError, ConfigError, DataError, NotFoundError
 from bitnet.text.subword import TOKENIZER_FILE, SubwordTokenizer
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
 
@@ -30,6 +30,25 @@ def find_tokenizer(word: str) -> Tokenizer:
     if path.exists() or not HUB_NAME.fullmatch(word):
         raise NotFoundError(f"there is no tokenizer folder {word}; {INSTEAD}")
     return fetch(word)
+
+
+def why_not(name: str) -> str | None:
+    """Why a gated tokenizer of the hub cannot be had, in a few words, or None where it is here now.
+
+    The cache is looked in first. Without a login the hub is not asked at all, since it would refuse.
+    """
+    try:
+        from huggingface_hub import get_token, try_to_load_from_cache
+    except ImportError:
+        return "huggingface_hub is not installed: pip install 'bitnet[text]'"
+    cached = isinstance(try_to_load_from_cache(name, TOKENIZER_FILE), str)
+    if not cached and get_token() is None:
+        return "not logged in to the hub: `hf auth login`"
+    try:
+        fetch(name)
+    except BitnetError as error:
+        return str(error).split(";")[0]
+    return None
 
 
 def fetch(name: str) -> SubwordTokenizer:

@@ -36,7 +36,7 @@ BOUNDS: dict[str, Bounds] = {
     "spike_factor": (1.0, 1e9),
     "spike_min_nats": (0.0, 1e9),
     "entropy_floor": (0.0, 100.0),
-    "repetition_limit": (1, MOST_ROWS),
+    "repetition_limit": (0, MOST_ROWS),
     "max_dumps": (0, MOST_ROWS),
 }
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bitnet.data.stream import Batch
+from bitnet.data.stream import Batch, RowSource
 from bitnet.errors import CheckpointError, DataError
 from bitnet.files import json_text, read_json, write_atomic, write_json
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
@@ -17,6 +17,7 @@ from bitnet.run.metrics import cut_back, cut_to, tail, verify_extent
 from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states
 from bitnet.run.sessions import record_session
+from bitnet.train.config import TrainConfig
 from bitnet.train.session import Session
 
 
@@ -120,6 +121,20 @@ def session_facts(session: Session) -> dict[str, Any]:
     )
 
 
+def dataset_facts(source: RowSource, train: TrainConfig) -> dict[str, Any]:
+    """The fingerprint with the plan's names in the plan's meanings, which are about the whole corpus, and beside them our own, which
+    are about the tokens that were prepared from it. For a generated task, which is all there is of it, both are the same.
+    """
+    facts = source.fingerprint()
+    epochs = source.epochs(train.total_steps * train.batch_size * train.grad_accumulation_steps)
+    ours = {"prepared_tokens": facts["dataset_size_tokens"], "row_order": facts["sampling_strategy"], "epochs": epochs}
+    if "corpus_size" not in facts:
+        return {**facts, **ours, "expected_repetition_rate": epochs}
+    tokens, size, sampling = (facts.pop(name) for name in ("corpus_tokens", "corpus_size", "corpus_sampling"))
+    plan = {"dataset_size_tokens": size, "sampling_strategy": sampling}
+    return {**facts, **plan, **ours, "expected_repetition_rate": train.total_tokens / tokens if tokens else None}
+
+
 def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     """Write what a new run starts with."""
     layout, task, config = session.layout, session.task, session.config
@@ -134,13 +149,12 @@ def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
     task.tokenizer.save(layout.tokenizer)
     write_json(layout.provenance, facts)
     frozen = task.frozen_evaluation()
-    rows = config.train.total_steps * config.train.batch_size * config.train.grad_accumulation_steps
     evaluation = {
-        "expected_repetition_rate": task.source.epochs(rows),
         "evaluation_sequences": sum(len(batch.input_ids) for batch in frozen),
         "evaluation_sha256": save_frozen_set(layout, [batch.tensors() for batch in frozen]),
     }
-    write_json(layout.fingerprint, {**task.source.fingerprint(), "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
+    described_data = dataset_facts(task.source, config.train)
+    write_json(layout.fingerprint, {**described_data, "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
     text = json_text(described)
     write_manifest(layout, text)
     record_session(layout, 0, facts)

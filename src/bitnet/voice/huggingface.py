@@ -88,7 +88,7 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise ConfigError(
-            "a Hugging Face teacher needs transformers; install it with: pip install transformers, or say --teacher rules"
+            "a Hugging Face teacher needs transformers; install it with: pip install 'bitnet[teacher]', or say --teacher rules"
         ) from None
     # it tells of every try to reach the hub; what counts is said below
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -96,8 +96,17 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         model: Any = AutoModelForCausalLM.from_pretrained(name, trust_remote_code=False, use_safetensors=True)
         return tokenizer, model.to(device).eval()
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        problem = " ".join(str(error).split())[:110]
-        raise NotFoundError(
-            f"the teacher {name!r} cannot be had ({problem}); give a folder or hub name of a causal model, an endpoint, or --teacher rules"
+    except ImportError as error:  # the original BitNet asks for accelerate, others for packages of their own
+        raise ConfigError(
+            f"the teacher {name!r} needs more packages ({_short(error)}); install them with: pip install 'bitnet[teacher]', "
+            "or say --teacher rules"
         ) from None
+    except (OSError, ValueError, KeyError) as error:
+        raise NotFoundError(
+            f"the teacher {name!r} cannot be had ({_short(error)}); "
+            "give a folder or hub name of a causal model, an endpoint, or --teacher rules"
+        ) from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:110]
