@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import bitnet.generate.session as session_module
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import write_manifest
 from bitnet.text.tokenizer import load_tokenizer
 from conftest import Result, run_command
 from corpora import stories, write_txt
@@ -34,7 +36,9 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = folder / "runs" / "tuned" / "meta" / "config.json"
     config = json.loads(path.read_text())
     config["data"]["speaker"] = "bitnut"
-    path.write_text(json.dumps(config))
+    text = json.dumps(config)
+    write_manifest(RunLayout(folder / "runs" / "tuned"), text)
+    path.write_text(text)
     return folder / "runs"
 
 

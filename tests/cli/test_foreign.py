@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from bitnet.run.layout import RunLayout
+from bitnet.run.manifest import write_manifest
 from conftest import TINY_MODEL, TINY_TRAIN, Result
 from corpora import stories, write_txt
 
@@ -23,7 +25,9 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path = run / "meta" / "config.json"
     config = json.loads(path.read_text())
     change(config)
-    path.write_text(json.dumps(config, indent=2) + "\n")
+    text = json.dumps(config, indent=2) + "\n"
+    write_manifest(RunLayout(run), text)
+    path.write_text(text)
 
 
 @pytest.mark.parametrize("verb", [("evaluate",), ("diagnose",), ("compare", "tiny2")], ids=lambda words: words[0])

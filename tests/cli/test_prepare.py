@@ -85,7 +85,7 @@ def test_bad_input_is_one_line(bitnet: Command, tokenizer: Path, tmp_path: Path)
         (["prepare", "--data", data, *rest, "--max-documents", "1"], "--max-documents is 1, and one document must be held out"),
         (["prepare", "--dataset", tmp_path, "--split", "val", *rest], "--split"),
         (["prepare", "--data", data, *rest, "--processes", "0"], "--processes is 0"),
-        (["prepare", "--data", data, *rest, "--held-out-one-in", "1"], "one in 2"),
+        (["prepare", "--data", data, *rest, "--held-out-one-in", "1"], "it must be at least 2"),
     ):
         result = bitnet(*words)
         assert result.code == 2, words
