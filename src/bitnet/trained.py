@@ -88,7 +88,18 @@ def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.
     model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()
-    return TrainedModel(reference.layout, checkpoint.step, model, tokenizer_of(reference.layout), tuple(notes))
+    return TrainedModel(reference.layout, checkpoint.step, model, fitting_tokenizer(reference.layout, config), tuple(notes))
+
+
+def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:
+    """The tokenizer of a run. Raises DataError where it has ids that the model has no row for."""
+    tokenizer = tokenizer_of(layout)
+    if tokenizer.vocab_size > config.vocab_size:
+        raise DataError(
+            f"{layout.tokenizer} has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}; copy the folder back from the run "
+            "it belongs to"
+        )
+    return tokenizer
 
 
 def tokenizer_of(layout: RunLayout) -> Tokenizer:

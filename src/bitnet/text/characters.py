@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitnet.bounds import MOST_ENTRIES
 from bitnet.errors import DataError, NotFoundError
 from bitnet.files import read_json, sha256_of, write_atomic
 from bitnet.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, UNK
@@ -34,6 +35,8 @@ class CharacterTokenizer:
 
         unknown: whether other characters become <unk>, instead of an error.
         """
+        if vocab_size > MOST_ENTRIES:
+            raise DataError(f"a vocabulary of {vocab_size:,} entries is above the {MOST_ENTRIES:,} that are read; ask for fewer")
         if len(set(alphabet)) != len(alphabet):
             raise DataError("the alphabet repeats a character; list each once")
         needed = len(SPECIAL_TOKENS) + len(alphabet)
