@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+import lzma
 import random
+from collections.abc import Callable
 from pathlib import Path
+
+import pyarrow as pa
 
 from bitnet.text.bpe import train_bpe
 from bitnet.text.subword import SubwordTokenizer
@@ -29,6 +34,16 @@ WORDS = (
     "happy",
     "moon",
 )
+
+
+def zstd(raw: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(raw)
+    return bytes(sink.getvalue())
+
+
+PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
 
 
 def story(number: int) -> str:

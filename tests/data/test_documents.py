@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import os
 import tracemalloc
 from collections.abc import Callable
@@ -17,19 +15,9 @@ import pytest
 from bitnet.data.documents import LocalFiles
 from bitnet.data.readers import Record
 from bitnet.errors import ConfigError, DataError, NotFoundError
-from corpora import stories, write_jsonl, write_txt
+from corpora import PACKERS, stories, write_jsonl, write_txt
 
 TEXTS = ["One.", "Two\n\nlines.", "Drei, äöü 日本."]
-
-
-def zstd(raw: bytes) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(sink, "zstd") as stream:
-        stream.write(raw)
-    return bytes(sink.getvalue())
-
-
-PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": zstd}
 
 
 def texts_of(*paths: Path | str, column: str = "text") -> list[str | None]:

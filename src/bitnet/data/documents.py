@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import IO, Any, Protocol
 
 from bitnet.data.readers import BUFFER_BYTES, EMPTY, KINDS, Record, read_file
 from bitnet.errors import ConfigError, DataError, NotFoundError, did_you_mean
 
+MOST_FILES = 100_000
 Position = dict[str, Any]
 """Where to go on reading, as JSON."""
 
@@ -181,7 +183,7 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 def _expand(path: Path) -> list[Path]:
     kinds = ", ".join(KINDS)
     if path.is_dir():
-        found = sorted(file for file in path.rglob("*") if file.name.endswith(KINDS) and file.is_file() and not file.name.startswith("."))
+        found = _bounded(path, (file for file in path.rglob("*") if file.name.endswith(KINDS) and not file.name.startswith(".")))
         if not found:
             raise NotFoundError(f"the folder {path} holds no file that can be read ({kinds}); name another")
         return found
@@ -198,7 +200,15 @@ def _expand(path: Path) -> list[Path]:
 def _matches(pattern: Path) -> list[Path]:
     """Files that a pattern such as `books/*.jsonl.xz` stands for."""
     root = Path(pattern.anchor or ".")
-    return sorted(file for file in root.glob(str(pattern.relative_to(pattern.anchor))) if file.is_file())
+    return _bounded(pattern, root.glob(str(pattern.relative_to(pattern.anchor))))
+
+
+def _bounded(named: Path, found: Iterator[Path]) -> list[Path]:
+    """The regular files among those found, sorted. Raises DataError for more than MOST_FILES: their names are all held."""
+    files = list(islice((file for file in found if file.is_file()), MOST_FILES + 1))
+    if len(files) > MOST_FILES:
+        raise DataError(f"{named} holds more than {MOST_FILES:,} files; join them into fewer, or name a part of them")
+    return sorted(files)
 
 
 def _opened(path: Path) -> IO[bytes]:

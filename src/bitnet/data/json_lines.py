@@ -6,14 +6,17 @@ records may also be text or columns (readers.py).
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bitnet.errors import DataError, NotFoundError
-from bitnet.files import parse_json
+from bitnet.files import lines_of, open_regular, parse_json
 
 MAX_BROKEN = 0.05
+LONGEST_LINE = 16 << 20
+MOST_BYTES = 256 << 20  # of a file, whose records are all kept
 
 
 class JsonLines(NamedTuple):
@@ -27,32 +30,36 @@ class JsonLines(NamedTuple):
 def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | None]) -> JsonLines:
     """The objects of a file in which `problem_of` finds no problem. Raises DataError above MAX_BROKEN, or where nothing is left."""
     rows: list[dict[str, Any]] = []
-    problems: list[str] = []
+    broken, first = 0, None
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
+        with open_regular(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size > MOST_BYTES:
+                raise DataError(f"{path} has {size:,} bytes, above the {MOST_BYTES:,} that are held in memory; split the file")
+            for number, line in enumerate(lines_of(file, LONGEST_LINE), start=1):
+                if line is not None and not line.strip():
                     continue
                 row, problem = _parsed(line, problem_of)
                 if row is not None:
                     rows.append(row)
                 else:
-                    problems.append(f"{path}, line {number}: {problem}")
+                    broken, first = broken + 1, first or f"{path}, line {number}: {problem}"
     except OSError as error:
         raise NotFoundError(f"{path} cannot be read ({error.strerror}); give a file of JSON lines") from None
-    broken, lines = len(problems), len(problems) + len(rows)
+    lines = broken + len(rows)
     if broken > MAX_BROKEN * lines:
         raise DataError(
-            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {problems[0]}); repair the file "
-            "or make it again"
+            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {first}); repair the file or make it again"
         )
     if not rows:
         raise DataError(f"{path} has no record; make it again")
-    return JsonLines(rows, broken, problems[0] if problems else None)
+    return JsonLines(rows, broken, first)
 
 
-def _parsed(line: bytes, problem_of: Callable[[dict[str, Any]], str | None]) -> tuple[dict[str, Any] | None, str | None]:
-    """The object, or what is wrong with the line."""
+def _parsed(line: bytes | None, problem_of: Callable[[dict[str, Any]], str | None]) -> tuple[dict[str, Any] | None, str | None]:
+    """The object, or what is wrong with the line; None is a line that was too long to be read."""
+    if line is None:
+        return None, f"longer than {LONGEST_LINE:,} bytes"
     try:
         row = parse_json(line)
     except ValueError as error:

@@ -4,8 +4,9 @@
     .jsonl      one object a line, its text in one column: a string, or a list of strings (joined by line breaks)
     .parquet    the same from a column
 
-The first two may be compressed (.gz, .xz, .zst). A file is read as a stream: memory is bounded by its longest document. A
-record that cannot be used is not skipped in silence but handed on with what is wrong with it, so that it is counted.
+The first two may be compressed (.gz, .xz, .zst). A file is read as a stream: memory is bounded by its longest document, and that by
+LONGEST_DOCUMENT, also where 4 MB decompress to 6 GB. A record that cannot be used is not skipped in silence but handed on with
+what is wrong with it, so that it is counted.
 Not here: several files, and going on from a position (documents.py).
 """
 
@@ -23,12 +24,17 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bitnet.errors import BitnetError, ConfigError, DataError, NotFoundError
+from bitnet.files import lines_of
 
 DELIMITER = b"<|endoftext|>"
 EMPTY = "empty"
 COMPRESSIONS = (".gz", ".xz", ".zst")
 KINDS = (".txt", ".jsonl", *(kind + packed for kind in (".txt", ".jsonl") for packed in COMPRESSIONS), ".parquet")
 BUFFER_BYTES = 1 << 20
+LONGEST_DOCUMENT = 256 << 20
+"""Bytes of a document that is read: fifty times the Bible. A longer one is a dump without delimiters, or a compressed bomb."""
+LARGEST_ROW_GROUP = 2 << 30  # bytes of one column of a parquet file that are decoded together
+TOO_LONG = f"longer than the {LONGEST_DOCUMENT:,} bytes that a document may have; put a line {DELIMITER.decode()} between documents"
 
 
 class Record(NamedTuple):
@@ -52,12 +58,14 @@ def read_file(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
             yield from _text_records(lines) if kind == ".txt" else _json_records(lines, path, column)
     except BitnetError:
         raise
+    except MemoryError:
+        raise DataError(f"{path} asks for more memory than there is; leave it out") from None
     except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
         raise DataError(f"{path} is cut short or damaged ({error}); fetch it again, or leave it out") from error
 
 
-def _unpacked(raw: IO[bytes], suffix: str) -> AbstractContextManager[Iterable[bytes]]:
-    """The lines of a file, decompressed by its last suffix."""
+def _unpacked(raw: IO[bytes], suffix: str) -> AbstractContextManager[Any]:
+    """A file decompressed by its last suffix."""
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=raw)
     if suffix == ".xz":
@@ -75,18 +83,21 @@ def _pyarrow(module: str, what: str) -> Any:
         raise ConfigError(f"reading {what} needs pyarrow; install it with: pip install 'bitnet[text]'") from None
 
 
-def _text_records(lines: Iterable[bytes]) -> Iterator[Record]:
-    document: list[bytes] = []
-    ended = False
-    for line in lines:
-        if DELIMITER in line and line.strip() == DELIMITER:
-            yield _text_record(b"".join(document))
-            document, ended = [], True
-        else:
-            document.append(line)
-    rest = b"".join(document)
-    if rest.strip() or not ended:
-        yield _text_record(rest)
+def _text_records(file: IO[bytes]) -> Iterator[Record]:
+    document = bytearray()
+    ended = too_long = False
+    for line in lines_of(file, LONGEST_DOCUMENT):
+        if line is not None and DELIMITER in line and line.strip() == DELIMITER:
+            yield Record(None, TOO_LONG) if too_long else _text_record(bytes(document))
+            document, ended, too_long = bytearray(), True, False
+        elif line is None or len(document) + len(line) > LONGEST_DOCUMENT:
+            document, too_long = bytearray(), True  # what follows is passed over up to the next delimiter
+        elif not too_long:
+            document += line
+    if too_long:
+        yield Record(None, TOO_LONG)
+    elif document.strip() or not ended:
+        yield _text_record(bytes(document))
 
 
 def _text_record(raw: bytes) -> Record:
@@ -100,9 +111,12 @@ def _text_record(raw: bytes) -> Record:
     return _checked(text)
 
 
-def _json_records(lines: Iterable[bytes], path: Path, column: str) -> Iterator[Record]:
+def _json_records(file: IO[bytes], path: Path, column: str) -> Iterator[Record]:
     known = False
-    for line in lines:
+    for line in lines_of(file, LONGEST_DOCUMENT):
+        if line is None:
+            yield Record(None, TOO_LONG)
+            continue
         if not line.strip():
             continue
         try:
@@ -120,11 +134,25 @@ def _json_records(lines: Iterable[bytes], path: Path, column: str) -> Iterator[R
 
 
 def _parquet_records(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
-    file = _pyarrow("pyarrow.parquet", "a .parquet file").ParquetFile(raw)
+    file = _pyarrow("pyarrow.parquet", "a .parquet file").ParquetFile(raw, buffer_size=BUFFER_BYTES)
     check_column(column, file.schema_arrow.names, str(path))
+    _check_row_groups(path, file.metadata, column)
     for batch in file.iter_batches(batch_size=256, columns=[column]):
         for value in batch.column(0):
             yield text_record(value.as_py())
+
+
+def _check_row_groups(path: Path, metadata: Any, column: str) -> None:
+    """Raise DataError for a group of rows whose column is too large to decode: that is done whole."""
+    for group in range(metadata.num_row_groups):
+        rows = metadata.row_group(group)
+        chunks = (rows.column(number) for number in range(rows.num_columns))
+        size = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] == column)
+        if not 0 <= size <= LARGEST_ROW_GROUP:
+            raise DataError(
+                f"{path} has {size:,} bytes of {column} in its group of rows {group}, above the {LARGEST_ROW_GROUP:,} that are "
+                "read; write it again with smaller groups"
+            )
 
 
 def check_column(column: str, names: Iterable[str], where: str) -> None:
