@@ -14,7 +14,7 @@ import pytest
 import bitnet.train.resume as resume_module
 import bitnet.train.start as start
 from bitnet.run.layout import RunLayout
-from conftest import TINY_TRAIN, Result, run_command
+from conftest import THREADS, TINY_TRAIN, Result, run_command
 
 FILES = ["metrics/scalars.jsonl", "metrics/quantization.jsonl", "eval/eval_results.jsonl", "samples/samples.jsonl"]
 PERIODS = ["--train.eval-every=2", "--train.probe-every=2", "--train.sample-every=2", "--train.checkpoint-every=4"]
@@ -110,9 +110,9 @@ def test_every_session_is_recorded_and_other_conditions_are_said(stopped: Path, 
     monkeypatch.setattr(resume_module, "provenance", lambda *words, **options: {**real(*words, **options), "threads": 7})
     result = train(stopped)
     assert result.code == 0
-    assert "resumed under other conditions (threads: 1 -> 7)" in result.out
+    assert f"resumed under other conditions (threads: {THREADS} -> 7)" in result.out
     rows = [json.loads(line) for line in RunLayout(stopped / "one").sessions.read_text().splitlines()]
-    assert [(row["step"], row["threads"]) for row in rows] == [(0, 1), (6, 7)]
+    assert [(row["step"], row["threads"]) for row in rows] == [(0, THREADS), (6, 7)]
 
 
 def test_an_equal_session_is_silent(stopped: Path) -> None:
