@@ -105,7 +105,7 @@ def check_size(config: BitNetConfig, checkpoint: Checkpoint) -> None:
     found = sum(tensor.numel() for tensor in checkpoint.model.values())
     if found != config.total_params:
         raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} holds {found:,} weights, the model of meta/config.json has "
+            f"the checkpoint of step {checkpoint.step} does not fit the model: it holds {found:,} weights, that of meta/config.json "
             f"{config.total_params:,}; use the run's own checkpoint and configuration"
         )
 
