@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -107,6 +109,16 @@ def test_a_body_outside_the_subset_is_refused(body: str) -> None:
 @pytest.mark.parametrize("source", SOURCES.values(), ids=SOURCES)
 def test_a_source_that_is_not_one_plain_function_is_refused(source: str) -> None:
     assert refusal(source, "f") is not None
+
+
+def test_depth_is_refused_whatever_other_libraries_allow() -> None:
+    """The interpreter's limit is the process's: 3,000 signs passed where another test had raised it."""
+    before = sys.getrecursionlimit()
+    sys.setrecursionlimit(20_000)
+    try:
+        assert refusal(SOURCES["deep negation"], "f") is not None
+    finally:
+        sys.setrecursionlimit(before)
 
 
 def test_a_reason_says_what_was_in_the_way() -> None:

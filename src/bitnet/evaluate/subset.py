@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Iterator
 
 LONGEST_SOURCE = 4_000  # characters
+DEEPEST = 100  # levels of the syntax tree; a guess, far above what a function of the plan has
 LARGEST_CONSTANT = 1_000_000
 BUILTINS = ("print", "range")
 NODES = (
@@ -24,15 +25,23 @@ NODES = (
 
 
 def parsed(source: str) -> ast.Module | None:
-    """The syntax tree, or None where there is none."""
+    """The syntax tree, or None where there is none or it is too deep; Python's own limit of depth is moved by other libraries."""
     if len(source) > LONGEST_SOURCE:
         return None
     try:
         with warnings.catch_warnings():  # `1if x` and the like warn, and it is not the user who wrote them
             warnings.simplefilter("ignore")
-            return ast.parse(source)
+            tree = ast.parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
+    return None if _too_deep(tree) else tree
+
+
+def _too_deep(tree: ast.Module) -> bool:
+    level: list[ast.AST] = [tree]
+    for _ in range(DEEPEST):
+        level = [child for node in level for child in ast.iter_child_nodes(node)]
+    return bool(level)
 
 
 def well_formed(source: str) -> bool:
