@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,3 +76,19 @@ def test_texts_cannot_break_out_of_it(tmp_path: Path) -> None:
     card = card_of(layout)
     assert "<script>" not in card
     assert "\n# Heading" not in card
+
+
+def test_names_and_settings_cannot_either(tmp_path: Path) -> None:
+    """A foreign configuration, verdict and file name: a card is published, and read by programs that render HTML."""
+    markup = "x`</code><script>alert(1)</script>[a](javascript:b)|\n# Heading"
+    layout = RunLayout(write_run(tmp_path / "<img src=x>", 40))
+    config = json.loads(layout.config.read_text())
+    config |= {"experiment": markup, "variant": markup}
+    config["data"] |= {"dataset": markup, "tokenizer": markup, "data": [markup]}
+    layout.config.write_text(json.dumps(config))
+    criterion = {"name": markup, "metric": markup, "value": 0.5, "threshold": 0.99, "met": False}
+    layout.verdict.write_text(json.dumps({"run": markup, "step": 40, "verdict": markup, "metrics": {markup: 0.5}, "criteria": [criterion]}))
+    layout.diagnosis.write_text(json.dumps({"healthy": False, "suspect": markup, "checks": []}))
+    card = card_of(layout)
+    assert "alert(1)" in card
+    assert not re.search(r"(?<!\\)<(script|img|/code)|\n# Heading|(?<!\\)\]\(", card)

@@ -55,9 +55,9 @@ def model_card(run: Recorded) -> str:
         "Licence": _licence(run),
         "Limits": "\n".join(f"* {one}" for one in _limits(run)),
     }
-    about = f"A language model with {_weights(run)}, trained by the experiment `{_setting(run.config, 'experiment')}`"
-    about += f", variant `{_setting(run.config, 'variant')}`."
-    head = f"---\ntags: [{', '.join(_tags(run))}]\n---\n\n# {run.name}\n\n{about}\n"
+    about = f"A language model with {_weights(run)}, trained by the experiment `{_plain(_setting(run.config, 'experiment'))}`"
+    about += f", variant `{_plain(_setting(run.config, 'variant'))}`."
+    head = f"---\ntags: [{', '.join(_tags(run))}]\n---\n\n# {_plain(run.name)}\n\n{about}\n"
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
 
 
@@ -110,9 +110,9 @@ def _training(run: Recorded) -> list[tuple[str, str]]:
 def _results(run: Recorded) -> str:
     measured = tables.measured(run)
     if not measured:
-        return f"Not judged yet: `bitnet evaluate {run.name}`."
-    verdict = f"Verdict of `bitnet evaluate` at update {_setting(run.verdict, 'step')}: **{_setting(run.verdict, 'verdict')}**."
-    judged = [f"* {'met' if one.met else '**not met**'}: {one.name} (measured {one.value})" for one in tables.criteria(run)]
+        return f"Not judged yet: `bitnet evaluate {_plain(run.name)}`."
+    verdict = f"Verdict of `bitnet evaluate` at update {_setting(run.verdict, 'step')}: **{_plain(_setting(run.verdict, 'verdict'))}**."
+    judged = [f"* {'met' if one.met else '**not met**'}: {_plain(one.name)} (measured {_plain(one.value)})" for one in tables.criteria(run)]
     cases = [(row.name.replace("_", " "), *row.values) for row in measured]
     return "\n".join([verdict, "", *judged, "", _table(cases, ("metric", "value", "cases"))])
 
@@ -126,6 +126,11 @@ def _examples(run: Recorded) -> str:
     return f"Sampled at update {last}, not chosen by anybody; the model's part is bold.\n\n" + "\n\n".join(shown)
 
 
+def _plain(text: str) -> str:
+    """A name or a value on one line, with nothing that begins HTML, a link, code or a table's next cell."""
+    return " ".join(re.sub(r"([`<>\[\]|])", r"\\\1", text).split())
+
+
 def _quoted(text: str) -> str:
     """On one line, with nothing that Markdown would take for its own."""
     return " ".join(re.sub(r"([*_`<>\[\]|])", r"\\\1", text).split())
@@ -133,7 +138,7 @@ def _quoted(text: str) -> str:
 
 def _licence(run: Recorded) -> str:
     data = run.section("data")
-    name = tables.setting(data.get("dataset"))
+    name = _plain(tables.setting(data.get("dataset")))
     if name in LICENCES:
         about_data = f"`{name}` is under {LICENCES[name]}."
     elif "data" in data:
@@ -148,19 +153,23 @@ def _licence(run: Recorded) -> str:
 def _limits(run: Recorded) -> Iterable[str]:
     yield "It says what is likely in its training data, true or not. Nothing was done to make it safe or polite."
     yield f"It reads at most {_setting(run.section('model'), 'max_seq_length')} tokens."
-    missed = [one.name for one in tables.criteria(run) if not one.met]
+    missed = [_plain(one.name) for one in tables.criteria(run) if not one.met]
     if missed:
         yield f"It does not meet what was asked of it: {', '.join(missed)}."
     if not run.verdict:
         yield "It was never judged."
     state = run.summary.get("state")
     if state != "done":
-        yield f"Its training is not finished (state: {tables.setting(state)})."
+        yield f"Its training is not finished (state: {_plain(tables.setting(state))})."
     if run.anomalies:
         yield f"{len(run.anomalies)} anomalies were noted in training (folder `anomalies/`)."
     if run.diagnosis:
         healthy = run.diagnosis.get("healthy")
-        yield "`bitnet diagnose` found it healthy." if healthy else f"`bitnet diagnose` suspects: {_setting(run.diagnosis, 'suspect')}."
+        yield (
+            "`bitnet diagnose` found it healthy."
+            if healthy
+            else f"`bitnet diagnose` suspects: {_plain(_setting(run.diagnosis, 'suspect'))}."
+        )
 
 
 def _setting(record: dict[str, Any], name: str) -> str:
@@ -169,4 +178,4 @@ def _setting(record: dict[str, Any], name: str) -> str:
 
 def _table(rows: Sequence[Sequence[str]], head: Sequence[str] = ("", "")) -> str:
     lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines)
+    return "\n".join("| " + " | ".join(_plain(cell) for cell in line) + " |" for line in lines)

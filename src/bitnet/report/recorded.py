@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.errors import BitnetError
-from bitnet.files import read_json
+from bitnet.errors import BitnetError, DataError
+from bitnet.files import open_regular, read_json
 from bitnet.report.progress import run_summary
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import read_config
@@ -217,8 +217,9 @@ def _anomalies(folder: Path) -> list[Anomaly]:
 def _anomaly(step: int, event: str, folder: Path) -> Anomaly:
     readme = folder / "README.md"
     try:
-        text = readme.read_text(encoding="utf-8", errors="replace") if readme.is_file() else ""
-    except OSError:
+        with open_regular(readme) as file:
+            text = file.read(4 * README_LIMIT).decode("utf-8", errors="replace")  # four bytes a character at most
+    except (OSError, DataError):
         text = ""
     files = tuple(sorted(path.name for path in folder.iterdir() if path.name != readme.name))
     return Anomaly(step, event, folder.name, clipped(text.strip(), README_LIMIT), files)
