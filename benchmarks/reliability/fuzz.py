@@ -64,6 +64,7 @@ BASES: dict[str, list[str]] = {
 }
 """What each command needs beside the flag under trial to do its work in a moment, and to succeed where that flag is harmless."""
 NONSENSE = ["-1", "-9223372036854775808", "9223372036854775807", "1" + "0" * 400, "nan", "inf", "-inf", "3.5e38", "1e308", "-0.5"]
+SENSE = {("--seed", NONSENSE[2]), ("--train.seed", NONSENSE[2])}  # the largest seed that there is
 NUMBERS = [*NONSENSE, "0", "1", "2147483648", "1e-45", "1_0", "0x10", "", " ", "٣", "two", "1" + "0" * 5000, "1/2", "None", "--"]
 WORDS = [
     "", " ", "\n", "a" * 256, "é" * 200, "a" * 100_000, "\x1b[2J\x1b[H", "\u202eevil", "漢字.txt", "\udcff", "%s%n%p", "$(id)",
@@ -107,7 +108,9 @@ def draw(flags: Sequence[Flag], generator: random.Random) -> tuple[list[str], bo
     if generator.random() < 0.1 and len(first) > 1:
         first[-1] = generator.choice(WORDS)
     pairs = [given(flag, generator) for flag in flags]
-    return [*first, *BASES[flags[0].command], *(word for words, _ in pairs for word in words)], any(nonsense for _, nonsense in pairs)
+    return [*first, *BASES[flags[0].command], *(word for words, _ in pairs for word in words)], (
+        any(nonsense for _, nonsense in pairs) and "--help" not in (flag.name for flag in flags)
+    )
 
 
 def given(flag: Flag, generator: random.Random) -> tuple[list[str], bool]:
@@ -115,7 +118,8 @@ def given(flag: Flag, generator: random.Random) -> tuple[list[str], bool]:
     value = generator.choice(NUMBERS if flag.number else WORDS)
     if not flag.kind and generator.random() < 0.8:
         return [flag.name], False
-    return [f"{flag.name}={value}"] if generator.random() < 0.3 else [flag.name, value], flag.number and value in NONSENSE
+    nonsense = flag.number and value in NONSENSE and (flag.name, value) not in SENSE
+    return [f"{flag.name}={value}"] if generator.random() < 0.3 else [flag.name, value], nonsense
 
 
 def run(count: int | None, seed: int) -> list[Trial]:
