@@ -19,41 +19,38 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 SUMMARY = {
-    "arithmetic": ("exact_match", "{:.2%} of held-out problems answered exactly"),
-    "tictactoe": ("legal_rate", "{:.2%} legal moves, over all 294,778 positions of the game"),
-    "json_records": ("typical_valid", "{:.2%} of sampled records are valid JSON"),
-    "python_subset": ("right", "{:.2%} of held-out functions compute what their name says"),
-    "tinystories": ("bits_per_byte", "{:.3f} bits per byte of held-out stories"),
-    "bitnut_sft": ("in_voice", "{:.2%} of answers in the voice"),
+    "arithmetic": ("exact_match", "{:.2%}", "of held-out problems answered exactly"),
+    "tictactoe": ("legal_rate", "{:.2%}", "legal moves, over all 294,778 unfinished lines of the game"),
+    "json_records": ("typical_valid", "{:.2%}", "of sampled records are valid JSON"),
+    "python_subset": ("right", "{:.2%}", "of held-out functions compute what their name says"),
+    "tinystories": ("bits_per_byte", "{:.3f}", "bits per byte of held-out stories"),
+    "bitnut_sft": ("in_voice", "{:.2%}", "of answers in the voice"),
 }
-"""For each experiment of the short table: one metric, and what its figure says."""
+"""For each experiment of the short table: one metric, the format of its figure, and what it says."""
 
 
 def summary_table() -> str:
     """One row for each experiment of SUMMARY that was measured with ternary weights: its most complete result; then the controls."""
-    head = ["experiment", "variant", "parameters", "tokens", "result", "seeds that pass", "minutes"]
+    head = ["experiment", "variant", "parameters", "tokens", "result", "seeds that pass", "minutes", "on"]
     rows = []
-    for name, (metric, sentence) in SUMMARY.items():
-        one = most_complete(name)
-        if one is None:
-            continue
+    for one in filter(None, map(most_complete, SUMMARY)):
         row = one.newest
         size = [f"{row['parameters']:,}", tokens_of(row)]
-        rows.append([name, row["variant"], *size, sentence_of(one, metric, sentence), seeds(one), spread(one, "minutes", 1)])
+        rows.append([row["experiment"], row["variant"], *size, sentence_of(one), seeds(one), spread(one, "minutes", 1), hardware(one)])
     return "\n\n".join([table(head, rows), *controls()])
 
 
-def sentence_of(result: Result, metric: str, sentence: str) -> str:
-    """What one metric of a result says, or its lowest and highest over the seeds."""
+def sentence_of(result: Result) -> str:
+    """What the metric of SUMMARY says of a result: its figure, or the lowest and the highest over the seeds."""
+    metric, form, says = SUMMARY[result.newest["experiment"]]
     values = [run["metrics"][metric] for run in result.rows]
-    return between([sentence.format(value) for value in (min(values), max(values))])
+    return f"{between([form.format(value) for value in (min(values), max(values))])} {says}"
 
 
 def controls() -> list[str]:
     """One sentence for each control (the same model with full-precision weights) of an experiment of SUMMARY."""
     return [
-        f"The control of {row['experiment']} `{row['variant']}`, the same model with full-precision weights: "
-        f"{sentence_of(one, *SUMMARY[row['experiment']])}."
+        f"The control of {row['experiment']} `{row['variant']}`, the same model with full-precision weights: {sentence_of(one)}."
         for one in results()
         if (row := one.newest)["weights"] == "full" and row["experiment"] in SUMMARY
     ]
@@ -63,6 +60,12 @@ def most_complete(name: str) -> Result | None:
     """The result of an experiment with ternary weights that had its whole budget; of several the variant `best`, the most seeds."""
     found = [one for one in results() if (one.newest["experiment"], one.newest["weights"]) == (name, "ternary")]
     return max(found, key=lambda one: (one.newest["full_budget"], one.newest["variant"] == "best", len(one.rows)), default=None)
+
+
+def hardware(result: Result) -> str:
+    """What the runs were made on, each place once, and what was noted."""
+    places = [", ".join(filter(None, (row["hardware"], row["note"]))) for row in result.rows]
+    return "; ".join(dict.fromkeys(places)).replace("(R)", "").replace(" Processor", "")
 
 
 def seeds(result: Result) -> str:
