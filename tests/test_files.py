@@ -142,3 +142,14 @@ def test_a_lock_belongs_to_a_living_process(tmp_path: Path) -> None:
     with exclusive(path, RunError("busy")):
         assert is_locked(path)
     assert not is_locked(tmp_path / "none")
+
+
+def test_a_lock_that_is_a_pipe_or_a_link_is_refused_at_once(tmp_path: Path) -> None:
+    """A named pipe as the lock of one run made `bitnet runs` wait for ever; a link makes a file where it leads."""
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    assert not is_locked(tmp_path / "pipe")
+    for name in ("pipe", "link"):
+        with pytest.raises((DataError, OSError)), exclusive(tmp_path / name, RunError("busy")):
+            pass
+    assert not (tmp_path / "elsewhere").exists()

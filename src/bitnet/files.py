@@ -116,7 +116,7 @@ def lock(file: IO[Any]) -> bool:
 @contextmanager
 def exclusive(path: Path, busy: BitnetError) -> Iterator[IO[Any]]:
     """Hold the lock of a file, made if it is not there. Raises `busy` where another process holds it."""
-    with path.open("a") as file:
+    with open_to_append(path) as file:
         if not lock(file):
             raise busy
         yield file
@@ -125,13 +125,23 @@ def exclusive(path: Path, busy: BitnetError) -> Iterator[IO[Any]]:
 def is_locked(path: Path) -> bool:
     """Whether a live process holds the lock of a file."""
     try:
-        with path.open("r") as file:
+        with open_regular(path) as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:
+    except (OSError, DataError):
         return False
     return False
+
+
+def open_to_append(path: Path) -> IO[bytes]:
+    """Open a regular file to append to and to read, made if it is not there. A link is not followed. Raises OSError, DataError."""
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o666)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "ab+")
+    os.close(descriptor)
+    raise DataError(f"{path} is not a regular file; delete it, or name another folder")
 
 
 def open_regular(path: Path) -> BufferedReader:

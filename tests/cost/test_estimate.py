@@ -163,6 +163,8 @@ GOOD = '[[device]]\nname = "a"\nkind = "cuda"\nbasis = "b"\nsustained_tflops = 1
         ("", "has no [[device]] section"),
         ("device = 3", "has no [[device]] section"),
         ("[[device]", "cannot be read as TOML"),
+        pytest.param("a = " + "[" * 5000 + "]" * 5000, "cannot be read as TOML", id="nested"),
+        pytest.param("#" * (1 << 21), "more than the 1,048,576", id="long"),
         (GOOD + "usd_per_our = 1", 'Did you mean "usd_per_hour"?'),
         (GOOD.replace('name = "a"\n', ""), "device 1: name is missing"),
         (GOOD.replace("= 1", "= -1"), "sustained_tflops is -1; it must be a positive number"),

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
+from bitnet.voice import endpoint
 from bitnet.voice.endpoint import EndpointTeacher, address
 from bitnet.voice.teachers import Reply, Request, TeacherOptions, open_teacher
 from bitnet.voice.voices import built_in
@@ -158,6 +159,12 @@ def test_nonsense_is_named(content: bytes) -> None:
         pytest.raises(DataError, match="answers nonsense: no chat completion"),
     ):
         teacher(url).reply([ASK])
+
+
+def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "LONGEST_ANSWER", 1000)
+    with server(lambda body, before: (200, b"a" * 100_000, {})) as (url, _), pytest.raises(DataError, match="more than 1,000 bytes"):
+        EndpointTeacher(url, TeacherOptions(model="m")).reply([ASK])
 
 
 def test_no_content_is_an_empty_answer_for_the_gates() -> None:

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from bitnet.errors import DataError, NotFoundError, did_you_mean
-from bitnet.files import open_regular
+from bitnet.files import read_text
 
 TABLE = Path(__file__).with_name("devices.toml")
+MAX_BYTES = 1 << 20  # the table here has some 10 kB
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,11 +53,10 @@ TEXTS = ("name", "kind", "basis", "price_basis")
 def load_devices(path: Path = TABLE) -> tuple[Device, ...]:
     """The devices of a TOML file. Raises NotFoundError without the file, DataError for anything wrong in it."""
     try:
-        with open_regular(path) as file:
-            content = tomllib.loads(file.read().decode())
-    except FileNotFoundError:
+        content = tomllib.loads(read_text(path, MAX_BYTES, f"compare it with {TABLE}"))
+    except NotFoundError:
         raise NotFoundError(f"there is no file {path}; copy {TABLE} and edit the copy") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{path} cannot be read as TOML ({error}); compare it with {TABLE}") from None
     rows = content.get("device")
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):

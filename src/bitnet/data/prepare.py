@@ -28,7 +28,7 @@ from bitnet.data.holdout import EVERYTHING, HoldOut, Role
 from bitnet.data.shard_writer import SplitWriter
 from bitnet.data.shards import FORMAT, MANIFEST, SPLITS, TOKENIZER, Shards, Split, token_dtype
 from bitnet.errors import DataError
-from bitnet.files import lock, read_json, sweep, write_json
+from bitnet.files import lock, open_to_append, read_json, sweep, write_json
 from bitnet.text.tokenizer import Tokenizer
 
 PROGRESS = "progress.json"
@@ -109,7 +109,7 @@ def exclusive(out: Path) -> Iterator[None]:
         raise DataError(f"{out} holds other files; name a new or empty folder with --out")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as file:
+    with open_to_append(out / LOCK) as file:
         if not lock(file) or not _is_still(out / LOCK, file):
             raise DataError(f"another process is preparing {out}; wait for it, or name another folder")
         sweep(out)

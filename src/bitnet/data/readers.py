@@ -34,6 +34,12 @@ BUFFER_BYTES = 1 << 20
 LONGEST_DOCUMENT = 256 << 20
 """Bytes of a document that is read: fifty times the Bible. A longer one is a dump without delimiters, or a compressed bomb."""
 LARGEST_ROW_GROUP = 2 << 30  # bytes of one column of a parquet file that are decoded together
+LONGEST_LINE = 32 << 20
+"""Bytes of a line of JSON that is parsed: lists and objects that are empty take thirty times the memory of their text."""
+ROWS_AT_ONCE = 256
+LARGEST_BATCH = 256 << 20
+"""Bytes that rows of a parquet file may take together: each may be a repetition of the whole column as it is stored."""
+LINE_TOO_LONG = f"a line longer than the {LONGEST_LINE:,} bytes that are parsed; split the document"
 TOO_LONG = f"longer than the {LONGEST_DOCUMENT:,} bytes that a document may have; put a line {DELIMITER.decode()} between documents"
 
 
@@ -113,9 +119,9 @@ def _text_record(raw: bytes) -> Record:
 
 def _json_records(file: IO[bytes], path: Path, column: str) -> Iterator[Record]:
     known = False
-    for line in lines_of(file, LONGEST_DOCUMENT):
+    for line in lines_of(file, LONGEST_LINE):
         if line is None:
-            yield Record(None, TOO_LONG)
+            yield Record(None, LINE_TOO_LONG)
             continue
         if not line.strip():
             continue
@@ -134,25 +140,55 @@ def _json_records(file: IO[bytes], path: Path, column: str) -> Iterator[Record]:
 
 
 def _parquet_records(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
-    file = _pyarrow("pyarrow.parquet", "a .parquet file").ParquetFile(raw, buffer_size=BUFFER_BYTES)
+    """Rows of a column. Arrow repeats what a file stores once: 524 bytes may hold 256 texts of 8 MB, or a list of a million of them."""
+    parquet = _pyarrow("pyarrow.parquet", "a .parquet file")
+    file = parquet.ParquetFile(raw, buffer_size=BUFFER_BYTES)
     check_column(column, file.schema_arrow.names, str(path))
-    _check_row_groups(path, file.metadata, column)
-    for batch in file.iter_batches(batch_size=256, columns=[column]):
-        for value in batch.column(0):
-            yield text_record(value.as_py())
+    kind = file.schema_arrow.field(column).type
+    parts = [file.schema.column(number).path for number in range(len(file.schema))]
+    inner = [part for part in parts if part.startswith(f"{column}.")]
+    if inner:  # the texts in a list are left as they are stored until their length is known
+        file = parquet.ParquetFile(raw, buffer_size=BUFFER_BYTES, read_dictionary=inner)
+
+    for group in range(file.metadata.num_row_groups):
+        size = _checked_size(path, file.metadata, column, group)
+        rows = min(max(LARGEST_BATCH // max(size, 1), 1), ROWS_AT_ONCE)
+        if inner and not _is_list_of_texts(kind):
+            yield from (Record(None, f"{kind} in the column, not text") for _ in range(file.metadata.row_group(group).num_rows))
+            continue
+        for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[column]):
+            for value in batch.column(0):
+                yield Record(None, TOO_LONG) if inner and _length(value) > LONGEST_DOCUMENT else text_record(value.as_py())
 
 
-def _check_row_groups(path: Path, metadata: Any, column: str) -> None:
-    """Raise DataError for a group of rows whose column is too large to decode: that is done whole."""
-    for group in range(metadata.num_row_groups):
-        rows = metadata.row_group(group)
-        chunks = (rows.column(number) for number in range(rows.num_columns))
-        size = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] == column)
-        if not 0 <= size <= LARGEST_ROW_GROUP:
-            raise DataError(
-                f"{path} has {size:,} bytes of {column} in its group of rows {group}, above the {LARGEST_ROW_GROUP:,} that are "
-                "read; write it again with smaller groups"
-            )
+def _checked_size(path: Path, metadata: Any, column: str, group: int) -> int:
+    """Bytes of a column in a group of rows, as they are stored. Raises DataError for too many to decode: that is done whole."""
+    rows = metadata.row_group(group)
+    chunks = (rows.column(number) for number in range(rows.num_columns))
+    size: int = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] == column)
+    if not 0 <= size <= LARGEST_ROW_GROUP:
+        raise DataError(
+            f"{path} has {size:,} bytes of {column} in its group of rows {group}, above the {LARGEST_ROW_GROUP:,} that are "
+            "read; write it again with smaller groups"
+        )
+    return size
+
+
+def _is_list_of_texts(kind: Any) -> bool:
+    """Whether a column's values are lists whose entries are texts."""
+    types = _pyarrow("pyarrow", "a .parquet file").types
+    if not (types.is_list(kind) or types.is_large_list(kind)):
+        return False
+    return bool(types.is_string(kind.value_type) or types.is_large_string(kind.value_type))
+
+
+def _length(value: Any) -> int:
+    """Bytes of the texts in a list, counted without writing out those that are stored once and repeated."""
+    if value.values is None:
+        return 0
+    compute = _pyarrow("pyarrow.compute", "a .parquet file")
+    lengths = compute.binary_length(value.values.dictionary).take(value.values.indices)
+    return compute.sum(lengths).as_py() or 0
 
 
 def check_column(column: str, names: Iterable[str], where: str) -> None:

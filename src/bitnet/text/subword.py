@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-MAX_BYTES = 256 << 20  # vocabularies of 262,144 entries with their merges have some 35 MB
+MAX_BYTES = 64 << 20  # vocabularies of 262,144 entries with their merges have some 35 MB; as objects they take twenty times that
 COPY = "copy the folder again from where it came"
 TOKENS_FILE = "special_tokens_map.json"  # where older folders name their special tokens
 MOST_GROWTH = 1_000  # of a text by its tokenizer's replacements; sentencepiece vocabularies have a growth of 1

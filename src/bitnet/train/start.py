@@ -21,7 +21,7 @@ import torch
 from bitnet.allocator import keep_freed_memory
 from bitnet.data.stream import Batch, Skip
 from bitnet.errors import CheckpointError, NotFiniteError, RunError
-from bitnet.files import lock, sweep
+from bitnet.files import lock, open_to_append, sweep
 from bitnet.interrupt import answered, last_words
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.loss_scale import LossScale
@@ -113,7 +113,7 @@ def exclusive(layout: RunLayout) -> Iterator[None]:
     """Hold the run's lock; a lock left by a dead process never blocks, since the system drops it."""
     try:
         layout.root.mkdir(parents=True, exist_ok=True)
-        file = layout.lock.open("a")
+        file = open_to_append(layout.lock)
     except OSError as error:
         raise RunError(f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another --runs-dir") from None
     with file:

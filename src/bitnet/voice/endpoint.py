@@ -15,7 +15,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import IO, Any
 from urllib.parse import urlsplit
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
@@ -26,6 +26,7 @@ KEY = "BITNET_TEACHER_KEY"
 PASSING = (408, 429, 500, 502, 503, 504)
 TRIES = 5
 FIRST_PAUSE_S = 1.0  # doubled after each try: 1, 2, 4, 8
+LONGEST_ANSWER = 16 << 20  # bytes
 LONGEST_PAUSE_S = 60.0  # a server that asks for more is waited for so long
 
 
@@ -76,10 +77,9 @@ class EndpointTeacher:
             try:
                 sent = urllib.request.Request(self.url, data=body, headers=headers)
                 with urllib.request.urlopen(sent, timeout=self.options.timeout_s) as answer:
-                    content: bytes = answer.read()
-                    return content
+                    return _bounded(answer, self.url)
             except urllib.error.HTTPError as error:
-                problem = f"{error.code} {error.reason}: {_words(error.read())}"
+                problem = f"{error.code} {error.reason}: {_words(error.read(LONGEST_ANSWER))}"
                 if error.code not in PASSING:
                     raise DataError(f"the teacher at {self.url} refused the request ({problem}); check --model and {KEY}") from None
                 wait = _retry_after(error.headers.get("Retry-After"), wait)
@@ -104,6 +104,14 @@ class EndpointTeacher:
                 "OpenAI-compatible endpoint, as in http://localhost:8000/v1"
             ) from None
         return Reply(text if isinstance(text, str) else "", ended=reason != "length")
+
+
+def _bounded(answer: IO[bytes], url: str) -> bytes:
+    """All of an answer. Raises DataError for one that has no end."""
+    content = answer.read(LONGEST_ANSWER + 1)
+    if len(content) > LONGEST_ANSWER:
+        raise DataError(f"the teacher at {url} answers with more than {LONGEST_ANSWER:,} bytes; check that it is a chat endpoint")
+    return content
 
 
 def address(base: str) -> str:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from bitnet.errors import DataError, RunError
-from bitnet.files import lock, parse_json, write_atomic
+from bitnet.files import lock, open_to_append, parse_json, write_atomic
 from bitnet.typed import check_types
 
 FILE = "journal.jsonl"
@@ -43,7 +43,7 @@ def open_journal(folder: Path, settings: Mapping[str, Any], types: Mapping[str, 
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = path.open("ab+")
+        file = open_to_append(path)
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}); choose another --out") from None
     with file:
