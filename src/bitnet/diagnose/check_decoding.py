@@ -29,6 +29,7 @@ CACHED, LOUD_CACHED = 1e-2, 0.05
 """Relative error between cached and whole logits: equal products in another order, and now and then a value on the edge of a code.
 Where attention is made loud, so that a wrong position shows, such a value weighs more; a wrong position moves the logits by 0.2."""
 LAST, PIECE = 12, 24  # tokens decoded one by one at the end of a row; a twin's prompt
+LONGEST_TRIED = 1 << 14
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
 
 
@@ -85,9 +86,14 @@ def _cached_errors(model: BitNetTransformer, ids: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def late_positions(subject: Subject) -> Iterator[Check]:
-    """Up to the last position that the model has: the examined model's last tokens, and a twin in small pieces all the way."""
-    model = made_loud(copy_of(subject, subject.model))
+    """Up to the last position that the model has: the examined model's last tokens, and a twin in small pieces all the way.
+
+    Nothing for models of more than LONGEST_TRIED positions, whose attention over all of them takes minutes to days.
+    """
     length = subject.config.max_seq_length
+    if length > LONGEST_TRIED:
+        return
+    model = made_loud(copy_of(subject, subject.model))
     last = random_ids(subject.config.vocab_size, 1, length, subject.device)
     errors = {"the last tokens": _pieces(model, last, max(length - LAST, 1), LAST)}
     twin = twin_of(subject, KINDS[0])
