@@ -89,7 +89,7 @@ def prepare(
             else:
                 work = Preparation(corpus, tokenizer, out, settings, processes or _processes(corpus.source), report, commit_bytes)
                 return work.run(shard_tokens)
-        finished.verify()  # without the lock: others may use what is finished meanwhile
+        finished.verify(tokenizer.vocab_size)  # without the lock: others may use what is finished meanwhile
         return finished
     except OSError as error:
         raise DataError(f"writing to {out} failed ({error.strerror}); free some space and repeat the command to continue") from error

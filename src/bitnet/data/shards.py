@@ -14,6 +14,7 @@ Not here: writing (prepare.py), windows for training (windows.py).
 from __future__ import annotations
 
 import bisect
+import re
 from collections.abc import Iterator
 from functools import cache, cached_property
 from itertools import accumulate
@@ -26,12 +27,19 @@ from numpy.typing import NDArray
 from bitnet.errors import DataError, NotFoundError
 from bitnet.files import read_json, sha256
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer
+from bitnet.typed import check_types
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer"
 Split = Literal["train", "held_out"]
 SPLITS: tuple[Split, ...] = ("train", "held_out")
+AGAIN = "prepare the data again into another folder"
+_NAME = re.compile(r"(train|held_out)-[0-9]{5,9}")
+_TYPES: dict[str, Any] = {"dtype": Literal["<u2", "<u4"], "splits": dict, "tokenizer": dict, "settings": dict}
+_ENTRY_TYPES: dict[str, Any] = {
+    "name": str, "tokens": int, "documents": int, "text_bytes": int, "bin_sha256": str, "idx_sha256": str,
+}  # fmt: skip
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -88,9 +96,10 @@ class Shards:
     def open(cls, folder: Path, tokenizer: Tokenizer | None = None) -> Shards:
         """Check the files' sizes, and the tokenizer if one is given. Raises DataError naming what does not fit."""
         try:
-            manifest = read_json(folder / MANIFEST, fix="prepare the data again into another folder")
+            manifest = read_json(folder / MANIFEST, fix=AGAIN)
             if manifest["format"] != FORMAT:
                 raise DataError(f"{folder} has format {manifest['format']}, this version reads {FORMAT}; prepare the data again")
+            _check_manifest(manifest, folder / MANIFEST)
             shards = cls(folder, manifest)
             shards._check_sizes()
         except NotFoundError:
@@ -98,7 +107,7 @@ class Shards:
                 f"there is no prepared data in {folder} (no {MANIFEST}); run bitnet prepare, or repeat it to finish"
             ) from None
         except (KeyError, TypeError, AttributeError) as error:
-            raise DataError(f"{folder / MANIFEST} is damaged ({error}); prepare the data again into another folder") from None
+            raise DataError(f"{folder / MANIFEST} is damaged ({error}); {AGAIN}") from None
         if tokenizer is not None:
             shards.check_tokenizer(tokenizer)
         return shards
@@ -118,12 +127,15 @@ class Shards:
         self.check_tokenizer(tokenizer)
         return tokenizer
 
-    def verify(self) -> None:
-        """Hash every file, once in a process. Raises DataError naming the first that was altered."""
+    def verify(self, vocab_size: int) -> None:
+        """Hash every file, once in a process. Raises DataError naming the first that was altered, and for ids beyond the vocabulary."""
         for path, entry in self._files():
             stat = path.stat()
             if _known_sha256(path, stat.st_size, stat.st_mtime_ns) != entry[f"{path.suffix[1:]}_sha256"]:
                 raise DataError(f"{path} was altered since it was written; delete {self.folder} and prepare the data again")
+            largest = _largest_id(path, self.manifest["dtype"]) if path.suffix == ".bin" and entry["tokens"] else 0
+            if largest >= vocab_size:
+                raise DataError(f"{path} holds the id {largest}, beyond the {vocab_size:,} of its tokenizer; {AGAIN}")
 
     def _check_sizes(self) -> None:
         width = np.dtype(self.manifest["dtype"]).itemsize
@@ -139,6 +151,22 @@ class Shards:
             for entry in self.manifest["splits"][split]:
                 for suffix in (".bin", ".idx"):
                     yield self.folder / f"{entry['name']}{suffix}", entry
+
+
+def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
+    """Raise DataError for values of another kind, and for names that are no shard's: they might lead out of the folder."""
+    check_types(manifest, _TYPES, str(path), _TYPES)
+    check_types(manifest["tokenizer"], {"tokenizer_sha256": str}, f"{path}, tokenizer,", ("tokenizer_sha256",))
+    for entry in (one for split in SPLITS for one in manifest["splits"][split]):
+        check_types(entry, _ENTRY_TYPES, f"{path}, a shard", _ENTRY_TYPES)
+        if not _NAME.fullmatch(entry["name"]) or min(entry["tokens"], entry["documents"], entry["text_bytes"]) < 0:
+            raise DataError(f"{path} describes {entry['name'][:80]!r}, which is no shard; {AGAIN}")
+    if not any(entry["tokens"] for entry in manifest["splits"]["train"]):
+        raise DataError(f"{path} has no token to train on; {AGAIN}")
+
+
+def _largest_id(path: Path, dtype: str) -> int:
+    return int(np.memmap(path, dtype=dtype, mode="r").max())
 
 
 @cache

@@ -145,7 +145,7 @@ class ConversationTask:
         if not self.data.other:
             return None
         shards = Shards.open(Path(self.data.other), self.tokenizer)
-        shards.verify()
+        shards.verify(self.tokenizer.vocab_size)
         return shards
 
     def frozen_evaluation(self) -> list[Batch]:
