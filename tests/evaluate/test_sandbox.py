@@ -135,6 +135,13 @@ def test_a_truth_is_not_a_number() -> None:
     assert not outcome.results[0].same_as(Result(1, ()))
 
 
+def test_a_kernel_that_refuses_the_filter_is_one_without_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Found out once, at the start: as it was, every program there failed, and a good model with them."""
+    assert (sandbox_worker.usable_door() is None) == (sandbox_worker.kernel_door() is None)
+    monkeypatch.setattr(sandbox_worker, "kernel_door", lambda: lambda: False)
+    assert sandbox_worker.usable_door() is None
+
+
 def test_refused_programs_never_reach_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.Worker, "_start", lambda self: pytest.fail("a worker was started"))
     assert all(
