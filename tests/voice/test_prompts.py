@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -142,3 +143,16 @@ def test_a_foreign_line_in_the_journal_is_one_line(line: str, bitnet: Callable[.
     result = bitnet(*words)
     assert result.code == 2
     assert "journal.jsonl, line 4" in result.err
+
+
+def test_a_journal_of_a_terabyte_and_one_that_is_a_pipe_are_not_read(tmp_path: Path) -> None:
+    journal = tmp_path / "journal.jsonl"
+    with journal.open("wb") as file:
+        file.truncate(1 << 40)  # on paper
+    with pytest.raises(DataError, match="more than the 268,435,456"):
+        make_prompts(["tea"], HUMAN, Scripted(lambda request: ""), SMALL, tmp_path, quiet)
+    assert journal.stat().st_size == 1 << 40
+    journal.unlink()
+    os.mkfifo(journal)
+    with pytest.raises(DataError, match="not a regular file"):
+        make_prompts(["tea"], HUMAN, Scripted(lambda request: ""), SMALL, tmp_path, quiet)

@@ -34,6 +34,14 @@ def test_an_empty_file_is_refused(content: bytes, tmp_path: Path) -> None:
         read_topics(path)
 
 
+def test_a_file_of_a_terabyte_is_no_list_of_topics(tmp_path: Path) -> None:
+    path = tmp_path / "topics.txt"
+    with path.open("wb") as file:
+        file.truncate(1 << 40)  # on paper
+    with pytest.raises(DataError, match="more than the 16,777,216 bytes"):
+        read_topics(path)
+
+
 def test_files_that_hold_no_topics(tmp_path: Path) -> None:
     path = tmp_path / "topics.txt"
     for content, message in ((b"\xff\xfe", "UTF-8"), (b"x" * 500, "one short topic a line"), (b"a\x00b", "control characters")):

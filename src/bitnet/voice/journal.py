@@ -19,6 +19,7 @@ from bitnet.files import lock, open_to_append, parse_json, write_atomic
 from bitnet.typed import check_types
 
 FILE = "journal.jsonl"
+MAX_BYTES = 256 << 20
 
 
 class Journal:
@@ -65,6 +66,9 @@ def open_journal(folder: Path, settings: Mapping[str, Any], types: Mapping[str, 
 
 def _read(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
     """Whole lines; what follows the last of them is cut off."""
+    size = file.seek(0, os.SEEK_END)
+    if size > MAX_BYTES:
+        raise DataError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are held in memory; choose another --out")
     file.seek(0)
     rows: list[dict[str, Any]] = []
     whole = 0

@@ -15,6 +15,7 @@ from bitnet.errors import DataError, NotFoundError
 from bitnet.files import open_regular
 
 HELD_OUT_ONE_IN = 5
+MAX_BYTES = 16 << 20  # 100 topics have 1 kB
 LONGEST = 200  # characters; a longer line is no topic but a text
 
 
@@ -27,7 +28,10 @@ def read_topics(path: Path) -> list[str]:
     """Topics of a file, in order, each once. Raises DataError where there is none."""
     try:
         with open_regular(path) as file:
-            return _topics(file.read().decode("utf-8-sig"), str(path))
+            text = file.read(MAX_BYTES + 1)
+        if len(text) > MAX_BYTES:
+            raise DataError(f"{path} has more than the {MAX_BYTES:,} bytes that a list of topics may have; split it")
+        return _topics(text.decode("utf-8-sig"), str(path))
     except OSError as error:
         raise NotFoundError(f"the topics file {path} cannot be read ({error.strerror}); give a text file with one topic a line") from None
     except UnicodeDecodeError as error:
