@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from bitnet.cli.diagnose import of_experiment
-from bitnet.diagnose import check_formats, check_twin
+from bitnet.diagnose import check_decoding, check_formats, check_twin
 from bitnet.diagnose.check import Check
 from bitnet.diagnose.subject import Subject
 from bitnet.diagnose.twin import KINDS, twin_of
@@ -77,3 +78,10 @@ def test_codes_that_wrap_in_bfloat16_are_seen(subject: Subject, monkeypatch: pyt
     found = failed(check_formats.formats(subject))
     assert "layers compute the same in bfloat16" in found
     assert "layers compute the same in float32" not in found
+
+
+def test_four_million_positions_of_a_foreign_configuration_are_not_filled(subject: Subject) -> None:
+    """The check decodes up to the last position: attention over so many would take days."""
+    assert len(list(check_decoding.late_positions(subject))) == 2
+    endless = dataclasses.replace(subject, config=dataclasses.replace(subject.config, max_seq_length=1 << 22))
+    assert list(check_decoding.late_positions(endless)) == []

@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 
+from bitnet.errors import DataError
+from bitnet.run.frozen import load_frozen_set
+from bitnet.run.layout import RunLayout
 from conftest import Result
 
 Command = Callable[..., Result]
@@ -114,3 +117,20 @@ def test_a_configuration_larger_than_its_weights_builds_no_model(bitnet: Command
     result = bitnet("complete", "tiny", "1 + 1 = ", "--runs-dir", runs)
     assert result.code == 2
     assert "use the run's own checkpoint and configuration" in result.err
+
+
+def test_a_terabyte_on_paper_is_not_hashed(bitnet: Command, runs: Path) -> None:
+    """A sparse file takes no room where it comes from, hours to hash, and more memory than there is."""
+    folder = newest(runs)
+    with (folder / "model.safetensors").open("r+b") as file:
+        file.truncate(1 << 43)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["model.safetensors"]["bytes"] = 1 << 43
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    result = bitnet("complete", "tiny", "1 + 1 = ", "--runs-dir", runs)
+    assert (result.code, result.err.count("\n")) == (2, 1)
+    assert "model.safetensors has 8,796.1 GB" in result.err
+    with (runs / "tiny" / "eval" / "frozen_set.safetensors").open("r+b") as file:
+        file.truncate(1 << 43)
+    with pytest.raises(DataError, match=r"frozen_set\.safetensors has 8,796\.1 GB"):
+        load_frozen_set(RunLayout(runs / "tiny"))

@@ -21,7 +21,7 @@ from bitnet.files import read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
 from bitnet.run.records import read_state
-from bitnet.run.tensors import read_tensors, write_tensors
+from bitnet.run.tensors import check_fits_memory, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -150,6 +150,10 @@ def verify_checkpoint(folder: Path) -> None:
             raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
         if path.stat().st_size != size:
             raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint")
+        try:
+            check_fits_memory(path)
+        except DataError as error:
+            raise CheckpointError(str(error)) from None
         if sha256(path) != digest:
             raise CheckpointError(f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint")
     for name in (MODEL, OPTIMIZER):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from bitnet.errors import DataError
 from bitnet.files import read_json, replacing, sha256
 from bitnet.run.layout import RunLayout
-from bitnet.run.tensors import read_tensors, write_tensors
+from bitnet.run.tensors import check_fits_memory, read_tensors, write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +27,8 @@ def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) 
 def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
     """The batches as they were written. Raises DataError when the file is missing or is not the one of the fingerprint."""
     expected = read_json(layout.fingerprint).get("evaluation_sha256")
+    if layout.frozen_set.is_file():
+        check_fits_memory(layout.frozen_set)
     if not layout.frozen_set.is_file() or sha256(layout.frozen_set) != expected:
         raise DataError(f"{layout.frozen_set} is missing or was altered since the run began; restore it or begin under another --run-id")
     batches: dict[int, dict[str, Tensor]] = {}

@@ -34,6 +34,13 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     sync(path)
 
 
+def check_fits_memory(path: Path) -> None:
+    """Raise DataError for a file larger than this machine's memory, before it is hashed or read: a terabyte on paper costs nothing."""
+    size, there = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if size > there:
+        raise DataError(f"{path} has {size / 1e9:,.1f} GB, and the machine has {there / 1e9:,.1f} GB of memory; use a smaller one")
+
+
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
     """Turn what the library says of a malformed or unreadable file into one DataError."""
