@@ -68,6 +68,7 @@ def weights() -> Iterator[Case]:
 
         return plant
 
+    yield Case("model.safetensors", "8.8 TB on paper", paper, LOADERS, refused=True)
     resume = ("train", "arithmetic", "--run-id", "tiny", "--resume", "must")
     for what, content in contents.items():
         yield Case("model.safetensors", what, everywhere("model.safetensors", content), LOADERS, refused=True)
@@ -147,8 +148,37 @@ def data_files() -> Iterator[Case]:
         "zeros": b"\0" * 4096,
     }.items():
         yield Case("data", f"parquet, {what}", given("a.parquet", content), ON_TEXT, refused=True)
+    lists = b'{"text": "x", "more": [' + b"[]," * (20 * MIB) + b"[]]}\n"
+    yield Case("data", "a line of empty lists", given("a.jsonl.gz", gzip.compress(lists, 1)), ON_TEXT, refused=True)
+    yield Case("data", "parquet, one text in 500 rows", repeated(500, as_list=False), ON_TEXT[:1])
+    yield Case("data", "parquet, one text 1,000 times in a list", repeated(1000, as_list=True), ON_TEXT, refused=True)
     yield Case("data", "a pipe", pipe, ON_TEXT, refused=True)
     yield Case("data", "a loop of folders", loop, ON_TEXT, refused=True)
+
+
+def repeated(times: int, *, as_list: bool) -> Callable[[Path], None]:
+    """A parquet file that stores a text of a MiB once and means it many times: some 500 bytes."""
+
+    def plant(place: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        texts = pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array(["a dog " * (MIB // 6)]))
+        column = pa.ListArray.from_arrays(pa.array([0, times], pa.int32()), texts) if as_list else texts
+        (place / "given").mkdir()
+        pq.write_table(pa.table({"text": column}), place / "given" / "a.parquet", compression="zstd", store_schema=False)
+
+    return plant
+
+
+def paper(place: Path) -> None:
+    """Weights of 8.8 TB that take no room, and a manifest that agrees on their size."""
+    for folder in (place / "runs" / "tiny" / "checkpoints").iterdir():
+        with (folder / "model.safetensors").open("r+b") as file:
+            file.truncate(1 << 43)
+        manifest = json.loads((folder / "manifest.json").read_text())
+        manifest["files"]["model.safetensors"]["bytes"] = 1 << 43
+        (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def pipe(place: Path) -> None:

@@ -164,6 +164,15 @@ def odd_files() -> Iterator[Case]:
     for name in names:
         for kind, make in kinds.items():
             yield Case("odd files", f"{name}, {kind}", put(name, make), READERS)
+    yield Case("odd files", ".lock, pipe, of a run that trains", busy, (("runs",), ("status",), ("status", "tiny")))
+
+
+def busy(place: Path) -> None:
+    """A run that says it is training, and whose lock is a named pipe."""
+    root = place / "runs" / "tiny"
+    (root / "status.json").write_text(json.dumps({**json.loads((root / "status.json").read_text()), "state": "running"}))
+    (root / ".lock").unlink(missing_ok=True)
+    os.mkfifo(root / ".lock")
 
 
 def lines() -> Iterator[Case]:
