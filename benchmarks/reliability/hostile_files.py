@@ -44,7 +44,9 @@ def run(count: int | None, seed: int) -> list[Trial]:
     from reliability import hostile_data, hostile_runs
 
     generator = random.Random(seed)
-    pairs = [(case, command) for case in [*hostile_runs.cases(), *hostile_data.cases()] for command in case.commands]
+    cases = [*hostile_runs.cases(), *hostile_data.cases()]
+    generator.shuffle(cases)  # so that a count below all of them has some of each group
+    pairs = [(case, command) for case in cases for command in case.commands]
     by_case: dict[tuple[str, str], list[tuple[Case, tuple[str, ...]]]] = {}
     for pair in pairs:
         by_case.setdefault((pair[0].group, pair[0].name), []).append(pair)
