@@ -31,3 +31,14 @@ def test_tick_labels_are_plain_numbers(figure: Any) -> None:
 
 def test_each_panel_has_its_title(figure: Any) -> None:
     assert [axis.get_title(loc="left") for axis in figure.axes[: len(plots.PANELS)]] == list(plots.PANELS)
+
+
+@pytest.mark.parametrize(
+    "line", ['{"step": 1}', '{"step": 1, "loss": 1.0, "grad_norm": 0.0}', '{"step": 1, "loss": 1.0, "grad_norm": -1.0}']
+)
+def test_a_run_without_a_gradient_norm_above_zero_is_drawn(line: str, tmp_path: Path) -> None:
+    """A logarithmic axis has no place for it, and matplotlib raised ValueError when the picture was saved."""
+    layout = RunLayout(write_run(tmp_path / "run", 3))
+    layout.scalars.write_text(line + "\n")
+    plots.plot_runs([layout], tmp_path / "plot.png")
+    assert (tmp_path / "plot.png").is_file()

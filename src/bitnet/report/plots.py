@@ -38,10 +38,10 @@ def plot_runs(layouts: Sequence[RunLayout], out: Path, x_axis: XAxis = "steps") 
     for axis, title in zip(axes.flat, PANELS, strict=True):
         frame_panel(axis, title, AXES[x_axis])
     axes.flat[0].legend(fontsize=8, frameon=False)
-    axes.flat[2].set_yscale("log")
-    # The usual labels of a logarithmic axis are formulas, which stay unparsed here (see pyplot_or_error).
-    axes.flat[2].yaxis.set_major_formatter("{x:g}")
-    axes.flat[2].yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
+    if axes.flat[2].get_yscale() == "log":
+        # The usual labels of a logarithmic axis are formulas, which stay unparsed here (see pyplot_or_error).
+        axes.flat[2].yaxis.set_major_formatter("{x:g}")
+        axes.flat[2].yaxis.set_minor_formatter(ticker.LogFormatter(labelOnlyBase=False))
     axes.flat[4].set_ylim(0, 0.65)
     save_picture(plt, figure, out)
     return skipped
@@ -116,7 +116,10 @@ def _draw_scalars(axes: Any, rows: list[dict[str, Any]], xs: list[float], name: 
     axes[1].decay_axis = decay
     decay.plot(xs, [_number(row.get("wd")) for row in rows], color=colour, linestyle="--", linewidth=0.8)
     decay.set_ylim(bottom=0)
-    axes[2].plot(xs, [_number(row.get("grad_norm")) for row in rows], color=colour, linewidth=0.8)
+    norms = [_number(row.get("grad_norm")) for row in rows]
+    axes[2].plot(xs, norms, color=colour, linewidth=0.8)
+    if any(norm > 0 for norm in norms):  # a logarithmic axis needs one
+        axes[2].set_yscale("log")
     axes[3].plot(xs, smoothed([_number(row.get("tokens_per_sec")) for row in rows]), color=colour)
 
 
