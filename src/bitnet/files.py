@@ -25,6 +25,7 @@ from typing import IO, Any
 from bitnet.errors import BitnetError, DataError, NotFoundError
 
 MAX_JSON_BYTES = 16 << 20  # the largest file of a run that is one JSON object, a diagnosis, has some 100 kB
+PASSED_OVER_BYTES = 1 << 20  # held at a time of a line that is too long
 MAX_DEPTH = 64  # the deepest file that this program writes nests 6 deep
 MAX_DIGITS = 40  # 128-bit random states have 39
 RESTORE = "restore it from a copy, or start a new run"
@@ -175,7 +176,7 @@ def lines_of(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
             yield line
             continue
         while line and not line.endswith(b"\n"):
-            line = file.readline(limit)
+            line = file.readline(min(limit, PASSED_OVER_BYTES))
         yield None
 
 
