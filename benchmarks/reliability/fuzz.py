@@ -175,10 +175,14 @@ def started(words: Sequence[str], place: Path) -> tuple[int | None, str, str]:
 
 
 def _child(words: Sequence[str], place: Path, out: int, err: int) -> None:
-    """Be the command. Never returns."""
+    """Be the command. Never returns. One thread: OpenMP's others did not survive the fork, and work given to them never ends."""
     import traceback
 
+    import torch
+
     from bitnet.cli.main import main
+
+    torch.set_num_threads(1)
 
     code = 99
     try:

@@ -258,7 +258,7 @@ QUICK = RunConfig(
         vocab_size=80, hidden_size=128, num_layers=4, num_heads=2, num_kv_heads=1, ffn_hidden_size=384, max_seq_length=128
     ),
     train=TrainConfig(
-        seq_len=128, batch_size=40, total_steps=400, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
+        seq_len=128, batch_size=40, total_steps=600, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
         final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=200, eval_cases=60, sample_every=200, probe_every=100,
         checkpoint_every=100, entropy_floor=None, repetition_limit=None,
     ),
