@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 def planted() -> Any:
     """The module of the planted faults."""
     sys.path[:0] = [str(ROOT / "tests" / "faults"), str(ROOT / "tests")]
-    for name in ("torch._dynamo", "bitnet.cli.diagnose", "bitnet.cli.train", "bitnet.diagnose.examine", "bitnet.train.start"):
+    for name in ("torch._dynamo", "bitnet.cli.diagnose", "bitnet.cli.train", "bitnet.diagnose.run_checks", "bitnet.train.start"):
         importlib.import_module(name)  # once here, not in every forked process
     return importlib.import_module("planted")
 

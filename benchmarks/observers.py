@@ -26,13 +26,13 @@ from bitnet.files import write_json
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint
-from bitnet.run.frozen import save_frozen_set
+from bitnet.run.eval_set import save_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter
 from bitnet.train.choose import StartOptions
+from bitnet.train.device import choose_machine
 from bitnet.train.loop import StepReport, train_steps
-from bitnet.train.machine import choose_machine
-from bitnet.train.observers import Observer, Status
+from bitnet.train.observe.observers import Observer, Status
 from bitnet.train.session import Session
 from bitnet.train.start import observers_of, seed_everything
 from hardware import where, write_results

@@ -32,7 +32,7 @@ STEP = ("tinystories", "ternary int8")
 
 def cut(paths: list[str], out: Path, megabytes: float) -> Path:
     """So much of the text as JSON lines of short documents."""
-    from bitnet.data.documents import LocalFiles
+    from bitnet.corpus.documents import LocalFiles
 
     size = 0
     with out.open("w", encoding="utf-8") as file:
@@ -67,8 +67,8 @@ def in_a_process(words: list[str]) -> dict[str, Any]:
 
 def prepare_once(data: str, tokenizer: str, out: str, processes: int | None) -> dict[str, Any]:
     """One call of prepare: seconds, sizes, and the highest anonymous memory of this process and of any worker."""
-    from bitnet.data.corpus import open_corpus
-    from bitnet.data.prepare import prepare
+    from bitnet.corpus.corpus import open_corpus
+    from bitnet.corpus.prepare import prepare
     from bitnet.text.tokenizer import load_tokenizer
 
     peaks = {"main_mb": 0.0, "worker_mb": 0.0}
@@ -113,7 +113,7 @@ def read_batches(folder: str, batches: int = 400) -> dict[str, Any]:
 
 def rows_of(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
     """All measurements."""
-    from bitnet.data.corpus import open_corpus
+    from bitnet.corpus.corpus import open_corpus
     from bitnet.text.bpe import train_bpe
 
     wanted = {"small": SMALL_MB, "middle": args.megabytes / 4, "large": args.megabytes}

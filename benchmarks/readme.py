@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bitnet.cli.catalogue import experiment_names, find_experiment
+from bitnet.cli.registry import experiment_names, find_experiment
 from faults import summary as faults_summary
 from hardware import RESULTS
 from tables import operators_table, results_table, summary_table, table, voice_table

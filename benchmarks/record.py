@@ -17,8 +17,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from bitnet.cli.catalogue import config_of_run, find_experiment, find_variant
 from bitnet.cli.evaluate import judge
+from bitnet.cli.registry import config_of_run, find_experiment, find_variant
 from bitnet.experiments import measured
 from bitnet.experiments.bitnut_sft import ConversationData
 from bitnet.experiments.measured import Row
@@ -27,8 +27,8 @@ from bitnet.files import read_json
 from bitnet.run.layout import RunLayout, find_run
 from bitnet.run.metrics import read_lines
 from bitnet.train.config import RunConfig
-from bitnet.train.recipe import Experiment
-from bitnet.trained import load
+from bitnet.train.experiment import Experiment
+from bitnet.trained_model import load
 
 UNITS = ("documents", "conversations", "examples")
 """Keys of a dataset fingerprint that say how much data there was."""

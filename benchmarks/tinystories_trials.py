@@ -17,7 +17,7 @@ import subprocess
 import sys
 from typing import Any
 
-from bitnet.cli.catalogue import find_experiment
+from bitnet.cli.registry import find_experiment
 from hardware import where, write_results
 
 TRIALS: dict[str, list[str]] = {

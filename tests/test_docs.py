@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from bitnet.cli.catalogue import experiment_names
 from bitnet.cli.main import VERBS, main
+from bitnet.cli.registry import experiment_names
 from conftest import Result
 from corpora import stories, write_txt
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import bitnet.train.start as start
-from bitnet.cli.catalogue import experiment_names, find_experiment
+from bitnet.cli.registry import experiment_names, find_experiment
 from bitnet.experiments.real_text import TextData
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
@@ -23,9 +23,9 @@ from bitnet.optim.update import apply_update
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 from bitnet.train.config import RunConfig
+from bitnet.train.experiment import Experiment
 from bitnet.train.loop import StepReport, train_steps
 from bitnet.train.objective import summed_loss
-from bitnet.train.recipe import Experiment
 from conftest import Result
 from corpora import stories, write_txt
 
@@ -173,7 +173,7 @@ def test_training_leaves_a_valid_run_and_resumes_bit_for_bit(
 MINE = """
 import dataclasses
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
-from bitnet.train.recipe import Criterion, Experiment, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant
 
 CONFIG = dataclasses.replace(
     QUICK,

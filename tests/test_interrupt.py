@@ -28,7 +28,7 @@ def busy(*words, **options):
 PLACES = {
     "training": ("import bitnet.train.start as start\nstart.train_steps = busy\n", [*TINY_TRAIN, "--run-id", "r"]),
     "an evaluation inside training": (
-        "import bitnet.train.measurements as measurements\nmeasurements.held_out_loss = busy\n",
+        "import bitnet.train.observe.measurements as measurements\nmeasurements.held_out_loss = busy\n",
         [*TINY_TRAIN, "--run-id", "r", "--num-steps", "3"],
     ),
     "another command": ("import bitnet.cli.runs as runs\nruns.main = busy\n", ["runs"]),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bitnet.nn.config import BitNetConfig
     from bitnet.nn.transformer import BitNetTransformer
-    from bitnet.trained import load
+    from bitnet.trained_model import load
 
 __all__ = ["BitNetConfig", "BitNetTransformer", "load"]
 __version__ = "0.1.0"
@@ -20,7 +20,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str) -> Any:
     """Import torch only when something that needs it is asked for."""
     if name == "load":
-        from bitnet.trained import load
+        from bitnet.trained_model import load
 
         return load
     if name == "BitNetConfig":

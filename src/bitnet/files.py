@@ -3,7 +3,7 @@
 A file written here is whole or absent: the content goes to a temporary file in the same folder, is forced to disk, and
 takes its name by one rename. A file read here may come from anyone: it must be a regular file of a bounded size, and
 JSON must be strict, nested at most MAX_DEPTH deep, and hold no integer longer than MAX_DIGITS.
-Not here: the names of files in a run (run/layout.py), JSON lines (run/metrics.py), compressed documents (data/documents.py).
+Not here: the names of files in a run (run/layout.py), JSON lines (run/metrics.py), compressed documents (corpus/documents.py).
 """
 
 from __future__ import annotations

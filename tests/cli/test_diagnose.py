@@ -8,7 +8,7 @@ from pathlib import Path
 
 from bitnet.cli.diagnose import experiment_word
 from bitnet.cli.rehearsal import rehearsal_config
-from bitnet.diagnose.check import SUSPECTS
+from bitnet.diagnose.finding import SUSPECTS
 from bitnet.experiments.arithmetic import QUICK, REFERENCE
 from conftest import TINY_MODEL, Result
 

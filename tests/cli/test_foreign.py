@@ -45,7 +45,7 @@ def test_a_file_that_a_run_names_is_not_executed(verb: tuple[str, ...], key: str
 
 def test_a_named_file_must_define_what_the_run_trained(bitnet: Command, runs: Path, tmp_path: Path) -> None:
     other = tmp_path / "other.py"
-    other.write_text("from bitnet.experiments.tictactoe import experiment\n")
+    other.write_text("from bitnet.experiments.tictactoe.task import experiment\n")
     result = bitnet("evaluate", "tiny", "--experiment", other, "--runs-dir", runs)
     assert result.code == 2
     assert "but tiny trained 'arithmetic'" in result.err

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import bitnet.evaluate.play as game
+import bitnet.experiments.tictactoe.game_tree as game
 from bitnet.cli.play import board
 from conftest import Result, run_command
 

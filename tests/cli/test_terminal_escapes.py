@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from bitnet.cli.main import VERBS
-from bitnet.diagnose.check import Check
+from bitnet.diagnose.finding import Check
 from conftest import TINY_MODEL, Result, run_command
 from corpora import small_tokenizer, write_txt
 
@@ -91,7 +91,7 @@ def test_evaluate(bitnet: Command, evil: Path) -> None:
 
 def test_diagnose(bitnet: Command, evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     check = Check(name=f"rows {EVIL}", suspect="data", ok=False, value=EVIL, expected="text", source="the data", detail=f"it says {EVIL}")
-    monkeypatch.setattr("bitnet.diagnose.examine.examine", lambda subject: iter([check]))
+    monkeypatch.setattr("bitnet.diagnose.run_checks.examine", lambda subject: iter([check]))
     assert_shown(bitnet("diagnose", evil))
 
 

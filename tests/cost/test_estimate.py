@@ -27,7 +27,7 @@ from bitnet.run.checkpoint import retained_steps
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import read_config
 from bitnet.train.config import TrainConfig
-from bitnet.train.machine import _PEAK_BF16
+from bitnet.train.device import _PEAK_BF16
 
 REFERENCE = TrainConfig(seq_len=1024, batch_size=32, total_steps=60_000, warmup_steps=375)
 CARD = Device(name="card", kind="cuda", memory_gb=24, peak_tflops=100, utilisation=0.5, basis="a test", usd_per_hour=2)

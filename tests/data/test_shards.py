@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bitnet.data.corpus import open_corpus
-from bitnet.data.prepare import prepare
+from bitnet.corpus.corpus import open_corpus
+from bitnet.corpus.prepare import prepare
 from bitnet.data.shards import MANIFEST, Shards, token_dtype
 from bitnet.errors import DataError, NotFoundError
 from bitnet.files import sha256
@@ -21,7 +21,7 @@ TOKENIZER = small_tokenizer()
 
 @pytest.fixture
 def shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shards:
-    monkeypatch.setattr("bitnet.data.encode.BATCH_BYTES", 4000)
+    monkeypatch.setattr("bitnet.corpus.encode.BATCH_BYTES", 4000)
     corpus = open_corpus([write_txt(tmp_path / "a.txt", stories(400))])
     return prepare(corpus, TOKENIZER, tmp_path / "out", shard_tokens=4000)
 

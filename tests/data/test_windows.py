@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.data.corpus import Corpus, open_corpus
+from bitnet.corpus.corpus import Corpus, open_corpus
+from bitnet.corpus.prepare import prepare
 from bitnet.data.permutation import permuted
-from bitnet.data.prepare import prepare
 from bitnet.data.shards import Shards
 from bitnet.data.stream import concatenate, row_numbers
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -34,7 +34,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 @pytest.fixture(scope="module")
 def shards(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Shards:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("bitnet.data.encode.BATCH_BYTES", 4000)
+        patch.setattr("bitnet.corpus.encode.BATCH_BYTES", 4000)
         return prepare(corpus, TOKENIZER, tmp_path_factory.mktemp("shards") / "out", shard_tokens=4000)
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from bitnet.cli.catalogue import experiment_names, find_experiment
 from bitnet.cli.diagnose import of_experiment
+from bitnet.cli.registry import experiment_names, find_experiment
 from bitnet.diagnose import check_settings
 from bitnet.diagnose.subject import Subject
 from conftest import TINY_MODEL

@@ -11,7 +11,7 @@ import torch
 
 from bitnet.cli.diagnose import of_experiment
 from bitnet.diagnose import check_decoding, check_formats, check_twin
-from bitnet.diagnose.check import Check
+from bitnet.diagnose.finding import Check
 from bitnet.diagnose.subject import Subject
 from bitnet.diagnose.twin import KINDS, twin_of
 from bitnet.nn import bitlinear, transformer

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.diagnose import counting
-from bitnet.diagnose.check import HINT, PROOF, STRONG, SUSPECTS, Check, Part, collect, symptom
+from bitnet.diagnose import ngrams as counting
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Part, collect, symptom
 from bitnet.diagnose.page import page
 from bitnet.diagnose.verdict import NEXT, TREE, judge
 

@@ -15,7 +15,7 @@ import torch
 
 import bitnet.train.start as start
 from bitnet import load
-from bitnet.cli.catalogue import config_of_run
+from bitnet.cli.registry import config_of_run
 from bitnet.experiments.bitnut_sft import ConversationTask
 from bitnet.run.checkpoint import load_checkpoint
 from bitnet.run.layout import RunLayout

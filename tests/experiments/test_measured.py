@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from bitnet.cli.catalogue import find_experiment
+from bitnet.cli.registry import find_experiment
 from bitnet.experiments import measured
 from conftest import TINY_TRAIN, Result
 from corpora import stories, write_txt

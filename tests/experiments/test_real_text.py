@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import bitnet.train.start as start
-from bitnet.cli.catalogue import find_experiment
+from bitnet.cli.registry import find_experiment
 from bitnet.errors import ConfigError, NotFoundError
 from bitnet.evaluate.writing import looping
 from bitnet.experiments import baseline, tinystories
@@ -234,7 +234,7 @@ def test_without_a_network_the_hub_is_named_and_files_are_offered(bitnet: Bitnet
     def unreachable(name: str) -> str:
         raise NotFoundError(f"the hub cannot be reached for {name}; check the network, or give local files with --data")
 
-    monkeypatch.setattr("bitnet.data.hub.newest_revision", unreachable)
+    monkeypatch.setattr("bitnet.corpus.hub.newest_revision", unreachable)
     refused = bitnet("train", "tinystories", "--variant", "quick", *SMALL)
     assert refused.code == 2
     assert "roneneldan/TinyStories" in refused.err

@@ -638,7 +638,7 @@ def _() -> None:
 
 @fault("checkpoints in bf16", "checkpoint", "resumed run")
 def _() -> None:
-    from bitnet.train import observers
+    from bitnet.train.observe import observers
 
     original = observers.save_checkpoint
 
@@ -932,7 +932,7 @@ def _() -> None:
 def _() -> None:
     import hashlib
 
-    from bitnet.data import holdout
+    from bitnet.corpus import holdout
 
     holdout.content_hash = lambda text: hashlib.sha256(text.encode()).digest()[:16]
 
@@ -980,7 +980,7 @@ def _() -> None:
 
 @fault("tokens of the update before in the state", "checkpoint", "state")
 def _() -> None:
-    from bitnet.train import observers
+    from bitnet.train.observe import observers
 
     original = observers.training_state
     observers.training_state = lambda config, step, seen, loss: original(config, step, max(seen - config.tokens_per_step, 0), loss)
@@ -988,7 +988,7 @@ def _() -> None:
 
 @fault("probes forget the codes before a resume", "checkpoint", "same lines")
 def _() -> None:
-    from bitnet.train.measurements import Probe
+    from bitnet.train.observe.measurements import Probe
 
     Probe.remember = lambda self, memory: None  # type: ignore[method-assign]
 
@@ -1028,7 +1028,7 @@ def _() -> None:
 
 @fault("the oldest checkpoint is loaded", "checkpoint", "loads")
 def _() -> None:
-    import bitnet.trained as trained
+    import bitnet.trained_model as trained
 
     original = trained.read_checkpoint
 
@@ -1040,7 +1040,7 @@ def _() -> None:
 
 @fault("probes count zeros as ones", "evaluation", "probes")
 def _() -> None:
-    from bitnet.train import measurements
+    from bitnet.train.observe import measurements
 
     original = measurements.ternary_statistics
 
@@ -1106,7 +1106,7 @@ def _() -> None:
 
 @fault("a loaded head that came apart", "checkpoint", "user loads")
 def _() -> None:
-    import bitnet.trained as trained
+    import bitnet.trained_model as trained
 
     original = trained.load_weights
 

@@ -21,8 +21,8 @@ from bitnet.optim.schedule import Rates
 from bitnet.optim.update import LOSS_SCALE_OVERFLOW, Outcome, apply_update
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
+from bitnet.train.device import Machine, choose_machine
 from bitnet.train.loop import StepReport, train_steps
-from bitnet.train.machine import Machine, choose_machine
 from conftest import TINY_TRAIN, run_command
 
 CPU = torch.device("cpu")

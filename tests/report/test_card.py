@@ -10,7 +10,7 @@ from pathlib import Path
 from synthetic import write_run
 
 from bitnet.report.card import model_card
-from bitnet.report.recorded import read_run
+from bitnet.report.read_run import read_run
 from bitnet.run.layout import RunLayout
 from conftest import Result
 

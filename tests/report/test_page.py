@@ -218,7 +218,7 @@ def test_without_the_extra_the_command_says_what_to_install(bitnet: Any, tmp_pat
 
 
 def test_reduced_curves_keep_every_spike() -> None:
-    from bitnet.report.frame import POINTS, decimated
+    from bitnet.report.axes import POINTS, decimated
 
     values = np.zeros(60_000)
     values[[777, 31_415]] = 9.0, -9.0

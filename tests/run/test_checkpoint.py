@@ -17,7 +17,7 @@ import bitnet.run.checkpoint as checkpoint_module
 from bitnet.errors import CheckpointError, NotFiniteError
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, newest_good, prune, retained_steps, save_checkpoint
 from bitnet.run.layout import RunLayout
-from bitnet.trained import load
+from bitnet.trained_model import load
 from conftest import TINY_TRAIN, Result
 
 FILES = ("model.safetensors", "optimizer.safetensors", "observers.safetensors", "state.json", "manifest.json")

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from bitnet.errors import DataError
-from bitnet.run.frozen import load_frozen_set
+from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
 from conftest import Result
 
@@ -104,7 +104,7 @@ def test_a_manifest_names_files_of_its_own_folder_only(name: str, bitnet: Comman
 
 def test_a_configuration_larger_than_its_weights_builds_no_model(bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every setting may be within its bound while the model that they describe has a petabyte."""
-    import bitnet.trained as trained
+    import bitnet.trained_model as trained
 
     def build(*_: Any) -> None:
         raise AssertionError("a model was built")

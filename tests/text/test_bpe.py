@@ -15,7 +15,7 @@ from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.text.bpe import SMALLEST, train_bpe
 from bitnet.text.subword import SubwordTokenizer
 from bitnet.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, load_tokenizer
-from bitnet.text.words import pieces
+from bitnet.text.word_cache import pieces
 
 NAMES = ("Tom", "Anna", "Zoë")
 STORIES = [f"Once upon a time, {n} had {k} toys. {n} said, \"Let's play!\" and didn't stop.\n\n" for n in NAMES for k in range(30)]

@@ -24,7 +24,7 @@ from bitnet.errors import BitnetError, ConfigError, did_you_mean
 if TYPE_CHECKING:
     from bitnet.generate.sampling import Sampling
     from bitnet.generate.session import ChatSession
-    from bitnet.trained import TrainedModel
+    from bitnet.trained_model import TrainedModel
 
 HELP = '/clear forget   /system TEXT   /temperature T   /quit   """ begins and ends several lines'
 COMMANDS = ("/clear", "/help", "/quit", "/system", "/temperature")
@@ -97,8 +97,8 @@ def open_sitting(flags: ChatFlags) -> Sitting:
     from bitnet.generate.sampling import Sampling
     from bitnet.generate.session import ChatSession
     from bitnet.run.manifest import read_config
-    from bitnet.train.machine import choose_device
-    from bitnet.trained import load
+    from bitnet.train.device import choose_device
+    from bitnet.trained_model import load
 
     sampling = Sampling(flags.temperature, flags.top_p, flags.top_k, flags.seed)
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.registry import config_of_run, find_variant
 from bitnet.errors import ConfigError
 
 

@@ -16,7 +16,7 @@ from bitnet.errors import BitnetError, ConfigError
 
 if TYPE_CHECKING:
     from bitnet.generate.sampling import Sampling
-    from bitnet.trained import TrainedModel
+    from bitnet.trained_model import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,8 +50,8 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("give either a prompt or --interactive, as in: bitnet complete latest '25 + 17 = '")
     within("--max-new-tokens", flags.max_new_tokens, 1, MOST_NEW_TOKENS)
     from bitnet.generate.sampling import Sampling
-    from bitnet.train.machine import choose_device
-    from bitnet.trained import load
+    from bitnet.train.device import choose_device
+    from bitnet.trained_model import load
 
     sampling = Sampling(flags.temperature, flags.top_p, flags.top_k, flags.seed)
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))

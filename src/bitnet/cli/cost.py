@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from bitnet.bounds import MOST_TOKENS, within
-from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import last_value, parse
+from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, NotFoundError, did_you_mean
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _measure(model: BitNetConfig, train: TrainConfig, device: str) -> Measured:
     from bitnet.cost.measure import measure
-    from bitnet.train.machine import choose_device
+    from bitnet.train.device import choose_device
 
     return measure(model, train, choose_device(device))
 

@@ -14,21 +14,21 @@ from typing import TYPE_CHECKING, Any
 
 from tyro.conf import Positional
 
-from bitnet.cli.catalogue import config_of_run, experiment_names, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.cli.foreign import refuse_foreign_places
+from bitnet.cli.registry import config_of_run, experiment_names, find_variant
 from bitnet.cli.rehearsal import rehearse
 from bitnet.errors import NotFoundError
 from bitnet.terminal import send
 
 if TYPE_CHECKING:
-    from bitnet.diagnose.check import Check
+    from bitnet.diagnose.finding import Check
     from bitnet.diagnose.subject import Subject
     from bitnet.nn.transformer import BitNetTransformer
     from bitnet.run.checkpoint import Checkpoint
     from bitnet.run.layout import RunLayout
     from bitnet.train.config import RunConfig, TrainConfig
-    from bitnet.train.recipe import Experiment
+    from bitnet.train.experiment import Experiment
 
 ONE_THREAD = 5_000_000
 """Parameters up to which one thread examines faster than two: nearly all checks are small (docs/log.md)."""
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def examined(subject: Subject) -> list[Check]:
     """All checks, with their number shown while they are made."""
-    from bitnet.diagnose.examine import examine
+    from bitnet.diagnose.run_checks import examine
 
     checks: list[Check] = []
     for check in examine(subject):
@@ -145,7 +145,7 @@ def experiment_word(words: Sequence[str]) -> str | None:
 def of_experiment(name: str, flags: Sequence[str], full: bool) -> Subject:
     """A fresh model of an experiment and its data."""
     from bitnet.cli.train import make_data_ready, resolve
-    from bitnet.train.machine import choose_device
+    from bitnet.train.device import choose_device
 
     if {"-h", "--help"} & set(flags):
         parse(DiagnoseFlags, ["--help"], "diagnose")
@@ -158,7 +158,7 @@ def of_run(flags: DiagnoseFlags) -> Subject:
     """A run with its checkpoint and its files."""
     from bitnet.run.checkpoint import load_checkpoint, newest_good
     from bitnet.run.layout import find_run
-    from bitnet.train.machine import choose_device
+    from bitnet.train.device import choose_device
 
     if flags.variant is not None:
         raise NotFoundError(f"there is no experiment {flags.name!r}, and --variant belongs to experiments; leave it out for a run")
@@ -195,8 +195,8 @@ def _subject(
     from bitnet.run.checkpoint import load_weights
     from bitnet.run.layout import RunLayout
     from bitnet.train import loop, start
-    from bitnet.train.machine import choose_machine
-    from bitnet.trained import TrainedModel
+    from bitnet.train.device import choose_machine
+    from bitnet.trained_model import TrainedModel
 
     machine = choose_machine(config.train, device)
     trainer: Any = start  # under the names by which training itself calls them

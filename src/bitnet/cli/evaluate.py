@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, TextIO
 from tyro.conf import Positional
 
 from bitnet.bounds import MOST_SHOWN, within
-from bitnet.cli.catalogue import config_of_run, find_variant
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.cli.foreign import refuse_foreign_places
+from bitnet.cli.registry import config_of_run, find_variant
 from bitnet.errors import BitnetError, ConfigError, DataError
 from bitnet.units import figure
 
 if TYPE_CHECKING:
     from bitnet.train.config import RunConfig
-    from bitnet.train.recipe import Shown, Task
-    from bitnet.trained import TrainedModel
+    from bitnet.train.experiment import Shown, Task
+    from bitnet.trained_model import TrainedModel
 
 TEXT_ROWS = 16  # rows of a batch when a text's loss is measured
 
@@ -56,8 +56,8 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(EvaluateFlags, arguments, "evaluate")
     within("--show", flags.show, 0, MOST_SHOWN)
     from bitnet.allocator import keep_freed_memory
-    from bitnet.train.machine import choose_device
-    from bitnet.trained import load
+    from bitnet.train.device import choose_device
+    from bitnet.trained_model import load
 
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
     for note in trained.notes:
@@ -116,7 +116,7 @@ def check_tokenizer(trained: TrainedModel, task: Task) -> None:
 
 def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, out: TextIO) -> int:
     """Loss on the documents of --data, every token of them."""
-    from bitnet.data.documents import LocalFiles
+    from bitnet.corpus.documents import LocalFiles
     from bitnet.data.windows import text_batches
     from bitnet.evaluate.loss import held_out_loss
 

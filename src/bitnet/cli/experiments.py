@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitnet.cli.catalogue import experiment_names, find_experiment
 from bitnet.cli.flags import parse
+from bitnet.cli.registry import experiment_names, find_experiment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from bitnet.cli.flags import RunFlags, parse
 from bitnet.errors import DataError
 
 if TYPE_CHECKING:
-    from bitnet.trained import TrainedModel
+    from bitnet.trained_model import TrainedModel
 
 HELP = "0-8 play a cell   h hint   u undo   n new game   s switch sides   q quit"
 
@@ -59,10 +59,10 @@ class Leave(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Play until the person leaves."""
     flags = parse(PlayFlags, arguments, "play")
-    from bitnet.evaluate.play import cell_ids, question
+    from bitnet.experiments.tictactoe.game_tree import cell_ids, question
     from bitnet.generate.sampling import Sampling
-    from bitnet.train.machine import choose_device
-    from bitnet.trained import load
+    from bitnet.train.device import choose_device
+    from bitnet.trained_model import load
 
     Sampling(flags.temperature, seed=flags.seed)  # its check of both
     trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
@@ -119,7 +119,7 @@ def ask_again(table: Table) -> None:
 
 def play_one(table: Table) -> None:
     """One game to its end."""
-    from bitnet.evaluate.play import DRAW, OPEN, winner
+    from bitnet.experiments.tictactoe.game_tree import DRAW, OPEN, winner
 
     drawn = False
     while winner(table.moves) == OPEN:
@@ -166,7 +166,7 @@ def model_move(table: Table) -> int:
     """The model's likeliest, or drawn, free cell; whatever it preferred and may not do is shown and counted."""
     import torch
 
-    from bitnet.evaluate.play import cell_ids, next_token_probabilities
+    from bitnet.experiments.tictactoe.game_tree import cell_ids, next_token_probabilities
 
     tokenizer, mark = table.trained.tokenizer, "XO"[1 - table.side]
     chances = next_token_probabilities(table.trained.model, tokenizer, table.moves)
@@ -201,7 +201,7 @@ def board(moves: Sequence[int], cells: Sequence[str] | None = None) -> str:
 
 def hint(table: Table) -> str:
     """What the model would play in the person's place, drawn on the board."""
-    from bitnet.evaluate.play import cell_ids, next_token_probabilities
+    from bitnet.experiments.tictactoe.game_tree import cell_ids, next_token_probabilities
 
     chances = next_token_probabilities(table.trained.model, table.trained.tokenizer, table.moves)[cell_ids(table.trained.tokenizer)]
     words = [f"{float(chance):.0%}" for chance in chances]
@@ -212,7 +212,7 @@ def hint(table: Table) -> str:
 
 def said_result(table: Table) -> str:
     """What the model writes after the last move, which it was never told."""
-    from bitnet.evaluate.play import line_text
+    from bitnet.experiments.tictactoe.game_tree import line_text
 
     said = table.trained.complete(line_text(table.moves), max_new_tokens=20).removeprefix(" | ")
     return f'The model writes: "{said}"'

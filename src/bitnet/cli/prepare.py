@@ -16,13 +16,13 @@ import tyro
 from tyro.conf import Positional
 
 from bitnet.bounds import within
-from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import last_value, parse
+from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, DataError
 from bitnet.terminal import send
 
 if TYPE_CHECKING:
-    from bitnet.data.prepare import Progress
+    from bitnet.corpus.prepare import Progress
     from bitnet.data.shards import Shards
 
 MOST_LINES = 10**9  # some 15 GB of arithmetic
@@ -138,8 +138,8 @@ def _write_whole(out: Path, lines: Iterable[str]) -> None:
 
 def prepare_documents(flags: PrepareDocumentsFlags) -> int:
     """Make, finish or find the shards, and say what is in them."""
-    from bitnet.data.corpus import open_corpus
-    from bitnet.data.prepare import prepare
+    from bitnet.corpus.corpus import open_corpus
+    from bitnet.corpus.prepare import prepare
     from bitnet.text.pretrained import find_tokenizer
 
     corpus = open_corpus(

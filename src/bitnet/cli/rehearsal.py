@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from bitnet.diagnose.subject import Rehearsal
     from bitnet.run.layout import RunLayout
     from bitnet.train.config import RunConfig
-    from bitnet.train.recipe import Experiment, Task
+    from bitnet.train.experiment import Experiment, Task
 
 REHEARSED, STOP = 4, 2  # updates of a rehearsal, and after how many it is interrupted
 REHEARSED_ROWS = 2
@@ -86,7 +86,7 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
     """Two short runs of a small model through the same door as `bitnet train`: one in one go, one stopped and resumed."""
     from bitnet.diagnose.subject import Rehearsal
     from bitnet.run.layout import RunLayout
-    from bitnet.trained import load
+    from bitnet.trained_model import load
 
     small = rehearsal_config(config)
     per_update = small.train.grad_accumulation_steps
@@ -144,7 +144,7 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
 
 def _run(experiment: Experiment, variant: str, config: RunConfig, task: _RehearsedTask, folder: Path, run_id: str) -> None:
     from bitnet.train.choose import StartOptions
-    from bitnet.train.machine import choose_device
+    from bitnet.train.device import choose_device
     from bitnet.train.start import run_experiment
 
     options = StartOptions(runs_dir=folder, run_id=run_id, device=choose_device("cpu"))

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitnet.cli.catalogue import config_of_run
 from bitnet.cli.foreign import refuse_foreign_places
+from bitnet.cli.registry import config_of_run
 from bitnet.errors import NotFoundError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def started_from(base: RunConfig, word: str, runs_dir: Path, *, trust: bool = False) -> RunConfig:
     """The configuration with the model of a run, beginning with its newest good weights. trust: it may name the text it was trained on."""
     from bitnet.run.layout import RunLayout, find_run
-    from bitnet.trained import model_config, read_checkpoint
+    from bitnet.trained_model import model_config, read_checkpoint
 
     reference = find_run(word, runs_dir)
     layout = RunLayout(reference.layout.root.resolve())

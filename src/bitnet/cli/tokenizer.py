@@ -83,8 +83,8 @@ def train(flags: TrainFlags) -> int:
     within("--vocab-size", flags.vocab_size, 1, MOST_ENTRIES)
     if flags.out.exists() and not (flags.out.is_dir() and (_holds_tokenizer(flags.out) or not any(flags.out.iterdir()))):
         raise DataError(f"{flags.out} exists and holds no tokenizer; name a new folder with --out")
-    from bitnet.data.corpus import open_corpus
-    from bitnet.data.documents import Skipped
+    from bitnet.corpus.corpus import open_corpus
+    from bitnet.corpus.documents import Skipped
     from bitnet.text.bpe import train_bpe
     from bitnet.text.characters import CharacterTokenizer
 
@@ -151,7 +151,7 @@ def inspect(flags: InspectFlags) -> int:
     within("--max-documents", flags.max_documents, 1, MOST_DOCUMENTS)
     if flags.text is not None and flags.data:
         raise ConfigError("give --text or --data, not both")
-    from bitnet.data.documents import LocalFiles, Skipped, usable_texts
+    from bitnet.corpus.documents import LocalFiles, Skipped, usable_texts
     from bitnet.text.pretrained import find_tokenizer
 
     tokenizer = find_tokenizer(flags.tokenizer)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
-from bitnet.cli.catalogue import experiment_names, find_experiment, find_variant
 from bitnet.cli.flags import RunFlags, last_value, parse
+from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.cli.start_from import started_from, with_conversations
 from bitnet.errors import ConfigError, NotFoundError
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bitnet.experiments.real_text import TextData
     from bitnet.run.layout import RunLayout
     from bitnet.train.config import RunConfig
-    from bitnet.train.recipe import Experiment
+    from bitnet.train.experiment import Experiment
     from bitnet.train.start import Ended
 
 
@@ -92,8 +92,8 @@ class ConversationFlags:
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time in full precision."""
+    from bitnet.train.device import choose_device, processes
     from bitnet.train.loop import refuse_several_processes
-    from bitnet.train.machine import choose_device, processes
 
     experiment, name, flags, config = resolve(arguments)
     refuse_several_processes(*processes(os.environ))
@@ -138,7 +138,7 @@ def _evaluated(layout: RunLayout, flags: TrainFlags) -> int:
 def _train(experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO) -> Ended:
     """One run, from its beginning or from where it was."""
     from bitnet.train.choose import StartOptions
-    from bitnet.train.machine import choose_device
+    from bitnet.train.device import choose_device
     from bitnet.train.start import run_experiment
 
     options = StartOptions(
@@ -174,7 +174,7 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
             arguments = ["arithmetic", "--help"]
         else:
             raise NotFoundError("name an experiment first, as in: bitnet train arithmetic. See: bitnet experiments")
-    from bitnet.train.machine import choose_device
+    from bitnet.train.device import choose_device
 
     experiment = find_experiment(arguments[0])
     rest = list(arguments[1:])
@@ -229,7 +229,7 @@ def apply_flags(flags: Any) -> RunConfig:
 
 def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
     """The short flags about documents on top of the dotted ones. Files are looked for at once."""
-    from bitnet.data.documents import LocalFiles
+    from bitnet.corpus.documents import LocalFiles
 
     given = {name: getattr(flags, name) for name in ("validation", "column", "tokenizer", "cache_dir") if getattr(flags, name) is not None}
     data = dataclasses.replace(data, **given, allow_repeat=data.allow_repeat or flags.allow_repeat, data=flags.files or data.data)

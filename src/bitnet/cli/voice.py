@@ -140,7 +140,7 @@ def _teacher(flags: TeacherFlags) -> Teacher:
     """The teacher, on its device. torch is loaded only for one that needs it."""
     device = "cpu"
     if flags.teacher != "rules" and not flags.teacher.startswith("http"):
-        from bitnet.train.machine import choose_device
+        from bitnet.train.device import choose_device
 
         device = str(choose_device(flags.device))
     options = TeacherOptions(

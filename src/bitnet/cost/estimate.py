@@ -31,7 +31,7 @@ MOST = 10**15  # parameters, updates, tokens an update: beyond this a figure is 
 # Beside tensors. CPU: what Python, torch and its compiled kernels held after one small update (torch 2.13, Linux x86-64).
 # CUDA: context and libraries, a guess.
 PROCESS_BYTES: dict[DeviceType, int] = {"cpu": 360_000_000, "cuda": 500_000_000}
-# Bytes that the allocator holds for each byte of tensors at their peak. CPU: glibc's heap, which train/machine.py tells to
+# Bytes that the allocator holds for each byte of tensors at their peak. CPU: glibc's heap, which train/device.py tells to
 # keep what is freed, fitted to four runs (docs/costs.md). CUDA: a guess.
 HELD: dict[DeviceType, float] = {"cpu": 2.05, "cuda": 1.1}
 

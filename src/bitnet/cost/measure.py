@@ -33,8 +33,8 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
+from bitnet.train.device import choose_machine
 from bitnet.train.loop import autocast
-from bitnet.train.machine import choose_machine
 from bitnet.train.objective import NextToken
 
 SECONDS = 10.0

@@ -47,7 +47,7 @@ class Numerics:
 
 
 def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> Numerics:
-    """What training chooses there (train/machine.py); a GPU is taken to be of capability 8.0 or newer."""
+    """What training chooses there (train/device.py); a GPU is taken to be of capability 8.0 or newer."""
     import torch
 
     quantized = model.weights == "ternary" and model.activations == "int8"

@@ -16,13 +16,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.data.hub import PUBLISHED
 from bitnet.data.permutation import permuted
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, shifted
 from bitnet.errors import ConfigError, DataError
 from bitnet.files import sha256_of
 from bitnet.text.tokenizer import Tokenizer
+
+PUBLISHED: dict[str, tuple[float, str]] = {"HuggingFaceFW/fineweb-edu": (1.3e12, "1.3T (GPT-2 tokenization)")}
+"""Size of a whole data set in tokens, as its page gives it (huggingface.co/datasets/HuggingFaceFW/fineweb-edu)."""
 
 MAX_EPOCHS = 4.0
 """More repetition than this has to be asked for: up to about four epochs are worth nearly as much as new data

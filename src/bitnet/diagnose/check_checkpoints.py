@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import torch
 
-from bitnet.diagnose.check import STRONG, Check, Part
+from bitnet.diagnose.finding import STRONG, Check, Part
 from bitnet.diagnose.subject import Subject
 from bitnet.errors import BitnetError
 from bitnet.files import read_json

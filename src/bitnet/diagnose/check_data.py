@@ -16,8 +16,8 @@ import torch
 
 from bitnet.data import stream
 from bitnet.data.stream import Batch
-from bitnet.diagnose.check import STRONG, Check
-from bitnet.diagnose.counting import Counts, Rows, rows_of
+from bitnet.diagnose.finding import STRONG, Check
+from bitnet.diagnose.ngrams import Counts, Rows, rows_of
 from bitnet.diagnose.subject import Narrow, Subject, Update
 
 READ_TOKENS, MOST_ROWS = 400_000, 4096

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import check_sampling
-from bitnet.diagnose.check import STRONG, Check, Suspect, below
-from bitnet.diagnose.probing import made_loud, off, random_ids, worst
+from bitnet.diagnose.finding import STRONG, Check, Suspect, below
 from bitnet.diagnose.subject import Subject, copy_of
+from bitnet.diagnose.trace import made_loud, off, random_ids, worst
 from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.generate import decode, snapshot
 from bitnet.generate.sampling import Sampling

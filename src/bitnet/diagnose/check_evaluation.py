@@ -14,10 +14,10 @@ import torch
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import STRONG, Check, Part, Suspect, below
-from bitnet.diagnose.counting import Rows, examples, rows_of, shingles
-from bitnet.diagnose.probing import off
+from bitnet.diagnose.finding import STRONG, Check, Part, Suspect, below
+from bitnet.diagnose.ngrams import Rows, examples, rows_of, shingles
 from bitnet.diagnose.subject import Subject, narrow
+from bitnet.diagnose.trace import off
 from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.evaluate import loss as loss_module
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import STRONG, Check, Part
-from bitnet.diagnose.probing import multiplied_by, off, random_ids
+from bitnet.diagnose.finding import STRONG, Check, Part
 from bitnet.diagnose.subject import Subject
+from bitnet.diagnose.trace import multiplied_by, off, random_ids
 from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.nn.bitlinear import BitLinear, Product
 from bitnet.nn.transformer import BitNetTransformer

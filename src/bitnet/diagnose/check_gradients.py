@@ -16,9 +16,9 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch, RowSource
 from bitnet.diagnose import reference, reference_updates
-from bitnet.diagnose.check import STRONG, Check, Suspect, below
-from bitnet.diagnose.probing import off, worst
+from bitnet.diagnose.finding import STRONG, Check, Suspect, below
 from bitnet.diagnose.subject import Subject, Update, copy_of, watch
+from bitnet.diagnose.trace import off, worst
 
 COLUMNS, ROWS, MICRO = 48, 2, 2
 DIRECTION, LENGTH, LOSS = 0.05, 0.02, 2e-3

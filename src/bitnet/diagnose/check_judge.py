@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from bitnet.data.stream import Batch
-from bitnet.diagnose.check import STRONG, Check, Part
 from bitnet.diagnose.check_marks import before_answers
-from bitnet.diagnose.counting import examples, rows_of
+from bitnet.diagnose.finding import STRONG, Check, Part
+from bitnet.diagnose.ngrams import examples, rows_of
 from bitnet.diagnose.subject import Subject
 from bitnet.nn.transformer import BitNetTransformer
 

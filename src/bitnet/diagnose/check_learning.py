@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from bitnet.data.stream import Batch
-from bitnet.diagnose.check import HINT, STRONG, Check, below, symptom
-from bitnet.diagnose.counting import Counts, rows_of
+from bitnet.diagnose.finding import HINT, STRONG, Check, below, symptom
+from bitnet.diagnose.ngrams import Counts, rows_of
 from bitnet.diagnose.subject import PLAIN, Narrow, OneBatch, Subject
-from bitnet.diagnose.ternary import ternary_codes
 from bitnet.files import read_json
 from bitnet.nn.config import BitNetConfig
 from bitnet.run.metrics import read_lines
+from bitnet.train.observe.ternary import ternary_codes
 
 TRIAL, FULL_TRIAL = 40, 400
 TRIAL_ROWS, TRIAL_COLUMNS = 8, 48

@@ -14,11 +14,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bitnet.data import holdout
+from bitnet.corpus import holdout
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import STRONG, Check, Part
-from bitnet.diagnose.counting import examples, rows_of
+from bitnet.diagnose.finding import STRONG, Check, Part
+from bitnet.diagnose.ngrams import examples, rows_of
 from bitnet.diagnose.subject import Subject
 from bitnet.run import checkpoint as checkpoints
 
@@ -198,7 +198,7 @@ def equal_documents() -> Check:
     apart = [holdout.content_hash(text) != holdout.content_hash(one) for text in others]
     return HELD_OUT.holds("copies of a document are held out together", all(equal + apart), {"copies": equal, "others": apart},
                           "copies that differ in white space or composition equal, other texts apart",
-                          "a copy of a held-out document is trained on", source="data/holdout.py")  # fmt: skip
+                          "a copy of a held-out document is trained on", source="corpus/holdout.py")  # fmt: skip
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import HINT, STRONG, Check, below
-from bitnet.diagnose.probing import Passed, made_loud, multiplied_by, off, random_ids, traced, worst
+from bitnet.diagnose.finding import HINT, STRONG, Check, below
 from bitnet.diagnose.subject import Subject, copy_of
+from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_ids, traced, worst
 from bitnet.nn.transformer import BitNetTransformer
 
 EXACT, ROUNDED, WHOLE = 1e-4, 1e-3, 2e-2

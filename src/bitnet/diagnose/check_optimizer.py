@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference, reference_updates
-from bitnet.diagnose.check import Check, Part, Suspect, below
-from bitnet.diagnose.probing import multiplied_by, off, worst
+from bitnet.diagnose.finding import Check, Part, Suspect, below
 from bitnet.diagnose.subject import PLAIN, Narrow, Subject, Update, copy_of, watch
+from bitnet.diagnose.trace import multiplied_by, off, worst
 
 SIZE = 0.02
 """Relative error allowed between the change of a parameter and the reference's: float32 rounding of w + dw is far below it, except in

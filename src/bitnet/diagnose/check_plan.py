@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import check_twin
-from bitnet.diagnose.check import STRONG, Check, Part
-from bitnet.diagnose.counting import rows_of
 from bitnet.diagnose.decoded import rows_per_update
+from bitnet.diagnose.finding import STRONG, Check, Part
+from bitnet.diagnose.ngrams import rows_of
 from bitnet.diagnose.subject import Subject
 from bitnet.diagnose.twin import Kind, LivelyRows, twin_of
 

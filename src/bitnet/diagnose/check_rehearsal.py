@@ -14,10 +14,10 @@ from typing import Any
 import torch
 
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import Check, Part, below
 from bitnet.diagnose.check_run import UPSTREAM, scalars
-from bitnet.diagnose.probing import worst
+from bitnet.diagnose.finding import Check, Part, below
 from bitnet.diagnose.subject import Rehearsal
+from bitnet.diagnose.trace import worst
 from bitnet.run import checkpoint as checkpoints
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines

@@ -16,14 +16,14 @@ import torch
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import check_checkpoints, reference_updates
-from bitnet.diagnose.check import HINT, PROOF, STRONG, Check, Part, Suspect, below
-from bitnet.diagnose.probing import worst
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, Check, Part, Suspect, below
 from bitnet.diagnose.subject import Subject
+from bitnet.diagnose.trace import worst
 from bitnet.errors import BitnetError
 from bitnet.evaluate import loss as loss_module
 from bitnet.files import read_json
 from bitnet.run import checkpoint as checkpoints
-from bitnet.run.frozen import load_frozen_set
+from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 

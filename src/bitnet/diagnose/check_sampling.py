@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bitnet.diagnose.check import STRONG, Check, below
-from bitnet.diagnose.probing import worst
+from bitnet.diagnose.finding import STRONG, Check, below
+from bitnet.diagnose.trace import worst
 from bitnet.generate import sampling, snapshot
 from bitnet.generate.sampling import Sampling
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from bitnet.diagnose.check import HINT, STRONG, Check, Part
+from bitnet.diagnose.finding import HINT, STRONG, Check, Part
 from bitnet.diagnose.subject import Subject
 
 RATES = Part(suspect="optimizer", source="b1.58 training tips; published recipes", weight=STRONG)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference
-from bitnet.diagnose.check import Check, Part
+from bitnet.diagnose.finding import Check, Part
 from bitnet.diagnose.subject import Subject
 from bitnet.nn.config import BitNetConfig
 

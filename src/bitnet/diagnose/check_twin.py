@@ -14,11 +14,11 @@ from itertools import chain
 import torch
 
 from bitnet.diagnose import check_numerics, check_optimizer, reference, reference_updates
-from bitnet.diagnose.check import Check, Part
 from bitnet.diagnose.check_gradients import DIRECTION, LENGTH, LOSS
-from bitnet.diagnose.probing import off, random_ids, traced
+from bitnet.diagnose.finding import Check, Part
 from bitnet.diagnose.reference_objectives import Wanted, wanted
 from bitnet.diagnose.subject import Subject, Update, Watched, copy_of
+from bitnet.diagnose.trace import off, random_ids, traced
 from bitnet.diagnose.twin import KINDS, VOCABULARY, Kind, twin_of
 
 FORWARD = Part(suspect="quantization", source="independent float64 computation")

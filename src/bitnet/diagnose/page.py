@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from bitnet.diagnose.check import Check
+from bitnet.diagnose.finding import Check
 from bitnet.diagnose.verdict import Verdict
 
 TITLES = {

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bitnet.diagnose.check import HINT, PROOF, STRONG, SUSPECTS, Check, Suspect
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Suspect
 
 TREE: tuple[Suspect, ...] = ("checkpoint", "data", "quantization", "gradients", "optimizer", "evaluation", "decoding", "size", "training")
 """In this order a tie is broken: what comes first is upstream."""

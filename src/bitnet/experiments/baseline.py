@@ -18,7 +18,7 @@ from bitnet.experiments.shapes import BASELINE
 from bitnet.experiments.tinystories import HUB as TINYSTORIES_HUB
 from bitnet.nn.config import BitNetConfig
 from bitnet.train.config import RunConfig, TrainConfig
-from bitnet.train.recipe import Criterion, Experiment, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant
 from bitnet.units import parameters_label
 
 HUB = "HuggingFaceFW/fineweb-edu"

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.data.prepare import prepare_cached
+from bitnet.corpus.prepare import prepare_cached
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource, concatenate
 from bitnet.data.windows import WindowRows
@@ -30,7 +30,7 @@ from bitnet.experiments.real_text import TextData, TextTask, Watch, corpus_of, r
 from bitnet.experiments.shapes import BITNUT
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig, TrainConfig
-from bitnet.train.recipe import Criterion, Experiment, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant
 
 HUB = "HuggingFaceTB/smollm-corpus:cosmopedia-v2"
 SECOND_HUB = "HuggingFaceFW/fineweb-edu"

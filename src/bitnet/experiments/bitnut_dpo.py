@@ -31,9 +31,9 @@ from bitnet.experiments.bitnut_sft import QUICK as SFT_QUICK
 from bitnet.experiments.bitnut_sft import REFERENCE as SFT_REFERENCE
 from bitnet.experiments.bitnut_sft import ROWS, TALKS, ConversationData, ConversationTask, evenly
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.train.experiment import Criterion, Experiment, Variant
 from bitnet.train.objective import margins, row_log_probabilities
-from bitnet.train.recipe import Criterion, Experiment, Variant
-from bitnet.trained import load
+from bitnet.trained_model import load
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,8 +36,8 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.chat import SPEAKER, question, question_ids
 from bitnet.text.tokenizer import load_tokenizer
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
-from bitnet.train.recipe import Criterion, Experiment, Shown, Variant
-from bitnet.trained import load
+from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
+from bitnet.trained_model import load
 from bitnet.voice.score import in_voice
 from bitnet.voice.topics import mentions
 from bitnet.voice.voices import find_voice

@@ -31,7 +31,7 @@ from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
-from bitnet.train.recipe import Criterion, Experiment, Shown, Variant
+from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
 
 NAMES = [
     "Adam", "Alice", "Amy", "Anna", "Ben", "Bob", "Carl", "Carol", "Chris", "Clara", "Dan", "David", "Diana", "Ella", "Emma", "Eric",

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 from bitnet.bounds import MOST_DOCUMENTS, MOST_ROWS, within
-from bitnet.data.corpus import Corpus, open_corpus
-from bitnet.data.holdout import ONE_IN
-from bitnet.data.prepare import Report, prepare_cached
+from bitnet.corpus.corpus import Corpus, open_corpus
+from bitnet.corpus.holdout import ONE_IN
+from bitnet.corpus.prepare import Report, prepare_cached
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -40,7 +40,7 @@ from bitnet.text.characters import CharacterTokenizer
 from bitnet.text.pretrained import find_tokenizer, why_not
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer, save_in_place
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
-from bitnet.train.recipe import Shown
+from bitnet.train.experiment import Shown
 
 AUTO = "auto"
 MADE_HERE = ("own", "characters")

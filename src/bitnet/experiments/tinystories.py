@@ -23,7 +23,7 @@ from bitnet.experiments.shapes import TINYSTORIES
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import RunConfig, TrainConfig
-from bitnet.train.recipe import Criterion, Experiment, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant
 
 HUB = "roneneldan/TinyStories"
 PROMPTS = (  # the plan's three, and two that ask for an action and for speech

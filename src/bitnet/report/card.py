@@ -14,7 +14,7 @@ from typing import Any
 from bitnet.errors import ConfigError
 from bitnet.files import write_atomic
 from bitnet.report import tables
-from bitnet.report.recorded import Recorded, number, read_run
+from bitnet.report.read_run import Recorded, number, read_run
 from bitnet.run.layout import RunLayout
 
 LICENCES = {  # as the data sets' own pages on the hub state them

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from bokeh.models import LinearAxis, Range1d, Span
 
-from bitnet.report.frame import COLOURS, MARK, Frame, Series, blank, columns_plot, finished, has, hover, lines, named, source_of
+from bitnet.report.axes import COLOURS, MARK, Frame, Series, blank, columns_plot, finished, has, hover, lines, named, source_of
 from bitnet.report.plots import smoothed
-from bitnet.report.recorded import Columns, Recorded, number
+from bitnet.report.read_run import Columns, Recorded, number
 
 LOSS_HEIGHT = 360  # pixels
 ALARM = "#d1574f"

@@ -23,7 +23,7 @@ from bokeh.models import (
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
-from bitnet.report.recorded import Column, Columns, Recorded, spread
+from bitnet.report.read_run import Column, Columns, Recorded, spread
 
 CELLS = 8000  # per map: 32 matrices at 250 probes; names in each cell make it about 300 kB
 ROW_PX, LEAST_ROW_PX, MOST_MAP_PX = 19, 8, 900

@@ -18,7 +18,7 @@ from typing import Any
 from bitnet.errors import ConfigError
 from bitnet.files import write_atomic
 from bitnet.report import tables
-from bitnet.report.recorded import Recorded, read_run
+from bitnet.report.read_run import Recorded, read_run
 from bitnet.run.layout import RunLayout
 
 TEMPLATE = Path(__file__).parent / "template"
@@ -93,7 +93,7 @@ def _pictures(runs: Sequence[Recorded]) -> tuple[list[Picture], list[Picture], s
 
 def _curves(runs: Sequence[Recorded]) -> list[tuple[Picture, Any]]:
     from bitnet.report import curves
-    from bitnet.report.frame import shared_frame
+    from bitnet.report.axes import shared_frame
 
     frame = shared_frame(runs)
     others = curves.metrics(frame, shares=False)
@@ -114,7 +114,7 @@ def _curves(runs: Sequence[Recorded]) -> list[tuple[Picture, Any]]:
 
 def _maps(runs: Sequence[Recorded]) -> list[tuple[Picture, Any]]:
     from bitnet.report import heatmap
-    from bitnet.report.frame import LETTERS
+    from bitnet.report.axes import LETTERS
 
     kinds = (
         ("Zeros", "Share of zeros in each ternary matrix.", heatmap.zero_share(runs)),

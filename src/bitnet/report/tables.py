@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from bitnet.errors import BitnetError
-from bitnet.report.recorded import Recorded, Sample, clipped, number
+from bitnet.report.read_run import Recorded, Sample, clipped, number
 
 ABSENT = "not recorded"
 MODES = ("greedy", "typical", "stress")  # of decoding, in this order

@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from bitnet.errors import ConfigError, DataError
 from bitnet.text.subword import SubwordTokenizer, tokenizers_package
 from bitnet.text.tokenizer import SPECIAL_TOKENS
-from bitnet.text.words import pieces
+from bitnet.text.word_cache import pieces
 
 SMALLEST = len(SPECIAL_TOKENS) + 256
 MIN_PAIRS = 2  # a pair seen once says nothing about the language

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from bitnet.bounds import MOST_ENTRIES
 from bitnet.errors import BitnetError, ConfigError, DataError, NotFoundError
 from bitnet.files import read_json, read_text, sha256_of, write_atomic, write_json
-from bitnet.text.words import WordEncoder
+from bitnet.text.word_cache import WordEncoder
 
 if TYPE_CHECKING:
     import numpy as np

@@ -16,7 +16,7 @@ from bitnet.run.layout import RunLayout, check_run_id, list_runs
 from bitnet.run.manifest import read_config
 from bitnet.run.records import read_status
 from bitnet.train.config import RunConfig
-from bitnet.train.mirrors import MirrorName
+from bitnet.train.observe.trackers import MirrorName
 
 Resume = Literal["auto", "never", "must"]
 

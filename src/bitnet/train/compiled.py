@@ -18,9 +18,9 @@ from bitnet.nn.bitlinear import Product
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.provenance import cpu_model
 from bitnet.train.config import TrainConfig
+from bitnet.train.device import Machine, wants_compile
 from bitnet.train.guards import Trial, refusal
 from bitnet.train.loop import Forward, read_batches
-from bitnet.train.machine import Machine, wants_compile
 from bitnet.train.objective import objective_of
 
 if TYPE_CHECKING:

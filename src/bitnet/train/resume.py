@@ -10,7 +10,7 @@ from bitnet.data.stream import Batch, RowSource
 from bitnet.errors import CheckpointError, DataError
 from bitnet.files import json_text, read_json, write_atomic, write_json
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
-from bitnet.run.frozen import load_frozen_set, save_frozen_set
+from bitnet.run.eval_set import load_frozen_set, save_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import verify_run, write_manifest
 from bitnet.run.metrics import cut_back, cut_to, tail, verify_extent

@@ -19,15 +19,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitnet.data.stream import Skip, data_step
-from bitnet.diagnose.anomalies import Anomaly
-from bitnet.diagnose.dump import write_dump
 from bitnet.errors import CheckpointError, RunError, TrainingFailed
 from bitnet.files import write_json
 from bitnet.run.checkpoint import Checkpoint, load_checkpoint
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter, cut_back, read_lines
-from bitnet.train.machine import wants_compile
-from bitnet.train.observers import ROLL_BACK, Diverged
+from bitnet.train.device import wants_compile
+from bitnet.train.observe.anomalies import Anomaly
+from bitnet.train.observe.dump import write_dump
+from bitnet.train.observe.observers import ROLL_BACK, Diverged
 from bitnet.train.resume import restore
 from bitnet.train.session import Session
 

@@ -13,8 +13,8 @@ from bitnet.run.layout import RunLayout
 from bitnet.train.choose import StartOptions
 from bitnet.train.compiled import Paths, choose_paths
 from bitnet.train.config import RunConfig
-from bitnet.train.machine import Machine
-from bitnet.train.recipe import Task
+from bitnet.train.device import Machine
+from bitnet.train.experiment import Task
 
 Say = Callable[[str], None]
 

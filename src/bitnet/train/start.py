@@ -28,20 +28,20 @@ from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, is_good
 from bitnet.run.contents import check_contents
-from bitnet.run.frozen import load_frozen_set
+from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import LineWriter, Listener, tail
 from bitnet.run.signature import is_own, key_path, sign
-from bitnet.train.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.choose import StartOptions, choose_run, state_of
 from bitnet.train.config import RunConfig
+from bitnet.train.device import choose_machine
+from bitnet.train.experiment import Experiment, Task
 from bitnet.train.loop import Forward, StepReport, train_steps
-from bitnet.train.machine import choose_machine
-from bitnet.train.measurements import Evaluation, Probe, Samples
-from bitnet.train.mirrors import open_mirror
-from bitnet.train.observers import Checkpoints, Diverged, Guard, LossAverage, Observer, Scalars, Status
-from bitnet.train.progress import Progress
-from bitnet.train.recipe import Experiment, Task
+from bitnet.train.observe.alarms import Anomalies, SampleAlarms, UpdateAlarms
+from bitnet.train.observe.measurements import Evaluation, Probe, Samples
+from bitnet.train.observe.observers import Checkpoints, Diverged, Guard, LossAverage, Observer, Scalars, Status
+from bitnet.train.observe.progress import Progress
+from bitnet.train.observe.trackers import open_mirror
 from bitnet.train.resume import begin, resume
 from bitnet.train.roll_back import read_skips, roll_back
 from bitnet.train.session import Say, Session

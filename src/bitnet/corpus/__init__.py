@@ -1,0 +1,1 @@
+"""Before training: from documents to token shards."""

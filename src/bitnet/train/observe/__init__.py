@@ -1,0 +1,1 @@
+"""What watches training: metrics, alarms, samples, probes, checkpoints, trackers."""
