@@ -1,7 +1,9 @@
-"""Build hook: compile the kernels into the wheel where there is a C compiler, and tag the wheel for the platform.
+"""Build hook: compile the kernels into the wheel where there is a C compiler, and tag the wheel for the
+platform.
 
-Without a compiler the wheel is pure, and the kernels are compiled where it is used, or torch does their work. An editable
-install changes nothing: there the library is compiled at first use into the cache folder (bitnet.kernels.library).
+Without a compiler the wheel is pure, and the kernels are compiled where it is used, or torch does their work.
+An editable install changes nothing: there the library is compiled at first use into the cache folder
+(bitnet.kernels.library).
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ class KernelsHook(BuildHookInterface):  # type: ignore[type-arg, misc, unused-ig
             return
 
         compiler = load_compiler(Path(self.root))
-        self.folder = tempfile.TemporaryDirectory(prefix="bitnet-kernels-")  # until finalize: the file is read after this returns
+        self.folder = tempfile.TemporaryDirectory(
+            prefix="bitnet-kernels-"
+        )  # until finalize: the file is read after this returns
         library = Path(self.folder.name) / f"ternary-{compiler.identity()}.so"
         try:
             compiler.compile_library(library)

@@ -1,12 +1,15 @@
-"""Is what `bitnet cost` says true? Its estimate of the quick arithmetic run beside that run; and the tables of docs/costs.md.
+"""Is what `bitnet cost` says true? Its estimate of the quick arithmetic run beside that run; and the tables
+of docs/costs.md.
 
-    python benchmarks/cost.py            estimate, train, compare: exit code 1 beyond 20% in time or 10% in memory (4 minutes)
+    python benchmarks/cost.py          estimate, train, compare (4 minutes); exit code 1 beyond 20% in time or
+                                         10% in memory
     python benchmarks/cost.py --page     write the tables of docs/costs.md between their markers
     python benchmarks/cost.py --check    exit with 1 if docs/costs.md does not hold exactly these tables
 
-The commands run in processes of their own: the estimate, the run, the estimate again, since machines that others share change
-their speed within minutes; the mean of both estimates is what is judged. Time is that of the whole training command, start
-and evaluation included; memory is the largest resident size that the system saw.
+The commands run in processes of their own: the estimate, the run, the estimate again, since machines that
+others share change their speed within minutes; the mean of both estimates is what is judged. Time is that of
+the whole training command, start and evaluation included; memory is the largest resident size that the system
+saw.
 """
 
 from __future__ import annotations
@@ -35,7 +38,8 @@ from tables import table
 PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
 RUN = ["arithmetic", "--variant", "quick", "--device", "cpu"]
 TIME_TOLERANCE, MEMORY_TOLERANCE = 0.2, 0.1
-# The verified plan of the 95M baseline (seeds: 60,000 updates of 32 x 1,024) and, for the shapes, equal batches.
+# The verified plan of the 95M baseline (seeds: 60,000 updates of 32 x 1,024) and, for the shapes, equal
+# batches.
 PLAN = TrainConfig(seq_len=1024, batch_size=32, total_steps=60_000, warmup_steps=375)
 
 
@@ -84,14 +88,20 @@ def checked_table() -> str:
     recorded = json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
     head = ["quick arithmetic run", "estimate", "real", "off", "promised"]
     rows = [
-        [row["figure"], f"{row['estimate']:.3g} {row['unit']}", f"{row['real']:.3g} {row['unit']}", f"{row['off']:+.1%}",
-         "" if row["tolerance"] is None else f"within {row['tolerance']:.0%}"]
+        [
+            row["figure"],
+            f"{row['estimate']:.3g} {row['unit']}",
+            f"{row['real']:.3g} {row['unit']}",
+            f"{row['off']:+.1%}",
+            "" if row["tolerance"] is None else f"within {row['tolerance']:.0%}",
+        ]
         for row in recorded["rows"]
-    ]  # fmt: skip
+    ]
     place = recorded["where"]
     return (
         table(head, rows)
-        + f"\n\nMeasured on: {place['hardware']}, {place['threads']} threads, torch {place['torch']}, commit {place['commit']}, "
+        + f"\n\nMeasured on: {place['hardware']}, {place['threads']} threads, "
+        + f"torch {place['torch']}, commit {place['commit']}, "
         + f"{place['date']}, by `python benchmarks/cost.py`."
     )
 
@@ -115,9 +125,17 @@ def shapes_table() -> str:
         found = estimate(model, train_of_shape(model, []), [])
         cards = [fits(one) for one in found.fits if one.gb in (8, 24, 80)]
         rows.append(
-            [name, f"{found.parameters:,}", scaled(found.tokens_at_20).strip(), scaled(found.tokens_at_20 * found.flops_per_token).strip(),
-             size(found.packed_bytes), size(found.checkpoint_bytes), size(found.process_bytes["cuda"]), *cards]
-        )  # fmt: skip
+            [
+                name,
+                f"{found.parameters:,}",
+                scaled(found.tokens_at_20).strip(),
+                scaled(found.tokens_at_20 * found.flops_per_token).strip(),
+                size(found.packed_bytes),
+                size(found.checkpoint_bytes),
+                size(found.process_bytes["cuda"]),
+                *cards,
+            ]
+        )
     return table(head, rows)
 
 
@@ -129,9 +147,16 @@ def devices_table() -> str:
         device = row.device
         rate = f"{device.flops_per_second / 1e12:.3g}"
         rows.append(
-            [device.name, rate, f"{'measured' if device.measured else 'ASSUMED'}: {device.basis}", long_time(row.seconds),
-             "-" if row.usd is None else f"{row.usd:,.2f}", device.price_basis, "-" if row.fit is None else fits(row.fit)]
-        )  # fmt: skip
+            [
+                device.name,
+                rate,
+                f"{'measured' if device.measured else 'ASSUMED'}: {device.basis}",
+                long_time(row.seconds),
+                "-" if row.usd is None else f"{row.usd:,.2f}",
+                device.price_basis,
+                "-" if row.fit is None else fits(row.fit),
+            ]
+        )
     return table(head, rows)
 
 
@@ -141,17 +166,26 @@ def ledger_table() -> str:
         "GPU: int8, bf16": (BASELINE, Numerics(device="cuda", product="int8", bf16=True)),
         "CPU: int8, float32": (BASELINE, Numerics(device="cpu", product="int8", bf16=False)),
     }
-    columns = [(layer_ledger(model, numerics), head_ledger(model, numerics)) for model, numerics in ways.values()]
+    columns = [
+        (layer_ledger(model, numerics), head_ledger(model, numerics)) for model, numerics in ways.values()
+    ]
     rows = [[name, *(f"{layer[name]:,}" for layer, _ in columns)] for name in columns[0][0]]
     rows.append(["**one layer**", *(f"{sum(layer.values()):,}" for layer, _ in columns)])
     rows += [[f"{name} (once)", *(f"{head[name]:,}" for _, head in columns)] for name in columns[0][1]]
     total = [BASELINE.num_layers * sum(layer.values()) + sum(head.values()) for layer, head in columns]
-    return table(["kept for each token", *ways], [*rows, ["**8 layers and head**", *(f"{value:,}" for value in total)]])
+    return table(
+        ["kept for each token", *ways], [*rows, ["**8 layers and head**", *(f"{value:,}" for value in total)]]
+    )
 
 
 def with_tables(text: str) -> str:
     """The page with its blocks replaced."""
-    blocks = {"shapes": shapes_table, "devices": devices_table, "ledger": ledger_table, "checked": checked_table}
+    blocks = {
+        "shapes": shapes_table,
+        "devices": devices_table,
+        "ledger": ledger_table,
+        "checked": checked_table,
+    }
     for name, block in blocks.items():
         pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
         assert pattern.search(text), f"docs/costs.md has no <!-- {name} --> block"
@@ -166,14 +200,21 @@ def main() -> int:
         text = PAGE.read_text(encoding="utf-8")
         wanted = with_tables(text)
         if "--check" in words:
-            print("docs/costs.md is up to date" if wanted == text else "docs/costs.md differs; run: python benchmarks/cost.py --page")
+            print(
+                "docs/costs.md is up to date"
+                if wanted == text
+                else "docs/costs.md differs; run: python benchmarks/cost.py --page"
+            )
             return int(wanted != text)
         PAGE.write_text(wanted, encoding="utf-8")
         return 0
     rows = compare()
     print(where())
     for row in rows:
-        print(f"{row['figure']:<38}estimate {row['estimate']:.3f}  real {row['real']:.3f} {row['unit']}  off {row['off']:+.1%}")
+        print(
+            f"{row['figure']:<38}estimate {row['estimate']:.3f}  real {row['real']:.3f} {row['unit']}  off "
+            f"{row['off']:+.1%}"
+        )
     print(f"wrote {write_results('cost', rows)}")
     return int(any(row["tolerance"] is not None and abs(row["off"]) > row["tolerance"] for row in rows))
 

@@ -1,11 +1,13 @@
-"""`bitnet diagnose` on every planted fault and on healthy models: is the right part named, by the right check, and never in vain?
+"""`bitnet diagnose` on every planted fault and on healthy models: is the right part named, by the right
+check, and never in vain?
 
     python benchmarks/faults.py                 all of them; each in a process of its own (Linux)
     python benchmarks/faults.py --only rotary   those whose name holds a word; other rows of the results stay
     python benchmarks/faults.py --resume        those that have no row yet
 
-Models are tiny (32 wide, two layers), so that all of it takes minutes. Rows go to benchmarks/results/faults.json as they come, and
-from there into docs/diagnose.md (benchmarks/readme.py). The faults themselves are in tests/faults/planted.py.
+Models are tiny (32 wide, two layers), so that all of it takes minutes. Rows go to
+benchmarks/results/faults.json as they come, and from there into docs/diagnose.md (benchmarks/readme.py). The
+faults themselves are in tests/faults/planted.py.
 """
 
 from __future__ import annotations
@@ -29,7 +31,13 @@ ROOT = Path(__file__).parents[1]
 def planted() -> Any:
     """The module of the planted faults."""
     sys.path[:0] = [str(ROOT / "tests" / "faults"), str(ROOT / "tests")]
-    for name in ("torch._dynamo", "bitnet.cli.diagnose", "bitnet.cli.train", "bitnet.diagnose.run_checks", "bitnet.train.start"):
+    for name in (
+        "torch._dynamo",
+        "bitnet.cli.diagnose",
+        "bitnet.cli.train",
+        "bitnet.diagnose.run_checks",
+        "bitnet.train.start",
+    ):
         importlib.import_module(name)  # once here, not in every forked process
     return importlib.import_module("planted")
 
@@ -59,7 +67,11 @@ def row_of(one: Any, examined: Any) -> dict[str, Any]:
 def known_rows() -> dict[str, dict[str, Any]]:
     """Rows of an earlier run by name."""
     path = RESULTS / "faults.json"
-    return {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]} if path.is_file() else {}
+    return (
+        {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
+        if path.is_file()
+        else {}
+    )
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -69,13 +81,16 @@ def summary(rows: list[dict[str, Any]]) -> str:
     named, found = (sum(row[key] for row in faults) for key in ("right_suspect", "right_check"))
     false = sum(not row["right_suspect"] for row in healthy)
     return (
-        f"{len(faults)} faults: right suspect {named} ({named / max(len(faults), 1):.1%}), right check {found} "
+        f"{len(faults)} faults: right suspect {named} ({named / max(len(faults), 1):.1%}), right check "
+        f"{found} "
         f"({found / max(len(faults), 1):.1%}); {len(healthy)} healthy: {false} false alarms"
     )
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", action="append", default=[], help="part of a name")
     parser.add_argument("--resume", action="store_true", help="keep the rows there are")
     options = parser.parse_args()
@@ -84,12 +99,15 @@ def main() -> int:
     everything = [*module.FAULTS, *module.HEALTHY]
     rows = known_rows() if options.only or options.resume else {}
     for one in everything:
-        if (options.resume and one.name in rows) or (options.only and not any(word in one.name for word in options.only)):
+        if (options.resume and one.name in rows) or (
+            options.only and not any(word in one.name for word in options.only)
+        ):
             continue
         row = rows[one.name] = row_of(one, module.examined)
         mark = "ok " if row["right_suspect"] and row["right_check"] else "BAD"
         print(
-            f"{mark} {row['name']:<48} {row['suspect']:<13} {row['sure']:<7} {', '.join(row['evidence'][:2])} {row['error'] or ''}",
+            f"{mark} {row['name']:<48} {row['suspect']:<13} {row['sure']:<7} "
+            f"{', '.join(row['evidence'][:2])} {row['error'] or ''}",
             flush=True,
         )
         write_results("faults", [rows[each.name] for each in everything if each.name in rows])

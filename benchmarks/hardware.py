@@ -1,4 +1,6 @@
-"""Where a figure was measured: commit, processor, torch, threads. Every benchmark writes this beside its numbers."""
+"""Where a figure was measured: commit, processor, torch, threads. Every benchmark writes this beside its
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,13 @@ RESULTS = Path(__file__).parent / "results"
 
 def where() -> dict[str, Any]:
     """commit, hardware, torch, threads, date."""
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    commit = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=Path(__file__).parent,
+    )
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": commit.stdout.strip() or None,

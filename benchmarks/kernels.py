@@ -2,12 +2,13 @@
 
     python benchmarks/kernels.py [--rounds 15] [--threads 1 2] [--shapes qkv out gate_up down]
 
-A multiplication and an addition count as two operations. Ways take turns, so that what else runs on the machine meets all of them;
-the table shows the median of the rounds, and the fastest round, which is nearer to a quiet machine. One thread is timed by the
-processor time of its process, which other programs lengthen less; several by the clock. A round repeats a product for some milliseconds.
-The C paths are called as C will call them, with addresses at hand; "ops" is the chosen path through bitnet.kernels.ops, with its
-checks and its new tensor. "memory" reads packed weights that fit no cache, one input row, and its rate in
-GB/s stands beside that of a plain sum over float32.
+A multiplication and an addition count as two operations. Ways take turns, so that what else runs on the
+machine meets all of them; the table shows the median of the rounds, and the fastest round, which is nearer to
+a quiet machine. One thread is timed by the processor time of its process, which other programs lengthen less;
+several by the clock. A round repeats a product for some milliseconds. The C paths are called as C will call
+them, with addresses at hand; "ops" is the chosen path through bitnet.kernels.ops, with its checks and its new
+tensor. "memory" reads packed weights that fit no cache, one input row, and its rate in GB/s stands beside
+that of a plain sum over float32.
 """
 
 from __future__ import annotations
@@ -24,7 +25,12 @@ from bitnet.kernels import library, ops
 from bitnet.kernels.arrays import packed_bytes
 from hardware import where, write_results
 
-SHAPES = {"qkv": (1536, 768), "out": (768, 768), "gate_up": (6144, 768), "down": (768, 3072)}  # (out, in) features
+SHAPES = {
+    "qkv": (1536, 768),
+    "out": (768, 768),
+    "gate_up": (6144, 768),
+    "down": (768, 3072),
+}  # (out, in) features
 ROWS = (1, 8, 512)
 ROUND_MS = 4.0
 MEMORY_BYTES = 192 << 20  # six times the last cache of the machine that the docs report
@@ -35,7 +41,11 @@ Call = Callable[[], object]
 
 def ways(out: int, width: int, rows: int) -> dict[str, Call]:
     """One product of this shape, by each path and by torch."""
-    codes, x, scale = torch.randint(-1, 2, (out, width), dtype=torch.int8), torch.randn(rows, width), torch.rand(out)
+    codes, x, scale = (
+        torch.randint(-1, 2, (out, width), dtype=torch.int8),
+        torch.randn(rows, width),
+        torch.rand(out),
+    )
     packed, quantized = ops.pack(codes), ops.quantize_rows(x)
     found = in_c(packed, quantized, scale)
     found["ops"] = lambda: ops.product(packed, quantized, scale)
@@ -92,12 +102,18 @@ def products(shape: str, rows: int, threads: int, rounds: int) -> list[dict[str,
     operations = 2 * out * width * rows
     return [
         {
-            "shape": shape, "out": out, "in": width, "rows": rows, "threads": threads, "way": way,
-            "gops": operations / statistics.median(seconds) / 1e9, "gops_fastest": operations / min(seconds) / 1e9,
+            "shape": shape,
+            "out": out,
+            "in": width,
+            "rows": rows,
+            "threads": threads,
+            "way": way,
+            "gops": operations / statistics.median(seconds) / 1e9,
+            "gops_fastest": operations / min(seconds) / 1e9,
             "us": statistics.median(seconds) * 1e6,
         }
         for way, seconds in in_turns(ways(out, width, rows), rounds).items()
-    ]  # fmt: skip
+    ]
 
 
 def memory(threads: int, rounds: int) -> list[dict[str, Any]]:
@@ -107,19 +123,30 @@ def memory(threads: int, rounds: int) -> list[dict[str, Any]]:
     packed = ops.pack(torch.randint(-1, 2, (out, width), dtype=torch.int8))
     copies = [packed._replace(data=packed.data.clone()) for _ in range(count)]
     row, plain = ops.quantize_rows(torch.randn(1, width)), torch.ones(MEMORY_BYTES // 4)
-    calls: dict[str, Call] = {"ops": lambda: [ops.product(copy, row) for copy in copies], "torch sum of float32": plain.sum}
+    calls: dict[str, Call] = {
+        "ops": lambda: [ops.product(copy, row) for copy in copies],
+        "torch sum of float32": plain.sum,
+    }
     return [
         {
-            "shape": "memory", "rows": 1, "threads": threads, "way": way, "gb_per_s": MEMORY_BYTES / statistics.median(seconds) / 1e9,
+            "shape": "memory",
+            "rows": 1,
+            "threads": threads,
+            "way": way,
+            "gb_per_s": MEMORY_BYTES / statistics.median(seconds) / 1e9,
             "gb_per_s_fastest": MEMORY_BYTES / min(seconds) / 1e9,
         }
         for way, seconds in in_turns(calls, rounds).items()
-    ]  # fmt: skip
+    ]
 
 
 def preparing(threads: int, rounds: int) -> list[dict[str, Any]]:
     """What comes before products: packing weights, and quantising rows."""
-    codes, x, norm = torch.randint(-1, 2, SHAPES["gate_up"], dtype=torch.int8), torch.randn(512, 768), torch.ones(768)
+    codes, x, norm = (
+        torch.randint(-1, 2, SHAPES["gate_up"], dtype=torch.int8),
+        torch.randn(512, 768),
+        torch.ones(768),
+    )
     calls: dict[str, tuple[Call, int]] = {
         "pack": (lambda: ops.pack(codes), codes.numel()),
         "pack the transpose": (lambda: ops.pack(codes, transposed=True), codes.numel()),
@@ -128,10 +155,15 @@ def preparing(threads: int, rounds: int) -> list[dict[str, Any]]:
     }
     took = in_turns({name: call for name, (call, _) in calls.items()}, rounds)
     return [
-        {"shape": "preparing", "threads": threads, "way": name, "ns_per_value": statistics.median(took[name]) / size * 1e9,
-         "ns_per_value_fastest": min(took[name]) / size * 1e9}
+        {
+            "shape": "preparing",
+            "threads": threads,
+            "way": name,
+            "ns_per_value": statistics.median(took[name]) / size * 1e9,
+            "ns_per_value_fastest": min(took[name]) / size * 1e9,
+        }
         for name, (_, size) in calls.items()
-    ]  # fmt: skip
+    ]
 
 
 def shown(row: dict[str, Any]) -> str:
@@ -143,7 +175,9 @@ def shown(row: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))

@@ -3,8 +3,8 @@
     python benchmarks/lines.py            # prints the table
     python benchmarks/lines.py --write    # and puts it into docs/architecture.md
 
-A line is blank, a comment (`#`), part of a docstring, or code. The core is what a reader goes through from top to
-bottom; the annexes stand round it (docs/architecture.md).
+A line is blank, a comment (`#`), part of a docstring, or code. The core is what a reader goes through from
+top to bottom; the annexes stand round it (docs/architecture.md).
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "bitnet"
 CORE = ("nn", "kernels", "text", "data", "optim", "generate", "engine", "run", "evaluate", "train")
 """Packages in the order in which to read them."""
-ANNEXES = ("corpus", "experiments", "voice", "diagnose", "report", "cost", "export", "convert", "serve", "cli")
+ANNEXES = tuple(
+    """
+    corpus experiments voice diagnose report cost export convert serve cli
+""".split()
+)
 PAGE = ROOT / "docs" / "architecture.md"
 BEGIN, END = "<!-- lines -->", "<!-- /lines -->"
 
@@ -53,8 +57,14 @@ class Count:
 
     def row(self, name: str) -> str:
         """The group as a row of the table."""
-        shares = [f"{part / max(self.total, 1):.0%}" for part in (self.code, self.docstring, self.comment, self.blank)]
-        return f"| {name} | {self.files} | {self.total:,} | {' | '.join(shares)} | {self.longest.lines} (`{self.longest.name}`) |"
+        shares = [
+            f"{part / max(self.total, 1):.0%}"
+            for part in (self.code, self.docstring, self.comment, self.blank)
+        ]
+        return (
+            f"| {name} | {self.files} | {self.total:,} | {' | '.join(shares)} | {self.longest.lines} "
+            f"(`{self.longest.name}`) |"
+        )
 
 
 def functions(tree: ast.AST) -> Iterator[Longest]:
@@ -69,7 +79,11 @@ def docstring_lines(tree: ast.AST) -> set[int]:
     found: set[int] = set()
     for node in ast.walk(tree):
         # A string that is a statement of its own is a docstring of a module, class, function or field.
-        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+        if (
+            isinstance(node, ast.Expr)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.value.value, str)
+        ):
             found.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
     return found
 
@@ -112,7 +126,10 @@ def groups() -> dict[str, Count]:
 
 def table() -> str:
     """The table as Markdown."""
-    head = "| part | files | lines | code | docstrings | comments | blank | longest function |\n|---|---|---|---|---|---|---|---|"
+    head = (
+        "| part | files | lines | code | docstrings | comments | blank | longest function "
+        "|\n|---|---|---|---|---|---|---|---|"
+    )
     return "\n".join([head, *(counted.row(name) for name, counted in groups().items())])
 
 

@@ -30,7 +30,9 @@ def seconds(words: list[str]) -> float:
 def main() -> None:
     from synthetic import write_run  # type: ignore[import-not-found]
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--repeats", type=int, default=3)
     args = parser.parse_args()
@@ -40,7 +42,14 @@ def main() -> None:
         rows = []
         for verb in ("status", "report"):
             times = [seconds([verb, str(run)]) for _ in range(args.repeats)]
-            rows.append({"verb": verb, "steps": args.steps, "seconds_median": statistics.median(times), "seconds": times})
+            rows.append(
+                {
+                    "verb": verb,
+                    "steps": args.steps,
+                    "seconds_median": statistics.median(times),
+                    "seconds": times,
+                }
+            )
         rows.append({"verb": "report", "steps": args.steps, "bytes": (run / "report.html").stat().st_size})
     print(where())
     for row in rows:

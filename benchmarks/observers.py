@@ -2,8 +2,9 @@
 
     python benchmarks/observers.py [--steps 2000] [--block 100]
 
-One process trains on; blocks of updates alternate between observed and unobserved, so that both see the same machine. A
-pair is one block of each. Evaluation and samples are timed apart, inside the observed blocks, and taken out of "watching".
+One process trains on; blocks of updates alternate between observed and unobserved, so that both see the same
+machine. A pair is one block of each. Evaluation and samples are timed apart, inside the observed blocks, and
+taken out of "watching".
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ from hardware import where, write_results
 
 def open_session(steps: int, root: Path) -> Session:
     """The quick arithmetic run, stretched to `steps` updates."""
-    config = dataclasses.replace(QUICK, train=dataclasses.replace(QUICK.train.with_total_steps(steps), checkpoint_every=10 * steps))
+    config = dataclasses.replace(
+        QUICK, train=dataclasses.replace(QUICK.train.with_total_steps(steps), checkpoint_every=10 * steps)
+    )
     device = torch.device("cpu")
     machine = choose_machine(config.train, device)
     keep_freed_memory()
@@ -49,7 +52,16 @@ def open_session(steps: int, root: Path) -> Session:
     model.set_product(machine.product, machine.gradient_dtype)
     optimizers = Optimizers(model, config.train.optimizer_config())
     options = StartOptions(runs_dir=root, device=device)
-    return Session(RunLayout(root / "observed"), ArithmeticTask(config), config, machine, model, optimizers, options, print)
+    return Session(
+        RunLayout(root / "observed"),
+        ArithmeticTask(config),
+        config,
+        machine,
+        model,
+        optimizers,
+        options,
+        print,
+    )
 
 
 def timed(observer: Observer, spent: dict[str, float]) -> Callable[[StepReport], None]:
@@ -64,7 +76,9 @@ def timed(observer: Observer, spent: dict[str, float]) -> Callable[[StepReport],
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--block", type=int, default=100)
     args = parser.parse_args()
@@ -77,10 +91,14 @@ def main() -> None:
         frozen = session.task.frozen_evaluation()
         digest = save_frozen_set(session.layout, [batch.tensors() for batch in frozen])
         write_json(session.layout.fingerprint, {"evaluation_sha256": digest})
-        observers, _ = observers_of(session, Checkpoint(0, {}, {}, {}, {}), Status(session.layout, train), writers)
+        observers, _ = observers_of(
+            session, Checkpoint(0, {}, {}, {}, {}), Status(session.layout, train), writers
+        )
         calls = [(observer.every, timed(observer, spent)) for observer in observers]
         started, apart_before = time.perf_counter(), 0.0
-        for report in train_steps(session.model, session.model, session.task.source, session.optimizers, train):
+        for report in train_steps(
+            session.model, session.model, session.task.source, session.optimizers, train
+        ):
             watched = (report.step - 1) // args.block % 2 == 0
             for every, call in calls if watched else []:
                 if report.step % every == 0:
@@ -91,13 +109,23 @@ def main() -> None:
                 started, apart_before = now, apart_now
     ratios = [on / off for on, off in zip(blocks[True], blocks[False], strict=True)]
     observed = sum(blocks[True])
-    rows = [{
-        "pairs": len(ratios), "updates_per_block": args.block, "watching_slowdown_median": statistics.median(ratios) - 1,
-        "watching_slowdown_min": min(ratios) - 1, "watching_slowdown_max": max(ratios) - 1,
-        "watching_share_measured_inside": sum(v for k, v in spent.items() if k not in ("Evaluation", "Samples", "Checkpoints")) / observed,
-        "evaluation_share": spent["Evaluation"] / observed, "samples_share": spent["Samples"] / observed,
-        "seconds_by_observer": {name: round(seconds, 3) for name, seconds in spent.items()}, "observed_seconds": observed,
-    }]  # fmt: skip
+    rows = [
+        {
+            "pairs": len(ratios),
+            "updates_per_block": args.block,
+            "watching_slowdown_median": statistics.median(ratios) - 1,
+            "watching_slowdown_min": min(ratios) - 1,
+            "watching_slowdown_max": max(ratios) - 1,
+            "watching_share_measured_inside": sum(
+                v for k, v in spent.items() if k not in ("Evaluation", "Samples", "Checkpoints")
+            )
+            / observed,
+            "evaluation_share": spent["Evaluation"] / observed,
+            "samples_share": spent["Samples"] / observed,
+            "seconds_by_observer": {name: round(seconds, 3) for name, seconds in spent.items()},
+            "observed_seconds": observed,
+        }
+    ]
     print(where())
     for key, value in rows[0].items():
         print(f"  {key:<34}{value}")

@@ -1,12 +1,14 @@
-"""Preparing and reading real text: MB/s, the share of a step that reading takes, and memory against the corpus's size.
+"""Preparing and reading real text: MB/s, the share of a step that reading takes, and memory against the
+corpus's size.
 
     python benchmarks/prepare.py --text PATH... [--megabytes 300]
 
-PATH: files or folders as `bitnet prepare --data` takes them, at least as many megabytes as are asked for; column `text`.
-Speed is of whole calls, with the start of the processes, on all processors. For memory the text is cut into documents of
-4 kB: 4 MB, a quarter of all, and all (4 MB do not fill the batches that are on their way, the others do). What is compared is
-the anonymous memory (RssAnon of /proc) of a process that reads batches, and the highest of one that prepares. The step that
-reading is set against is that of benchmarks/train_speed.py.
+PATH: files or folders as `bitnet prepare --data` takes them, at least as many megabytes as are asked for;
+column `text`. Speed is of whole calls, with the start of the processes, on all processors. For memory the
+text is cut into documents of 4 kB: 4 MB, a quarter of all, and all (4 MB do not fill the batches that are on
+their way, the others do). What is compared is the anonymous memory (RssAnon of /proc) of a process that reads
+batches, and the highest of one that prepares. The step that reading is set against is that of
+benchmarks/train_speed.py.
 """
 
 from __future__ import annotations
@@ -66,7 +68,9 @@ def in_a_process(words: list[str]) -> dict[str, Any]:
 
 
 def prepare_once(data: str, tokenizer: str, out: str, processes: int | None) -> dict[str, Any]:
-    """One call of prepare: seconds, sizes, and the highest anonymous memory of this process and of any worker."""
+    """One call of prepare: seconds, sizes, and the highest anonymous memory of this process and of any
+    worker.
+    """
     from bitnet.corpus.corpus import open_corpus
     from bitnet.corpus.prepare import prepare
     from bitnet.text.tokenizer import load_tokenizer
@@ -78,7 +82,9 @@ def prepare_once(data: str, tokenizer: str, out: str, processes: int | None) -> 
         children = Path(f"/proc/self/task/{os.getpid()}/children")
         while not done.wait(0.02):
             peaks["main_mb"] = max(peaks["main_mb"], anonymous_mb())
-            peaks["worker_mb"] = max([peaks["worker_mb"], *(anonymous_mb(child) for child in children.read_text().split())])
+            peaks["worker_mb"] = max(
+                [peaks["worker_mb"], *(anonymous_mb(child) for child in children.read_text().split())]
+            )
 
     watcher = threading.Thread(target=watch)
     watcher.start()
@@ -88,7 +94,13 @@ def prepare_once(data: str, tokenizer: str, out: str, processes: int | None) -> 
     done.set()
     watcher.join()
     size = shards.train.text_bytes + shards.held_out.text_bytes
-    return {"mb": size / 1e6, "seconds": seconds, "mb_per_s": size / 1e6 / seconds, "tokens": shards.train.tokens, **peaks}
+    return {
+        "mb": size / 1e6,
+        "seconds": seconds,
+        "mb_per_s": size / 1e6 / seconds,
+        "tokens": shards.train.tokens,
+        **peaks,
+    }
 
 
 def read_batches(folder: str, batches: int = 400) -> dict[str, Any]:
@@ -108,7 +120,12 @@ def read_batches(folder: str, batches: int = 400) -> dict[str, Any]:
         started = time.perf_counter()
         source.rows(row_numbers(step, 0, batch_size=BATCH_ROWS, accumulation=1, rank=0, world_size=1))
         times.append(time.perf_counter() - started)
-    return {"batch_ms": statistics.median(times) * 1e3, "slowest_ms": max(times) * 1e3, "seek_s": seek_s, "anonymous_mb": anonymous_mb()}
+    return {
+        "batch_ms": statistics.median(times) * 1e3,
+        "slowest_ms": max(times) * 1e3,
+        "seek_s": seek_s,
+        "anonymous_mb": anonymous_mb(),
+    }
 
 
 def rows_of(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
@@ -122,12 +139,28 @@ def rows_of(args: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
         started = time.perf_counter()
         tokenizer = train_bpe(open_corpus([sizes["large"]]).sampled_texts(args.documents, 42), vocab_size)
         tokenizer.save(folder / f"{vocab_size}")
-        yield {"what": "tokenizer", "vocab_size": vocab_size, "documents": args.documents, "seconds": time.perf_counter() - started}
+        yield {
+            "what": "tokenizer",
+            "vocab_size": vocab_size,
+            "documents": args.documents,
+            "seconds": time.perf_counter() - started,
+        }
         for name, data in sizes.items():
             out = folder / f"{name}-{vocab_size}"
             words = ["--prepare", str(data), str(folder / f"{vocab_size}"), str(out), str(os.cpu_count())]
-            yield {"what": "prepare", "corpus": name, "vocab_size": vocab_size, "processes": os.cpu_count(), **in_a_process(words)}
-            yield {"what": "read", "corpus": name, "vocab_size": vocab_size, **in_a_process(["--read", str(out)])}
+            yield {
+                "what": "prepare",
+                "corpus": name,
+                "vocab_size": vocab_size,
+                "processes": os.cpu_count(),
+                **in_a_process(words),
+            }
+            yield {
+                "what": "read",
+                "corpus": name,
+                "vocab_size": vocab_size,
+                **in_a_process(["--read", str(out)]),
+            }
 
 
 def step_ms() -> float:
@@ -156,11 +189,17 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--text", nargs="+", default=[])
     parser.add_argument("--megabytes", type=float, default=300.0)
-    parser.add_argument("--documents", type=int, default=20_000, help="documents of 4 kB that the tokenizers are trained on")
-    parser.add_argument("--prepare", nargs=4, metavar=("DATA", "TOKENIZER", "OUT", "PROCESSES"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--documents", type=int, default=20_000, help="documents of 4 kB that the tokenizers are trained on"
+    )
+    parser.add_argument(
+        "--prepare", nargs=4, metavar=("DATA", "TOKENIZER", "OUT", "PROCESSES"), help=argparse.SUPPRESS
+    )
     parser.add_argument("--read", metavar="SHARDS", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.prepare:
@@ -178,7 +217,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for row in rows_of(args, Path(folder)):
             rows.append(row)
-            print({key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()}, flush=True)
+            print(
+                {key: round(value, 3) if isinstance(value, float) else value for key, value in row.items()},
+                flush=True,
+            )
     rows.append(summary(rows))
     print(where())
     for key, value in rows[-1].items():

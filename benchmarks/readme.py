@@ -1,11 +1,11 @@
 """Write the measured and the generated tables into README.md and the pages of docs/, between their markers.
 
-    python benchmarks/readme.py           rewrite the tables from what the benchmarks recorded and the code says
+    python benchmarks/readme.py      rewrite the tables from what the benchmarks recorded and the code says
     python benchmarks/readme.py --check   exit with 1 if a page does not hold exactly these tables
 
 Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), speeds from
-benchmarks/results/train_speed_*.json (benchmarks/train_speed.py), the trees from the folders (benchmarks/tree.py). No figure
-is typed by hand.
+benchmarks/results/train_speed_*.json (benchmarks/train_speed.py), the trees from the folders
+(benchmarks/tree.py). No figure is typed by hand.
 """
 
 from __future__ import annotations
@@ -38,20 +38,30 @@ def variants_table() -> str:
     for name in experiment_names():
         for variant, settings in find_experiment(name).variants.items():
             config, criteria = settings.config, ", ".join(str(criterion) for criterion in settings.criteria)
-            size = [f"{config.model.total_params:,}", f"{config.train.total_tokens:,}", f"{config.train.total_steps:,}"]
+            size = [
+                f"{config.model.total_params:,}",
+                f"{config.train.total_tokens:,}",
+                f"{config.train.total_steps:,}",
+            ]
             rows.append([name, variant, *size, config.train.optimizer, criteria, settings.about])
     return table(head, rows)
 
 
 def configuration_table(name: str) -> str:
-    """What differs between the variants of one experiment, and what success is: fields down, variants across."""
+    """What differs between the variants of one experiment, and what success is: fields down, variants
+    across.
+    """
     variants = find_experiment(name).variants
     configs = {variant: settings.config for variant, settings in variants.items()}
     rows = [["parameters", *(f"{config.model.total_params:,}" for config in configs.values())]]
     rows += [["tokens", *(f"{config.train.total_tokens:,}" for config in configs.values())]]
     for section, fields in SHOWN_FIELDS.items():
         values = [dataclasses.asdict(getattr(config, section)) for config in configs.values()]
-        rows += [[f"`{section}.{field}`", *(said(one[field]) for one in values)] for field in fields or values[0] if field in values[0]]
+        rows += [
+            [f"`{section}.{field}`", *(said(one[field]) for one in values)]
+            for field in fields or values[0]
+            if field in values[0]
+        ]
     rows += [["success", *(", ".join(map(str, settings.criteria)) for settings in variants.values())]]
     return table(["", *configs], rows)
 
@@ -60,21 +70,51 @@ def said(value: Any) -> str:
     """A setting as a reader would write it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return ", ".join(map(str, value)) or "-" if isinstance(value, tuple) else "-" if value is None else str(value)
+    return (
+        ", ".join(map(str, value)) or "-"
+        if isinstance(value, tuple)
+        else "-"
+        if value is None
+        else str(value)
+    )
 
 
 SHOWN_FIELDS: dict[str, tuple[str, ...]] = {
-    "model": ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length", "sub_norm"),
-    "train": ("seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "stage1_unlikelihood", "stage2_unlikelihood",
-              "optimizer", "schedule", "peak_lr", "muon_lr", "final_lr", "warmup_steps", "stage1_wd"),
+    "model": (
+        "vocab_size",
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "ffn_hidden_size",
+        "max_seq_length",
+        "sub_norm",
+    ),
+    "train": (
+        "seq_len",
+        "batch_size",
+        "grad_accumulation_steps",
+        "total_steps",
+        "stage1_unlikelihood",
+        "stage2_unlikelihood",
+        "optimizer",
+        "schedule",
+        "peak_lr",
+        "muon_lr",
+        "final_lr",
+        "warmup_steps",
+        "stage1_wd",
+    ),
     "data": (),
-}  # fmt: skip
+}
 """Fields of each section that a page shows; none: all."""
 
 
 def recipes_table() -> str:
     """Recipes of the justfile with their comments."""
-    pairs = re.findall(r"^# (.*)\n([a-z][\w-]*)[^\n]*: _ready", (ROOT / "justfile").read_text(encoding="utf-8"), re.MULTILINE)
+    pairs = re.findall(
+        r"^# (.*)\n([a-z][\w-]*)[^\n]*: _ready", (ROOT / "justfile").read_text(encoding="utf-8"), re.MULTILINE
+    )
     return table(["recipe", "what it does"], [[f"`./just {name}`", about] for about, name in pairs])
 
 
@@ -84,7 +124,11 @@ def flags_table(kind: str) -> str:
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == kind)
     rows = []
     for field, about in itertools.pairwise(body):
-        if isinstance(field, ast.AnnAssign) and isinstance(field.target, ast.Name) and isinstance(about, ast.Expr):
+        if (
+            isinstance(field, ast.AnnAssign)
+            and isinstance(field.target, ast.Name)
+            and isinstance(about, ast.Expr)
+        ):
             assert isinstance(about.value, ast.Constant)
             named = re.search(r"arg\(name='([^']+)'", ast.unparse(field.annotation))
             name = named[1] if named else field.target.id.replace("_", "-")
@@ -99,18 +143,29 @@ def speed_table() -> str:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         head = ["shape", "way", "tokens/s", "update ms", "bare products ms", "peak GB"]
         rows = [
-            [f"{row['shape']} {row['rows']}x{row['tokens']}", row["way"], f"{row['tokens_per_sec']:,.0f}", f"{row['update_ms']:,.0f}",
-             f"{row['products_ms']:,.0f}", f"{row['peak_gb']:.2f}"]
+            [
+                f"{row['shape']} {row['rows']}x{row['tokens']}",
+                row["way"],
+                f"{row['tokens_per_sec']:,.0f}",
+                f"{row['update_ms']:,.0f}",
+                f"{row['products_ms']:,.0f}",
+                f"{row['peak_gb']:.2f}",
+            ]
             for row in values["rows"]
-        ]  # fmt: skip
+        ]
         where = values["where"]
-        place = f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}, {where['date']}"
+        place = (
+            f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, commit "
+            f"{where['commit']}, {where['date']}"
+        )
         parts.append(f"{table(head, rows)}\n\nMeasured on: {place}.")
     return "\n\n".join(parts)
 
 
 def faults_table() -> str:
-    """Every planted fault with what the examination made of it, and the healthy models, from benchmarks/faults.py."""
+    """Every planted fault with what the examination made of it, and the healthy models, from
+    benchmarks/faults.py.
+    """
     path = RESULTS / "faults.json"
     if not path.is_file():
         return "Not measured yet: python benchmarks/faults.py"
@@ -118,10 +173,18 @@ def faults_table() -> str:
     rows, where = values["rows"], values["where"]
     head = ["planted", "found by", "verdict", "how sure", ""]
     lines = [
-        [row["name"], next((name for name in row["evidence"] if row["check"] and row["check"] in name), "; ".join(row["evidence"][:1])),
-         row["suspect"], row["sure"], "" if row["right_suspect"] and row["right_check"] else "WRONG"]
+        [
+            row["name"],
+            next(
+                (name for name in row["evidence"] if row["check"] and row["check"] in name),
+                "; ".join(row["evidence"][:1]),
+            ),
+            row["suspect"],
+            row["sure"],
+            "" if row["right_suspect"] and row["right_check"] else "WRONG",
+        ]
         for row in rows
-    ]  # fmt: skip
+    ]
     commits = ", ".join(dict.fromkeys(row["commit"] for row in rows))
     place = f"{where['hardware']}, torch {where['torch']}, commits {commits}, {where['date']}"
     return f"{faults_summary(rows)}.\n\n{table(head, lines)}\n\nMeasured on: {place}."
@@ -133,18 +196,32 @@ def reliability_table() -> str:
     if not path.is_file():
         return "Not measured yet: python benchmarks/reliability --help"
     kinds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    names = {"kills": "kills", "corruptions": "corruptions", "full_disk": "full disk", "fuzz": "commands", "hostile_files": "hostile files"}
+    names = {
+        "kills": "kills",
+        "corruptions": "corruptions",
+        "full_disk": "full disk",
+        "fuzz": "commands",
+        "hostile_files": "hostile files",
+    }
     rows, places = [], []
     for kind, entry in kinds.items():
         for row in entry["rows"]:
-            failures = "; ".join(f"{one['name']}: {one['outcome']}".replace("|", "/") for one in row["failures"])
+            failures = "; ".join(
+                f"{one['name']}: {one['outcome']}".replace("|", "/") for one in row["failures"]
+            )
             rows.append([names[kind], row["group"], f"{row['trials']:,}", f"{row['held']:,}", failures])
         place = entry["where"]
         places.append(
-            f"{names[kind]}: seed {entry['seed']}, {entry['seconds']:,} s, {place['hardware']}, {place['threads']} threads, "
+            f"{names[kind]}: seed {entry['seed']}, {entry['seconds']:,} s, {place['hardware']}, "
+            f"{place['threads']} threads, "
             f"torch {place['torch']}, commit {place['commit']}, {place['date']}"
         )
-    return table(["trials", "of what", "number", "held", "what did not"], rows) + "\n\nMeasured on: " + "; ".join(places) + "."
+    return (
+        table(["trials", "of what", "number", "held", "what did not"], rows)
+        + "\n\nMeasured on: "
+        + "; ".join(places)
+        + "."
+    )
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -175,9 +252,16 @@ def with_tables(text: str) -> str:
 
 
 def main() -> int:
-    stale = [page for page in PAGES if with_tables(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")]
+    stale = [
+        page
+        for page in PAGES
+        if with_tables(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")
+    ]
     if "--check" in sys.argv[1:]:
-        print("; ".join(f"{page.name} differs; run: python benchmarks/readme.py" for page in stale) or "all pages are up to date")
+        print(
+            "; ".join(f"{page.name} differs; run: python benchmarks/readme.py" for page in stale)
+            or "all pages are up to date"
+        )
         return int(bool(stale))
     for page in stale:
         page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -2,10 +2,11 @@
 
     python benchmarks/record.py RUN [RUN ...] [--note "beside other work"]
 
-Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware, times and data, and writes one row for
-each (variant, weights, budget, data set, seed) to src/bitnet/experiments/measured.json; then prints the results. Every row is judged
-anew by the criteria that its variant has now. A row that its variant has outgrown (other settings, a smaller budget, or a criterion
-on a metric that it lacks) is dropped, and said.
+Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware, times and data,
+and writes one row for each (variant, weights, budget, data set, seed) to
+src/bitnet/experiments/measured.json; then prints the results. Every row is judged anew by the criteria that
+its variant has now. A row that its variant has outgrown (other settings, a smaller budget, or a criterion on
+a metric that it lacks) is dropped, and said.
 """
 
 from __future__ import annotations
@@ -32,14 +33,17 @@ from bitnet.trained_model import load
 
 UNITS = ("documents", "conversations", "examples")
 """Keys of a dataset fingerprint that say how much data there was."""
-NOT_SETTINGS = {
-    "model.weights", "model.activations", "train.product", "train.seed", "train.total_steps", "train.warmup_steps", "train.stage1_end",
-    "train.start_from", "data.dataset", "data.data", "data.validation", "data.revision", "data.column", "data.split", "data.cache_dir",
-    "data.allow_repeat", "data.second_data", "train.compile", "train.log_every", "train.eval_every", "train.eval_cases",
-    "train.sample_every", "train.probe_every", "train.checkpoint_every", "train.keep_last", "train.keep_every", "train.max_dumps",
-}  # fmt: skip
-"""What may differ between a variant and a run that measures it: seed, budget and control, which a row names; where the data is; how
-the run is watched, and how fast it is, which change no weight."""
+NOT_SETTINGS = set(
+    """
+    model.weights model.activations train.product train.seed train.total_steps train.warmup_steps
+    train.stage1_end train.start_from data.dataset data.data data.validation data.revision data.column
+    data.split data.cache_dir data.allow_repeat data.second_data train.compile train.log_every
+    train.eval_every train.eval_cases train.sample_every train.probe_every train.checkpoint_every
+    train.keep_last train.keep_every train.max_dumps
+""".split()
+)
+"""What may differ between a variant and a run that measures it: seed, budget and control, which a row names;
+where the data is; how the run is watched, and how fast it is, which change no weight."""
 FOUND_BY_FROM = {"data.tokenizer", "data.conversations", "data.other"}
 """Paths that fine-tuning takes from the run it begins from, and from --data."""
 
@@ -64,11 +68,13 @@ def row_of(word: str, note: str | None) -> Row:
         "full_budget": config.train.total_tokens >= budget,
         "budget": budget,
         "loss_on": loss_on(config),
-        "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}",
+        "hardware": facts["gpu_model"]
+        or f"{facts['cpu_model']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}",
         "torch": facts["torch_version"],
         "note": note,
         "minutes": sum(row["step_time_ms"] for row in scalars) / 60e3,
-        "commit": (facts["git_commit"] or "")[:7] + ("+" if facts["git_dirty"] else ""),  # +: with changes not yet committed
+        "commit": (facts["git_commit"] or "")[:7]
+        + ("+" if facts["git_dirty"] else ""),  # +: with changes not yet committed
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
@@ -92,7 +98,9 @@ def dataset_of(layout: RunLayout, config: RunConfig) -> dict[str, Any]:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings of a run that differ from the defaults of their fields, as `train.batch_size: 256`, without NOT_SETTINGS."""
+    """The settings of a run that differ from the defaults of their fields, as `train.batch_size: 256`,
+    without NOT_SETTINGS.
+    """
     left_out = NOT_SETTINGS | (FOUND_BY_FROM if isinstance(config.data, ConversationData) else set())
     found: dict[str, Any] = {}
     for section in ("model", "train", "data"):
@@ -116,13 +124,18 @@ def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: 
     criteria = find_variant(experiment, variant).criteria
     if layout.verdict.is_file():
         result = read_json(layout.verdict)
-        if result["step"] == config.train.total_steps and {one.metric for one in criteria} <= result["metrics"].keys():
+        if (
+            result["step"] == config.train.total_steps
+            and {one.metric for one in criteria} <= result["metrics"].keys()
+        ):
             return result
     return judge(load(layout.root), experiment.open(config), criteria)
 
 
 def telling(experiment: Experiment, config: RunConfig) -> list[str]:
-    """The metrics that the criteria of any variant name, each once, in their order; on real text bits per byte first."""
+    """The metrics that the criteria of any variant name, each once, in their order; on real text bits per
+    byte first.
+    """
     named = (criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria)
     return list(dict.fromkeys([*(["bits_per_byte"] if isinstance(config.data, TextData) else []), *named]))
 
@@ -146,7 +159,10 @@ def why_outgrown(row: Row) -> str | None:
 def judged_now(row: Row) -> Row:
     """The row with the verdict that the present criteria give."""
     criteria = find_variant(find_experiment(row["experiment"]), row["variant"]).criteria
-    return {**row, "verdict": "PASS" if all(one.met(row["metrics"][one.metric]) for one in criteria) else "FAIL"}
+    return {
+        **row,
+        "verdict": "PASS" if all(one.met(row["metrics"][one.metric]) for one in criteria) else "FAIL",
+    }
 
 
 def kept(rows: list[Row]) -> Iterator[Row]:
@@ -170,9 +186,15 @@ def kept(rows: list[Row]) -> Iterator[Row]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Record finished runs as measured results of their variants.")
-    parser.add_argument("runs", nargs="*", metavar="RUN", help="run id, run directory, experiment name, or latest")
-    parser.add_argument("--note", help="what a reader should know about the measurement, as: beside other work")
+    parser = argparse.ArgumentParser(
+        description="Record finished runs as measured results of their variants."
+    )
+    parser.add_argument(
+        "runs", nargs="*", metavar="RUN", help="run id, run directory, experiment name, or latest"
+    )
+    parser.add_argument(
+        "--note", help="what a reader should know about the measurement, as: beside other work"
+    )
     arguments = parser.parse_args()
     path = Path(measured.__file__).with_name("measured.json")
     rows = list(kept([*measured.measured(), *(row_of(word, arguments.note) for word in arguments.runs)]))
@@ -180,7 +202,10 @@ def main() -> None:
     measured.measured.cache_clear()
     for result in measured.results():
         row = result.newest
-        print(f"{row['experiment']} {row['variant']}, weights {row['weights']}, {result.data}: {result.figures}: {result.verdict}")
+        print(
+            f"{row['experiment']} {row['variant']}, weights {row['weights']}, {result.data}: "
+            f"{result.figures}: {result.verdict}"
+        )
 
 
 if __name__ == "__main__":

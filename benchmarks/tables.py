@@ -1,4 +1,5 @@
-"""The tables of measured experiments, from src/bitnet/experiments/measured.json, which benchmarks/record.py writes.
+"""The tables of measured experiments, from src/bitnet/experiments/measured.json, which benchmarks/record.py
+writes.
 
 benchmarks/readme.py puts them into the pages.
 """
@@ -30,36 +31,61 @@ SUMMARY = {
 
 
 def summary_table() -> str:
-    """One row for each experiment of SUMMARY that was measured with ternary weights: its most complete result; then the controls."""
+    """One row for each experiment of SUMMARY that was measured with ternary weights: its most complete
+    result; then the controls.
+    """
     head = ["experiment", "variant", "parameters", "tokens", "result", "seeds that pass", "minutes", "on"]
     rows = []
     for one in filter(None, map(most_complete, SUMMARY)):
         row = one.newest
         size = [f"{row['parameters']:,}", tokens_of(row)]
-        rows.append([row["experiment"], row["variant"], *size, sentence_of(one), seeds(one), spread(one, "minutes", 1), hardware(one)])
+        rows.append(
+            [
+                row["experiment"],
+                row["variant"],
+                *size,
+                sentence_of(one),
+                seeds(one),
+                spread(one, "minutes", 1),
+                hardware(one),
+            ]
+        )
     return "\n\n".join([table(head, rows), *controls()])
 
 
 def sentence_of(result: Result) -> str:
-    """What the metric of SUMMARY says of a result: its figure, or the lowest and the highest over the seeds."""
+    """What the metric of SUMMARY says of a result: its figure, or the lowest and the highest over the
+    seeds.
+    """
     metric, form, says = SUMMARY[result.newest["experiment"]]
     values = [run["metrics"][metric] for run in result.rows]
     return f"{between([form.format(value) for value in (min(values), max(values))])} {says}"
 
 
 def controls() -> list[str]:
-    """One sentence for each control (the same model with full-precision weights) of an experiment of SUMMARY."""
+    """One sentence for each control (the same model with full-precision weights) of an experiment of
+    SUMMARY.
+    """
     return [
-        f"The control of {row['experiment']} `{row['variant']}`, the same model with full-precision weights: {sentence_of(one)}."
+        f"The control of {row['experiment']} `{row['variant']}`, the same model with full-precision weights: "
+        f"{sentence_of(one)}."
         for one in results()
         if (row := one.newest)["weights"] == "full" and row["experiment"] in SUMMARY
     ]
 
 
 def most_complete(name: str) -> Result | None:
-    """The result of an experiment with ternary weights that had its whole budget; of several the variant `best`, the most seeds."""
-    found = [one for one in results() if (one.newest["experiment"], one.newest["weights"]) == (name, "ternary")]
-    return max(found, key=lambda one: (one.newest["full_budget"], one.newest["variant"] == "best", len(one.rows)), default=None)
+    """The result of an experiment with ternary weights that had its whole budget; of several the variant
+    `best`, the most seeds.
+    """
+    found = [
+        one for one in results() if (one.newest["experiment"], one.newest["weights"]) == (name, "ternary")
+    ]
+    return max(
+        found,
+        key=lambda one: (one.newest["full_budget"], one.newest["variant"] == "best", len(one.rows)),
+        default=None,
+    )
 
 
 def hardware(result: Result) -> str:
@@ -80,11 +106,23 @@ def tokens_of(row: Row) -> str:
 
 
 def results_table(only: str | None = None) -> str:
-    """One row per result (the recorded seeds of one variant), of all experiments or of one: data, cost, figures, where it was measured."""
+    """One row per result (the recorded seeds of one variant), of all experiments or of one: data, cost,
+    figures, where it was measured.
+    """
     found = [one for one in results() if only in (None, one.newest["experiment"])]
     if not found:
         return "Nothing yet."
-    head = ["experiment", "variant", "data", "parameters", "tokens", "result", "loss, first and last 100", "minutes of updates", "commit"]
+    head = [
+        "experiment",
+        "variant",
+        "data",
+        "parameters",
+        "tokens",
+        "result",
+        "loss, first and last 100",
+        "minutes of updates",
+        "commit",
+    ]
     rows = []
     for one in found:
         row = one.newest
@@ -109,7 +147,11 @@ def spread(result: Result, key: str, digits: int) -> str:
 
 def places(found: Iterable[Result]) -> list[str]:
     """Where the runs were measured, each place once, with what was noted."""
-    notes = {run["hardware"] + f", torch {run['torch']}" + (f", {run['note']}" if run["note"] else "") for one in found for run in one.rows}
+    notes = {
+        run["hardware"] + f", torch {run['torch']}" + (f", {run['note']}" if run["note"] else "")
+        for one in found
+        for run in one.rows
+    }
     return sorted(notes)
 
 
@@ -120,8 +162,13 @@ def operators_table() -> str:
     for one in results():
         row = one.newest
         if row["experiment"] == "arithmetic":
-            values = [[100 * run["metrics"][kind] for run in one.rows if kind in run["metrics"]] for kind in KINDS]
-            shares = [between([f"{share:.2f}%" for share in (min(kind), max(kind))]) if kind else "" for kind in values]
+            values = [
+                [100 * run["metrics"][kind] for run in one.rows if kind in run["metrics"]] for kind in KINDS
+            ]
+            shares = [
+                between([f"{share:.2f}%" for share in (min(kind), max(kind))]) if kind else ""
+                for kind in values
+            ]
             rows.append([variant_name(row), f"{row['tokens'] / 1e6:.1f}M", *shares])
     return table(head, rows)
 
@@ -140,8 +187,12 @@ VOICE = {
 
 
 def voice_table() -> str:
-    """The newest fine-tuned run and the newest preference run, on the same prompts about topics never trained on."""
-    newest = {row["experiment"]: row for row in measured() if row["experiment"] in ("bitnut_sft", "bitnut_dpo")}
+    """The newest fine-tuned run and the newest preference run, on the same prompts about topics never trained
+    on.
+    """
+    newest = {
+        row["experiment"]: row for row in measured() if row["experiment"] in ("bitnut_sft", "bitnut_dpo")
+    }
     if "bitnut_sft" not in newest:
         return "Not measured yet."
     columns = [newest[name] for name in ("bitnut_sft", "bitnut_dpo") if name in newest]
@@ -151,11 +202,19 @@ def voice_table() -> str:
         start = columns[0]["metrics"].get(before) if before != after else None
         values = [row["metrics"].get(after) for row in columns]
         shares = f"{after}_cases" in columns[-1]["metrics"]
-        told = [("" if value is None else f"{value:.1%}" if shares else f"{value:.3f}") for value in (start, *values)]
+        told = [
+            ("" if value is None else f"{value:.1%}" if shares else f"{value:.3f}")
+            for value in (start, *values)
+        ]
         rows.append([name, *told])
     cases = columns[0]["metrics"]["answers_ended_cases"]
     places = "; ".join(
-        f"{row['experiment']}: {row['parameters']:,} parameters, {row['minutes']:.1f} min, commit {row['commit']}" for row in columns
+        f"{row['experiment']}: {row['parameters']:,} parameters, {row['minutes']:.1f} min, commit "
+        f"{row['commit']}"
+        for row in columns
     )
     where = f"{columns[0]['hardware']}, torch {columns[0]['torch']}"
-    return f"{table(head, rows)}\n\n{cases:.0f} prompts about 20 topics that no training saw. {places}. Measured on: {where}."
+    return (
+        f"{table(head, rows)}\n\n{cases:.0f} prompts about 20 topics that no training saw. {places}. "
+        f"Measured on: {where}."
+    )

@@ -1,10 +1,13 @@
-"""What makes a small ternary model learn English faster? One change at a time, the same tokens, bits per byte on held-out text.
+"""What makes a small ternary model learn English faster? One change at a time, the same tokens, bits per byte
+on held-out text.
 
-    python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--width 128] [--only muon_lr_0.03 sub_norm]
+    python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--width 128] [--only
+    muon_lr_0.03 sub_norm]
 
-Every trial is `bitnet train tinystories` with a few flags; the base is the variant's own recipe (Muon, linear warm-down). They run one
-after the other on one machine, over the same windows in the same order. A trial that was measured before is not repeated: runs are kept
-in --runs-dir, results in benchmarks/results/tinystories_trials.json. Single runs: read differences below 0.01 as noise.
+Every trial is `bitnet train tinystories` with a few flags; the base is the variant's own recipe (Muon, linear
+warm-down). They run one after the other on one machine, over the same windows in the same order. A trial that
+was measured before is not repeated: runs are kept in --runs-dir, results in
+benchmarks/results/tinystories_trials.json. Single runs: read differences below 0.01 as noise.
 """
 
 from __future__ import annotations
@@ -39,7 +42,9 @@ TRIALS: dict[str, list[str]] = {
 
 def bitnet(*words: str) -> dict[str, Any]:
     """The JSON on the last line of a command."""
-    done = subprocess.run([sys.executable, "-m", "bitnet", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "bitnet", *words, "--json"], stdout=subprocess.PIPE, text=True, check=True
+    )
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -47,17 +52,45 @@ def bitnet(*words: str) -> dict[str, Any]:
 def trial(name: str, words: argparse.Namespace) -> dict[str, Any]:
     """Train and measure one; both are skipped where they were done."""
     train = find_experiment("tinystories").variants[words.variant].config.train
-    rows = next((int(value) for flag, value in itertools.pairwise(TRIALS[name]) if flag == "--batch-size"), train.batch_size)
+    rows = next(
+        (int(value) for flag, value in itertools.pairwise(TRIALS[name]) if flag == "--batch-size"),
+        train.batch_size,
+    )
     steps = math.ceil(words.tokens / (rows * train.seq_len))
     held_out = ["--validation", *words.validation] if words.validation else []
     run = f"trial_{words.variant}_{words.width or 'own'}_{steps}_{name}"
-    bitnet("train", "tinystories", "--variant", words.variant, "--data", *words.data, *held_out, "--num-steps", str(steps),
-           "--allow-repeat", "--train.eval-every", str(steps), "--train.sample-every", str(steps),
-           "--run-id", run, "--runs-dir", words.runs_dir, *shape(words.width), *TRIALS[name])  # fmt: skip
+    bitnet(
+        "train",
+        "tinystories",
+        "--variant",
+        words.variant,
+        "--data",
+        *words.data,
+        *held_out,
+        "--num-steps",
+        str(steps),
+        "--allow-repeat",
+        "--train.eval-every",
+        str(steps),
+        "--train.sample-every",
+        str(steps),
+        "--run-id",
+        run,
+        "--runs-dir",
+        words.runs_dir,
+        *shape(words.width),
+        *TRIALS[name],
+    )
     metrics = bitnet("evaluate", run, "--once", "--show", "0", "--runs-dir", words.runs_dir)["metrics"]
     kept = ("bits_per_byte", "nats_per_token", "known_words", "greedy_looping")
     tokens = steps * rows * train.seq_len
-    return {"trial": name, "flags": " ".join(TRIALS[name]), "width": words.width, "tokens": tokens, **{key: metrics[key] for key in kept}}
+    return {
+        "trial": name,
+        "flags": " ".join(TRIALS[name]),
+        "width": words.width,
+        "tokens": tokens,
+        **{key: metrics[key] for key in kept},
+    }
 
 
 def shape(width: int | None) -> list[str]:
@@ -65,16 +98,25 @@ def shape(width: int | None) -> list[str]:
     if width is None:
         return []
     heads = max(width // 64, 1)
-    sizes = {"hidden-size": width, "num-heads": heads, "num-kv-heads": max(heads // 2, 1), "ffn-hidden-size": 3 * width}
+    sizes = {
+        "hidden-size": width,
+        "num-heads": heads,
+        "num-kv-heads": max(heads // 2, 1),
+        "ffn-hidden-size": 3 * width,
+    }
     return [word for name, size in sizes.items() for word in (f"--model.{name}", str(size))]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--tokens", type=float, default=5e6)
     parser.add_argument("--variant", default="quick")
-    parser.add_argument("--width", type=int, help="hidden size, where the variant's own is too slow for many trials")
+    parser.add_argument(
+        "--width", type=int, help="hidden size, where the variant's own is too slow for many trials"
+    )
     parser.add_argument("--validation", nargs="+", default=[], help="held-out files")
     parser.add_argument("--only", nargs="+", choices=TRIALS, default=list(TRIALS))
     parser.add_argument("--runs-dir", default="runs")
@@ -85,7 +127,8 @@ def main() -> None:
         rows.append(trial(name, words))
         row = rows[-1]
         print(
-            f"{name:<16}{row['bits_per_byte']:.4f} bits/byte  {row['nats_per_token']:.4f} nats/token  known {row['known_words']:.4f}",
+            f"{name:<16}{row['bits_per_byte']:.4f} bits/byte  {row['nats_per_token']:.4f} nats/token  known "
+            f"{row['known_words']:.4f}",
             flush=True,
         )
         write_results("tinystories_trials", rows)

@@ -2,9 +2,9 @@
 
     python benchmarks/train_speed.py [--rounds 5] [--shapes arithmetic tinystories 95m]
 
-Each way runs in a process of its own, so that peak memory is its own; the ways take turns, round by round, and the
-table gives medians. "products" is the time that the matrix products of the update alone take on this machine, in the
-same number formats: what would be left if everything else were free.
+Each way runs in a process of its own, so that peak memory is its own; the ways take turns, round by round,
+and the table gives medians. "products" is the time that the matrix products of the update alone take on this
+machine, in the same number formats: what would be left if everything else were free.
 """
 
 from __future__ import annotations
@@ -33,7 +33,11 @@ from bitnet.train.loop import autocast
 from bitnet.train.objective import summed_loss
 from hardware import where, write_results
 
-SHAPES = {"arithmetic": (ARITHMETIC, 32, 64), "tinystories": (TINYSTORIES, 16, 256), "95m": (BASELINE, 2, 1024)}
+SHAPES = {
+    "arithmetic": (ARITHMETIC, 32, 64),
+    "tinystories": (TINYSTORIES, 16, 256),
+    "95m": (BASELINE, 2, 1024),
+}
 WAYS = ("ternary int8", "ternary float", "full fp32", "full bf16")
 ADAMW = OptimizerConfig(kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0)
 
@@ -53,7 +57,9 @@ def median_ms(action: Callable[[], Any], repeats: int, device: torch.device) -> 
 def build(config: BitNetConfig, way: str, device: torch.device) -> BitNetTransformer:
     """A fresh model that multiplies this way."""
     full = way.startswith("full")
-    config = dataclasses.replace(config, weights="full" if full else "ternary", activations="full" if full else "int8")
+    config = dataclasses.replace(
+        config, weights="full" if full else "ternary", activations="full" if full else "int8"
+    )
     model = BitNetTransformer(config).to(device)
     gradients = torch.bfloat16 if device.type == "cuda" else torch.float32
     model.set_product("int8" if way == "ternary int8" else "float", gradients)
@@ -79,15 +85,27 @@ def measure(shape: str, way: str, device: torch.device, repeats: int) -> dict[st
         optimizers.step(Rates(1e-4, 0.1))
 
     update_ms = median_ms(update, repeats, device)
-    peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = (
+        torch.cuda.max_memory_allocated()
+        if device.type == "cuda"
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     products_ms = bare_products_ms(model, rows * tokens, way, bf16, device, repeats)
     return {
-        "shape": shape, "way": way, "rows": rows, "tokens": tokens, "update_ms": update_ms, "products_ms": products_ms,
-        "tokens_per_sec": rows * tokens / update_ms * 1e3, "peak_gb": peak / 1e9,
-    }  # fmt: skip
+        "shape": shape,
+        "way": way,
+        "rows": rows,
+        "tokens": tokens,
+        "update_ms": update_ms,
+        "products_ms": products_ms,
+        "tokens_per_sec": rows * tokens / update_ms * 1e3,
+        "peak_gb": peak / 1e9,
+    }
 
 
-def bare_products_ms(model: BitNetTransformer, tokens: int, way: str, bf16: bool, device: torch.device, repeats: int) -> float:
+def bare_products_ms(
+    model: BitNetTransformer, tokens: int, way: str, bf16: bool, device: torch.device, repeats: int
+) -> float:
     """The forward and both gradient products of every linear layer and the head, nothing else."""
     dtype = torch.bfloat16 if bf16 else torch.float32
     total = 0.0
@@ -100,9 +118,14 @@ def bare_products_ms(model: BitNetTransformer, tokens: int, way: str, bf16: bool
     return total + one_product_ms(tokens, head.shape[1], head.shape[0], False, dtype, device, repeats)
 
 
-def one_product_ms(tokens: int, width: int, out: int, int8: bool, dtype: torch.dtype, device: torch.device, repeats: int) -> float:
+def one_product_ms(
+    tokens: int, width: int, out: int, int8: bool, dtype: torch.dtype, device: torch.device, repeats: int
+) -> float:
     """y = x W^T, dx = dy W, dW = dy^T x."""
-    x, weight, grad = (torch.randn(shape, device=device).to(dtype) for shape in ((tokens, width), (out, width), (tokens, out)))
+    x, weight, grad = (
+        torch.randn(shape, device=device).to(dtype)
+        for shape in ((tokens, width), (out, width), (tokens, out))
+    )
     codes = torch.randint(-127, 127, (tokens, width), device=device, dtype=torch.int8)
     ternary = torch.randint(-1, 2, (out, width), device=device, dtype=torch.int8)
 
@@ -115,7 +138,9 @@ def one_product_ms(tokens: int, width: int, out: int, int8: bool, dtype: torch.d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
@@ -129,10 +154,23 @@ def main() -> None:
     for _ in range(args.rounds):
         for shape in args.shapes:
             for way in WAYS:
-                command = [sys.executable, __file__, "--one", shape, way, "--repeats", str(args.repeats), "--device", args.device]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--one",
+                    shape,
+                    way,
+                    "--repeats",
+                    str(args.repeats),
+                    "--device",
+                    args.device,
+                ]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 runs.setdefault((shape, way), []).append(json.loads(done.stdout.splitlines()[-1]))
-    rows = [{k: statistics.median(r[k] for r in some) if isinstance(v, float) else v for k, v in some[0].items()} for some in runs.values()]
+    rows = [
+        {k: statistics.median(r[k] for r in some) if isinstance(v, float) else v for k, v in some[0].items()}
+        for some in runs.values()
+    ]
     print(where())
     print(f"{'shape':<13}{'way':<15}{'tokens/s':>10}{'update ms':>11}{'products ms':>13}{'peak GB':>9}")
     for row in rows:

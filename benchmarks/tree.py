@@ -1,7 +1,8 @@
-"""The two trees of README.md: every folder of src/bitnet with its files, and one level of benchmarks, docs and tests.
+"""The two trees of README.md: every folder of src/bitnet with its files, and one level of benchmarks, docs
+and tests.
 
-benchmarks/readme.py writes them. The phrase beside a package is the beginning of its `__init__.py`. Modules stand in
-reading order: a module that others of its folder import comes before them.
+benchmarks/readme.py writes them. The phrase beside a package is the beginning of its `__init__.py`. Modules
+stand in reading order: a module that others of its folder import comes before them.
 """
 
 from __future__ import annotations
@@ -33,7 +34,9 @@ def core_tree() -> str:
 def annexes_tree() -> str:
     """The annexes, each with its folders, and the rest of the repository one level deep."""
     known = {*CORE, *ANNEXES}
-    unknown = sorted(path.name for path in SOURCE.iterdir() if path.is_dir() and path.name not in {*known, *UNSEEN})
+    unknown = sorted(
+        path.name for path in SOURCE.iterdir() if path.is_dir() and path.name not in {*known, *UNSEEN}
+    )
     around = [entry(ROOT / name, f"{name}/", folders=True) for name in ("benchmarks", "docs", "tests")]
     return block(["src/bitnet/", *packages([*ANNEXES, *unknown]), *around])
 
@@ -55,12 +58,16 @@ def packages(names: Sequence[str]) -> list[str]:
 
 def entry(folder: Path, name: str, *, folders: bool = False) -> str:
     """A folder's name, its phrase, and the names in it."""
-    inside = [path for path in sorted(folder.iterdir()) if path.name not in UNSEEN and not path.name.startswith(".")]
+    inside = [
+        path for path in sorted(folder.iterdir()) if path.name not in UNSEEN and not path.name.startswith(".")
+    ]
     modules = reading_order(folder, [path.stem for path in inside if path.suffix == ".py"])
     other = [shown(path) for path in inside if path.is_file() and path.suffix != ".py"]
     deeper = [f"{path.name}/" for path in inside if path.is_dir() and folders]
     text = f"{phrase(folder)}: " + ", ".join([*modules, *other, *deeper])
-    return textwrap.fill(text, WIDTH, initial_indent=f"{name:{COLUMN}}", subsequent_indent=" " * COLUMN, break_on_hyphens=False)
+    return textwrap.fill(
+        text, WIDTH, initial_indent=f"{name:{COLUMN}}", subsequent_indent=" " * COLUMN, break_on_hyphens=False
+    )
 
 
 def shown(path: Path) -> str:
@@ -96,7 +103,11 @@ def reading_order(folder: Path, names: Sequence[str]) -> list[str]:
 def imported(module: Path) -> set[str]:
     """The last part of every module of the same folder that this one imports."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
-    package = ".".join(["bitnet", *module.parent.relative_to(SOURCE).parts]) if module.is_relative_to(SOURCE) else ""
+    package = (
+        ".".join(["bitnet", *module.parent.relative_to(SOURCE).parts])
+        if module.is_relative_to(SOURCE)
+        else ""
+    )
     found: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module is not None:

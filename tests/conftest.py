@@ -1,4 +1,6 @@
-"""What many tests share: a number of threads, a tiny model, the real command line, and one small trained run."""
+"""What many tests share: a number of threads, a tiny model, the real command line, and one small trained
+run.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +21,41 @@ from bitnet.cli.main import main
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 
-settings.register_profile("quick", deadline=None, max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck))
+settings.register_profile(
+    "quick", deadline=None, max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck)
+)
 settings.load_profile("quick")
 
 THREADS = int(os.environ.get("OMP_NUM_THREADS", "1"))
-"""Threads of this process and of every process that a test starts: results are equal bit for bit for equal threads only."""
+"""Threads of this process and of every process that a test starts: results are equal bit for bit for equal
+threads only."""
 
 os.environ |= {"OMP_NUM_THREADS": str(THREADS), "MKL_NUM_THREADS": str(THREADS)}
 
-TINY_MODEL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-              "--model.ffn-hidden-size", "64"]  # fmt: skip
-TINY_TRAIN = ["train", "arithmetic", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--batch-size", "8",
-              "--data.max-operand", "9", "--train.eval-cases", "8"]  # fmt: skip
+TINY_MODEL = """
+    --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 64
+""".split()
+TINY_TRAIN = [
+    "train",
+    "arithmetic",
+    "--variant",
+    "quick",
+    "--device",
+    "cpu",
+    *TINY_MODEL,
+    "--batch-size",
+    "8",
+    "--data.max-operand",
+    "9",
+    "--train.eval-cases",
+    "8",
+]
 
 
 needs_compiler = pytest.mark.skipif(
-    not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")), reason="torch.compile needs a C++ compiler"
+    not any(shutil.which(name) for name in (os.environ.get("CXX", "c++"), "g++", "clang++")),
+    reason="torch.compile needs a C++ compiler",
 )
 
 
@@ -81,7 +102,15 @@ def bitnet() -> Callable[..., Result]:
 @pytest.fixture
 def tiny_config() -> BitNetConfig:
     """Small, with grouped queries; tests change single fields with dataclasses.replace."""
-    return BitNetConfig(vocab_size=32, hidden_size=32, num_layers=2, num_heads=4, num_kv_heads=2, ffn_hidden_size=48, max_seq_length=24)
+    return BitNetConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=2,
+        ffn_hidden_size=48,
+        max_seq_length=24,
+    )
 
 
 @pytest.fixture
@@ -94,7 +123,9 @@ def tiny_model(tiny_config: BitNetConfig) -> BitNetTransformer:
 def _finished_runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder with one finished run, `tiny`: 8 updates, checkpoints at 0, 3, 4, 6 and 8."""
     runs = tmp_path_factory.mktemp("finished") / "runs"
-    result = run_command(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs)
+    result = run_command(
+        *TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs
+    )
     assert result.code == 0, result.err
     return runs
 

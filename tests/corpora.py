@@ -14,25 +14,10 @@ import pyarrow as pa
 from bitnet.text.bpe import train_bpe
 from bitnet.text.subword import SubwordTokenizer
 
-WORDS = (
-    "the",
-    "a",
-    "small",
-    "big",
-    "red",
-    "blue",
-    "cat",
-    "dog",
-    "bird",
-    "ran",
-    "sat",
-    "sang",
-    "said",
-    "under",
-    "over",
-    "and",
-    "happy",
-    "moon",
+WORDS = tuple(
+    """
+    the a small big red blue cat dog bird ran sat sang said under over and happy moon
+""".split()
 )
 
 
@@ -49,7 +34,10 @@ PACKERS: dict[str, Callable[[bytes], bytes]] = {".gz": gzip.compress, ".xz": lzm
 def story(number: int) -> str:
     """A different story for each number, 60 to 400 bytes."""
     generator = random.Random(number)
-    sentences = (" ".join(generator.choices(WORDS, k=generator.randint(4, 12))).capitalize() for _ in range(generator.randint(2, 6)))
+    sentences = (
+        " ".join(generator.choices(WORDS, k=generator.randint(4, 12))).capitalize()
+        for _ in range(generator.randint(2, 6))
+    )
     return f"Story {number}. " + ". ".join(sentences) + "."
 
 
@@ -63,7 +51,10 @@ def write_txt(path: Path, texts: list[str]) -> Path:
 
 
 def write_jsonl(path: Path, texts: list[str], column: str = "text") -> Path:
-    path.write_text("".join(json.dumps({"id": index, column: text}) + "\n" for index, text in enumerate(texts)), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"id": index, column: text}) + "\n" for index, text in enumerate(texts)),
+        encoding="utf-8",
+    )
     return path
 
 

@@ -14,7 +14,15 @@ from bitnet.nn.config import BitNetConfig
 from bitnet.train import config as train_config
 from bitnet.train.config import TrainConfig
 
-MODEL = BitNetConfig(vocab_size=32, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=64, max_seq_length=64)
+MODEL = BitNetConfig(
+    vocab_size=32,
+    hidden_size=32,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=1,
+    ffn_hidden_size=64,
+    max_seq_length=64,
+)
 TRAIN = TrainConfig(seq_len=32, batch_size=4, total_steps=10)
 NONSENSE = (-1, -(2**63), 2**63 - 1, 10**400, math.nan, math.inf, -math.inf, 3.5e38)
 NUMBERS = [
@@ -25,7 +33,9 @@ NUMBERS = [
 ]
 
 
-@pytest.mark.parametrize(("base", "name"), NUMBERS, ids=lambda value: value if isinstance(value, str) else type(value).__name__)
+@pytest.mark.parametrize(
+    ("base", "name"), NUMBERS, ids=lambda value: value if isinstance(value, str) else type(value).__name__
+)
 def test_no_number_of_a_configuration_takes_nonsense(base: BitNetConfig | TrainConfig, name: str) -> None:
     """9223372036854775807 as a size overflowed in torch; 3.5e38 as a rate is more than float32 holds."""
     for value in NONSENSE:

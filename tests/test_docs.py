@@ -24,7 +24,13 @@ DOCS = sorted(page for page in (ROOT / "docs").rglob("*.md") if page.name != "lo
 FILES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 PAGES = [page.read_text(encoding="utf-8") for page in FILES]
 FOREIGN_FLAGS = {"--index-url", "--porcelain", "--strict"}  # of pip, git and mypy
-FOREIGN_FLAGS |= {"--kills", "--corruptions", "--full-disk", "--commands", "--hostile"}  # of benchmarks/reliability
+FOREIGN_FLAGS |= {
+    "--kills",
+    "--corruptions",
+    "--full-disk",
+    "--commands",
+    "--hostile",
+}  # of benchmarks/reliability
 EXAMPLES = {"NAME.py", "stories.txt"}  # names of the reader's own files
 
 
@@ -41,33 +47,50 @@ SOURCE = ROOT / "src" / "bitnet"
 
 
 def named_in_trees() -> dict[Path, set[str]]:
-    """What the two trees of the README list: for each folder the names in it. An entry is `folder/  a phrase: name, name`."""
+    """What the two trees of the README list: for each folder the names in it. An entry is
+    `folder/  phrase: names`."""
     found: dict[Path, set[str]] = {}
     above = ROOT
-    for tree in (block for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL) if block.startswith("src/bitnet/")):
+    for tree in (
+        block
+        for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL)
+        if block.startswith("src/bitnet/")
+    ):
         for entry in re.split(r"\n(?= {0,2}\S)", tree.strip("\n")):
             indent, folder, text = re.match(r"( *)(\S+)/\s*(.*)", entry, re.DOTALL).groups()  # type: ignore[union-attr]
             above = above if indent else ROOT / folder
             place = above / folder if indent else above
-            found.setdefault(place, set()).update(re.split(r",\s+", text.rsplit(": ", 1)[-1].strip()) if text else set())
+            found.setdefault(place, set()).update(
+                re.split(r",\s+", text.rsplit(": ", 1)[-1].strip()) if text else set()
+            )
     return found
 
 
 def names_in(folder: Path, *, folders: bool) -> set[str]:
     """The files of a folder, and with `folders` the folders too; modules and pages without their suffix."""
-    inside = [path for path in folder.iterdir() if path.name not in {"__pycache__", "__init__.py", "__main__.py"}]
-    files = {path.stem if path.suffix in {".py", ".md"} else path.name for path in inside if path.is_file() and path.name[0] != "."}
+    inside = [
+        path for path in folder.iterdir() if path.name not in {"__pycache__", "__init__.py", "__main__.py"}
+    ]
+    files = {
+        path.stem if path.suffix in {".py", ".md"} else path.name
+        for path in inside
+        if path.is_file() and path.name[0] != "."
+    }
     return files | {f"{path.name}/" for path in inside if folders and path.is_dir() and path.name[0] != "."}
 
 
 def test_the_trees_name_every_folder_and_file() -> None:
-    """Of the package whole, of benchmarks, docs and tests one level. Where it fails: python benchmarks/readme.py writes the trees."""
+    """Of the package whole, of benchmarks, docs and tests one level. Where it fails: python
+    benchmarks/readme.py writes the trees.
+    """
     inside = [path for path in [SOURCE, *SOURCE.rglob("*/")] if path.is_dir() and path.name != "__pycache__"]
     real = {folder: names_in(folder, folders=False) for folder in inside}
     real |= {ROOT / name: names_in(ROOT / name, folders=True) for name in ("benchmarks", "docs", "tests")}
     named = named_in_trees()
     for folder in real.keys() | named.keys():
-        assert named.get(folder) == real.get(folder), f"{folder.relative_to(ROOT)}; run: python benchmarks/readme.py"
+        assert named.get(folder) == real.get(folder), (
+            f"{folder.relative_to(ROOT)}; run: python benchmarks/readme.py"
+        )
 
 
 def test_the_list_of_pages_and_the_pages_lead_to_each_other() -> None:
@@ -77,7 +100,9 @@ def test_the_list_of_pages_and_the_pages_lead_to_each_other() -> None:
     assert listed == {*pages, "../README.md"}
     assert "](docs/README.md)" in README
     for page in pages:
-        assert "](README.md)" in (ROOT / "docs" / page).read_text(encoding="utf-8"), f"{page} has no link to docs/README.md"
+        assert "](README.md)" in (ROOT / "docs" / page).read_text(encoding="utf-8"), (
+            f"{page} has no link to docs/README.md"
+        )
 
 
 def test_the_readme_is_one_that_people_finish() -> None:
@@ -98,7 +123,9 @@ def test_the_page_of_the_architecture_names_every_package() -> None:
 
 
 def test_the_page_of_the_architecture_has_the_table_of_lines() -> None:
-    """Its row names are those of benchmarks/lines.py; its numbers are of the day when `just lines` wrote them."""
+    """Its row names are those of benchmarks/lines.py; its numbers are of the day when `just lines` wrote
+    them.
+    """
     command = [sys.executable, "benchmarks/lines.py"]
     printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -110,7 +137,11 @@ def test_the_page_of_the_architecture_has_the_table_of_lines() -> None:
 
 def test_every_recipe_named_exists() -> None:
     recipes = subprocess.run(
-        [str(Path(sys.executable).with_name("just")), "--summary"], cwd=ROOT, capture_output=True, text=True, check=True
+        [str(Path(sys.executable).with_name("just")), "--summary"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout.split()
     used = commands("just")
     assert used
@@ -124,7 +155,8 @@ def test_every_recipe_named_exists() -> None:
 def test_every_command_named_is_accepted(
     bitnet: Callable[..., Result], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """train with --dry-run; the rest against a real run and small files. The flags that a page shows must parse.
+    """train with --dry-run; the rest against a real run and small files. The flags that a page shows must
+    parse.
 
     Fine-tuning, voices and chat are tried in tests/experiments/test_bitnut_sft.py.
     """
@@ -148,7 +180,14 @@ def test_every_command_named_is_accepted(
         elif verb == "cost":
             result = bitnet(verb, *(word for word in rest if word != "--measure"))
         elif verb == "complete":
-            result = bitnet(verb, "latest", "1 + 2 = ", *(word for word in rest[2:] if word != "--interactive"), "--runs-dir", runs)
+            result = bitnet(
+                verb,
+                "latest",
+                "1 + 2 = ",
+                *(word for word in rest[2:] if word != "--interactive"),
+                "--runs-dir",
+                runs,
+            )
         elif verb in {"status", "plot", "evaluate", "report"} and not rest[0].startswith("bitnut_"):
             result = bitnet(verb, *rest, "--runs-dir", runs)
         else:
@@ -165,12 +204,24 @@ def flags_of(*words: str) -> set[str]:
 
 
 def test_every_flag_named_is_one_of_the_program() -> None:
-    """In the pages and in the messages of the program itself; `--start-from`, which never existed, stood in a generated table."""
+    """In the pages and in the messages of the program itself; `--start-from`, which never existed, stood in a
+    generated table.
+    """
     commands = [(verb,) for verb in VERBS] + [("train", name) for name in experiment_names()]
-    commands += [("tokenizer", "train"), ("tokenizer", "inspect"), ("voice", "prompts"), ("voice", "answers"), ("cost", "1B")]
+    commands += [
+        ("tokenizer", "train"),
+        ("tokenizer", "inspect"),
+        ("voice", "prompts"),
+        ("voice", "answers"),
+        ("cost", "1B"),
+    ]
     known = {"--version", *FOREIGN_FLAGS}.union(*(flags_of(*words) for words in commands))
     sources = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "src").rglob("*.py"))]
-    named = {flag for text in [*PAGES, *sources] for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_.-]*[a-z0-9]", text)}
+    named = {
+        flag
+        for text in [*PAGES, *sources]
+        for flag in re.findall(r"(?<![\w-])--[a-z][a-z0-9_.-]*[a-z0-9]", text)
+    }
     assert named - known == set()
 
 
@@ -187,12 +238,18 @@ def test_every_link_to_a_file_leads_somewhere() -> None:
 
 
 def test_every_source_file_that_a_page_names_exists() -> None:
-    """`nn/quantize.py` counts from the repository, from src or from src/bitnet; a bare `quantize.py` may stand in any folder."""
-    files = {path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")} | set(ROOT.glob("*.*"))
+    """`nn/quantize.py` counts from the repository, from src or from src/bitnet; a bare `quantize.py` may
+    stand in any folder.
+    """
+    files = {
+        path for folder in ("src", "tests", "benchmarks") for path in (ROOT / folder).rglob("*.*")
+    } | set(ROOT.glob("*.*"))
     for page, text in zip(FILES, PAGES, strict=True):
         for name in re.findall(r"`(?:python )?((?:[\w.]+/)*\w+\.(?:py|c|toml|txt|sh))`", text):
             found = (
-                any((start / name).is_file() for start in (ROOT, ROOT / "src", SOURCE)) if "/" in name else name in {f.name for f in files}
+                any((start / name).is_file() for start in (ROOT, ROOT / "src", SOURCE))
+                if "/" in name
+                else name in {f.name for f in files}
             )
             assert found or name in EXAMPLES, (page.name, name)
 

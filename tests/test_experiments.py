@@ -30,7 +30,8 @@ from conftest import Result
 from corpora import stories, write_txt
 
 FROM_NOTHING = [name for name in experiment_names() if "starts_from_a_run" not in find_experiment(name).extra]
-"""Experiments that begin with random weights; the others have tests of their own (tests/experiments/test_bitnut_sft.py)."""
+"""Experiments that begin with random weights; the others have tests of their own
+(tests/experiments/test_bitnut_sft.py)."""
 VARIANTS = [(name, variant) for name in FROM_NOTHING for variant in find_experiment(name).variants]
 
 
@@ -46,12 +47,20 @@ def shrunk(experiment: Experiment, variant: str, folder: Path) -> RunConfig:
     """The variant with a model that a test can afford."""
     config = experiment.variants[variant].config
     if isinstance(config.data, TextData):
-        few = {"held_out_one_in": 10, "max_documents": None, "allow_repeat": True, "judged_prompts": 12, "eval_sequences": 4}
+        few = {
+            "held_out_one_in": 10,
+            "max_documents": None,
+            "allow_repeat": True,
+            "judged_prompts": 12,
+            "eval_sequences": 4,
+        }
         config = dataclasses.replace(
             config,
             model=dataclasses.replace(config.model, vocab_size=320, max_seq_length=96),
             train=dataclasses.replace(config.train, seq_len=32, grad_accumulation_steps=1),
-            data=dataclasses.replace(config.data, data=(str(folder / "stories.txt"),), cache_dir=str(folder), **few),  # type: ignore[arg-type]
+            data=dataclasses.replace(
+                config.data, data=(str(folder / "stories.txt"),), cache_dir=str(folder), **few
+            ),  # type: ignore[arg-type]
         )
     small = {"hidden_size": 48, "num_layers": 2, "num_heads": 2, "num_kv_heads": 1, "ffn_hidden_size": 96}
     train = dataclasses.replace(config.train, batch_size=8, eval_cases=12)
@@ -68,19 +77,27 @@ def test_same_seed_same_batches_and_another_seed_others(case: tuple[Experiment, 
     experiment, config = case
     numbers = np.arange(100, 108)
     first, second = (experiment.open(config).source.rows(numbers) for _ in range(2))
-    assert all(torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True))
-    other = experiment.open(dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))).source.rows(numbers)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.tensors().values(), second.tensors().values(), strict=True)
+    )
+    other = experiment.open(
+        dataclasses.replace(config, train=dataclasses.replace(config.train, seed=7))
+    ).source.rows(numbers)
     assert not torch.equal(first.input_ids, other.input_ids)
     assert first.input_ids.shape == (8, config.train.seq_len)
 
 
-def test_frozen_evaluation_is_always_the_same_and_disjoint_from_training(case: tuple[Experiment, RunConfig]) -> None:
+def test_frozen_evaluation_is_always_the_same_and_disjoint_from_training(
+    case: tuple[Experiment, RunConfig],
+) -> None:
     experiment, config = case
     task = experiment.open(config)
     first, second = task.frozen_evaluation(), experiment.open(config).frozen_evaluation()
     assert torch.equal(first[0].input_ids, second[0].input_ids)
     kept = {tuple(token for token in row if token) for batch in first for row in batch.input_ids.tolist()}
-    trained = "\n" + "\n".join(task.tokenizer.decode(row) for row in task.source.rows(np.arange(2000)).input_ids.tolist())
+    trained = "\n" + "\n".join(
+        task.tokenizer.decode(row) for row in task.source.rows(np.arange(2000)).input_ids.tolist()
+    )
     assert not any("\n" + task.tokenizer.decode(row) in trained for row in kept)
 
 
@@ -109,7 +126,9 @@ def test_thirty_updates_on_one_batch_lower_the_loss(case: tuple[Experiment, RunC
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(case: tuple[Experiment, RunConfig]) -> None:
+def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(
+    case: tuple[Experiment, RunConfig],
+) -> None:
     experiment, config = case
     task = experiment.open(config)
     metrics = task.judge(BitNetTransformer(config.model), 12)
@@ -122,26 +141,39 @@ def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(case: tuple[
             assert 0 <= value <= 1
             assert metrics[f"{name}_cases"] <= 12
     for variant in experiment.variants.values():
-        assert {criterion.metric for criterion in variant.criteria} <= metrics.keys() | {"nats_per_token", "bits_per_byte"}
+        assert {criterion.metric for criterion in variant.criteria} <= metrics.keys() | {
+            "nats_per_token",
+            "bits_per_byte",
+        }
     assert len(task.show(BitNetTransformer(config.model), 3)) == 3
 
 
-SMALL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-         "--model.ffn-hidden-size", "48", "--batch-size", "4", "--train.eval-cases", "6", "--num-steps", "4", "--train.warmup-steps", "0",
-         "--train.checkpoint-every", "2", "--train.eval-every", "2", "--train.probe-every", "2", "--train.sample-every", "4"]  # fmt: skip
+SMALL = """
+    --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 48 --batch-size 4 --train.eval-cases 6 --num-steps 4 --train.warmup-steps 0
+    --train.checkpoint-every 2 --train.eval-every 2 --train.probe-every 2 --train.sample-every 4
+""".split()
 
-SMALL_TEXT = ["--model.vocab-size", "320", "--model.max-seq-length", "96", "--seq-len", "32", "--data.held-out-one-in", "10"]
+SMALL_TEXT = """
+    --model.vocab-size 320 --model.max-seq-length 96 --seq-len 32 --data.held-out-one-in 10
+""".split()
 
 
 @pytest.mark.parametrize("name", FROM_NOTHING)
 def test_training_leaves_a_valid_run_and_resumes_bit_for_bit(
     name: str, bitnet: Callable[..., Result], corpus_folder: Path, tmp_path: Path
 ) -> None:
-    """Four updates in one go, and four with a stop after the second: equal weights and optimizer, and every file that a run has."""
+    """Four updates in one go, and four with a stop after the second: equal weights and optimizer, and every
+    file that a run has.
+    """
 
     variant = find_experiment(name).default_variant("cpu")
     on_text = isinstance(find_experiment(name).variants[variant].config.data, TextData)
-    own = [*SMALL_TEXT, "--data", corpus_folder / "stories.txt", "--cache-dir", corpus_folder] if on_text else []
+    own = (
+        [*SMALL_TEXT, "--data", corpus_folder / "stories.txt", "--cache-dir", corpus_folder]
+        if on_text
+        else []
+    )
 
     def train(runs: str) -> Result:
         words = ["--variant", variant, "--device", "cpu", *SMALL, *own]
@@ -177,16 +209,20 @@ from bitnet.train.experiment import Criterion, Experiment, Variant
 
 CONFIG = dataclasses.replace(
     QUICK,
-    model=dataclasses.replace(QUICK.model, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48),
+    model=dataclasses.replace(QUICK.model, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1,
+                              ffn_hidden_size=48),
     train=dataclasses.replace(QUICK.train, batch_size=4, total_steps=3, warmup_steps=0, eval_cases=8),
     data=dataclasses.replace(QUICK.data, max_operand=9),
 )
 experiment = Experiment(name="mine", label="1M", about="a test", open=ArithmeticTask,
-                        variants={"quick": Variant(CONFIG, (Criterion("exact_match", at_least=0.0),), "three updates")})
+                        variants={"quick": Variant(CONFIG, (Criterion("exact_match", at_least=0.0),),
+                                                    "three updates")})
 """
 
 
-def test_experiment_in_a_file_of_its_own_trains_and_is_judged(bitnet: Callable[..., Result], tmp_path: Path) -> None:
+def test_experiment_in_a_file_of_its_own_trains_and_is_judged(
+    bitnet: Callable[..., Result], tmp_path: Path
+) -> None:
     file = tmp_path / "mine.py"
     file.write_text(MINE)
     trained = bitnet("train", file, "--device", "cpu", "--runs-dir", tmp_path / "runs", "--json")
@@ -196,7 +232,9 @@ def test_experiment_in_a_file_of_its_own_trains_and_is_judged(bitnet: Callable[.
     judged = bitnet(*command, "--experiment", file)
     assert judged.code == 0, judged.err
     assert judged.json["verdict"] == "PASS"
-    assert "--experiment mine.py" in bitnet(*command).err, "what a run names is not executed; the message says how to name it"
+    assert "--experiment mine.py" in bitnet(*command).err, (
+        "what a run names is not executed; the message says how to name it"
+    )
 
 
 def test_file_without_an_experiment_is_refused(bitnet: Callable[..., Result], tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Files are whole or absent, locks belong to the living, and what a stranger wrote is bounded before it is used."""
+"""Files are whole or absent, locks belong to the living, and what a stranger wrote is bounded before it is
+used.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +59,12 @@ def test_hostile_json_is_one_line_with_the_file_and_the_fix(name: str, tmp_path:
 
 def test_usual_json_is_read_as_it_is() -> None:
     """Brackets in strings nest nothing, and long numbers are fine up to the bound."""
-    deep = {"text": "[" * 500 + '"' + "{" * 500, "big": 10**39, "list": [[1, 2.5, None, True, "é😀"]] * 70, "small": 1e-300}
+    deep = {
+        "text": "[" * 500 + '"' + "{" * 500,
+        "big": 10**39,
+        "list": [[1, 2.5, None, True, "é😀"]] * 70,
+        "small": 1e-300,
+    }
     assert parse_json(json.dumps(deep)) == deep
     assert parse_json(json.dumps(deep, ensure_ascii=False)) == deep
     assert parse_json('{"pair": "\\ud83d\\ude00"}') == {"pair": "😀"}
@@ -109,7 +116,10 @@ def test_a_file_is_replaced_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyt
 
 def test_what_a_killed_writer_left_is_swept(tmp_path: Path) -> None:
     write_atomic(tmp_path / "status.json", "{}")
-    script = "import os, sys; from bitnet.files import replacing; from pathlib import Path\nwith replacing(Path(sys.argv[1])) as t:"
+    script = (
+        "import os, sys; from bitnet.files import replacing; from pathlib import Path\nwith "
+        "replacing(Path(sys.argv[1])) as t:"
+    )
     script += "\n    t.write_text('half'); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", script, str(tmp_path / "status.json")], check=False)
     assert len(list(tmp_path.iterdir())) == 2
@@ -125,7 +135,12 @@ def test_json_that_is_written_can_be_read(tmp_path: Path) -> None:
 
 def test_one_digest(tmp_path: Path) -> None:
     write_atomic(tmp_path / "a", "é")
-    assert sha256(tmp_path / "a") == sha256_of("é") == sha256_of("é".encode()) == hashlib.sha256("é".encode()).hexdigest()
+    assert (
+        sha256(tmp_path / "a")
+        == sha256_of("é")
+        == sha256_of("é".encode())
+        == hashlib.sha256("é".encode()).hexdigest()
+    )
 
 
 def test_a_lock_belongs_to_a_living_process(tmp_path: Path) -> None:
@@ -136,7 +151,9 @@ def test_a_lock_belongs_to_a_living_process(tmp_path: Path) -> None:
         with pytest.raises(RunError, match="busy"), exclusive(path, RunError("busy")):
             pass
     assert not is_locked(path)
-    script = "import fcntl, os, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
+    script = (
+        "import fcntl, os, sys; fcntl.flock(open(sys.argv[1], 'a'), fcntl.LOCK_EX); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", script, str(path)], check=False)
     assert not is_locked(path)
     with exclusive(path, RunError("busy")):
@@ -145,7 +162,9 @@ def test_a_lock_belongs_to_a_living_process(tmp_path: Path) -> None:
 
 
 def test_a_lock_that_is_a_pipe_or_a_link_is_refused_at_once(tmp_path: Path) -> None:
-    """A named pipe as the lock of one run made `bitnet runs` wait for ever; a link makes a file where it leads."""
+    """A named pipe as the lock of one run made `bitnet runs` wait for ever; a link makes a file where it
+    leads.
+    """
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
     assert not is_locked(tmp_path / "pipe")

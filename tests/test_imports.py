@@ -1,4 +1,6 @@
-"""Imports point down: the table of the architecture, and what may stand nowhere, read from the source with `ast`."""
+"""Imports point down: the table of the architecture, and what may stand nowhere, read from the source with
+`ast`.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "diagnose": {*CORE, "corpus"},
 }
 DOORS = {"cli", "web"}
-ENTRANCES = {"__init__": {"nn", "trained_model"}, "__main__": {"cli"}}  # the package itself, and `python -m bitnet`
+ENTRANCES = {
+    "__init__": {"nn", "trained_model"},
+    "__main__": {"cli"},
+}  # the package itself, and `python -m bitnet`
 MODULES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -59,7 +64,9 @@ def name_of(path: Path) -> str:
 
 
 def imported(tree: ast.AST) -> Iterator[str]:
-    """Dotted names of everything imported anywhere in a file: at the top, inside functions, for type checkers."""
+    """Dotted names of everything imported anywhere in a file: at the top, inside functions, for type
+    checkers.
+    """
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -67,12 +74,18 @@ def imported(tree: ast.AST) -> Iterator[str]:
             assert node.level == 0, "imports are absolute here, so that this test can read them"
             assert node.module is not None
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif isinstance(node, ast.Call) and ast.unparse(node.func).endswith("import_module") and isinstance(node.args[0], ast.Constant):
+        elif (
+            isinstance(node, ast.Call)
+            and ast.unparse(node.func).endswith("import_module")
+            and isinstance(node.args[0], ast.Constant)
+        ):
             yield node.args[0].value
 
 
 def ours(tree: ast.AST) -> set[str]:
-    """What a file imports from this package, without the `bitnet.`; nothing for the package itself (its version)."""
+    """What a file imports from this package, without the `bitnet.`; nothing for the package itself (its
+    version).
+    """
     return {name.removeprefix("bitnet.") for name in imported(tree) if name.startswith("bitnet.")}
 
 
@@ -98,13 +111,19 @@ def test_the_table_covers_every_room_and_the_test_reads_them() -> None:
 
 
 def test_only_the_doors_import_experiments() -> None:
-    users = {room(path) for path in MODULES if any(allowed(t, {"experiments"}) for t in ours(ast.parse(path.read_text())))}
+    users = {
+        room(path)
+        for path in MODULES
+        if any(allowed(t, {"experiments"}) for t in ours(ast.parse(path.read_text())))
+    }
     assert users <= {"experiments", *DOORS}
     assert "cli" in users
 
 
 def test_nobody_imports_a_door() -> None:
-    users = {room(path) for path in MODULES if any(allowed(t, DOORS) for t in ours(ast.parse(path.read_text())))}
+    users = {
+        room(path) for path in MODULES if any(allowed(t, DOORS) for t in ours(ast.parse(path.read_text())))
+    }
     assert users <= {"__main__", *DOORS}
 
 
@@ -130,7 +149,9 @@ def late():
     assert ours(ast.parse(source)) == {"cli.main.main", "web.server", "report", "voice.answers"}
 
 
-@pytest.mark.parametrize("path", [*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize(
+    "path", [*MODULES, *sorted((ROOT / "benchmarks").rglob("*.py"))], ids=lambda p: str(p.relative_to(ROOT))
+)
 def test_no_pickle_and_no_code_from_strangers(path: Path) -> None:
     """Reading a pickle runs whatever its author wrote; so does trust_remote_code."""
     tree = ast.parse(path.read_text())
@@ -138,7 +159,9 @@ def test_no_pickle_and_no_code_from_strangers(path: Path) -> None:
     assert {name.split(".")[0] for name in imported(tree)}.isdisjoint(picklers)
     assert {"torch.load", "torch.save"}.isdisjoint(imported(tree))
     attributes = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert attributes.isdisjoint({"torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "torch.package"})
+    assert attributes.isdisjoint(
+        {"torch.load", "torch.save", "torch.jit.load", "torch.hub.load", "torch.package"}
+    )
     for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
         words = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert words.get("trust_remote_code", "False") == "False"

@@ -22,11 +22,14 @@ from bitnet.cli.main import main
 
 def busy(*words, **options):
     threading.Timer(1, lambda: print("busy", flush=True)).start()  # said once the call below is under way
-    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # one call into C for an hour, as a long product is, without the lock of Python
+    hashlib.pbkdf2_hmac("sha256", b"a", b"b", 2**31 - 1)  # one call into C for an hour, as a long product is
     return 0
 """
 PLACES = {
-    "training": ("import bitnet.train.start as start\nstart.train_steps = busy\n", [*TINY_TRAIN, "--run-id", "r"]),
+    "training": (
+        "import bitnet.train.start as start\nstart.train_steps = busy\n",
+        [*TINY_TRAIN, "--run-id", "r"],
+    ),
     "an evaluation inside training": (
         "import bitnet.train.observe.measurements as measurements\nmeasurements.held_out_loss = busy\n",
         [*TINY_TRAIN, "--run-id", "r", "--num-steps", "3"],
@@ -36,18 +39,27 @@ PLACES = {
 
 
 def heed_ctrl_c() -> None:
-    """Undo what a shell does for commands in the background: they ignore SIGINT, and so would their children."""
+    """Undo what a shell does for commands in the background: they ignore SIGINT, and so would their
+    children.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for_delivery(pid: int) -> None:
-    """Two equal signals that wait together are one for the system, as a person's two key presses never are."""
+    """Two equal signals that wait together are one for the system, as a person's two key presses never
+    are.
+    """
     status = Path(f"/proc/{pid}/status")
-    while any(line.startswith("ShdPnd") and int(line.split()[1], 16) for line in status.read_text().splitlines()):
+    while any(
+        line.startswith("ShdPnd") and int(line.split()[1], 16) for line in status.read_text().splitlines()
+    ):
         pass
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs the pending signals of a process, as Linux shows them")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(),
+    reason="needs the pending signals of a process, as Linux shows them",
+)
 @pytest.mark.parametrize(
     ("place", "pair"),
     [
@@ -61,7 +73,14 @@ def test_a_second_signal_during_one_long_operation_ends_the_process(
     place: str, pair: tuple[signal.Signals, signal.Signals], bitnet: Callable[..., Result], tmp_path: Path
 ) -> None:
     patch, words = PLACES[place]
-    command = [sys.executable, "-c", f"{BUSY}\n{patch}\nsys.exit(main(sys.argv[1:]))", *words, "--runs-dir", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-c",
+        f"{BUSY}\n{patch}\nsys.exit(main(sys.argv[1:]))",
+        *words,
+        "--runs-dir",
+        str(tmp_path),
+    ]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, preexec_fn=heed_ctrl_c) as process:  # noqa: PLW1509
         assert process.stdout is not None
@@ -80,12 +99,17 @@ def test_a_second_signal_during_one_long_operation_ends_the_process(
         assert status["state"] == "stopped"
         assert status["why"].startswith(pair[1].name)
         assert bitnet("status", "r", "--runs-dir", tmp_path, "--json").json["state"] == "stopped"
-        assert bitnet(*TINY_TRAIN, "--run-id", "r", "--num-steps", 3, "--runs-dir", tmp_path).code in (0, 2)  # 2: other settings
+        assert bitnet(*TINY_TRAIN, "--run-id", "r", "--num-steps", 3, "--runs-dir", tmp_path).code in (
+            0,
+            2,
+        )  # 2: other settings
 
 
 @pytest.fixture
 def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int | None]]:
-    """A watch that ends the process at once, if it does; the code that it would exit with, after waiting for it or not."""
+    """A watch that ends the process at once, if it does; the code that it would exit with, after waiting for
+    it or not.
+    """
     codes: list[int] = []
     done = threading.Event()
 
@@ -100,7 +124,9 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int | None]]
     signal.signal(signal.SIGTERM, before)
 
 
-def test_two_signals_end_the_process_and_say_so(exits: Callable[[], int | None], capfd: pytest.CaptureFixture[str]) -> None:
+def test_two_signals_end_the_process_and_say_so(
+    exits: Callable[[], int | None], capfd: pytest.CaptureFixture[str]
+) -> None:
     said: list[str] = []
     with interrupt.second_signal_ends(), interrupt.last_words(lambda number: said.append(number.name)):
         signal.raise_signal(signal.SIGTERM)

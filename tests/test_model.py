@@ -1,4 +1,6 @@
-"""The model: exact sizes, equality with Llama, causality, cached generation, a sane start, and settings that are refused."""
+"""The model: exact sizes, equality with Llama, causality, cached generation, a sane start, and settings that
+are refused.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,20 @@ def test_the_five_shapes_are_declared() -> None:
 
 
 def test_the_parts_of_the_model_have_their_documented_names(tiny_model: BitNetTransformer) -> None:
-    block = {"pre_attn_norm", "attention.qkv_proj", "attention.out_proj", "pre_ffn_norm", "feedforward.gate_up", "feedforward.down"}
+    block = {
+        "pre_attn_norm",
+        "attention.qkv_proj",
+        "attention.out_proj",
+        "pre_ffn_norm",
+        "feedforward.gate_up",
+        "feedforward.down",
+    }
     expected = {f"blocks.{layer}.{part}.weight" for layer in range(2) for part in block}
-    assert {name for name, _ in tiny_model.named_parameters()} == {"token_embeddings.weight", "final_norm.weight", *expected}
+    assert {name for name, _ in tiny_model.named_parameters()} == {
+        "token_embeddings.weight",
+        "final_norm.weight",
+        *expected,
+    }
     assert list(tiny_model.bit_linears()) == [
         f"L{i}_{part}" for i in range(2) for part in ("attn_qkv", "attn_out", "ffn_gate_up", "ffn_down")
     ]
@@ -70,22 +83,40 @@ def llama_with_our_weights(model: BitNetTransformer) -> Any:
 
     config = model.config
     settings = LlamaConfig(
-        vocab_size=config.vocab_size, hidden_size=config.hidden_size, intermediate_size=config.ffn_hidden_size,
-        num_hidden_layers=config.num_layers, num_attention_heads=config.num_heads, num_key_value_heads=config.num_kv_heads,
-        max_position_embeddings=config.max_seq_length, rms_norm_eps=config.norm_eps, hidden_act="silu",
-        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta}, tie_word_embeddings=config.embeddings_tied,
-        attention_bias=False, mlp_bias=False, attn_implementation="eager",
-    )  # fmt: skip
-    weights = {"model.embed_tokens.weight": model.token_embeddings.weight, "model.norm.weight": model.final_norm.weight}
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        intermediate_size=config.ffn_hidden_size,
+        num_hidden_layers=config.num_layers,
+        num_attention_heads=config.num_heads,
+        num_key_value_heads=config.num_kv_heads,
+        max_position_embeddings=config.max_seq_length,
+        rms_norm_eps=config.norm_eps,
+        hidden_act="silu",
+        rope_parameters={"rope_type": "default", "rope_theta": config.rope_theta},
+        tie_word_embeddings=config.embeddings_tied,
+        attention_bias=False,
+        mlp_bias=False,
+        attn_implementation="eager",
+    )
+    weights = {
+        "model.embed_tokens.weight": model.token_embeddings.weight,
+        "model.norm.weight": model.final_norm.weight,
+    }
     weights["lm_head.weight"] = model.lm_head.weight
     for index, block in enumerate(model.blocks):
         q, k, v = block.attention.qkv_proj.weight.split(block.attention.qkv_proj.rows)
         gate, up = block.feedforward.gate_up.weight.chunk(2)
         parts = {
-            "self_attn.q_proj": q, "self_attn.k_proj": k, "self_attn.v_proj": v, "self_attn.o_proj": block.attention.out_proj.weight,
-            "mlp.gate_proj": gate, "mlp.up_proj": up, "mlp.down_proj": block.feedforward.down.weight,
-            "input_layernorm": block.pre_attn_norm.weight, "post_attention_layernorm": block.pre_ffn_norm.weight,
-        }  # fmt: skip
+            "self_attn.q_proj": q,
+            "self_attn.k_proj": k,
+            "self_attn.v_proj": v,
+            "self_attn.o_proj": block.attention.out_proj.weight,
+            "mlp.gate_proj": gate,
+            "mlp.up_proj": up,
+            "mlp.down_proj": block.feedforward.down.weight,
+            "input_layernorm": block.pre_attn_norm.weight,
+            "post_attention_layernorm": block.pre_ffn_norm.weight,
+        }
         weights |= {f"model.layers.{index}.{name}.weight": weight for name, weight in parts.items()}
     llama = LlamaForCausalLM(settings).eval()
     missing = llama.load_state_dict({name: weight.detach().clone() for name, weight in weights.items()})
@@ -93,9 +124,14 @@ def llama_with_our_weights(model: BitNetTransformer) -> Any:
     return llama
 
 
-@pytest.mark.parametrize("changes", [{}, {"embeddings_tied": False, "rope_theta": 500_000.0}, {"num_kv_heads": 4}, {"num_kv_heads": 1}])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"embeddings_tied": False, "rope_theta": 500_000.0}, {"num_kv_heads": 4}, {"num_kv_heads": 1}],
+)
 def test_with_full_precision_weights_it_is_llama(tiny_config: BitNetConfig, changes: dict[str, Any]) -> None:
-    """Rotary positions, grouped-query attention, norms and SwiGLU, against an implementation that is not ours."""
+    """Rotary positions, grouped-query attention, norms and SwiGLU, against an implementation that is not
+    ours.
+    """
     torch.manual_seed(0)
     model = BitNetTransformer(dataclasses.replace(tiny_config, weights="full", activations="full", **changes))
     with torch.no_grad():
@@ -103,7 +139,9 @@ def test_with_full_precision_weights_it_is_llama(tiny_config: BitNetConfig, chan
             parameter.copy_(torch.randn_like(parameter) * (0.3 if parameter.dim() == 2 else 1.0))
     ids = torch.randint(0, 32, (2, 24))
     with torch.no_grad():
-        torch.testing.assert_close(model(ids), llama_with_our_weights(model)(ids).logits, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            model(ids), llama_with_our_weights(model)(ids).logits, rtol=1e-4, atol=1e-4
+        )
 
 
 def test_the_rotary_table_by_worked_example() -> None:
@@ -119,7 +157,12 @@ def test_rotated_products_depend_on_the_distance_only() -> None:
     q, k = torch.randn(1, 1, 1, 8), torch.randn(1, 1, 1, 8)
 
     def product(at: int, other: int) -> float:
-        return float((rotate(q, cos[at : at + 1], sin[at : at + 1]) * rotate(k, cos[other : other + 1], sin[other : other + 1])).sum())
+        return float(
+            (
+                rotate(q, cos[at : at + 1], sin[at : at + 1])
+                * rotate(k, cos[other : other + 1], sin[other : other + 1])
+            ).sum()
+        )
 
     assert product(7, 5) == pytest.approx(product(2, 0), abs=1e-5)
 
@@ -127,8 +170,11 @@ def test_rotated_products_depend_on_the_distance_only() -> None:
 def variants() -> list[Any]:
     """Every option that changes the forward pass."""
     changes: list[dict[str, Any]] = [
-        {}, {"sub_norm": True, "activation": "relu2", "embeddings_tied": False}, {"weights": "full"}, {"activations": "full"},
-    ]  # fmt: skip
+        {},
+        {"sub_norm": True, "activation": "relu2", "embeddings_tied": False},
+        {"weights": "full"},
+        {"activations": "full"},
+    ]
     return [pytest.param(change, id=",".join(change) or "plain") for change in changes]
 
 
@@ -145,7 +191,9 @@ def test_no_logit_sees_a_later_token(tiny_config: BitNetConfig, changes: dict[st
 
 
 @pytest.mark.parametrize("changes", variants())
-def test_reading_in_pieces_through_the_cache_equals_reading_at_once(tiny_config: BitNetConfig, changes: dict[str, Any]) -> None:
+def test_reading_in_pieces_through_the_cache_equals_reading_at_once(
+    tiny_config: BitNetConfig, changes: dict[str, Any]
+) -> None:
     """A long piece, one token, and a piece on top of a past: the three shapes of the attention mask."""
     model = BitNetTransformer(dataclasses.replace(tiny_config, **changes))
     ids = torch.randint(0, 32, (2, 12))
@@ -176,7 +224,10 @@ def test_cached_generation_equals_full_recomputation(tiny_config: BitNetConfig, 
 def test_sampled_generation_is_repeated_by_its_seed(tiny_model: BitNetTransformer) -> None:
     prompt = torch.randint(0, 32, (1, 3))
     first, again, other = (
-        generate(tiny_model, prompt, max_new_tokens=12, sampling=Sampling(temperature=1.0, seed=seed)).tolist() for seed in (5, 5, 6)
+        generate(
+            tiny_model, prompt, max_new_tokens=12, sampling=Sampling(temperature=1.0, seed=seed)
+        ).tolist()
+        for seed in (5, 5, 6)
     )
     assert first == again
     assert first != other
@@ -199,18 +250,25 @@ def test_a_text_longer_than_the_model_is_refused(tiny_model: BitNetTransformer) 
         ({"rope_theta": math.inf}, "model.rope_theta is inf"),
     ],
 )
-def test_impossible_shapes_are_refused_with_the_rule(tiny_config: BitNetConfig, changes: dict[str, Any], message: str) -> None:
+def test_impossible_shapes_are_refused_with_the_rule(
+    tiny_config: BitNetConfig, changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(tiny_config, **changes)
 
 
 def test_a_config_survives_its_json(tiny_config: BitNetConfig) -> None:
     """Derived figures stand beside the fields in config.json and are ignored on the way back."""
-    assert config_from_dict({**dataclasses.asdict(tiny_config), "head_dim": 8, "total_params": 1}) == tiny_config
+    assert (
+        config_from_dict({**dataclasses.asdict(tiny_config), "head_dim": 8, "total_params": 1}) == tiny_config
+    )
 
 
 def test_a_tied_head_is_the_embedding_itself(tiny_config: BitNetConfig) -> None:
-    tied, untied = BitNetTransformer(tiny_config), BitNetTransformer(dataclasses.replace(tiny_config, embeddings_tied=False))
+    tied, untied = (
+        BitNetTransformer(tiny_config),
+        BitNetTransformer(dataclasses.replace(tiny_config, embeddings_tied=False)),
+    )
     assert tied.lm_head.weight is tied.token_embeddings.weight
     assert untied.lm_head.weight is not untied.token_embeddings.weight
 

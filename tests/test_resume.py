@@ -1,4 +1,6 @@
-"""A run that was stopped, killed or cut off continues as if nothing had happened: bit for bit, through `bitnet train`."""
+"""A run that was stopped, killed or cut off continues as if nothing had happened: bit for bit, through
+`bitnet train`.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,15 @@ TIMED = {"step_time_ms", "tokens_per_sec", "process_mem_gb", "mfu"}  # what hang
 def arguments(runs: Path, recipe: str, steps: int) -> list[str]:
     often = {"checkpoint": 4, "eval": 3, "probe": 3, "sample": 5}
     every = [f"--train.{what}-every={period * (1 if steps <= 10 else 8)}" for what, period in often.items()]
-    return [*TINY_TRAIN, *RECIPES[recipe], *every, "--train.keep-last=2", f"--num-steps={steps}", "--run-id=one", f"--runs-dir={runs}"]
+    return [
+        *TINY_TRAIN,
+        *RECIPES[recipe],
+        *every,
+        "--train.keep-last=2",
+        f"--num-steps={steps}",
+        "--run-id=one",
+        f"--runs-dir={runs}",
+    ]
 
 
 def train(runs: Path, recipe: str, steps: int) -> Result:
@@ -48,10 +58,15 @@ def status(runs: Path) -> dict[str, Any]:
 
 
 def outcome(runs: Path, steps: int) -> dict[str, Any]:
-    """Everything a finished run determines: weights, optimizer state, random states, and every line of every file."""
+    """Everything a finished run determines: weights, optimizer state, random states, and every line of every
+    file.
+    """
     layout = run_of(runs)
     final = layout.checkpoint(steps)
-    found: dict[str, Any] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(final.glob("*.safetensors"))}
+    found: dict[str, Any] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(final.glob("*.safetensors"))
+    }
     assert {"model.safetensors", "optimizer.safetensors"} <= found.keys()
     found["rng"] = json.loads((final / "state.json").read_text())["rng_states"]
     for path in layout.line_files():
@@ -72,7 +87,9 @@ def assert_complete(found: dict[str, Any], steps: int) -> None:
 
 
 def happening_at(step: int, happening: Callable[[], None]) -> Callable[..., Iterator[StepReport]]:
-    """The training loop, with something happening right after the given update, before any observer sees it."""
+    """The training loop, with something happening right after the given update, before any observer sees
+    it.
+    """
     real = start.train_steps
 
     def steps(*words: Any, **options: Any) -> Iterator[StepReport]:
@@ -102,13 +119,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict
 
 @pytest.mark.parametrize("stopper", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("recipe", RECIPES)
-def test_five_updates_and_five_more_are_ten(recipe: str, stopper: signal.Signals, tmp_path: Path, whole: Any) -> None:
+def test_five_updates_and_five_more_are_ten(
+    recipe: str, stopper: signal.Signals, tmp_path: Path, whole: Any
+) -> None:
     """Stopped by a signal after update 5, which gets a checkpoint; the same command then goes on to 10."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "train_steps", happening_at(5, lambda: signal.raise_signal(stopper)))
         stopped = train(tmp_path, recipe, 10)
     assert stopped.code == 128 + stopper
-    assert (status(tmp_path)["state"], status(tmp_path)["why"], status(tmp_path)["step"]) == ("stopped", stopper.name, 5)
+    assert (status(tmp_path)["state"], status(tmp_path)["why"], status(tmp_path)["step"]) == (
+        "stopped",
+        stopper.name,
+        5,
+    )
     assert run_of(tmp_path).checkpoint_steps()[-1] == 5
     resumed = train(tmp_path, recipe, 10)
     assert resumed.code == 0
@@ -126,8 +149,12 @@ def test_a_stop_at_the_last_update_is_a_finished_run(tmp_path: Path, whole: Any)
 
 
 @pytest.mark.parametrize("step", [3, 6, 9])
-def test_a_crash_between_checkpoints_costs_only_the_updates_since(step: int, tmp_path: Path, whole: Any) -> None:
-    """The state says failed and why; metrics that ran ahead of the newest checkpoint are cut back, then written again."""
+def test_a_crash_between_checkpoints_costs_only_the_updates_since(
+    step: int, tmp_path: Path, whole: Any
+) -> None:
+    """The state says failed and why; metrics that ran ahead of the newest checkpoint are cut back, then
+    written again.
+    """
 
     def crash() -> None:
         raise ZeroDivisionError("the test's crash")
@@ -136,13 +163,18 @@ def test_a_crash_between_checkpoints_costs_only_the_updates_since(step: int, tmp
         patch.setattr(start, "train_steps", happening_at(step, crash))
         with pytest.raises(ZeroDivisionError):
             train(tmp_path, "muon", 10)
-    assert (status(tmp_path)["state"], status(tmp_path)["why"]) == ("failed", "ZeroDivisionError: the test's crash")
+    assert (status(tmp_path)["state"], status(tmp_path)["why"]) == (
+        "failed",
+        "ZeroDivisionError: the test's crash",
+    )
     resumed = train(tmp_path, "muon", 10)
     assert resumed.code == 0
     assert outcome(tmp_path, 10) == whole("muon", 10)
 
 
-def test_a_half_written_line_and_a_damaged_checkpoint_are_survived_together(tmp_path: Path, whole: Any) -> None:
+def test_a_half_written_line_and_a_damaged_checkpoint_are_survived_together(
+    tmp_path: Path, whole: Any
+) -> None:
     """What a power cut leaves: the newest checkpoint is bad, so one before it is taken, and that is said."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(start, "train_steps", happening_at(9, lambda: signal.raise_signal(signal.SIGTERM)))
@@ -167,7 +199,9 @@ def line_count(path: Path) -> int:
 
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_kill_at_a_random_moment_loses_nothing(recipe: str, tmp_path: Path, whole: Any) -> None:
-    """SIGKILL, which no program can prepare for, somewhere in the first fifty of 120 updates of a real process."""
+    """SIGKILL, which no program can prepare for, somewhere in the first fifty of 120 updates of a real
+    process.
+    """
     moment = random.SystemRandom().randint(1, 50)
     command = [sys.executable, "-m", "bitnet", *arguments(tmp_path, recipe, 120)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
@@ -192,7 +226,9 @@ def test_a_process_has_as_many_threads_as_what_it_is_compared_with() -> None:
 
 
 def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_none(tmp_path: Path, whole: Any) -> None:
-    """Its folder appears by one rename, so what is half-written is never taken for a checkpoint, and is swept away."""
+    """Its folder appears by one rename, so what is half-written is never taken for a checkpoint, and is swept
+    away.
+    """
     script = """
 import os, signal, sys
 import safetensors.torch
@@ -205,11 +241,18 @@ safetensors.torch.save_file = save_file
 from bitnet.cli.main import main
 main(sys.argv[1:])
 """
-    ended = subprocess.run([sys.executable, "-c", script, *arguments(tmp_path, "adamw", 10)], check=False, capture_output=True, text=True)
+    ended = subprocess.run(
+        [sys.executable, "-c", script, *arguments(tmp_path, "adamw", 10)],
+        check=False,
+        capture_output=True,
+        text=True,
+    )
     assert ended.returncode == -signal.SIGKILL, ended.stderr
     layout = run_of(tmp_path)
     assert layout.checkpoint_steps() == [0, 4, 5]
     assert any(path.name.startswith(".step_000008") for path in layout.checkpoints.iterdir())
     assert "continuing after update 5" in train(tmp_path, "adamw", 10).out
     assert outcome(tmp_path, 10) == whole("adamw", 10)
-    assert sorted(path.name for path in layout.checkpoints.iterdir()) == [f"step_{step:06d}" for step in (0, 4, 5, 8, 10)]
+    assert sorted(path.name for path in layout.checkpoints.iterdir()) == [
+        f"step_{step:06d}" for step in (0, 4, 5, 8, 10)
+    ]

@@ -1,4 +1,6 @@
-"""JSON is held against types: what fits comes back as the type asks for it, all else is one line with name, value and type."""
+"""JSON is held against types: what fits comes back as the type asks for it, all else is one line with name,
+value and type.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,18 @@ class Settings:
 
 
 def test_what_fits_comes_back() -> None:
-    values = {"count": 3, "rate": 1, "kind": "b", "names": ["x", "y"], "limit": None, "on": True, "derived": 7}
-    assert from_json(Settings, values, "s", others={"derived"}) == Settings(count=3, rate=1, kind="b", names=("x", "y"), on=True)
+    values = {
+        "count": 3,
+        "rate": 1,
+        "kind": "b",
+        "names": ["x", "y"],
+        "limit": None,
+        "on": True,
+        "derived": 7,
+    }
+    assert from_json(Settings, values, "s", others={"derived"}) == Settings(
+        count=3, rate=1, kind="b", names=("x", "y"), on=True
+    )
     assert from_json(Settings, {"count": 1, "what": "ever"}, "s") == Settings(count=1)
 
 
@@ -35,16 +47,21 @@ def test_what_fits_comes_back() -> None:
     ("name", "value", "expected"),
     [
         ("count", "3", "a whole number"),
-        ("count", True, "a whole number"), ("count", 3.0, "a whole number"),
+        ("count", True, "a whole number"),
+        ("count", 3.0, "a whole number"),
         ("count", 2**63, "a whole number"),
-        ("count", None, "a whole number"), ("count", 0, "at least 1"),
+        ("count", None, "a whole number"),
+        ("count", 0, "at least 1"),
         ("rate", float("nan"), "a finite number"),
         ("rate", 10**310, "a finite number"),
-        ("kind", "uernary", "one of a, b"), ("kind", ["a"], "one of a, b"), ("names", "xy", "a list of a text"),
+        ("kind", "uernary", "one of a, b"),
+        ("kind", ["a"], "one of a, b"),
+        ("names", "xy", "a list of a text"),
         ("names", [1], "a list of a text"),
-        ("limit", "none", "a whole number or null"), ("on", 1, "true or false"),
+        ("limit", "none", "a whole number or null"),
+        ("on", 1, "true or false"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_one_line(name: str, value: Any, expected: str) -> None:
     with pytest.raises(DataError, match=expected) as caught:
         from_json(Settings, {"count": 1, name: value}, "meta/config.json, section model")

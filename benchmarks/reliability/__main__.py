@@ -1,11 +1,12 @@
 """Repeat the large trials of reliability, and record what held.
 
     python benchmarks/reliability --kills 100 --corruptions 500 --full-disk all --commands 1000 --hostile 200
-    python benchmarks/reliability --hostile 200 --seed 7      one kind only; the recorded results of the others stay
+    python benchmarks/reliability --hostile 200 --seed 7    # one kind only; the other results stay
 
-A kind is a module of this folder with `run(count, seed) -> list[Trial]`; count is None for `all`. Trials are drawn with the
-seed, so that a failure can be repeated. Results go to benchmarks/results/reliability.json with commit, hardware, torch and
-threads, and from there into docs/reliability.md (benchmarks/readme.py). Exit code 1 where a promise did not hold.
+A kind is a module of this folder with `run(count, seed) -> list[Trial]`; count is None for `all`. Trials are
+drawn with the seed, so that a failure can be repeated. Results go to benchmarks/results/reliability.json with
+commit, hardware, torch and threads, and from there into docs/reliability.md (benchmarks/readme.py). Exit code
+1 where a promise did not hold.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of this process and of those that it starts: results repeat for equal threads only
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of this process and of those that it starts: results repeat for equal threads only
 
 from hardware import RESULTS, where
 from reliability.trial import Trial, summary
@@ -62,7 +65,9 @@ def present() -> dict[str, tuple[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the kinds that were asked for; 1 where a promise did not hold."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for kind, (flag, about) in present().items():
         parser.add_argument(f"--{flag.replace(' ', '-')}", dest=kind, metavar="COUNT|all", help=about)
     parser.add_argument("--seed", type=int, default=1, help="draws the trials")
@@ -71,7 +76,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = 0
     for kind in (kind for kind in present() if options[kind] is not None):
         started = time.perf_counter()
-        trials: list[Trial] = importlib.import_module(f"reliability.{kind}").run(count_of(options[kind]), options["seed"])
+        trials: list[Trial] = importlib.import_module(f"reliability.{kind}").run(
+            count_of(options[kind]), options["seed"]
+        )
         for row in summary(trials):
             print(f"{kind:<14} {row['group']:<40} {row['held']:>5} of {row['trials']:>5} held", flush=True)
         for trial in (trial for trial in trials if not trial.held):

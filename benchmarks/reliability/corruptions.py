@@ -1,8 +1,9 @@
 """Files of a run emptied, cut, bit-flipped or deleted, one at a time: each is noticed, or it changes nothing.
 
-A stopped run is resumed, and a finished one evaluated. Either the command ends with one line and exit code 2, and no file of the run
-but its status has changed; or it ends well, and then weights, lines and metrics are those of the run that nobody touched. A damaged
-checkpoint that is skipped for an older one, which is said, is the second case for a resume; an evaluation may then differ.
+A stopped run is resumed, and a finished one evaluated. Either the command ends with one line and exit code 2,
+and no file of the run but its status has changed; or it ends well, and then weights, lines and metrics are
+those of the run that nobody touched. A damaged checkpoint that is skipped for an older one, which is said, is
+the second case for a resume; an evaluation may then differ.
 """
 
 from __future__ import annotations
@@ -52,7 +53,12 @@ def delete(path: Path, draw: random.Random) -> None:
     path.unlink()
 
 
-DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {"emptied": empty, "cut": cut, "bit-flipped": flip, "deleted": delete}
+DAMAGES: dict[str, Callable[[Path, random.Random], None]] = {
+    "emptied": empty,
+    "cut": cut,
+    "bit-flipped": flip,
+    "deleted": delete,
+}
 
 
 def run(count: int | None, seed: int) -> list[Trial]:
@@ -70,7 +76,11 @@ def run(count: int | None, seed: int) -> list[Trial]:
             kind = list(DAMAGES)[number // 2 % len(DAMAGES)]
             source = finished if number % 2 else stopped
             runs = Path(shutil.copytree(source, folder / "trial"))
-            path = draw.choice(sorted(path for path in (runs / RUN).rglob("*") if path.is_file() and path.name not in UNCHECKED))
+            path = draw.choice(
+                sorted(
+                    path for path in (runs / RUN).rglob("*") if path.is_file() and path.name not in UNCHECKED
+                )
+            )
             name = f"{path.relative_to(runs / RUN)} {kind}, then {'evaluate' if number % 2 else 'resume'}"
             DAMAGES[kind](path, draw)
             problem = _evaluate(runs, metrics) if number % 2 else _resume(runs, wanted)
@@ -96,7 +106,11 @@ def _runs(folder: Path) -> tuple[Path, Path]:
 
 
 def _content(runs: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in runs.rglob("*") if path.is_file() and path.name not in UNCHECKED}
+    return {
+        str(path): path.read_bytes()
+        for path in runs.rglob("*")
+        if path.is_file() and path.name not in UNCHECKED
+    }
 
 
 def _resume(runs: Path, wanted: dict[str, Any]) -> str:
@@ -120,4 +134,8 @@ def _evaluate(runs: Path, wanted: dict[str, Any]) -> str:
 
 def _other_figures(result: Result, wanted: dict[str, Any]) -> str:
     found = json.loads(result.out.strip().splitlines()[-1])
-    return "" if {key: found[key] for key in wanted} == wanted else f"other figures without a word: step {found['step']}"
+    return (
+        ""
+        if {key: found[key] for key in wanted} == wanted
+        else f"other figures without a word: step {found['step']}"
+    )

@@ -1,7 +1,9 @@
-"""A disk that is full at the n-th write of a command, for every n: one line, and everything that was there before is intact.
+"""A disk that is full at the n-th write of a command, for every n: one line, and everything that was there
+before is intact.
 
-A write is the opening of a file for writing below a folder, the forcing of one to disk, or the library's writing of tensors, which
-has an error of its own. From the n-th one on, each fails, as on a disk that stays full.
+A write is the opening of a file for writing below a folder, the forcing of one to disk, or the library's
+writing of tensors, which has an error of its own. From the n-th one on, each fails, as on a disk that stays
+full.
 """
 
 from __future__ import annotations
@@ -29,7 +31,9 @@ Words = Callable[[Path], list[object]]
 
 
 class FullDisk:
-    """Within `with`, the disk below `folder` is full after `left` more writes. hit: whether it came to that."""
+    """Within `with`, the disk below `folder` is full after `left` more writes. hit: whether it came to
+    that.
+    """
 
     def __init__(self, folder: Path, left: int) -> None:
         self.folder, self.left, self.hit = str(folder), left, False
@@ -66,7 +70,9 @@ class FullDisk:
         try:
             self._spend()
         except OSError:
-            raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)") from None
+            raise SafetensorError(
+                "Error while serializing: I/O error: No space left on device (os error 28)"
+            ) from None
         self.save(tensors, path)
 
 
@@ -83,32 +89,64 @@ COMMANDS: dict[str, Words] = {
     "compare": lambda home: ["compare", RUN, home / "runs" / "twin", "--runs-dir", home / "runs"],
     "prepare": lambda home: ["prepare", "arithmetic", "--out", home / "out.txt", "--count", 20],
     "prepare --data": lambda home: [
-        "prepare", "--data", home / "stories.txt", "--tokenizer", home / "made", "--out", home / "shards", "--processes", 1,
+        "prepare",
+        "--data",
+        home / "stories.txt",
+        "--tokenizer",
+        home / "made",
+        "--out",
+        home / "shards",
+        "--processes",
+        1,
     ],
     "tokenizer train": lambda home: [*TOKENIZER, "--data", home / "stories.txt", "--out", home / "again"],
     "voice prompts": lambda home: [
-        "voice", "prompts", "--topics", home / "topics.txt", "--teacher", "rules", "--out", home / "prompts", "--batches", 1,
+        "voice",
+        "prompts",
+        "--topics",
+        home / "topics.txt",
+        "--teacher",
+        "rules",
+        "--out",
+        home / "prompts",
+        "--batches",
+        1,
     ],
-    "voice answers": lambda home: ["voice", "answers", "--prompts", home / "asked", "--teacher", "rules", "--out", home / "answers"],
-}  # fmt: skip
+    "voice answers": lambda home: [
+        "voice",
+        "answers",
+        "--prompts",
+        home / "asked",
+        "--teacher",
+        "rules",
+        "--out",
+        home / "answers",
+    ],
+}
 
 
 def make_home(home: Path) -> None:
-    """What the commands begin with: a finished run and its twin, stories, a tokenizer, topics and prompts about them."""
+    """What the commands begin with: a finished run and its twin, stories, a tokenizer, topics and prompts
+    about them.
+    """
     texts = (f"Story {number}: a cat sat on mat {number}." * 9 for number in range(400))
     (home / "stories.txt").write_text("\n<|endoftext|>\n".join(texts))
     (home / "topics.txt").write_text("".join(f"topic number {number}\n" for number in range(4)))
     made = [
         command(*train_words(home / "runs", STEPS)),
         command(*TOKENIZER, "--data", home / "stories.txt", "--out", home / "made"),
-        command("voice", "prompts", "--topics", home / "topics.txt", "--teacher", "rules", "--out", home / "asked"),
+        command(
+            "voice", "prompts", "--topics", home / "topics.txt", "--teacher", "rules", "--out", home / "asked"
+        ),
     ]
     assert [result.code for result in made] == [0, 0, 0], made
     shutil.copytree(home / "runs" / RUN, home / "runs" / "twin")
 
 
 def trials_of(name: str, home: Path, most: int | None = None) -> list[Trial]:
-    """One command on a disk that is full at its first, second ... write, until it has room enough. most: trials at most."""
+    """One command on a disk that is full at its first, second ... write, until it has room enough. most:
+    trials at most.
+    """
     before = content(home)
     trials: list[Trial] = []
     while most is None or len(trials) < most:
@@ -117,12 +155,18 @@ def trials_of(name: str, home: Path, most: int | None = None) -> list[Trial]:
         if not disk.hit:
             return trials
         problem = _problem(name, result) or _lost(before, content(home))
-        trials.append(Trial(name, f"write {len(trials) + 1} of {name}", not problem, problem or "one line, nothing lost"))
+        trials.append(
+            Trial(
+                name, f"write {len(trials) + 1} of {name}", not problem, problem or "one line, nothing lost"
+            )
+        )
     return trials
 
 
 def _problem(name: str, result: Result) -> str:
-    """What is wrong with the end of a command. A measured result is shown although it cannot be kept, which is said."""
+    """What is wrong with the end of a command. A measured result is shown although it cannot be kept, which
+    is said.
+    """
     if name == "evaluate" and result.code in (0, 1) and "is not kept" in result.last_line:
         return ""
     if not result.refused or "No space left" not in result.last_line or "done at update" in result.out:
@@ -137,11 +181,15 @@ def _lost(before: dict[str, bytes], after: dict[str, bytes]) -> str:
 
 def content(folder: Path) -> dict[str, bytes]:
     """Every file below a folder, locks left out."""
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"}
+    return {
+        str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.name != ".lock"
+    }
 
 
 def run(count: int | None, seed: int) -> list[Trial]:
-    """Every write of every command, in order; the first `count` of each command where that is given. Nothing is drawn."""
+    """Every write of every command, in order; the first `count` of each command where that is given. Nothing
+    is drawn.
+    """
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         make_home(Path(folder))

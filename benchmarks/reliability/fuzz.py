@@ -1,9 +1,11 @@
-"""Commands with nonsense in their flags: one clear line and exit code 2, never a traceback, a hang or a success on nonsense.
+"""Commands with nonsense in their flags: one clear line and exit code 2, never a traceback, a hang or a
+success on nonsense.
 
-Every flag of every verb, as its help lists them, takes its turn with a hostile value: numbers beyond every range, names of five
-thousand letters, control characters, folders where files belong, devices and named pipes. A command is a fork of this process,
-so that torch is loaded once; it has a memory limit and a time limit, no input and no network.
-Not here: hostile files (hostile_files.py); the small part of these trials that always runs (tests/cli/test_fuzz.py).
+Every flag of every verb, as its help lists them, takes its turn with a hostile value: numbers beyond every
+range, names of five thousand letters, control characters, folders where files belong, devices and named
+pipes. A command is a fork of this process, so that torch is loaded once; it has a memory limit and a time
+limit, no input and no network. Not here: hostile files (hostile_files.py); the small part of these trials
+that always runs (tests/cli/test_fuzz.py).
 """
 
 from __future__ import annotations
@@ -32,10 +34,27 @@ LIMIT_MEMORY = 6 << 30  # bytes of address space beyond what is loaded
 LIMIT_FILE = 64 << 20
 CODES = (0, 1, 2, 130)
 FRESH_EVERY = 50  # commands that share one working folder
-TINY = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-        "--model.ffn-hidden-size", "64", "--batch-size", "4", "--train.eval-cases", "4", "--train.compile", "off"]  # fmt: skip
-TEXT = [*TINY, "--variant", "quick", "--data", "stories.txt", "--num-steps", "1", "--model.vocab-size", "300", "--seq-len", "32",
-        "--cache-dir", "cache", "--data.judged-prompts", "4"]  # fmt: skip
+TINY = """
+    --device cpu --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 64 --batch-size 4 --train.eval-cases 4 --train.compile off
+""".split()
+TEXT = [
+    *TINY,
+    "--variant",
+    "quick",
+    "--data",
+    "stories.txt",
+    "--num-steps",
+    "1",
+    "--model.vocab-size",
+    "300",
+    "--seq-len",
+    "32",
+    "--cache-dir",
+    "cache",
+    "--data.judged-prompts",
+    "4",
+]
 TASK = [*TINY, "--variant", "quick", "--num-steps", "1", "--data.max-operand", "9"]
 BASES: dict[str, list[str]] = {
     "experiments": [],
@@ -57,22 +76,103 @@ BASES: dict[str, list[str]] = {
     "tokenizer inspect": ["tokenizer", "--text", "a dog"],
     "prepare arithmetic": ["--out", "lines.txt", "--count", "10"],
     "prepare": ["--data", "stories.txt", "--tokenizer", "tokenizer", "--out", "shards", "--processes", "1"],
-    "voice prompts": ["--teacher", "rules", "--topics", "topics.txt", "--batches", "1", "--per-batch", "3", "--out", "prompts"],
+    "voice prompts": [
+        "--teacher",
+        "rules",
+        "--topics",
+        "topics.txt",
+        "--batches",
+        "1",
+        "--per-batch",
+        "3",
+        "--out",
+        "prompts",
+    ],
     "voice answers": ["--teacher", "rules", "--prompts", "written", "--out", "answers"],
     "cost arithmetic": [],
     "cost 1B": [],
 }
-"""What each command needs beside the flag under trial to do its work in a moment, and to succeed where that flag is harmless."""
-NONSENSE = ["-1", "-9223372036854775808", "9223372036854775807", "1" + "0" * 400, "nan", "inf", "-inf", "3.5e38", "1e308", "-0.5"]
+"""What each command needs beside the flag under trial to do its work in a moment, and to succeed where that
+flag is harmless."""
+NONSENSE = [
+    "-1",
+    "-9223372036854775808",
+    "9223372036854775807",
+    "1" + "0" * 400,
+    "nan",
+    "inf",
+    "-inf",
+    "3.5e38",
+    "1e308",
+    "-0.5",
+]
 SENSE = {("--seed", NONSENSE[2]), ("--train.seed", NONSENSE[2])}  # the largest seed that there is
-NUMBERS = [*NONSENSE, "0", "1", "2147483648", "1e-45", "1_0", "0x10", "", " ", "٣", "two", "1" + "0" * 5000, "1/2", "None", "--"]
+NUMBERS = [
+    *NONSENSE,
+    "0",
+    "1",
+    "2147483648",
+    "1e-45",
+    "1_0",
+    "0x10",
+    "",
+    " ",
+    "٣",
+    "two",
+    "1" + "0" * 5000,
+    "1/2",
+    "None",
+    "--",
+]
 WORDS = [
-    "", " ", "\n", "a" * 256, "é" * 200, "a" * 100_000, "\x1b[2J\x1b[H", "\u202eevil", "漢字.txt", "\udcff", "%s%n%p", "$(id)",
-    "{0.__class__}", "-", "--", "..", ".", "/", "~", "a/b", "../../../../etc/passwd", "/dev/null", "/dev/zero", "/dev/full",
-    "pipe", "socket", "loop", "missing", "missing/deep.png", "folder", "folder/deep.txt", "empty", "binary", "stories.txt",
-    "closed", "latest", "arithmetic", "tiny", "[", "**", "http://127.0.0.1:9/v1", "meta-llama/Llama-2-7b-hf", "nothing.py",
-    "x.png", "x.html", "tiny/../tiny", "step_000000",
-]  # fmt: skip
+    "",
+    " ",
+    "\n",
+    "a" * 256,
+    "é" * 200,
+    "a" * 100_000,
+    "\x1b[2J\x1b[H",
+    "\u202eevil",
+    "漢字.txt",
+    "\udcff",
+    "%s%n%p",
+    "$(id)",
+    "{0.__class__}",
+    "-",
+    "--",
+    "..",
+    ".",
+    "/",
+    "~",
+    "a/b",
+    "../../../../etc/passwd",
+    "/dev/null",
+    "/dev/zero",
+    "/dev/full",
+    "pipe",
+    "socket",
+    "loop",
+    "missing",
+    "missing/deep.png",
+    "folder",
+    "folder/deep.txt",
+    "empty",
+    "binary",
+    "stories.txt",
+    "closed",
+    "latest",
+    "arithmetic",
+    "tiny",
+    "[",
+    "**",
+    "http://127.0.0.1:9/v1",
+    "meta-llama/Llama-2-7b-hf",
+    "nothing.py",
+    "x.png",
+    "x.html",
+    "tiny/../tiny",
+    "step_000000",
+]
 
 
 @dataclass(frozen=True)
@@ -98,7 +198,9 @@ def flags_of(command: str) -> list[Flag]:
     with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main([*command.split(), "--help"])
     del os.environ["COLUMNS"]
-    found = re.findall(r"│ (?:-\w, )?(--[a-z][\w.-]*)(?: ((?:\[|\{|[A-Z]).*?))?(?:  |\s*│)", out.getvalue(), re.MULTILINE)
+    found = re.findall(
+        r"│ (?:-\w, )?(--[a-z][\w.-]*)(?: ((?:\[|\{|[A-Z]).*?))?(?:  |\s*│)", out.getvalue(), re.MULTILINE
+    )
     return [Flag(command, name, kind.strip()) for name, kind in dict(found).items()]
 
 
@@ -123,7 +225,9 @@ def given(flag: Flag, generator: random.Random) -> tuple[list[str], bool]:
 
 
 def run(count: int | None, seed: int) -> list[Trial]:
-    """`count` commands (None: two for each flag), drawn with the seed; every flag has its turn before any has another."""
+    """`count` commands (None: two for each flag), drawn with the seed; every flag has its turn before any has
+    another.
+    """
     flags = [flag for command in BASES for flag in flags_of(command) if flag.name != "--watch"]
     random.Random(seed).shuffle(flags)
     trials = []
@@ -135,9 +239,14 @@ def run(count: int | None, seed: int) -> list[Trial]:
                 copy_world(template, place)
             flag, generator = flags[index % len(flags)], random.Random(f"{seed} {index}")
             others = [other for other in flags if other.command == flag.command and other.name != flag.name]
-            words, nonsense = draw([flag, *generator.sample(others, min(generator.choice((0, 0, 0, 1, 2)), len(others)))], generator)
+            words, nonsense = draw(
+                [flag, *generator.sample(others, min(generator.choice((0, 0, 0, 1, 2)), len(others)))],
+                generator,
+            )
             trouble = judged(*started(words, place), nonsense=nonsense)
-            shown = shlex.join(word if len(word) < 60 else f"{word[:20]}...({len(word)} characters)" for word in words)
+            shown = shlex.join(
+                word if len(word) < 60 else f"{word[:20]}...({len(word)} characters)" for word in words
+            )
             trials.append(Trial(flag.command.split()[0], ascii(shown)[1:-1], trouble is None, trouble or ""))
     return trials
 
@@ -150,8 +259,10 @@ def judged(code: int | None, out: str, err: str, *, nonsense: bool) -> str | Non
         f"still running after {LIMIT_S:g} s": code is None,
         f"traceback: {last}": "Traceback (most recent call last)" in err,
         f"exit code {code}: {last}": code not in CODES,
-        f"exit code 2 without a message at the end: {last}": code == 2 and not last.startswith(("bitnet: ", '{"error"')),
-        f"more than one line of error: {err[:300]!r}": sum(line.startswith("bitnet: ") for line in lines) > 1 or "Warning: " in err,
+        f"exit code 2 without a message at the end: {last}": code == 2
+        and not last.startswith(("bitnet: ", '{"error"')),
+        f"more than one line of error: {err[:300]!r}": sum(line.startswith("bitnet: ") for line in lines) > 1
+        or "Warning: " in err,
         "a control character reached the terminal": any(ord(c) < 32 and c not in "\n\t\r" for c in out + err),
         "success on nonsense": nonsense and code != 2,
     }
@@ -159,7 +270,9 @@ def judged(code: int | None, out: str, err: str, *, nonsense: bool) -> str | Non
 
 
 def started(words: Sequence[str], place: Path) -> tuple[int | None, str, str]:
-    """Exit code, standard output and standard error of a command in that folder; no code where it had to be stopped."""
+    """Exit code, standard output and standard error of a command in that folder; no code where it had to be
+    stopped.
+    """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         child = os.fork()
         if child == 0:
@@ -175,7 +288,9 @@ def started(words: Sequence[str], place: Path) -> tuple[int | None, str, str]:
 
 
 def _child(words: Sequence[str], place: Path, out: int, err: int) -> None:
-    """Be the command. Never returns. One thread: OpenMP's others did not survive the fork, and work given to them never ends."""
+    """Be the command. Never returns. One thread: OpenMP's others did not survive the fork, and work given to
+    them never ends.
+    """
     import traceback
 
     import torch
@@ -190,8 +305,13 @@ def _child(words: Sequence[str], place: Path, out: int, err: int) -> None:
         os.chdir(place)
         for number, file in ((0, os.open(os.devnull, os.O_RDONLY)), (1, out), (2, err)):
             os.dup2(file, number)
-        sys.stdin, sys.stdout, sys.stderr = (open(n, mode, encoding="utf-8", closefd=False) for n, mode in ((0, "r"), (1, "w"), (2, "w")))  # noqa: SIM115
-        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf("SC_PAGE_SIZE")
+        sys.stdin, sys.stdout, sys.stderr = (
+            open(n, mode, encoding="utf-8", closefd=False)  # noqa: SIM115
+            for n, mode in ((0, "r"), (1, "w"), (2, "w"))
+        )
+        used = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * os.sysconf(
+            "SC_PAGE_SIZE"
+        )
         resource.setrlimit(resource.RLIMIT_AS, (used + LIMIT_MEMORY, used + LIMIT_MEMORY))
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT_FILE, LIMIT_FILE))
@@ -222,7 +342,9 @@ def _wait(child: int, until: float) -> int | None:
 
 
 def make_world(place: Path) -> Path:
-    """A folder with two small runs, a tokenizer, stories, written prompts, and every kind of thing that is no file."""
+    """A folder with two small runs, a tokenizer, stories, written prompts, and every kind of thing that is no
+    file.
+    """
     from bitnet.text.bpe import train_bpe
 
     place.mkdir(parents=True)
@@ -236,7 +358,17 @@ def make_world(place: Path) -> Path:
     (place / "binary").write_bytes(bytes(range(256)) * 40)
     (place / "folder").mkdir()
     for run_id in ("tiny", "twin"):
-        wanted = ["train", "arithmetic", *TASK, "--num-steps", "2", "--train.eval-every", "1", "--run-id", run_id]
+        wanted = [
+            "train",
+            "arithmetic",
+            *TASK,
+            "--num-steps",
+            "2",
+            "--train.eval-every",
+            "1",
+            "--run-id",
+            run_id,
+        ]
         assert started(wanted, place)[0] == 0, started(wanted, place)[2]
     assert started(["voice", "prompts", *BASES["voice prompts"], "--out", "written"], place)[0] == 0
     return place

@@ -56,7 +56,9 @@ def weights() -> Iterator[Case]:
         "whole numbers": safetensors({"final_norm.weight": {**one, "dtype": "I32"}}, b"\0" * 16),
         "not a number": safetensors({"final_norm.weight": one}, struct.pack("<4f", *[float("nan")] * 4)),
         "another model": safetensors({"a": one}, b"\0" * 16),
-        "a million names": safetensors({str(n): {**one, "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}),
+        "a million names": safetensors(
+            {str(n): {**one, "shape": [0], "data_offsets": [0, 0]} for n in range(100_000)}
+        ),
         "metadata of 20 MB": safetensors({"__metadata__": {"a": "a" * 20 * MIB}}),
     }
 
@@ -72,9 +74,14 @@ def weights() -> Iterator[Case]:
     resume = ("train", "arithmetic", "--run-id", "tiny", "--resume", "must")
     for what, content in contents.items():
         yield Case("model.safetensors", what, everywhere("model.safetensors", content), LOADERS, refused=True)
-        yield Case("optimizer.safetensors", what, everywhere("optimizer.safetensors", content), (*LOADERS, resume))
         yield Case(
-            "frozen_set.safetensors", what, written("eval/frozen_set.safetensors", content), (("diagnose", "tiny"), ("evaluate", "tiny"))
+            "optimizer.safetensors", what, everywhere("optimizer.safetensors", content), (*LOADERS, resume)
+        )
+        yield Case(
+            "frozen_set.safetensors",
+            what,
+            written("eval/frozen_set.safetensors", content),
+            (("diagnose", "tiny"), ("evaluate", "tiny")),
         )
 
 
@@ -92,7 +99,13 @@ def tokenizers() -> Iterator[Case]:
     }
     for what, values in characters.items():
         content = json.dumps({"kind": "characters", **values}).encode()
-        yield Case("characters.json", what, written("tokenizer/characters.json", content), LOADERS, refused=what != "escapes")
+        yield Case(
+            "characters.json",
+            what,
+            written("tokenizer/characters.json", content),
+            LOADERS,
+            refused=what != "escapes",
+        )
     base: Json = {
         "version": "1.0",
         "added_tokens": [],
@@ -101,7 +114,10 @@ def tokenizers() -> Iterator[Case]:
         "decoder": {"type": "ByteLevel"},
         "model": {"type": "BPE", "vocab": {"</s>": 0, "a": 1, "b": 2}, "merges": []},
     }
-    grow = {"type": "Sequence", "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12}
+    grow = {
+        "type": "Sequence",
+        "normalizers": [{"type": "Replace", "pattern": {"String": "a"}, "content": "a" * 10}] * 12,
+    }
     changes: dict[str, Json] = {
         "id of 10^12": {"model": {"type": "BPE", "vocab": {"</s>": 0, "a": 10**12}, "merges": []}},
         "id of 2^32 - 1": {"model": {"type": "BPE", "vocab": {"</s>": 0, "a": 2**32 - 1}, "merges": []}},
@@ -118,7 +134,9 @@ def tokenizers() -> Iterator[Case]:
     inspect = (("tokenizer", "inspect", "given", "--text", "a cat"),)
     for what, change in changes.items():
         content = json.dumps({**base, **change}).encode()
-        yield Case("tokenizer.json", what, given("tokenizer.json", content), inspect, refused=what != "template")
+        yield Case(
+            "tokenizer.json", what, given("tokenizer.json", content), inspect, refused=what != "template"
+        )
 
 
 def data_files() -> Iterator[Case]:
@@ -128,10 +146,24 @@ def data_files() -> Iterator[Case]:
     packed = {".gz": gzip.compress(letters, 1), ".xz": lzma.compress(letters, preset=0)}
     for ending, bomb in packed.items():
         for kind in (".txt", ".jsonl"):
-            yield Case("data", f"a bomb{kind}{ending}", given(f"a{kind}{ending}", bomb), ON_TEXT, refused=True)
-        yield Case("data", f"half a bomb{ending}", given(f"a.txt{ending}", bomb[: len(bomb) // 2]), ON_TEXT, refused=True)
+            yield Case(
+                "data", f"a bomb{kind}{ending}", given(f"a{kind}{ending}", bomb), ON_TEXT, refused=True
+            )
+        yield Case(
+            "data",
+            f"half a bomb{ending}",
+            given(f"a.txt{ending}", bomb[: len(bomb) // 2]),
+            ON_TEXT,
+            refused=True,
+        )
     for ending in (".gz", ".xz", ".zst"):
-        yield Case("data", f"no {ending}", given(f"a.txt{ending}", b"PK\x03\x04 this is not packed"), ON_TEXT, refused=True)
+        yield Case(
+            "data",
+            f"no {ending}",
+            given(f"a.txt{ending}", b"PK\x03\x04 this is not packed"),
+            ON_TEXT,
+            refused=True,
+        )
     rows = {
         "nested": b'{"text": ' + b"[" * 100_000 + b"}\n",
         "digits": b'{"text": ' + b"1" * 5000 + b"}\n",
@@ -149,9 +181,13 @@ def data_files() -> Iterator[Case]:
     }.items():
         yield Case("data", f"parquet, {what}", given("a.parquet", content), ON_TEXT, refused=True)
     lists = b'{"text": "x", "more": [' + b"[]," * (20 * MIB) + b"[]]}\n"
-    yield Case("data", "a line of empty lists", given("a.jsonl.gz", gzip.compress(lists, 1)), ON_TEXT, refused=True)
+    yield Case(
+        "data", "a line of empty lists", given("a.jsonl.gz", gzip.compress(lists, 1)), ON_TEXT, refused=True
+    )
     yield Case("data", "parquet, one text in 500 rows", repeated(500, as_list=False), ON_TEXT[:1])
-    yield Case("data", "parquet, one text 1,000 times in a list", repeated(1000, as_list=True), ON_TEXT, refused=True)
+    yield Case(
+        "data", "parquet, one text 1,000 times in a list", repeated(1000, as_list=True), ON_TEXT, refused=True
+    )
     yield Case("data", "a pipe", pipe, ON_TEXT, refused=True)
     yield Case("data", "a loop of folders", loop, ON_TEXT, refused=True)
 
@@ -163,10 +199,14 @@ def repeated(times: int, *, as_list: bool) -> Callable[[Path], None]:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        texts = pa.DictionaryArray.from_arrays(pa.array([0] * times, pa.int32()), pa.array(["a dog " * (MIB // 6)]))
+        texts = pa.DictionaryArray.from_arrays(
+            pa.array([0] * times, pa.int32()), pa.array(["a dog " * (MIB // 6)])
+        )
         column = pa.ListArray.from_arrays(pa.array([0, times], pa.int32()), texts) if as_list else texts
         (place / "given").mkdir()
-        pq.write_table(pa.table({"text": column}), place / "given" / "a.parquet", compression="zstd", store_schema=False)
+        pq.write_table(
+            pa.table({"text": column}), place / "given" / "a.parquet", compression="zstd", store_schema=False
+        )
 
     return plant
 
@@ -204,8 +244,29 @@ def conversations() -> Iterator[Case]:
         "zeros": b"\0" * MIB,
     }
 
-    train = ("train", "bitnut_sft", "--variant", "quick", "--from", "words", "--data", "given", "--num-steps", "1", "--device", "cpu")
+    train = (
+        "train",
+        "bitnut_sft",
+        "--variant",
+        "quick",
+        "--from",
+        "words",
+        "--data",
+        "given",
+        "--num-steps",
+        "1",
+        "--device",
+        "cpu",
+    )
     answers = ("voice", "answers", "--teacher", "rules", "--prompts", "given", "--out", "made")
     for what, content in rows.items():
-        yield Case("conversations", f"answers.jsonl, {what}", given("answers.jsonl", content), (train,), refused=True)
-        yield Case("conversations", f"prompts.jsonl, {what}", given("prompts.jsonl", content), (answers,), refused=True)
+        yield Case(
+            "conversations", f"answers.jsonl, {what}", given("answers.jsonl", content), (train,), refused=True
+        )
+        yield Case(
+            "conversations",
+            f"prompts.jsonl, {what}",
+            given("prompts.jsonl", content),
+            (answers,),
+            refused=True,
+        )

@@ -1,4 +1,6 @@
-"""Edits of a small run that leave everything else whole, as an enemy makes who knows the formats: the manifests fit again."""
+"""Edits of a small run that leave everything else whole, as an enemy makes who knows the formats: the
+manifests fit again.
+"""
 
 from __future__ import annotations
 
@@ -38,8 +40,9 @@ def reseal(place: Path, run: str = "tiny") -> None:
     for folder in layout.checkpoints.iterdir():
         files = {
             path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)}
-            for path in sorted(folder.iterdir()) if path.name != "manifest.json" and path.is_file()
-        }  # fmt: skip
+            for path in sorted(folder.iterdir())
+            if path.name != "manifest.json" and path.is_file()
+        }
         (folder / "manifest.json").write_text(json.dumps({"step": int(folder.name[5:]), "files": files}))
 
 

@@ -1,9 +1,11 @@
-"""Run folders, tokenizers and data made by an enemy who knows the formats: one line, or a harmless answer, and nothing outside.
+"""Run folders, tokenizers and data made by an enemy who knows the formats: one line, or a harmless answer,
+and nothing outside.
 
-Each trial plants something in a copy of a small run, or a data file beside it, and then gives it to a command that reads such
-things. The enemy reseals: after an edit the manifests fit again. What was planted must not run, must not write outside the run,
-and must not take more than LIMIT_MEMORY; a command that has to refuse ends with one line and exit code 2.
-What is planted: hostile_runs.py and hostile_data.py. How a command is started and judged: fuzz.py.
+Each trial plants something in a copy of a small run, or a data file beside it, and then gives it to a command
+that reads such things. The enemy reseals: after an edit the manifests fit again. What was planted must not
+run, must not write outside the run, and must not take more than LIMIT_MEMORY; a command that has to refuse
+ends with one line and exit code 2. What is planted: hostile_runs.py and hostile_data.py. How a command is
+started and judged: fuzz.py.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pathlib import Path
 from reliability import fuzz
 from reliability.trial import Trial
 
-LIMIT_MEMORY = 1 << 30  # bytes of address space beyond what is loaded: no honest command on these small runs needs more
+LIMIT_MEMORY = (
+    1 << 30
+)  # bytes of address space beyond what is loaded: no honest command on these small runs needs more
 
 
 @dataclass(frozen=True)
@@ -40,7 +44,9 @@ class Case:
 
 
 def run(count: int | None, seed: int) -> list[Trial]:
-    """`count` trials (None: every case with every command), drawn with the seed; each case has its turn before any has another."""
+    """`count` trials (None: every case with every command), drawn with the seed; each case has its turn
+    before any has another.
+    """
     from reliability import hostile_data, hostile_runs
 
     generator = random.Random(seed)
@@ -53,7 +59,9 @@ def run(count: int | None, seed: int) -> list[Trial]:
     for choices in by_case.values():
         generator.shuffle(choices)
     longest = max(len(choices) for choices in by_case.values())
-    ordered = [choices[turn] for turn in range(longest) for choices in by_case.values() if turn < len(choices)]
+    ordered = [
+        choices[turn] for turn in range(longest) for choices in by_case.values() if turn < len(choices)
+    ]
     fuzz.LIMIT_MEMORY = LIMIT_MEMORY
     with tempfile.TemporaryDirectory() as folder:
         template = make_world(Path(folder) / "template")
@@ -90,13 +98,17 @@ def trial(case: Case, command: Sequence[str], template: Path, place: Path) -> Tr
 
 
 def fingerprint(place: Path) -> dict[str, str]:
-    """Every file outside the runs and the cache, and the SHA-256 of its content. A link counts as what it says."""
+    """Every file outside the runs and the cache, and the SHA-256 of its content. A link counts as what it
+    says.
+    """
     return {str(path.relative_to(place)): content_of(path) for path in sorted(_outside(place))}
 
 
 def _outside(place: Path) -> Iterator[Path]:
     for folder, folders, files in os.walk(place):
-        folders[:] = [name for name in folders if Path(folder) != place or name not in {"runs", "cache", "made"}]
+        folders[:] = [
+            name for name in folders if Path(folder) != place or name not in {"runs", "cache", "made"}
+        ]
         yield from (Path(folder) / name for name in files)
 
 

@@ -1,4 +1,6 @@
-"""Run folders made by an enemy, group by group, for hostile_files.py: settings, paths, manifests, JSON, odd files, lines."""
+"""Run folders made by an enemy, group by group, for hostile_files.py: settings, paths, manifests, JSON, odd
+files, lines.
+"""
 
 from __future__ import annotations
 
@@ -21,14 +23,40 @@ def cases() -> list[Case]:
 def configurations() -> Iterator[Case]:
     """Shapes and settings that nobody can hold."""
     value: Any
-    sizes = ("vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length")
+    sizes = (
+        "vocab_size",
+        "hidden_size",
+        "num_layers",
+        "num_heads",
+        "num_kv_heads",
+        "ffn_hidden_size",
+        "max_seq_length",
+    )
     for name in sizes:
         for value in (2**40, 10**6, 0, -1, 1e30, "64", None, True, [64]):
             harmless = name == "max_seq_length" and value == 10**6
-            yield Case("meta/config.json", f"model.{name} {value!r}", edited("model", name, value), LOADERS, refused=not harmless)
-    for name, value in (("norm_eps", -1), ("norm_eps", 0), ("rope_theta", 1e308), ("activation", "eval"), ("weights", "x" * 10**6)):
+            yield Case(
+                "meta/config.json",
+                f"model.{name} {value!r}",
+                edited("model", name, value),
+                LOADERS,
+                refused=not harmless,
+            )
+    for name, value in (
+        ("norm_eps", -1),
+        ("norm_eps", 0),
+        ("rope_theta", 1e308),
+        ("activation", "eval"),
+        ("weights", "x" * 10**6),
+    ):
         yield Case("meta/config.json", f"model.{name} {value!r:.20}", edited("model", name, value), LOADERS)
-    for name, value in (("total_steps", 2**62), ("seed", 2**63), ("batch_size", 10**12), ("seq_len", 2**40), ("total_steps", -1)):
+    for name, value in (
+        ("total_steps", 2**62),
+        ("seed", 2**63),
+        ("batch_size", 10**12),
+        ("seq_len", 2**40),
+        ("total_steps", -1),
+    ):
         yield Case("meta/config.json", f"training.{name} {value}", edited("training", name, value), READERS)
     for value in ("../../outside", "\x1b[2J", "x" * 10**6, 7, None, {}, "shapes", "__init__", "os"):
         for key in ("experiment", "variant"):
@@ -41,7 +69,9 @@ def places() -> Iterator[Case]:
     def code(key: str, form: str) -> Callable[[Path], None]:
         def plant(place: Path) -> None:
             folder = place / "runs" / "tiny" / "meta"
-            (folder / "evil.py").write_text("import pathlib\npathlib.Path('outside/executed').write_text('yes')\n")
+            (folder / "evil.py").write_text(
+                "import pathlib\npathlib.Path('outside/executed').write_text('yes')\n"
+            )
             path = {"absolute": str(folder / "evil.py"), "relative": "runs/tiny/meta/evil.py"}[form]
             edited("", key, path)(place)
 
@@ -50,7 +80,9 @@ def places() -> Iterator[Case]:
     for key in ("experiment", "experiment_file"):
         for form in ("absolute", "relative"):
             commands = (("evaluate", "tiny"), ("diagnose", "tiny"), ("compare", "tiny", "twin"))
-            yield Case("what a configuration names", f"{key}, {form}", code(key, form), commands, refused=True)
+            yield Case(
+                "what a configuration names", f"{key}, {form}", code(key, form), commands, refused=True
+            )
 
     named = {
         "cache_dir": "outside",
@@ -62,7 +94,13 @@ def places() -> Iterator[Case]:
     }
     for name, value in named.items():
         on_words = (("evaluate", "words"), ("diagnose", "words"))
-        yield Case("what a configuration names", f"data.{name} {value}", edited("data", name, value, "words"), on_words, refused=True)
+        yield Case(
+            "what a configuration names",
+            f"data.{name} {value}",
+            edited("data", name, value, "words"),
+            on_words,
+            refused=True,
+        )
     yield Case(
         "what a configuration names",
         "training.start_from",
@@ -75,16 +113,41 @@ def places() -> Iterator[Case]:
 def manifests() -> Iterator[Case]:
     """Manifests that name files elsewhere, or lie."""
     entry = {"bytes": 13, "sha256": "0" * 64}
-    for name in ("../../../outside/notes.txt", "/etc/passwd", "a/b", "..", "", "a" * 5000, "\x00", "\x1b[2J", "model.safetensors/"):
+    for name in (
+        "../../../outside/notes.txt",
+        "/etc/passwd",
+        "a/b",
+        "..",
+        "",
+        "a" * 5000,
+        "\x00",
+        "\x1b[2J",
+        "model.safetensors/",
+    ):
         files = {"model.safetensors": entry, name: entry}
         content = json.dumps({"step": 2, "files": files}).encode()
-        yield Case("manifests", f"checkpoint names {name!r:.30}", written(f"{LAST}/manifest.json", content, sealed=False), LOADERS)
+        yield Case(
+            "manifests",
+            f"checkpoint names {name!r:.30}",
+            written(f"{LAST}/manifest.json", content, sealed=False),
+            LOADERS,
+        )
         run = json.dumps({"format": 1, "files": {name: entry}}).encode()
-        yield Case("manifests", f"run names {name!r:.30}", written("meta/manifest.json", run, sealed=False), READERS, refused=False)
+        yield Case(
+            "manifests",
+            f"run names {name!r:.30}",
+            written("meta/manifest.json", run, sealed=False),
+            READERS,
+            refused=False,
+        )
     sizes: tuple[object, ...] = (-1, 2**70, "13", None, [], 1.5)
     for value in sizes:
-        content = json.dumps({"step": 2, "files": {"model.safetensors": {"bytes": value, "sha256": value}}}).encode()
-        yield Case("manifests", f"size {value!r}", written(f"{LAST}/manifest.json", content, sealed=False), LOADERS)
+        content = json.dumps(
+            {"step": 2, "files": {"model.safetensors": {"bytes": value, "sha256": value}}}
+        ).encode()
+        yield Case(
+            "manifests", f"size {value!r}", written(f"{LAST}/manifest.json", content, sealed=False), LOADERS
+        )
 
 
 def json_files() -> Iterator[Case]:
@@ -164,13 +227,17 @@ def odd_files() -> Iterator[Case]:
     for name in names:
         for kind, make in kinds.items():
             yield Case("odd files", f"{name}, {kind}", put(name, make), READERS)
-    yield Case("odd files", ".lock, pipe, of a run that trains", busy, (("runs",), ("status",), ("status", "tiny")))
+    yield Case(
+        "odd files", ".lock, pipe, of a run that trains", busy, (("runs",), ("status",), ("status", "tiny"))
+    )
 
 
 def busy(place: Path) -> None:
     """A run that says it is training, and whose lock is a named pipe."""
     root = place / "runs" / "tiny"
-    (root / "status.json").write_text(json.dumps({**json.loads((root / "status.json").read_text()), "state": "running"}))
+    (root / "status.json").write_text(
+        json.dumps({**json.loads((root / "status.json").read_text()), "state": "running"})
+    )
     (root / ".lock").unlink(missing_ok=True)
     os.mkfifo(root / ".lock")
 
@@ -182,11 +249,18 @@ def lines() -> Iterator[Case]:
         "wrong kinds": b'{"step": "1"}\n{"step": 1, "loss": "x", "lr": []}\n',
         "a million steps away": b'{"step": 9007199254740993, "loss": 1e308, "lr": -1e308}\n',
         "nested": b'{"step": 1, "a": ' + b"[" * 9999 + b"}\n",
-        "script": b'{"step": 1, "prompt": "<script>alert(1)</script>", "mode": "greedy", "generated_text": "</script><img>"}\n',
-        "escapes": b'{"step": 1, "prompt": "\\u001b[2J", "mode": "\\u202e", "generated_text": "\\u009b2J", "anomaly_flag": "../../x"}\n',
+        "script": b'{"step": 1, "prompt": "<script>alert(1)</script>", "mode": "greedy", '
+        b'"generated_text": "</script>"}\n',
+        "escapes": b'{"step": 1, "prompt": "\\u001b[2J", "mode": "\\u202e", "generated_text": "\\u009b2J", '
+        b'"anomaly_flag": "../../x"}\n',
         "infinite": b'{"step": 1, "loss": Infinity}\n{"step": 2, "loss": 1e999}\n{"step": -5, "loss": 1}\n',
         "zeros": b"\0" * MIB,
     }
-    for name in ("metrics/scalars.jsonl", "metrics/quantization.jsonl", "eval/eval_results.jsonl", "samples/samples.jsonl"):
+    for name in (
+        "metrics/scalars.jsonl",
+        "metrics/quantization.jsonl",
+        "eval/eval_results.jsonl",
+        "samples/samples.jsonl",
+    ):
         for what, content in rows.items():
             yield Case("lines", f"{name}, {what}", written(name, content), READERS[3:])

@@ -1,7 +1,9 @@
-"""SIGKILL at random moments of a training run, until it gets through: the outcome must be that of a run that nothing interrupts.
+"""SIGKILL at random moments of a training run, until it gets through: the outcome must be that of a run that
+nothing interrupts.
 
-Half of the kills come from outside, at a random time. The other half happen inside the writing of a checkpoint: the process kills
-itself at a random one of the moments at which a file or folder is forced to disk there.
+Half of the kills come from outside, at a random time. The other half happen inside the writing of a
+checkpoint: the process kills itself at a random one of the moments at which a file or folder is forced to
+disk there.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ def run(count: int | None, seed: int) -> list[Trial]:
             runs = Path(folder) / f"killed_{len(trials)}"
             killed = _killed(runs, draw, seconds, min(KILLS_OF_A_RUN, (count or 100) - len(trials)))
             problem = _finish(runs, wanted)
-            trials += [Trial(group, name, not problem, problem or "same weights and lines") for group, name in killed]
+            trials += [
+                Trial(group, name, not problem, problem or "same weights and lines") for group, name in killed
+            ]
     return trials
 
 
@@ -64,7 +68,9 @@ def _killed(runs: Path, draw: random.Random, seconds: float, wanted: int) -> lis
         _, status = os.waitpid(child, 0)
         if os.WIFSIGNALED(status):  # else it was done before the kill came
             steps = RunLayout(runs / RUN).checkpoint_steps()
-            done.append(("inside a save" if number % 2 else "at a random moment", f"{name}, checkpoints then {steps}"))
+            done.append(
+                ("inside a save" if number % 2 else "at a random moment", f"{name}, checkpoints then {steps}")
+            )
         if RunLayout(runs / RUN).checkpoint(STEPS).is_dir():
             break
     return done

@@ -1,4 +1,6 @@
-"""The run that the trials attack: a model of 10,000 parameters, trained through `bitnet train` in seconds, and what it must end with."""
+"""The run that the trials attack: a model of 10,000 parameters, trained through `bitnet train` in seconds,
+and what it must end with.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,14 @@ from bitnet.files import sha256
 from bitnet.run.layout import RunLayout
 
 RUN = "tiny"
-SHAPE = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-         "--model.ffn-hidden-size", "64"]  # fmt: skip
-PERIODS = [f"--train.{what}-every={period}" for what, period in (("checkpoint", 4), ("eval", 5), ("probe", 5), ("sample", 5))]
+SHAPE = """
+    --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 64
+""".split()
+PERIODS = [
+    f"--train.{what}-every={period}"
+    for what, period in (("checkpoint", 4), ("eval", 5), ("probe", 5), ("sample", 5))
+]
 TIMED = {"step_time_ms", "tokens_per_sec", "process_mem_gb", "mfu"}  # what hangs on the clock and the machine
 
 
@@ -43,8 +50,28 @@ class Result(NamedTuple):
 
 def train_words(runs: Path, steps: int) -> list[str]:
     """The command that begins or continues the run."""
-    return ["train", "arithmetic", "--variant", "quick", "--device", "cpu", *SHAPE, *PERIODS, "--batch-size", "8", "--data.max-operand",
-            "9", "--train.eval-cases", "8", "--num-steps", str(steps), "--run-id", RUN, "--runs-dir", str(runs)]  # fmt: skip
+    return [
+        "train",
+        "arithmetic",
+        "--variant",
+        "quick",
+        "--device",
+        "cpu",
+        *SHAPE,
+        *PERIODS,
+        "--batch-size",
+        "8",
+        "--data.max-operand",
+        "9",
+        "--train.eval-cases",
+        "8",
+        "--num-steps",
+        str(steps),
+        "--run-id",
+        RUN,
+        "--runs-dir",
+        str(runs),
+    ]
 
 
 def command(*words: object) -> Result:
@@ -78,7 +105,9 @@ def in_child(words: list[str], before: Callable[[], None] = lambda: None) -> int
 
 
 def outcome(runs: Path, steps: int) -> dict[str, Any]:
-    """What a finished run determines: SHA-256 of its tensors, random states, and every line of every file without its times."""
+    """What a finished run determines: SHA-256 of its tensors, random states, and every line of every file
+    without its times.
+    """
     layout = RunLayout(runs / RUN)
     final = layout.checkpoint(steps)
     found: dict[str, Any] = {path.name: sha256(path) for path in sorted(final.glob("*.safetensors"))}

@@ -9,17 +9,22 @@ SHOWN_FAILURES = 20
 
 
 class Trial(NamedTuple):
-    """held: whether the promise held. outcome: what happened, in a few words; needed where it did not hold."""
+    """held: whether the promise held. outcome: what happened, in a few words; needed where it did not
+    hold.
+    """
 
     group: str
-    """What the trial attacks: `config.json`, `inside a save`, `train`. Trials of a group are one row of the table."""
+    """What the trial attacks: `config.json`, `inside a save`, `train`. Trials of a group are one row of the
+    table."""
     name: str
     held: bool
     outcome: str
 
 
 def summary(trials: Sequence[Trial]) -> list[dict[str, Any]]:
-    """One row per group, in the order they came: how many trials, how many held, and the first that did not."""
+    """One row per group, in the order they came: how many trials, how many held, and the first that did
+    not.
+    """
     groups = dict.fromkeys(trial.group for trial in trials)
     return [_row(group, [trial for trial in trials if trial.group == group]) for group in groups]
 

@@ -1,8 +1,10 @@
-"""What glibc does with freed memory. Two kinds of work want opposite things; on other systems nothing happens here.
+"""What glibc does with freed memory. Two kinds of work want opposite things; on other systems nothing happens
+here.
 
-Training asks for the same tensors at every update. Mapped afresh each time they would be faulted in again, page by page:
-keeping freed memory made an update of the quick arithmetic model a third faster (docs/log.md). Preparing data moves blocks
-of documents through queues. In a heap they leave holes, which grow with the corpus; mapped by themselves they vanish.
+Training asks for the same tensors at every update. Mapped afresh each time they would be faulted in again,
+page by page: keeping freed memory made an update of the quick arithmetic model a third faster (docs/log.md).
+Preparing data moves blocks of documents through queues. In a heap they leave holes, which grow with the
+corpus; mapped by themselves they vanish.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Ask glibc to map blocks above 128 KiB by themselves, always, so that they go back to the system when freed."""
+    """Ask glibc to map blocks above 128 KiB by themselves, always, so that they go back to the system when
+    freed.
+    """
     _set({_M_MMAP_THRESHOLD: 1 << 17, _M_TRIM_THRESHOLD: 1 << 17})
 
 

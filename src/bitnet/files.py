@@ -1,9 +1,10 @@
 """One atomic write, one digest, one lock, and one reader of JSON that bounds what it takes in.
 
-A file written here is whole or absent: the content goes to a temporary file in the same folder, is forced to disk, and
-takes its name by one rename. A file read here may come from anyone: it must be a regular file of a bounded size, and
-JSON must be strict, nested at most MAX_DEPTH deep, and hold no integer longer than MAX_DIGITS.
-Not here: the names of files in a run (run/layout.py), JSON lines (run/metrics.py), compressed documents (corpus/documents.py).
+A file written here is whole or absent: the content goes to a temporary file in the same folder, is forced to
+disk, and takes its name by one rename. A file read here may come from anyone: it must be a regular file of a
+bounded size, and JSON must be strict, nested at most MAX_DEPTH deep, and hold no integer longer than
+MAX_DIGITS. Not here: the names of files in a run (run/layout.py), JSON lines (run/metrics.py), compressed
+documents (corpus/documents.py).
 """
 
 from __future__ import annotations
@@ -36,14 +37,18 @@ _UNUSUAL = re.compile(rf"\d{{{MAX_DIGITS}}}|[eE]\+?\d{{3}}|\\u[dD][89abAB]|NaN|I
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Replace a file in one step: a reader sees the old or the new one, never half. Raises OSError, the old file intact."""
+    """Replace a file in one step: a reader sees the old or the new one, never half. Raises OSError, the old
+    file intact.
+    """
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path for another library to write to; it takes the name `path` when the block ends without an error."""
+    """A temporary path for another library to write to; it takes the name `path` when the block ends without
+    an error.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(
         f".{path.name}.{os.getpid()}.{get_native_id()}.tmp{path.suffix}"
@@ -58,7 +63,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed writers left in a folder. Only for who holds the folder's lock: nobody else is writing there."""
+    """Delete what killed writers left in a folder. Only for who holds the folder's lock: nobody else is
+    writing there.
+    """
     for path in folder.glob(".*.tmp*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
             path.unlink(missing_ok=True)
@@ -106,7 +113,9 @@ def sha256_of(content: bytes | str) -> str:
 
 
 def lock(file: IO[Any]) -> bool:
-    """Take the exclusive lock of an open file; False where another process holds it. The system drops it with the process."""
+    """Take the exclusive lock of an open file; False where another process holds it. The system drops it with
+    the process.
+    """
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -136,7 +145,9 @@ def is_locked(path: Path) -> bool:
 
 
 def open_to_append(path: Path) -> IO[bytes]:
-    """Open a regular file to append to and to read, made if it is not there. A link is not followed. Raises OSError, DataError."""
+    """Open a regular file to append to and to read, made if it is not there. A link is not followed. Raises
+    OSError, DataError.
+    """
     flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o666)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -146,7 +157,9 @@ def open_to_append(path: Path) -> IO[bytes]:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open for reading what must be a regular file: a FIFO would wait for ever, a device never ends. Raises OSError, DataError."""
+    """Open for reading what must be a regular file: a FIFO would wait for ever, a device never ends. Raises
+    OSError, DataError.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
         return os.fdopen(descriptor, "rb")
@@ -155,7 +168,9 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def read_bytes(path: Path, limit: int, fix: str = RESTORE) -> bytes:
-    """The content of a regular file of at most `limit` bytes. Raises NotFoundError, or DataError that ends with `fix`."""
+    """The content of a regular file of at most `limit` bytes. Raises NotFoundError, or DataError that ends
+    with `fix`.
+    """
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
@@ -165,12 +180,17 @@ def read_bytes(path: Path, limit: int, fix: str = RESTORE) -> bytes:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {fix}") from None
     if size > limit or len(content) > limit:
-        raise DataError(f"{path} has {max(size, len(content)):,} bytes, more than the {limit:,} that such a file may have; {fix}")
+        raise DataError(
+            f"{path} has {max(size, len(content)):,} bytes, more than the {limit:,} that such a file may "
+            f"have; {fix}"
+        )
     return content
 
 
 def lines_of(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
-    """The lines of a binary file, one at a time; None for a line of more than `limit` bytes, which is passed over in pieces."""
+    """The lines of a binary file, one at a time; None for a line of more than `limit` bytes, which is passed
+    over in pieces.
+    """
     while line := file.readline(limit + 1):
         if len(line) <= limit:
             yield line
@@ -181,15 +201,21 @@ def lines_of(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
 
 
 def read_text(path: Path, limit: int = MAX_JSON_BYTES, fix: str = RESTORE) -> str:
-    """The UTF-8 text of a regular file of at most `limit` bytes. Raises NotFoundError, or DataError that ends with `fix`."""
+    """The UTF-8 text of a regular file of at most `limit` bytes. Raises NotFoundError, or DataError that ends
+    with `fix`.
+    """
     try:
         return read_bytes(path, limit, fix).decode()
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); {fix}") from None
+        raise DataError(
+            f"{path} is not UTF-8 text (byte {error.start} is {error.object[error.start]:#04x}); {fix}"
+        ) from None
 
 
 def read_json(path: Path, limit: int = MAX_JSON_BYTES, fix: str = RESTORE) -> dict[str, Any]:
-    """The JSON object in a file. Raises NotFoundError, or DataError that names the file and ends with `fix`."""
+    """The JSON object in a file. Raises NotFoundError, or DataError that names the file and ends with
+    `fix`.
+    """
     text = read_text(path, limit, fix)
     try:
         value = parse_json(text)
@@ -201,7 +227,9 @@ def read_json(path: Path, limit: int = MAX_JSON_BYTES, fix: str = RESTORE) -> di
 
 
 def parse_json(text: str | bytes) -> Any:
-    """The value of a JSON text. Raises ValueError for what is not strict JSON, nests too deep, or holds a number too long to use."""
+    """The value of a JSON text. Raises ValueError for what is not strict JSON, nests too deep, or holds a
+    number too long to use.
+    """
     text = text.decode() if isinstance(text, bytes) else text
     if text.count("[") + text.count("{") > MAX_DEPTH and _depth(text) > MAX_DEPTH:
         raise ValueError(f"nested deeper than {MAX_DEPTH}")
@@ -209,7 +237,9 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     value = json.loads(text, parse_int=_bounded_int, parse_float=_finite_float, parse_constant=_no_constant)
     if r"\u" in text:
-        json.dumps(value, ensure_ascii=False).encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
+        json.dumps(
+            value, ensure_ascii=False
+        ).encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
     return value
 
 

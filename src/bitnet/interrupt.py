@@ -1,10 +1,11 @@
 """A second Ctrl-C or SIGTERM ends the process within seconds, whatever it is doing.
 
-Python calls the handler of a signal between two of its own instructions. During a long matrix product, or while a compiler runs,
-the second signal waits as long as the first. The system's side of the handler, however, writes the number of each signal to a
-socket at once (signal.set_wakeup_fd). A thread reads that socket: after a second signal, what is going on has GRACE_S to end by
-itself; then the process exits with 128 + the signal. That is no more than SIGKILL can do at any moment: files that matter are
-written aside and renamed.
+Python calls the handler of a signal between two of its own instructions. During a long matrix product, or
+while a compiler runs, the second signal waits as long as the first. The system's side of the handler,
+however, writes the number of each signal to a socket at once (signal.set_wakeup_fd). A thread reads that
+socket: after a second signal, what is going on has GRACE_S to end by itself; then the process exits with 128
++ the signal. That is no more than SIGKILL can do at any moment: files that matter are written aside and
+renamed.
 Not here: what the first signal does (KeyboardInterrupt; in training a checkpoint, train/start.py).
 """
 
@@ -80,7 +81,9 @@ class Watch:
                 self._received += [number for number in self.reader.recv(256) if number in STOPPERS]
 
     def _end(self, number: signal.Signals) -> None:
-        """Say so and exit; worker processes end with their parent. What the last words do may hang, as writing to a dead server can."""
+        """Say so and exit; worker processes end with their parent. What the last words do may hang, as
+        writing to a dead server can.
+        """
         speaking = threading.Thread(target=self._speak, args=(number,), daemon=True)
         speaking.start()
         speaking.join(LAST_WORDS_S)
@@ -98,7 +101,9 @@ _watch: Watch | None = None
 
 @contextmanager
 def second_signal_ends() -> Iterator[None]:
-    """Inside, a second stop signal ends the process within five seconds. Does nothing outside the main thread, and inside itself."""
+    """Inside, a second stop signal ends the process within five seconds. Does nothing outside the main
+    thread, and inside itself.
+    """
     global _watch  # noqa: PLW0603 - a process has one set of signal handlers
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield
@@ -129,6 +134,8 @@ def last_words(speak: LastWords) -> Iterator[None]:
 
 
 def answered() -> None:
-    """Call this where a stop signal has done its work and the process goes on: the next one is a first one again."""
+    """Call this where a stop signal has done its work and the process goes on: the next one is a first one
+    again.
+    """
     if _watch is not None:
         _watch.forget()

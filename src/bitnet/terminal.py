@@ -1,9 +1,10 @@
 """Text on its way to a terminal: control characters are shown, never executed.
 
-A run folder, a model's output, a tokenizer, a data file or a file's name may hold an escape sequence that clears the screen,
-changes what was printed before or types into the shell. The command line puts `ShownText` before standard output and standard
-error, so that everything it prints passes `visible`, whoever wrote it; the program's own sequences, which rewrite a line of
-progress, go past it through `send`. Not here: what HTML pages do with foreign text (report/).
+A run folder, a model's output, a tokenizer, a data file or a file's name may hold an escape sequence that
+clears the screen, changes what was printed before or types into the shell. The command line puts `ShownText`
+before standard output and standard error, so that everything it prints passes `visible`, whoever wrote it;
+the program's own sequences, which rewrite a line of progress, go past it through `send`. Not here: what HTML
+pages do with foreign text (report/).
 """
 
 from __future__ import annotations
@@ -16,10 +17,16 @@ from typing import Any, TextIO, cast
 
 _PICTURES = 0x2400  # the Unicode block with one visible character for each control character of ASCII
 _C0 = {code: _PICTURES + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_C1 = {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}  # among them CSI, which is an escape sequence in one character
-# What turns the direction of writing round, so that a name reads as another; separators that some terminals take as line ends;
-# and halves of surrogate pairs, which stand for bytes of a file name that are no UTF-8 and cannot be printed.
-_OTHER = {code: f"\\u{code:04x}" for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, *range(0xD800, 0xE000))}
+_C1 = {
+    code: f"\\x{code:02x}" for code in range(0x80, 0xA0)
+}  # among them CSI, which is an escape sequence in one character
+# What turns the direction of writing round, so that a name reads as another; separators that some terminals
+# take as line ends; and halves of surrogate pairs, which stand for bytes of a file name that are no UTF-8 and
+# cannot be printed.
+_OTHER = {
+    code: f"\\u{code:04x}"
+    for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, *range(0xD800, 0xE000))
+}
 _SHOWN: dict[int, int | str] = {**_C0, **_C1, **_OTHER}
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
@@ -30,7 +37,9 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same for a name in a table or a message, where a line break could pass for a line of the program's own."""
+    """The same for a name in a table or a message, where a line break could pass for a line of the program's
+    own.
+    """
     return visible(text).replace("\n", "␊").replace("\t", "␉")
 
 
@@ -43,7 +52,9 @@ class ShownText:
     """A text stream that writes the visible form of everything. All else is the stream's behind it."""
 
     def __init__(self, stream: TextIO, *, bars: bool = False) -> None:
-        """bars: let a carriage return through at the beginning of a write, which is how libraries redraw a progress bar."""
+        """bars: let a carriage return through at the beginning of a write, which is how libraries redraw a
+        progress bar.
+        """
         self.stream, self.bars = stream, bars
 
     def write(self, text: str) -> int:
@@ -72,7 +83,9 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def send(stream: TextIO, sequence: str) -> None:
-    """Write the program's own control sequences, which must reach the terminal as they are. Never foreign text."""
+    """Write the program's own control sequences, which must reach the terminal as they are. Never foreign
+    text.
+    """
     behind = stream.stream if isinstance(stream, ShownText) else stream
     _write(behind, sequence)
 

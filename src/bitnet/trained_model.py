@@ -33,15 +33,23 @@ class TrainedModel:
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
 
-    def complete(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE) -> str:
-        """The continuation of a prompt, without it. Ends at `stop` (left out), at the end of text, or after max_new_tokens.
+    def complete(
+        self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
+    ) -> str:
+        """The continuation of a prompt, without it. Ends at `stop` (left out), at the end of text, or after
+        max_new_tokens.
 
-        stop: by default the end of the line for tasks whose examples are lines, nothing for a model of running text.
+        stop: by default the end of the line for tasks whose examples are lines, nothing for a model of
+        running text.
         """
         return "".join(self.stream(prompt, max_new_tokens=max_new_tokens, sampling=sampling, stop=stop))
 
-    def stream(self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE) -> Iterator[str]:
-        """The pieces of `complete` as they come. Raises DataError for a prompt the tokenizer cannot represent."""
+    def stream(
+        self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
+    ) -> Iterator[str]:
+        """The pieces of `complete` as they come. Raises DataError for a prompt the tokenizer cannot
+        represent.
+        """
         ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self._device)
         new: list[int] = []
         shown = ""
@@ -59,24 +67,41 @@ class TrainedModel:
                 shown = text
 
     def generate(self, input_ids: Tensor, max_length: int = 50, sampling: Sampling = GREEDY) -> Tensor:
-        """input_ids: int64 (B, T). Returns int64 (B, up to max_length), prompt included; ends early at </s>."""
+        """input_ids: int64 (B, T). Returns int64 (B, up to max_length), prompt included; ends early at
+        </s>.
+        """
         new = max_length - input_ids.shape[1]
         if new <= 0:
-            raise DataError(f"max_length is {max_length} but the prompt already has {input_ids.shape[1]} tokens; raise max_length")
-        return generate(self.model, input_ids.to(self._device), max_new_tokens=new, sampling=sampling, stop_ids=(self.tokenizer.eos_id,))
+            raise DataError(
+                f"max_length is {max_length} but the prompt already has {input_ids.shape[1]} tokens; raise "
+                "max_length"
+            )
+        return generate(
+            self.model,
+            input_ids.to(self._device),
+            max_new_tokens=new,
+            sampling=sampling,
+            stop_ids=(self.tokenizer.eos_id,),
+        )
 
     @property
     def _line_end(self) -> str | None:
         """The line break where the tokenizer knows just one task's characters: there an example is a line."""
         described = self.tokenizer.describe()
-        return "\n" if described["tokenizer"] == "characters" and not described.get("tokenizer_unknown") else None
+        return (
+            "\n"
+            if described["tokenizer"] == "characters" and not described.get("tokenizer_unknown")
+            else None
+        )
 
     @property
     def _device(self) -> torch.device:
         return self.model.final_norm.weight.device
 
 
-def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.device = "cpu") -> TrainedModel:
+def load(
+    run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.device = "cpu"
+) -> TrainedModel:
     """A run's newest good checkpoint, or the one named. `run` is what the command line takes as RUN."""
     reference = find_run(str(run), Path(runs_dir))
     verify_run(reference.layout)
@@ -88,7 +113,9 @@ def load(run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.
     model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()
-    return TrainedModel(reference.layout, checkpoint.step, model, fitting_tokenizer(reference.layout, config), tuple(notes))
+    return TrainedModel(
+        reference.layout, checkpoint.step, model, fitting_tokenizer(reference.layout, config), tuple(notes)
+    )
 
 
 def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:
@@ -96,7 +123,8 @@ def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:
     tokenizer = tokenizer_of(layout)
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
-            f"{layout.tokenizer} has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}; copy the folder back from the run "
+            f"{layout.tokenizer} has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}; copy "
+            "the folder back from the run "
             "it belongs to"
         )
     return tokenizer
@@ -106,10 +134,14 @@ def tokenizer_of(layout: RunLayout) -> Tokenizer:
     """The tokenizer of a run. Raises DataError where it is not the one that meta/config.json records."""
     tokenizer = load_tokenizer(layout.tokenizer)
     data = read_config(layout).get("data")
-    expected, found = data.get("tokenizer_sha256") if isinstance(data, dict) else None, tokenizer.describe()["tokenizer_sha256"]
+    expected, found = (
+        data.get("tokenizer_sha256") if isinstance(data, dict) else None,
+        tokenizer.describe()["tokenizer_sha256"],
+    )
     if expected is not None and expected != found:
         raise DataError(
-            f"{layout.tokenizer} holds another tokenizer than the run was trained with (sha256 {found[:12]}, recorded "
+            f"{layout.tokenizer} holds another tokenizer than the run was trained with (sha256 {found[:12]}, "
+            "recorded "
             f"{str(expected)[:12]}); copy the folder back from the run it belongs to"
         )
     return tokenizer
@@ -121,7 +153,9 @@ def model_config(layout: RunLayout) -> BitNetConfig:
 
 
 def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:
-    """The checkpoint a reference names, weights only; without a step the newest good one, damaged ones noted."""
+    """The checkpoint a reference names, weights only; without a step the newest good one, damaged ones
+    noted.
+    """
     layout = reference.layout
     steps = layout.checkpoint_steps()
     if not steps:
@@ -129,9 +163,14 @@ def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:
     if reference.step is not None:
         if reference.step not in steps:
             shown = ", ".join(str(step) for step in steps[-6:])
-            raise CheckpointError(f"the run {layout.run_id} has no checkpoint of step {reference.step}; it has {shown}")
+            raise CheckpointError(
+                f"the run {layout.run_id} has no checkpoint of step {reference.step}; it has {shown}"
+            )
         return load_checkpoint(layout.checkpoint(reference.step), optimizer=False)
     checkpoint = newest_good(layout, notes.append, optimizer=False)
     if checkpoint is None:
-        raise CheckpointError(f"no checkpoint of {layout.run_id} is whole ({notes[-1]}); train the run again under another --run-id")
+        raise CheckpointError(
+            f"no checkpoint of {layout.run_id} is whole ({notes[-1]}); train the run again under another "
+            "--run-id"
+        )
     return checkpoint

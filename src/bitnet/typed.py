@@ -1,7 +1,8 @@
 """Values from JSON, held against the types that they should have, as strictly as flags are.
 
-A number must be finite and an integer below 2**63, a bool is no number, a list becomes the tuple that a field asks for.
-Not here: reading and bounding the file (files.py); ranges, which a dataclass checks itself when it is made.
+A number must be finite and an integer below 2**63, a bool is no number, a list becomes the tuple that a field
+asks for. Not here: reading and bounding the file (files.py); ranges, which a dataclass checks itself when it
+is made.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ def from_json(kind: type[T], values: object, where: str, *, others: Collection[s
     unknown = [] if others is None else [name for name in values if name not in names and name not in others]
     if unknown:
         raise DataError(
-            f"{where} has an unknown setting {unknown[0]!r}.{did_you_mean(str(unknown[0]), names)} Correct it, or restore the file"
+            f"{where} has an unknown setting {unknown[0]!r}.{did_you_mean(str(unknown[0]), names)} Correct "
+            "it, or restore the file"
         )
     given = check_types({name: values[name] for name in names if name in values}, hints, where)
     try:
@@ -38,8 +40,12 @@ def from_json(kind: type[T], values: object, where: str, *, others: Collection[s
         raise DataError(f"{where} cannot be used ({error}); restore the file or start a new run") from None
 
 
-def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str, required: Collection[str] = ()) -> dict[str, Any]:
-    """The values as their types ask for them; names without a type pass as they are. Raises DataError for a wrong or missing one."""
+def check_types(
+    values: Mapping[str, Any], hints: Mapping[str, Any], where: str, required: Collection[str] = ()
+) -> dict[str, Any]:
+    """The values as their types ask for them; names without a type pass as they are. Raises DataError for a
+    wrong or missing one.
+    """
     missing = [name for name in required if name not in values]
     if missing:
         raise DataError(f"{where} lacks {missing[0]}; restore the file or start a new run")
@@ -49,7 +55,10 @@ def check_types(values: Mapping[str, Any], hints: Mapping[str, Any], where: str,
             checked[name] = _fitted(value, hints.get(name, Any))
         except ValueError:
             expected = _named(hints[name])
-            raise DataError(f"{where} has {name} = {_shown(value)}, which is not {expected}; restore the file or start a new run") from None
+            raise DataError(
+                f"{where} has {name} = {_shown(value)}, which is not {expected}; restore the file or start a "
+                "new run"
+            ) from None
     return checked
 
 
@@ -106,7 +115,14 @@ def _demand(condition: bool, value: Any) -> Any:
 
 def _named(hint: Any) -> str:
     """A type in words."""
-    words = {int: "a whole number", float: "a finite number", str: "a text", bool: "true or false", dict: "an object", type(None): "null"}
+    words = {
+        int: "a whole number",
+        float: "a finite number",
+        str: "a text",
+        bool: "true or false",
+        dict: "an object",
+        type(None): "null",
+    }
     origin, arguments = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(str(one) for one in arguments)

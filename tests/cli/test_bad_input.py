@@ -29,8 +29,23 @@ Command = Callable[..., Result]
         (["train", "arithmetic", "--batch-size", "-1"], "batch_size is -1"),
         (["train", "arithmetic", "--model.activation", "gelu"], "gelu"),
         (["train", "arithmetic", "--model.num-heads", "3"], "not divisible by model.num_heads 3"),
-        (["train", "arithmetic", "--model.num-heads", "4", "--model.num-kv-heads", "3"], "model.num_kv_heads 3"),
-        (["train", "arithmetic", "--model.hidden-size", "36", "--model.num-heads", "12", "--model.num-kv-heads", "6"], "is odd"),
+        (
+            ["train", "arithmetic", "--model.num-heads", "4", "--model.num-kv-heads", "3"],
+            "model.num_kv_heads 3",
+        ),
+        (
+            [
+                "train",
+                "arithmetic",
+                "--model.hidden-size",
+                "36",
+                "--model.num-heads",
+                "12",
+                "--model.num-kv-heads",
+                "6",
+            ],
+            "is odd",
+        ),
         (["train", "arithmetic", "--seq-len", "4096"], "longer than model.max_seq_length"),
         (["train", "arithmetic", "--train.peak-lr", "0"], "peak_lr is 0.0"),
         (["train", "arithmetic", "--variant", "reference", "--data.min-right", "0"], "data.min_right is 0"),
@@ -66,7 +81,19 @@ def test_one_line_and_exit_code_two(bitnet: Command, runs: Path, words: list[str
 
 def test_same_id_with_changed_settings_is_refused_with_the_difference(bitnet: Command, runs: Path) -> None:
     before = (runs / "tiny" / "meta" / "config.json").read_bytes()
-    result = bitnet(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--seed", 7, "--run-id", "tiny", "--runs-dir", runs)
+    result = bitnet(
+        *TINY_TRAIN,
+        "--num-steps",
+        8,
+        "--train.checkpoint-every",
+        3,
+        "--seed",
+        7,
+        "--run-id",
+        "tiny",
+        "--runs-dir",
+        runs,
+    )
     assert result.code == 2
     assert "training.seed: 42 -> 7" in result.err
     assert (runs / "tiny" / "meta" / "config.json").read_bytes() == before
@@ -74,7 +101,10 @@ def test_same_id_with_changed_settings_is_refused_with_the_difference(bitnet: Co
 
 def test_runs_folder_that_cannot_be_written(bitnet: Command, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    for folder, message in ((tmp_path / "file", "is a file, not a folder"), (tmp_path / "file" / "runs", "cannot be written")):
+    for folder, message in (
+        (tmp_path / "file", "is a file, not a folder"),
+        (tmp_path / "file" / "runs", "cannot be written"),
+    ):
         result = bitnet(*TINY_TRAIN, "--runs-dir", folder)
         assert result.code == 2
         assert message in result.err
@@ -90,7 +120,8 @@ def test_errors_as_json(bitnet: Command, runs: Path) -> None:
 
 def test_help_is_instant_because_it_imports_nothing_heavy() -> None:
     check = (
-        "import sys; from bitnet.cli.main import main; main(['--help']); print([m for m in ('torch', 'numpy', 'tyro') if m in sys.modules])"
+        "import sys; from bitnet.cli.main import main; main(['--help']); print([m for m in ('torch', "
+        "'numpy', 'tyro') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", check], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")
@@ -98,7 +129,12 @@ def test_help_is_instant_because_it_imports_nothing_heavy() -> None:
 
 
 def test_verb_help_exits_with_zero() -> None:
-    done = subprocess.run([sys.executable, "-m", "bitnet", "train", "arithmetic", "--help"], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "bitnet", "train", "arithmetic", "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0
     assert "--train.peak-lr" in done.stdout
 
@@ -120,7 +156,9 @@ def test_evaluate_check_turns_the_verdict_into_the_exit_code(bitnet: Command, ru
     assert result.code == 1
     assert verdict["verdict"] == "FAIL"
     assert verdict["run"] == "tiny"
-    assert verdict["metrics"]["exact_match_cases"] == sum(verdict["metrics"][f"exact_match_{kind}_cases"] for kind in ("add", "sub"))
+    assert verdict["metrics"]["exact_match_cases"] == sum(
+        verdict["metrics"][f"exact_match_{kind}_cases"] for kind in ("add", "sub")
+    )
     assert verdict["criteria"][0]["met"] is False
 
 

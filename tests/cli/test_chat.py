@@ -17,21 +17,38 @@ from bitnet.text.tokenizer import load_tokenizer
 from conftest import Result, run_command
 from corpora import stories, write_txt
 
-SMALL = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-         "--model.ffn-hidden-size", "48", "--model.vocab-size", "320", "--model.max-seq-length", "64", "--seq-len", "32",
-         "--batch-size", "4", "--train.eval-cases", "2", "--num-steps", "1", "--train.warmup-steps", "0", "--data.held-out-one-in", "10",
-         "--data.judged-prompts", "8", "--train.compile", "off"]  # fmt: skip
+SMALL = """
+    --device cpu --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 48 --model.vocab-size 320 --model.max-seq-length 64 --seq-len 32 --batch-size 4
+    --train.eval-cases 2 --num-steps 1 --train.warmup-steps 0 --data.held-out-one-in 10
+    --data.judged-prompts 8 --train.compile off
+""".split()
 Sitting = Callable[..., Result]
 
 
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two runs of one update: `base`, and `tuned`, whose configuration names a speaker as fine-tuning writes it."""
+    """Two runs of one update: `base`, and `tuned`, whose configuration names a speaker as fine-tuning writes
+    it.
+    """
     folder = tmp_path_factory.mktemp("chat")
     file = write_txt(folder / "tales.txt", stories(120))
     for name in ("base", "tuned"):
-        made = run_command("train", "tinystories", "--variant", "quick", "--data", file, "--cache-dir", folder / "cache", *SMALL,
-                           "--run-id", name, "--runs-dir", folder / "runs")  # fmt: skip
+        made = run_command(
+            "train",
+            "tinystories",
+            "--variant",
+            "quick",
+            "--data",
+            file,
+            "--cache-dir",
+            folder / "cache",
+            *SMALL,
+            "--run-id",
+            name,
+            "--runs-dir",
+            folder / "runs",
+        )
         assert made.code == 0, made.err
     path = folder / "runs" / "tuned" / "meta" / "config.json"
     config = json.loads(path.read_text())
@@ -44,9 +61,13 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def sit(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Sitting:
-    """A sitting with these typed lines and these answers of the model; after the last line comes Ctrl-D or Ctrl-C."""
+    """A sitting with these typed lines and these answers of the model; after the last line comes Ctrl-D or
+    Ctrl-C.
+    """
 
-    def talk(*typed: str, says: tuple[str, ...] = (), end: type[BaseException] = EOFError, run: str = "tuned") -> Result:
+    def talk(
+        *typed: str, says: tuple[str, ...] = (), end: type[BaseException] = EOFError, run: str = "tuned"
+    ) -> Result:
         lines, texts = iter(typed), iter(says)
         tokenizer = load_tokenizer(runs_dir / "tuned" / "tokenizer")
 
@@ -57,7 +78,9 @@ def sit(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Sitting:
             except StopIteration:
                 raise end from None
 
-        def said(model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object) -> Iterator[tuple[Tensor, None]]:
+        def said(
+            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object
+        ) -> Iterator[tuple[Tensor, None]]:
             for token in [*tokenizer.encode(next(texts)), tokenizer.eos_id]:
                 yield torch.tensor([token]), None
 
@@ -71,18 +94,32 @@ def sit(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Sitting:
 
 def test_one_answer(runs_dir: Path) -> None:
     for flag in ("-p", "--prompt"):
-        done = run_command("chat", "tuned", flag, "Hi", "--json", "--max-new-tokens", 5, "--runs-dir", runs_dir)
+        done = run_command(
+            "chat", "tuned", flag, "Hi", "--json", "--max-new-tokens", 5, "--runs-dir", runs_dir
+        )
         assert done.code == 0, done.err
         assert done.json["prompt"] == "Hi"
         assert isinstance(done.json["answer"], str)
         assert isinstance(done.json["ended"], bool)
-    first, second = (run_command("chat", "tuned", "-p", "Hi", "--seed", 3, "--runs-dir", runs_dir).out for _ in range(2))
+    first, second = (
+        run_command("chat", "tuned", "-p", "Hi", "--seed", 3, "--runs-dir", runs_dir).out for _ in range(2)
+    )
     assert first == second
 
 
 def test_turns_commands_and_several_lines(sit: Sitting) -> None:
-    done = sit("Hello", '"""two', 'lines"""', "/clear", "/system Be brief.", "/temperature 0", "/help", "", "/quit",
-               says=(" The cat.", " A dog.\nhuman: no"))  # fmt: skip
+    done = sit(
+        "Hello",
+        '"""two',
+        'lines"""',
+        "/clear",
+        "/system Be brief.",
+        "/temperature 0",
+        "/help",
+        "",
+        "/quit",
+        says=(" The cat.", " A dog.\nhuman: no"),
+    )
     assert done.code == 0
     assert "bitnut: The cat.\n" in done.out
     assert "bitnut: A dog.\n" in done.out
@@ -106,7 +143,9 @@ def test_dropped_turns_are_said(sit: Sitting) -> None:
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
 @pytest.mark.parametrize("typed", [(), ('"""half a message',)])
-def test_ctrl_c_and_ctrl_d_leave_cleanly(sit: Sitting, end: type[BaseException], typed: tuple[str, ...]) -> None:
+def test_ctrl_c_and_ctrl_d_leave_cleanly(
+    sit: Sitting, end: type[BaseException], typed: tuple[str, ...]
+) -> None:
     done = sit(*typed, end=end, says=("unused",))
     assert (done.code, done.err) == (0, "")
 
@@ -145,11 +184,15 @@ def test_bad_input_is_one_line(runs_dir: Path) -> None:
         assert done.err.count("\n") == 1
 
 
-def test_a_model_of_lines_stops_at_the_end_of_its_line(bitnet: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_of_lines_stops_at_the_end_of_its_line(
+    bitnet: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A model of problems answered and then made up further problems, 256 tokens of them."""
     tokenizer = load_tokenizer(runs / "tiny" / "tokenizer")
 
-    def said(model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object) -> Iterator[tuple[Tensor, None]]:
+    def said(
+        model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object
+    ) -> Iterator[tuple[Tensor, None]]:
         for token in tokenizer.encode("42\n1 + 1 = 2\n"):
             yield torch.tensor([token]), None
 

@@ -24,12 +24,16 @@ def test_an_experiment_is_taken_as_it_stands(bitnet: Command) -> None:
     assert found["parameters"] == 791_680
     assert (found["tokens"], found["updates"]) == (QUICK.train.total_tokens, QUICK.train.total_steps)
     assert found["measured"] is None
-    assert found["memory"]["cpu"]["optimizer"] == 4 * 791_680 + 4 * (791_680 - found["ternary_parameters"])  # Muon
+    assert found["memory"]["cpu"]["optimizer"] == 4 * 791_680 + 4 * (
+        791_680 - found["ternary_parameters"]
+    )  # Muon
     assert {row["gb"] for row in found["fits"]} == {8, 12, 24, 80}
 
 
 def test_the_baseline_is_the_95m_run_on_any_machine(bitnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A laptop was told the price of the smoke run, 819,200 tokens, where the question is what the days on a GPU cost."""
+    """A laptop was told the price of the smoke run, 819,200 tokens, where the question is what the days on a
+    GPU cost.
+    """
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     found = bitnet("cost", "baseline", "--json").json
     assert found["name"] == "baseline (reference)"
@@ -65,17 +69,26 @@ def test_a_preset_by_name(bitnet: Command, name: str) -> None:
 def test_budgets_and_overrides(bitnet: Command) -> None:
     base = ["cost", "arithmetic", "--variant", "quick", "--json"]
     assert bitnet(*base, "--tokens", "1e6").json["updates"] == math.ceil(1e6 / QUICK.train.tokens_per_step)
-    assert bitnet(*base, "--tokens-per-parameter", "20").json["tokens_per_parameter"] == pytest.approx(20, rel=0.01)
+    assert bitnet(*base, "--tokens-per-parameter", "20").json["tokens_per_parameter"] == pytest.approx(
+        20, rel=0.01
+    )
     assert bitnet("cost", *SHAPE, "--train.total-steps", "7", "--json").json["updates"] == 7
     full = bitnet(*base, "--weights", "full", "--batch-size", "8").json
-    assert (full["ternary_parameters"], full["memory"]["cpu"]["ternary_codes"], full["training"]["batch_size"]) == (0, 0, 8)
+    assert (
+        full["ternary_parameters"],
+        full["memory"]["cpu"]["ternary_codes"],
+        full["training"]["batch_size"],
+    ) == (0, 0, 8)
     wide = bitnet(*base, "--model.hidden-size", "256").json
     assert wide["parameters"] > full["parameters"]
 
 
 def test_a_table_of_ones_own(bitnet: Command, tmp_path: Path) -> None:
     table = tmp_path / "mine.toml"
-    table.write_text('[[device]]\nname = "my card"\nkind = "cuda"\nmemory_gb = 8\nsustained_tflops = 2\nbasis = "timed"\nmeasured = true\n')
+    table.write_text(
+        '[[device]]\nname = "my card"\nkind = "cuda"\nmemory_gb = 8\nsustained_tflops = 2\n'
+        'basis = "timed"\nmeasured = true\n'
+    )
     rows = bitnet("cost", "arithmetic", "--devices", table, "--json").json["devices"]
     assert [row["device"]["name"] for row in rows] == ["my card"]
     assert rows[0]["usd"] is None
@@ -84,7 +97,17 @@ def test_a_table_of_ones_own(bitnet: Command, tmp_path: Path) -> None:
 
 def test_measuring_replaces_the_assumed_rate(bitnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitnet.cost.measure.SECONDS", 0.1)
-    words = ["cost", *SHAPE, "--batch-size", "1", "--train.total-steps", "50", "--measure", "--device", "cpu"]  # its smallest part is all
+    words = [
+        "cost",
+        *SHAPE,
+        "--batch-size",
+        "1",
+        "--train.total-steps",
+        "50",
+        "--measure",
+        "--device",
+        "cpu",
+    ]  # its smallest part is all
     measured = bitnet(*words, "--json").json["measured"]
     assert measured["whole"]
     assert measured["seconds"] == pytest.approx(50 * measured["update_s"])
@@ -126,6 +149,10 @@ def test_bad_input_is_one_line_and_exit_code_two(bitnet: Command, words: list[st
 
 def test_the_page_of_costs_is_generated_from_the_code() -> None:
     done = subprocess.run(
-        [sys.executable, "benchmarks/cost.py", "--check"], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
+        [sys.executable, "benchmarks/cost.py", "--check"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -31,14 +31,35 @@ def empty_all_weights(run: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
-    "config cut": (lambda run: (run / "meta" / "config.json").write_text("{"), "config.json is not readable JSON"),
+    "config cut": (
+        lambda run: (run / "meta" / "config.json").write_text("{"),
+        "config.json is not readable JSON",
+    ),
     "config emptied": (lambda run: (run / "meta" / "config.json").write_text("{}"), "config.json"),
-    "config without a model": (lambda run: set_config(run, lambda config: config.pop("model")), "config.json"),
-    "config with null": (lambda run: set_config(run, lambda config: config.update(model=None)), "config.json"),
-    "config of another type": (lambda run: set_config(run, lambda config: config["model"].update(num_layers="two")), "config.json"),
-    "config of another shape": (lambda run: set_config(run, lambda config: config["model"].update(num_layers=3)), "does not fit the model"),
-    "config of no variant": (lambda run: set_config(run, lambda config: config.update(variant="quikc")), 'Did you mean "quick"'),
-    "config of no experiment": (lambda run: set_config(run, lambda config: config.update(experiment="arithmetics")), "arithmetics"),
+    "config without a model": (
+        lambda run: set_config(run, lambda config: config.pop("model")),
+        "config.json",
+    ),
+    "config with null": (
+        lambda run: set_config(run, lambda config: config.update(model=None)),
+        "config.json",
+    ),
+    "config of another type": (
+        lambda run: set_config(run, lambda config: config["model"].update(num_layers="two")),
+        "config.json",
+    ),
+    "config of another shape": (
+        lambda run: set_config(run, lambda config: config["model"].update(num_layers=3)),
+        "does not fit the model",
+    ),
+    "config of no variant": (
+        lambda run: set_config(run, lambda config: config.update(variant="quikc")),
+        'Did you mean "quick"',
+    ),
+    "config of no experiment": (
+        lambda run: set_config(run, lambda config: config.update(experiment="arithmetics")),
+        "arithmetics",
+    ),
     "no tokenizer": (lambda run: shutil.rmtree(run / "tokenizer"), "there is no tokenizer"),
     "tokenizer cut": (lambda run: (run / "tokenizer" / "characters.json").write_text("{"), "is damaged"),
     "no checkpoints": (lambda run: shutil.rmtree(run / "checkpoints"), "has no checkpoint yet"),
@@ -48,7 +69,9 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
 
 @pytest.mark.parametrize("name", DAMAGES)
 def test_evaluating_a_damaged_run_is_one_line(name: str, bitnet: Command, runs: Path) -> None:
-    """With a manifest the altered file is named; a run made before there was one fails where the damage matters."""
+    """With a manifest the altered file is named; a run made before there was one fails where the damage
+    matters.
+    """
     damage, message = DAMAGES[name]
     damage(runs / "tiny")
     for made_before in (False, True):
@@ -63,18 +86,39 @@ def test_evaluating_a_damaged_run_is_one_line(name: str, bitnet: Command, runs: 
         assert len(result.err.strip().splitlines()) == 1
 
 
-ALTERED = [('"ternary"', '"uernary"'), ('"ternary"', '"full"'), ('"rope_theta": 10000.0', '"rope_theta": 18192.0')]
-READERS = [["evaluate"], ["complete", "1 + 1 = "], ["diagnose"], ["report"], ["plot"], ["status"], ["runs"], ["train"]]
+ALTERED = [
+    ('"ternary"', '"uernary"'),
+    ('"ternary"', '"full"'),
+    ('"rope_theta": 10000.0', '"rope_theta": 18192.0'),
+]
+READERS = [
+    ["evaluate"],
+    ["complete", "1 + 1 = "],
+    ["diagnose"],
+    ["report"],
+    ["plot"],
+    ["status"],
+    ["runs"],
+    ["train"],
+]
 
 
 @pytest.mark.parametrize(("old", "new"), ALTERED)
 @pytest.mark.parametrize("words", READERS, ids=" ".join)
-def test_one_altered_setting_never_changes_a_result_in_silence(words: list[str], old: str, new: str, bitnet: Command, runs: Path) -> None:
-    """`ternary` became `uernary` by one bit, and the evaluation was that of other weights, with exit code 0."""
+def test_one_altered_setting_never_changes_a_result_in_silence(
+    words: list[str], old: str, new: str, bitnet: Command, runs: Path
+) -> None:
+    """`ternary` became `uernary` by one bit, and the evaluation was that of other weights, with exit code
+    0.
+    """
     path = runs / "tiny" / "meta" / "config.json"
     path.write_text(path.read_text().replace(old, new, 1))
     verb, *rest = words
-    given = [*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id"] if verb == "train" else [verb]
+    given = (
+        [*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id"]
+        if verb == "train"
+        else [verb]
+    )
     result = bitnet(*given, *([] if verb == "runs" else ["tiny"]), *rest, "--runs-dir", runs)
     assert result.code == (0 if verb in ("report", "status", "runs") else 2)
     assert "was altered since" in result.out + result.err
@@ -83,7 +127,9 @@ def test_one_altered_setting_never_changes_a_result_in_silence(words: list[str],
 def test_a_lost_config_is_not_replaced_by_that_of_another_command(bitnet: Command, runs: Path) -> None:
     """The same command with other settings went on from the checkpoints of the run whose config was gone."""
     (runs / "tiny" / "meta" / "config.json").unlink()
-    result = bitnet(*TINY_TRAIN, "--train.peak-lr", 0.1, "--num-steps", 9, "--run-id", "tiny", "--runs-dir", runs)
+    result = bitnet(
+        *TINY_TRAIN, "--train.peak-lr", 0.1, "--num-steps", 9, "--run-id", "tiny", "--runs-dir", runs
+    )
     assert result.code == 2
     assert "config.json" in result.err
     assert not (runs / "tiny" / "meta" / "config.json").exists()
@@ -139,9 +185,16 @@ def test_a_seed_beyond_every_generator_is_refused(bitnet: Command, tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    "words", [("complete", "tiny", "1 + 1 = "), ("complete", "tiny", "1 + 1 = ", "--temperature", 1), ("chat", "tiny", "-p", "1 + 1 = ")]
+    "words",
+    [
+        ("complete", "tiny", "1 + 1 = "),
+        ("complete", "tiny", "1 + 1 = ", "--temperature", 1),
+        ("chat", "tiny", "-p", "1 + 1 = "),
+    ],
 )
-def test_a_model_whose_logits_overflow_says_so_in_one_line(bitnet: Command, runs: Path, words: tuple[str, ...]) -> None:
+def test_a_model_whose_logits_overflow_says_so_in_one_line(
+    bitnet: Command, runs: Path, words: tuple[str, ...]
+) -> None:
     """Every weight is finite, so the checkpoint is good; what it computes is not."""
     layout = RunLayout(runs / "tiny")
     last = load_checkpoint(layout.checkpoint(8))

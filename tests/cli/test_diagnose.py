@@ -15,7 +15,18 @@ from conftest import TINY_MODEL, Result
 
 def test_a_fresh_model_is_healthy(bitnet: Callable[..., Result]) -> None:
     """With the rehearsal: two short runs of the real trainer, one stopped and resumed."""
-    result = bitnet("diagnose", "arithmetic", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--data.max-operand", 30, "--json")
+    result = bitnet(
+        "diagnose",
+        "arithmetic",
+        "--variant",
+        "quick",
+        "--device",
+        "cpu",
+        *TINY_MODEL,
+        "--data.max-operand",
+        30,
+        "--json",
+    )
     assert result.code == 0, result.err
     assert result.json["healthy"] is True
     assert result.json["suspect"] == "none"
@@ -29,7 +40,9 @@ def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Callable[..., Res
     assert result.code == 1, result.err
     assert result.json["suspect"] == "training", result.json["evidence"]
     assert "criteria of success" in result.json["evidence"]
-    assert result.json["sure"] == "unfinished", "its plan was cut short, and nothing else is wrong: no hint of a fault"
+    assert result.json["sure"] == "unfinished", (
+        "its plan was cut short, and nothing else is wrong: no hint of a fault"
+    )
     assert "tokens that its variant plans" in result.json["unfinished"]
     assert "training (unfinished)" in result.err
     assert any("«" in row for row in result.json["rows"])
@@ -37,7 +50,9 @@ def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Callable[..., Res
     assert stored["suspect"] == "training"
 
 
-def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(
+    bitnet: Callable[..., Result], runs: Path
+) -> None:
     for path in (runs / "tiny" / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     result = bitnet("diagnose", "tiny", "--runs-dir", runs, "--device", "cpu", "--json")
@@ -47,7 +62,13 @@ def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(bitnet: Call
 
 
 def test_bad_input_is_one_line(bitnet: Callable[..., Result], runs: Path) -> None:
-    for words in (["nothing"], ["arithmetic", "--variant", "no"], ["tiny", "--variant", "quick"], ["arithmetic", "--no-such-flag"], []):
+    for words in (
+        ["nothing"],
+        ["arithmetic", "--variant", "no"],
+        ["tiny", "--variant", "quick"],
+        ["arithmetic", "--no-such-flag"],
+        [],
+    ):
         result = bitnet("diagnose", *words, "--runs-dir", runs)
         assert result.code == 2, words
         assert result.err.startswith("bitnet: ")
@@ -69,5 +90,13 @@ def test_a_rehearsal_keeps_what_is_being_rehearsed() -> None:
         assert small.data == config.data
         for field in ("optimizer", "schedule", "peak_lr", "seed", "stage1_wd", "grad_clip_norm"):
             assert getattr(small.train, field) == getattr(config.train, field)
-        for field in ("weights", "activations", "vocab_size", "sub_norm", "activation", "embeddings_tied", "max_seq_length"):
+        for field in (
+            "weights",
+            "activations",
+            "vocab_size",
+            "sub_norm",
+            "activation",
+            "embeddings_tied",
+            "max_seq_length",
+        ):
             assert getattr(small.model, field) == getattr(config.model, field)

@@ -18,17 +18,27 @@ from bitnet.errors import ConfigError
     [
         ("utf-8", ["runs", "--x"], "bitnet: Unrecognized options: --x. See: bitnet runs --help"),
         ("ascii", ["runs", "--x"], "bitnet: Unrecognized options: --x. See: bitnet runs --help"),
-        ("utf-8", ["train", "arithmetic", "--num-step", "3"],
-         'bitnet: Unrecognized options: --num-step, 3. Did you mean "--num-steps"? See: bitnet train arithmetic --help'),
-        ("ascii", ["train", "arithmetic", "--variant", "reference", "--model.num-heads", "3"],
-         "bitnet: Error parsing model: model.hidden_size 256 is not divisible by model.num_heads 3; change one of them."
-         " See: bitnet train arithmetic --help"),
+        (
+            "utf-8",
+            ["train", "arithmetic", "--num-step", "3"],
+            "bitnet: Unrecognized options: --num-step, 3. "
+            'Did you mean "--num-steps"? See: bitnet train arithmetic --help',
+        ),
+        (
+            "ascii",
+            ["train", "arithmetic", "--variant", "reference", "--model.num-heads", "3"],
+            "bitnet: Error parsing model: model.hidden_size 256 is not divisible by model.num_heads 3; "
+            "change one of them."
+            " See: bitnet train arithmetic --help",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_line_is_the_same_on_every_terminal(encoding: str, words: list[str], line: str) -> None:
     """The parser's box is drawn with other characters where the terminal has no Unicode."""
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    ended = subprocess.run([sys.executable, "-m", "bitnet", *words], capture_output=True, text=True, env=environment, check=False)
+    ended = subprocess.run(
+        [sys.executable, "-m", "bitnet", *words], capture_output=True, text=True, env=environment, check=False
+    )
     assert ended.returncode == 2
     assert ended.stderr == line + "\n"
 

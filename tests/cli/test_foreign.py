@@ -1,4 +1,6 @@
-"""A run folder from somebody else is data: it runs no code, and reads and writes nothing outside of itself unasked."""
+"""A run folder from somebody else is data: it runs no code, and reads and writes nothing outside of itself
+unasked.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ EVIL = "from pathlib import Path\nPath({canary!r}).write_text('executed')\n"
 
 
 def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Edit meta/config.json as somebody who knows the format would: with a manifest that fits again, where there is one."""
+    """Edit meta/config.json as somebody who knows the format would: with a manifest that fits again, where
+    there is one.
+    """
     path = run / "meta" / "config.json"
     config = json.loads(path.read_text())
     change(config)
@@ -30,9 +34,13 @@ def rewrite(run: Path, change: Callable[[dict[str, Any]], object]) -> None:
     path.write_text(text)
 
 
-@pytest.mark.parametrize("verb", [("evaluate",), ("diagnose",), ("compare", "tiny2")], ids=lambda words: words[0])
+@pytest.mark.parametrize(
+    "verb", [("evaluate",), ("diagnose",), ("compare", "tiny2")], ids=lambda words: words[0]
+)
 @pytest.mark.parametrize("key", ["experiment_file", "experiment"])
-def test_a_file_that_a_run_names_is_not_executed(verb: tuple[str, ...], key: str, bitnet: Command, runs: Path, tmp_path: Path) -> None:
+def test_a_file_that_a_run_names_is_not_executed(
+    verb: tuple[str, ...], key: str, bitnet: Command, runs: Path, tmp_path: Path
+) -> None:
     shutil.copytree(runs / "tiny", runs / "tiny2")
     evil, canary = tmp_path / "evil.py", tmp_path / "canary"
     evil.write_text(EVIL.format(canary=str(canary)))
@@ -57,10 +65,35 @@ def text_run(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.chdir(tmp_path)
     write_txt(tmp_path / "stories.txt", stories(300))
     result = bitnet(
-        "train", "tinystories", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--model.vocab-size", 300, "--num-steps", 1,
-        "--batch-size", 2, "--seq-len", 16, "--train.compile", "off", "--data", "stories.txt", "--allow-repeat", "--run-id", "words",
-        "--data.judged-prompts", 2, "--data.judged-sequences", 2, "--data.held-out-one-in", 10,
-    )  # fmt: skip
+        "train",
+        "tinystories",
+        "--variant",
+        "quick",
+        "--device",
+        "cpu",
+        *TINY_MODEL,
+        "--model.vocab-size",
+        300,
+        "--num-steps",
+        1,
+        "--batch-size",
+        2,
+        "--seq-len",
+        16,
+        "--train.compile",
+        "off",
+        "--data",
+        "stories.txt",
+        "--allow-repeat",
+        "--run-id",
+        "words",
+        "--data.judged-prompts",
+        2,
+        "--data.judged-sequences",
+        2,
+        "--data.held-out-one-in",
+        10,
+    )
     assert result.code == 0, result.err
     return tmp_path / "runs" / "words"
 
@@ -69,7 +102,9 @@ def test_the_users_own_run_reads_the_users_own_data(bitnet: Command, text_run: P
     assert bitnet("evaluate", "words").code == 0
 
 
-def test_a_foreign_run_writes_no_cache_and_reads_no_data_unless_trusted(bitnet: Command, text_run: Path, tmp_path: Path) -> None:
+def test_a_foreign_run_writes_no_cache_and_reads_no_data_unless_trusted(
+    bitnet: Command, text_run: Path, tmp_path: Path
+) -> None:
     rewrite(text_run, lambda config: config["data"].update(cache_dir=str(tmp_path / "planted")))
     for verb in ("evaluate", "diagnose"):
         result = bitnet(verb, "words")
@@ -78,7 +113,9 @@ def test_a_foreign_run_writes_no_cache_and_reads_no_data_unless_trusted(bitnet: 
         assert "planted" in result.err
         assert len(result.err.strip().splitlines()) == 1
     assert not (tmp_path / "planted").exists()
-    assert bitnet("evaluate", "words", "--data", "stories.txt").code == 0, "a text of the user's own needs no trust"
+    assert bitnet("evaluate", "words", "--data", "stories.txt").code == 0, (
+        "a text of the user's own needs no trust"
+    )
     assert bitnet("evaluate", "words", "--trust").code == 0
     assert (tmp_path / "planted").exists()
 
@@ -91,7 +128,11 @@ def test_start_from_of_a_foreign_run_is_not_followed(bitnet: Command, runs: Path
 
 
 def test_training_names_what_it_reads_itself(bitnet: Command, runs: Path) -> None:
-    """`train` takes every path from its own command line, so a foreign run of the same configuration adds none."""
+    """`train` takes every path from its own command line, so a foreign run of the same configuration adds
+    none.
+    """
     (runs / "tiny" / "meta" / "signature.json").unlink()
-    result = bitnet(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs)
+    result = bitnet(
+        *TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs
+    )
     assert result.code == 0, result.err

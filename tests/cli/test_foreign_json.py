@@ -1,6 +1,8 @@
-"""Every JSON file of a run, made wrong in every way that JSON can be: one line and exit code 2, or an answer; never a traceback.
+"""Every JSON file of a run, made wrong in every way that JSON can be: one line and exit code 2, or an answer;
+never a traceback.
 
-The manifests are removed or made to fit, as an enemy would, so that it is the readers themselves that are tried here.
+The manifests are removed or made to fit, as an enemy would, so that it is the readers themselves that are
+tried here.
 """
 
 from __future__ import annotations
@@ -17,12 +19,14 @@ import pytest
 from conftest import TINY_TRAIN, Result
 
 Command = Callable[..., Result]
-FILES = (
-    "meta/config.json", "meta/provenance.json", "meta/dataset_fingerprint.json", "meta/manifest.json", "meta/sessions.jsonl",
-    "meta/signature.json", "status.json", "eval/verdict.json", "eval/diagnosis.json", "eval/eval_results.jsonl", "metrics/scalars.jsonl",
-    "metrics/quantization.jsonl", "samples/samples.jsonl", "tokenizer/characters.json", "checkpoints/step_000008/state.json",
-    "checkpoints/step_000008/manifest.json",
-)  # fmt: skip
+FILES = tuple(
+    """
+    meta/config.json meta/provenance.json meta/dataset_fingerprint.json meta/manifest.json
+    meta/sessions.jsonl meta/signature.json status.json eval/verdict.json eval/diagnosis.json
+    eval/eval_results.jsonl metrics/scalars.jsonl metrics/quantization.jsonl samples/samples.jsonl
+    tokenizer/characters.json checkpoints/step_000008/state.json checkpoints/step_000008/manifest.json
+""".split()
+)
 WRONG: tuple[Any, ...] = (None, True, -1, 10**30, 1e300, "\x1b[31mx", [], {}, [{"a": 1}], "9" * 400)
 TEXTS: dict[str, bytes] = {
     "empty": b"",
@@ -36,11 +40,20 @@ TEXTS: dict[str, bytes] = {
     "an empty object": b"{}",
 }
 QUICK: tuple[tuple[object, ...], ...] = (
-    ("runs",), ("status", "tiny"), ("evaluate", "tiny", "--once", "--show", 0), ("status", "tiny", "--json"), ("runs", "--json"),
+    ("runs",),
+    ("status", "tiny"),
+    ("evaluate", "tiny", "--once", "--show", 0),
+    ("status", "tiny", "--json"),
+    ("runs", "--json"),
     ("complete", "tiny", "1 + 1 = ", "--max-new-tokens", 1),
     (*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny"),
-)  # fmt: skip
-SLOW: tuple[tuple[object, ...], ...] = (("report", "tiny", "--card"), ("compare", "tiny", "other"), ("plot", "tiny"), ("report", "tiny"))
+)
+SLOW: tuple[tuple[object, ...], ...] = (
+    ("report", "tiny", "--card"),
+    ("compare", "tiny", "other"),
+    ("plot", "tiny"),
+    ("report", "tiny"),
+)
 MOST = 28  # cases of a file; benchmarks/reliability tries more
 
 
@@ -96,17 +109,23 @@ def two_runs(runs: Path, bitnet: Command) -> Path:
     """`tiny`, judged, and a copy of it."""
     shutil.copytree(runs / "tiny", runs / "other")
     assert bitnet("evaluate", "tiny", "--runs-dir", runs).code == 0
-    (runs / "tiny" / "eval" / "diagnosis.json").write_text(json.dumps({"healthy": True, "suspect": "none", "checks": [], "step": 8}))
+    (runs / "tiny" / "eval" / "diagnosis.json").write_text(
+        json.dumps({"healthy": True, "suspect": "none", "checks": [], "step": 8})
+    )
     return runs
 
 
 @pytest.mark.parametrize("name", FILES)
 def test_no_json_of_a_run_breaks_a_command(name: str, bitnet: Command, two_runs: Path) -> None:
-    """70 tracebacks came from the JSON of strangers, and one bad neighbour broke `runs`, `status` and `train`."""
+    """70 tracebacks came from the JSON of strangers, and one bad neighbour broke `runs`, `status` and
+    `train`.
+    """
     path = two_runs / "tiny" / name
     before = {file: file.read_bytes() for file in (two_runs / "tiny").rglob("*") if file.is_file()}
     cases = [*TEXTS.items(), *changed(path.read_bytes())]
-    spread = sorted({round(index * (len(cases) - 1) / (MOST - 1)) for index in range(MOST)} | set(range(len(TEXTS))))
+    spread = sorted(
+        {round(index * (len(cases) - 1) / (MOST - 1)) for index in range(MOST)} | set(range(len(TEXTS)))
+    )
     for number in spread:
         what, content = cases[number]
         for words in readers_of(number):
@@ -115,7 +134,9 @@ def test_no_json_of_a_run_breaks_a_command(name: str, bitnet: Command, two_runs:
             try:
                 result = bitnet(*words, "--runs-dir", two_runs)
             except Exception as error:
-                raise AssertionError(f"{name}, {what}: {words[0]} ended with {type(error).__name__}: {error}") from error
+                raise AssertionError(
+                    f"{name}, {what}: {words[0]} ended with {type(error).__name__}: {error}"
+                ) from error
             assert_one_line_or_an_answer(result, f"{name}, {what}: {words}: {result}")
             for file, content_before in before.items():
                 if not file.exists() or file.read_bytes() != content_before:

@@ -22,14 +22,18 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_full_disk_at_any_write_is_one_line_and_costs_nothing(name: str, home: Path) -> None:
-    """20 of 33 such cases ended in a traceback: the library of tensors has an error of its own, and reports were written in place."""
+    """20 of 33 such cases ended in a traceback: the library of tensors has an error of its own, and reports
+    were written in place.
+    """
     trials = trials_of(name, home)
     assert trials, f"{name} wrote nothing"
     assert [trial for trial in trials if not trial.held] == []
 
 
 def test_the_disk_is_as_full_as_it_says(tmp_path: Path) -> None:
-    """The trial is only as good as its disk: the first write passes, the second does not, nothing after it, and then all is as before."""
+    """The trial is only as good as its disk: the first write passes, the second does not, nothing after it,
+    and then all is as before.
+    """
     with FullDisk(tmp_path, 1) as disk:
         (tmp_path / "a").write_text("a")
         for name in ("b", "c"):

@@ -1,4 +1,6 @@
-"""A few of the hostile commands that `python benchmarks/reliability --commands 1000` tries, and those that once got through."""
+"""A few of the hostile commands that `python benchmarks/reliability --commands 1000` tries, and those that
+once got through.
+"""
 
 from __future__ import annotations
 
@@ -55,26 +57,37 @@ def test_what_once_got_through(bitnet: Command, runs: Path, words: list[str], me
 
 def test_an_absurd_number_of_prompts_is_refused_at_once(bitnet: Command, tmp_path: Path) -> None:
     """It built a list of a million numbers for each batch, for hours."""
-    result = bitnet("voice", "prompts", "--teacher", "rules", "--per-batch", 1_000_003, "--out", tmp_path / "out")
+    result = bitnet(
+        "voice", "prompts", "--teacher", "rules", "--per-batch", 1_000_003, "--out", tmp_path / "out"
+    )
     assert result.err == "bitnet: --per-batch is 1000003; it must be at most 1000\n"
 
 
 def test_a_pipe_is_not_waited_for(bitnet: Command, tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for words in (("voice", "prompts", "--teacher", "rules", "--out", tmp_path / "out", "--topics"), ("cost", "1B", "--devices")):
+    for words in (
+        ("voice", "prompts", "--teacher", "rules", "--out", tmp_path / "out", "--topics"),
+        ("cost", "1B", "--devices"),
+    ):
         result = bitnet(*words, tmp_path / "pipe")
         assert result.code == 2
         assert "is not a regular file" in result.err
 
 
-def test_a_folder_of_runs_that_is_not_there_is_an_error(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`runs --runs-dir NOWHERE` said that there are no runs yet and succeeded; without the flag that is the truth."""
+def test_a_folder_of_runs_that_is_not_there_is_an_error(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`runs --runs-dir NOWHERE` said that there are no runs yet and succeeded; without the flag that is the
+    truth.
+    """
     assert bitnet("runs", "--runs-dir", tmp_path / "nowhere").code == 2
     monkeypatch.chdir(tmp_path)
     assert bitnet("runs").code == 0
 
 
-def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(bitnet: Command, tmp_path: Path) -> None:
+def test_a_model_larger_than_the_machine_is_refused_before_it_is_built(
+    bitnet: Command, tmp_path: Path
+) -> None:
     sizes = ["--model.hidden-size", 65536, "--model.ffn-hidden-size", 262_144, "--model.num-layers", 100]
     result = bitnet(*TINY_TRAIN, *sizes, "--runs-dir", tmp_path)
     assert result.code == 2

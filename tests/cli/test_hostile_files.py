@@ -1,4 +1,6 @@
-"""A few of the folders that `python benchmarks/reliability --hostile 200` plants, handed to the commands that read such things."""
+"""A few of the folders that `python benchmarks/reliability --hostile 200` plants, handed to the commands that
+read such things.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ EVERY = 31  # a prime, so that the sample walks through the groups and kinds
 
 
 def test_a_sample_of_hostile_run_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same ones each time, each with another command. A failure shows what was planted, for whom, and what became of it."""
+    """The same ones each time, each with another command. A failure shows what was planted, for whom, and
+    what became of it.
+    """
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(fuzz, "LIMIT_MEMORY", hostile_files.LIMIT_MEMORY)
     sample = hostile_runs.cases()[::EVERY]

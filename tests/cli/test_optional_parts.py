@@ -1,4 +1,6 @@
-"""What needs a package that is not installed says in one line which extra brings it, and every extra is one of pyproject.toml."""
+"""What needs a package that is not installed says in one line which extra brings it, and every extra is one
+of pyproject.toml.
+"""
 
 from __future__ import annotations
 
@@ -29,13 +31,23 @@ MISSING: list[tuple[str, str, tuple[object, ...]]] = [
     ("huggingface_hub", "text", ("tokenizer", "inspect", "some/tokenizer")),
     ("pyarrow", "text", (*PREPARE, "--data", "stories.parquet")),
     ("transformers", "teacher", ("voice", "prompts", "--out", "prompts")),
-    *((name, name, (*TINY_TRAIN, "--num-steps", 1, "--mirror", name)) for name in ("tensorboard", "wandb", "trackio")),
+    *(
+        (name, name, (*TINY_TRAIN, "--num-steps", 1, "--mirror", name))
+        for name in ("tensorboard", "wandb", "trackio")
+    ),
 ]
 
 
-@pytest.mark.parametrize(("package", "extra", "words"), MISSING, ids=[f"{package} {words[0]}" for package, _, words in MISSING])
+@pytest.mark.parametrize(
+    ("package", "extra", "words"), MISSING, ids=[f"{package} {words[0]}" for package, _, words in MISSING]
+)
 def test_one_line_names_the_extra(
-    bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str, words: tuple[object, ...]
+    bitnet: Command,
+    runs: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    package: str,
+    extra: str,
+    words: tuple[object, ...],
 ) -> None:
     monkeypatch.chdir(runs.parent)
     (runs / "tiny").rename(runs / "twin")
@@ -57,9 +69,17 @@ def test_one_line_names_the_extra(
 
 def test_every_extra_that_a_message_names_exists_and_is_pinned() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    named = {extra for path in (ROOT / "src").rglob("*.py") for extra in re.findall(r"bitnet\[(\w+)\]", path.read_text())}
+    named = {
+        extra
+        for path in (ROOT / "src").rglob("*.py")
+        for extra in re.findall(r"bitnet\[(\w+)\]", path.read_text())
+    }
     assert named - {"name"} <= project["optional-dependencies"].keys()
-    pinned = {line.split("==")[0].lower() for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line}
+    pinned = {
+        line.split("==")[0].lower()
+        for line in (ROOT / "constraints.txt").read_text().splitlines()
+        if "==" in line
+    }
     for extra in ("text", "plot", "report", "teacher", "tensorboard"):
         needed = {re.split(r"[<>=\[]", one)[0].lower() for one in project["optional-dependencies"][extra]}
         assert needed <= pinned, extra

@@ -1,4 +1,6 @@
-"""A sitting at the board: every answer a person may type, against a model that knows nothing and one that plays by a script."""
+"""A sitting at the board: every answer a person may type, against a model that knows nothing and one that
+plays by a script.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,10 @@ import bitnet.experiments.tictactoe.game_tree as game
 from bitnet.cli.play import board
 from conftest import Result, run_command
 
-SMALL = ["--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-         "--model.ffn-hidden-size", "48", "--batch-size", "4", "--train.eval-cases", "4", "--num-steps", "1"]  # fmt: skip
+SMALL = """
+    --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 48 --batch-size 4 --train.eval-cases 4 --num-steps 1
+""".split()
 Sitting = Callable[..., Result]
 
 
@@ -21,7 +25,20 @@ Sitting = Callable[..., Result]
 def _one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("board") / "runs"
     assert (
-        run_command("train", "tictactoe", "--variant", "quick", "--device", "cpu", *SMALL, "--run-id", "xo", "--runs-dir", runs).code == 0
+        run_command(
+            "train",
+            "tictactoe",
+            "--variant",
+            "quick",
+            "--device",
+            "cpu",
+            *SMALL,
+            "--run-id",
+            "xo",
+            "--runs-dir",
+            runs,
+        ).code
+        == 0
     )
     return runs
 
@@ -31,7 +48,10 @@ def sit(_one_run: Path, bitnet: Callable[..., Result], monkeypatch: pytest.Monke
     """Play with these typed lines; after the last one comes Ctrl-D."""
 
     def play(
-        *typed: str, wants: tuple[int, ...] = (), end: type[BaseException] = EOFError, flags: tuple[str, ...] = ("--side", "X")
+        *typed: str,
+        wants: tuple[int, ...] = (),
+        end: type[BaseException] = EOFError,
+        flags: tuple[str, ...] = ("--side", "X"),
     ) -> Result:
         lines = iter(typed)
 
@@ -109,14 +129,18 @@ def test_side_is_asked_for_and_can_be_switched(sit: Sitting) -> None:
 
 @pytest.mark.parametrize("end", [EOFError, KeyboardInterrupt])
 @pytest.mark.parametrize("flags", [(), ("--side", "X")])
-def test_ctrl_c_and_ctrl_d_leave_cleanly(sit: Sitting, end: type[BaseException], flags: tuple[str, ...]) -> None:
+def test_ctrl_c_and_ctrl_d_leave_cleanly(
+    sit: Sitting, end: type[BaseException], flags: tuple[str, ...]
+) -> None:
     done = sit(end=end, flags=flags)
     assert done.code == 0
     assert "illegal moves of the model: 0" in done.out
 
 
 def test_temperature_draws_and_the_seed_repeats(sit: Sitting) -> None:
-    first, second = (sit("0", "q", flags=("--side", "X", "--temperature", "1.5", "--seed", "3")).out for _ in range(2))
+    first, second = (
+        sit("0", "q", flags=("--side", "X", "--temperature", "1.5", "--seed", "3")).out for _ in range(2)
+    )
     assert first == second
 
 

@@ -1,6 +1,8 @@
-"""No verb lets a foreign escape sequence reach the terminal: one test for each, with a run whose every text holds one.
+"""No verb lets a foreign escape sequence reach the terminal: one test for each, with a run whose every text
+holds one.
 
-The run stands in a folder with an escape sequence in its name, its model writes them, and so do its samples and its data.
+The run stands in a folder with an escape sequence in its name, its model writes them, and so do its samples
+and its data.
 """
 
 from __future__ import annotations
@@ -19,10 +21,35 @@ from corpora import small_tokenizer, write_txt
 
 Command = Callable[..., Result]
 EVIL = "\x1b[2Jevil\x07"
-TRAIN = ["train", "tinystories", "--variant", "quick", "--device", "cpu", *TINY_MODEL, "--model.vocab-size", 16, "--tokenizer",
-         "characters",        "--model.max-seq-length", 64, "--seq-len", 32, "--batch-size", 4, "--train.compile", "off",
-         "--data.judged-prompts", 4,
-         "--data.eval-sequences", 2, "--data.judged-sequences", 2, "--num-steps", 40]  # fmt: skip
+TRAIN = [
+    "train",
+    "tinystories",
+    "--variant",
+    "quick",
+    "--device",
+    "cpu",
+    *TINY_MODEL,
+    "--model.vocab-size",
+    16,
+    "--tokenizer",
+    "characters",
+    "--model.max-seq-length",
+    64,
+    "--seq-len",
+    32,
+    "--batch-size",
+    4,
+    "--train.compile",
+    "off",
+    "--data.judged-prompts",
+    4,
+    "--data.eval-sequences",
+    2,
+    "--data.judged-sequences",
+    2,
+    "--num-steps",
+    40,
+]
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +58,15 @@ def _evil_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("evil")
     write_txt(folder / f"{EVIL}.txt", [f"{EVIL} {EVIL * (number % 7 + 12)}" for number in range(60)])
     result = run_command(
-        *TRAIN, "--data", folder / f"{EVIL}.txt", "--runs-dir", folder / "runs", "--run-id", "run", "--cache-dir", folder / "c"
+        *TRAIN,
+        "--data",
+        folder / f"{EVIL}.txt",
+        "--runs-dir",
+        folder / "runs",
+        "--run-id",
+        "run",
+        "--cache-dir",
+        folder / "c",
     )
     assert result.code == 0, result.err
     (folder / "runs" / "run").rename(folder / "runs" / EVIL)
@@ -90,7 +125,15 @@ def test_evaluate(bitnet: Command, evil: Path) -> None:
 
 
 def test_diagnose(bitnet: Command, evil: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    check = Check(name=f"rows {EVIL}", suspect="data", ok=False, value=EVIL, expected="text", source="the data", detail=f"it says {EVIL}")
+    check = Check(
+        name=f"rows {EVIL}",
+        suspect="data",
+        ok=False,
+        value=EVIL,
+        expected="text",
+        source="the data",
+        detail=f"it says {EVIL}",
+    )
     monkeypatch.setattr("bitnet.diagnose.run_checks.examine", lambda subject: iter([check]))
     assert_shown(bitnet("diagnose", evil))
 
@@ -108,7 +151,17 @@ def test_tokenizer_inspect(bitnet: Command, evil: Path) -> None:
 def test_prepare(bitnet: Command, evil: Path, tmp_path: Path) -> None:
     small_tokenizer().save(tmp_path / "tokenizer")
     write_txt(tmp_path / f"{EVIL}.txt", [f"story {number}" for number in range(300)])
-    assert_shown(bitnet("prepare", "--data", tmp_path / f"{EVIL}.txt", "--tokenizer", tmp_path / "tokenizer", "--out", tmp_path / EVIL))
+    assert_shown(
+        bitnet(
+            "prepare",
+            "--data",
+            tmp_path / f"{EVIL}.txt",
+            "--tokenizer",
+            tmp_path / "tokenizer",
+            "--out",
+            tmp_path / EVIL,
+        )
+    )
 
 
 def test_train(bitnet: Command, evil: Path) -> None:
@@ -117,14 +170,39 @@ def test_train(bitnet: Command, evil: Path) -> None:
 
 def test_voice(bitnet: Command, tmp_path: Path) -> None:
     (tmp_path / "topics.txt").write_text("the moon\n")
-    assert_shown(bitnet("voice", "prompts", "--topics", tmp_path / "topics.txt", "--teacher", "rules", "--out", tmp_path / EVIL))
-    assert_shown(bitnet("voice", "answers", "--prompts", tmp_path / EVIL, "--teacher", "rules", "--out", tmp_path / f"{EVIL}2"))
+    assert_shown(
+        bitnet(
+            "voice",
+            "prompts",
+            "--topics",
+            tmp_path / "topics.txt",
+            "--teacher",
+            "rules",
+            "--out",
+            tmp_path / EVIL,
+        )
+    )
+    assert_shown(
+        bitnet(
+            "voice",
+            "answers",
+            "--prompts",
+            tmp_path / EVIL,
+            "--teacher",
+            "rules",
+            "--out",
+            tmp_path / f"{EVIL}2",
+        )
+    )
 
 
 def test_cost(bitnet: Command, tmp_path: Path) -> None:
     table = tmp_path / "devices.toml"
     named = json.dumps(EVIL)
-    table.write_text(f'[[device]]\nname = {named}\nkind = "cuda"\nmemory_gb = 8\nsustained_tflops = 2\nbasis = "timed"\nmeasured = true\n')
+    table.write_text(
+        f'[[device]]\nname = {named}\nkind = "cuda"\nmemory_gb = 8\nsustained_tflops = 2\n'
+        'basis = "timed"\nmeasured = true\n'
+    )
     assert_shown(bitnet("cost", "1B", "--devices", table))
 
 

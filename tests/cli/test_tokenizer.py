@@ -36,7 +36,9 @@ def test_trained_inspected_and_trained_again(bitnet: Command, data: Path, tmp_pa
     assert seen["round_trip"] is True
     assert seen["documents"] == 300
     assert 1.5 < seen["bytes_per_token"] < 8
-    assert seen["bytes_per_token"] == pytest.approx(sum(len(text.encode()) for text in stories(300)) / seen["tokens"])
+    assert seen["bytes_per_token"] == pytest.approx(
+        sum(len(text.encode()) for text in stories(300)) / seen["tokens"]
+    )
     assert len(seen["longest_tokens"][0]) >= len(seen["longest_tokens"][-1])
 
 
@@ -49,11 +51,27 @@ def test_inspect_shows_a_text_piece_by_piece(bitnet: Command, data: Path, tmp_pa
     assert "bytes per token" not in bitnet("tokenizer", "inspect", tmp_path / "t").out
 
 
-def test_characters_lose_what_is_not_in_the_alphabet_and_inspect_says_so(bitnet: Command, data: Path, tmp_path: Path) -> None:
-    made = bitnet("tokenizer", "train", "--data", data, "--kind", "characters", "--vocab-size", 46, "--out", tmp_path / "t")
+def test_characters_lose_what_is_not_in_the_alphabet_and_inspect_says_so(
+    bitnet: Command, data: Path, tmp_path: Path
+) -> None:
+    made = bitnet(
+        "tokenizer",
+        "train",
+        "--data",
+        data,
+        "--kind",
+        "characters",
+        "--vocab-size",
+        46,
+        "--out",
+        tmp_path / "t",
+    )
     assert made.code == 0, made.err
     assert "every text came back" in bitnet("tokenizer", "inspect", tmp_path / "t", "--data", data).out
-    assert "1 of 1 texts did NOT come back" in bitnet("tokenizer", "inspect", tmp_path / "t", "--text", "日本").out
+    assert (
+        "1 of 1 texts did NOT come back"
+        in bitnet("tokenizer", "inspect", tmp_path / "t", "--text", "日本").out
+    )
 
 
 def test_bad_input_is_one_line(bitnet: Command, data: Path, tmp_path: Path) -> None:
@@ -75,7 +93,10 @@ def test_bad_input_is_one_line(bitnet: Command, data: Path, tmp_path: Path) -> N
             ["tokenizer", "train", "--data", empty, "--vocab-size", 300, "--out", tmp_path / "x"],
             "empty.txt has no document that can be used (1 empty)",
         ),
-        (["tokenizer", "train", "--data", binary, "--vocab-size", 260, "--out", tmp_path / "x"], "binary.txt, record 1: binary data"),
+        (
+            ["tokenizer", "train", "--data", binary, "--vocab-size", 260, "--out", tmp_path / "x"],
+            "binary.txt, record 1: binary data",
+        ),
         (["tokenizer", "inspect", tokenizer, "--data", binary], "no document that can be used (1 broken"),
         ([*train, 300, "--out", tmp_path / "mine"], "holds no tokenizer"),
         ([*train, 300, "--out", tmp_path / "x", "--max-documents", 0], "--max-documents is 0"),

@@ -1,4 +1,6 @@
-"""`bitnet train --evaluate`, and the recipes that stand on it: the run that is judged is the one that was trained."""
+"""`bitnet train --evaluate`, and the recipes that stand on it: the run that is judged is the one that was
+trained.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,44 @@ from corpora import stories, write_txt
 
 Command = Callable[..., Result]
 JUSTFILE = Path(__file__).parents[2] / "justfile"
-SMALL_MODEL = ["--model.vocab-size", 320, "--model.max-seq-length", 96, "--model.hidden-size", 32, "--model.num-layers", 1,
-               "--model.num-heads", 2, "--model.num-kv-heads", 1, "--model.ffn-hidden-size", 48]  # fmt: skip
-SMALL_TEXT = ["--device", "cpu", *SMALL_MODEL, "--seq-len", 32, "--batch-size", 4, "--num-steps", 2, "--train.eval-cases", 2,
-              "--train.grad-accumulation-steps", 1, "--train.compile", "off", "--allow-repeat",
-              "--data.held-out-one-in", 10, "--data.judged-prompts", 4]  # fmt: skip
+SMALL_MODEL = [
+    "--model.vocab-size",
+    320,
+    "--model.max-seq-length",
+    96,
+    "--model.hidden-size",
+    32,
+    "--model.num-layers",
+    1,
+    "--model.num-heads",
+    2,
+    "--model.num-kv-heads",
+    1,
+    "--model.ffn-hidden-size",
+    48,
+]
+SMALL_TEXT = [
+    "--device",
+    "cpu",
+    *SMALL_MODEL,
+    "--seq-len",
+    32,
+    "--batch-size",
+    4,
+    "--num-steps",
+    2,
+    "--train.eval-cases",
+    2,
+    "--train.grad-accumulation-steps",
+    1,
+    "--train.compile",
+    "off",
+    "--allow-repeat",
+    "--data.held-out-one-in",
+    10,
+    "--data.judged-prompts",
+    4,
+]
 
 
 def stop(run: Path) -> None:
@@ -31,7 +66,9 @@ def stop(run: Path) -> None:
 
 def run_recipe(bitnet: Command, name: str, *arguments: object) -> Result:
     """The only line of a recipe, with these arguments where it has "$@"."""
-    body = re.search(rf"^{name}\b.*: _ready\n((?:    .*\n)+)", JUSTFILE.read_text(encoding="utf-8"), re.MULTILINE)
+    body = re.search(
+        rf"^{name}\b.*: _ready\n((?:    .*\n)+)", JUSTFILE.read_text(encoding="utf-8"), re.MULTILINE
+    )
     assert body is not None
     (line,) = body[1].splitlines()
     words = [word for part in shlex.split(line) for word in (arguments if part == "$@" else [part])]
@@ -39,7 +76,9 @@ def run_recipe(bitnet: Command, name: str, *arguments: object) -> Result:
     return bitnet(*words[1:])
 
 
-def test_the_run_of_this_command_is_judged_even_where_another_is_newer(bitnet: Command, tmp_path: Path) -> None:
+def test_the_run_of_this_command_is_judged_even_where_another_is_newer(
+    bitnet: Command, tmp_path: Path
+) -> None:
     words = [*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 2, "--json"]
     older = bitnet(*words).json["run"]
     stop(tmp_path / older)
@@ -61,16 +100,30 @@ def test_check_makes_a_missed_criterion_the_exit_code(bitnet: Command, tmp_path:
 
 
 def test_both_runs_are_judged_where_a_control_is_trained(bitnet: Command, tmp_path: Path) -> None:
-    assert bitnet(*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 2, "--run-id", "a", "--control", "--evaluate").code == 0
+    assert (
+        bitnet(
+            *TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 2, "--run-id", "a", "--control", "--evaluate"
+        ).code
+        == 0
+    )
     assert all((tmp_path / name / "eval" / "verdict.json").is_file() for name in ("a", "a_control"))
 
 
 @pytest.mark.parametrize(
-    ("recipe", "run_id"), [("exp-tinystories", r"bitnet_18K_tinystories_\d+"), ("exp-baseline", r"bitnet_18K_(first|second)_T256_\d+")]
+    ("recipe", "run_id"),
+    [
+        ("exp-tinystories", r"bitnet_18K_tinystories_\d+"),
+        ("exp-baseline", r"bitnet_18K_(first|second)_T256_\d+"),
+    ],
 )
-def test_a_recipe_on_other_data_begins_another_run_and_judges_it(bitnet: Command, tmp_path: Path, recipe: str, run_id: str) -> None:
+def test_a_recipe_on_other_data_begins_another_run_and_judges_it(
+    bitnet: Command, tmp_path: Path, recipe: str, run_id: str
+) -> None:
     """The recipes once had a fixed --run-id: a second one with other data was refused."""
-    files = [write_txt(tmp_path / f"{name}.txt", stories(200, seed)) for name, seed in (("first", 1), ("second", 2))]
+    files = [
+        write_txt(tmp_path / f"{name}.txt", stories(200, seed))
+        for name, seed in (("first", 1), ("second", 2))
+    ]
     common = [*SMALL_TEXT, "--cache-dir", tmp_path / "cache", "--runs-dir", tmp_path / "runs"]
     for count, file in enumerate(files, start=1):
         result = run_recipe(bitnet, recipe, "--data", file, *common)

@@ -1,4 +1,6 @@
-"""`bitnet voice prompts` and `bitnet voice answers` from the command line, with the grammar as the teacher."""
+"""`bitnet voice prompts` and `bitnet voice answers` from the command line, with the grammar as the
+teacher.
+"""
 
 from __future__ import annotations
 
@@ -21,31 +23,74 @@ def topics(tmp_path: Path) -> Path:
 
 
 def test_from_topics_to_pairs(bitnet: Bitnet, topics: Path, tmp_path: Path) -> None:
-    made = bitnet("voice", "prompts", "--topics", topics, "--teacher", "rules", "--out", tmp_path / "p", "--json")
+    made = bitnet(
+        "voice", "prompts", "--topics", topics, "--teacher", "rules", "--out", tmp_path / "p", "--json"
+    )
     assert made.code == 0, made.err
     assert made.json["topics"] == 4
     assert made.json["topics_held_out"] == 1
     assert made.json["fewest_of_a_topic"] >= 50
-    done = bitnet("voice", "answers", "--prompts", tmp_path / "p", "--teacher", "rules", "--pairs", "--out", tmp_path / "a", "--json")
+    done = bitnet(
+        "voice",
+        "answers",
+        "--prompts",
+        tmp_path / "p",
+        "--teacher",
+        "rules",
+        "--pairs",
+        "--out",
+        tmp_path / "a",
+        "--json",
+    )
     assert done.code == 0, done.err
     assert done.json["answers"] == made.json["prompts"] - done.json["given_up"]
     assert done.json["in_voice"] > 0.95
     assert "attempts refused" in done.err
     assert {path.name for path in (tmp_path / "a").iterdir()} == {
-        "journal.jsonl", "answers.jsonl", "pairs.jsonl", "voice.toml", "manifest.json", "README.md",
-    }  # fmt: skip
+        "journal.jsonl",
+        "answers.jsonl",
+        "pairs.jsonl",
+        "voice.toml",
+        "manifest.json",
+        "README.md",
+    }
     assert json.loads((tmp_path / "a" / "manifest.json").read_text())["answers"] == done.json["answers"]
 
 
 def test_a_voice_of_ones_own(bitnet: Bitnet, topics: Path, tmp_path: Path) -> None:
     voice = tmp_path / "pirate.toml"
     voice.write_text(
-        'name = "pirate"\nstyle = "You are a pirate."\n[templates]\nopenings = ["Arr, {topic} be {kind}.", "{topic}, arr!"]\n'
-        'middles = ["Yo ho!", "Hoist the {kind}!"]\n[slots]\nkind = ["gold", "rum", "bilge"]\n[signs]\narr = 1\n'
+        'name = "pirate"\nstyle = "You are a pirate."\n[templates]\n'
+        'openings = ["Arr, {topic} be {kind}.", "{topic}, arr!"]\n'
+        'middles = ["Yo ho!", "Hoist the {kind}!"]\n[slots]\n'
+        'kind = ["gold", "rum", "bilge"]\n[signs]\narr = 1\n'
     )
-    bitnet("voice", "prompts", "--topics", topics, "--teacher", "rules", "--out", tmp_path / "p", "--batches", 1, "--per-batch", 3)
+    bitnet(
+        "voice",
+        "prompts",
+        "--topics",
+        topics,
+        "--teacher",
+        "rules",
+        "--out",
+        tmp_path / "p",
+        "--batches",
+        1,
+        "--per-batch",
+        3,
+    )
     done = bitnet(
-        "voice", "answers", "--prompts", tmp_path / "p", "--voice", voice, "--teacher", "rules", "--out", tmp_path / "a", "--json"
+        "voice",
+        "answers",
+        "--prompts",
+        tmp_path / "p",
+        "--voice",
+        voice,
+        "--teacher",
+        "rules",
+        "--out",
+        tmp_path / "a",
+        "--json",
     )
     assert done.code == 0, done.err
     assert done.json["voice"] == "pirate"

@@ -31,7 +31,9 @@ def records_of(path: Path, raw: bytes) -> list[Record]:
 
 @pytest.mark.parametrize("packed", ["", *PACKERS])
 @pytest.mark.parametrize("write", [write_txt, write_jsonl])
-def test_text_and_json_lines_plain_and_compressed(tmp_path: Path, packed: str, write: Callable[..., Path]) -> None:
+def test_text_and_json_lines_plain_and_compressed(
+    tmp_path: Path, packed: str, write: Callable[..., Path]
+) -> None:
     kind = ".txt" if write is write_txt else ".jsonl"
     raw = write(tmp_path / f"plain{kind}", TEXTS).read_bytes()
     path = tmp_path / f"data{kind}{packed}"
@@ -119,7 +121,10 @@ def test_binary_and_empty_files(tmp_path: Path) -> None:
     assert records_of(tmp_path / "b.txt", b" \n\n") == [Record(None, "empty")]
     assert records_of(tmp_path / "c.txt", b"\x7fELF\x00\x01")[0].problem == "binary data, not text"
     assert "not UTF-8" in str(records_of(tmp_path / "d.txt", b"caf\xe9 au lait")[0].problem)
-    assert records_of(tmp_path / "e.txt", b"one\n<|endoftext|>\n\n<|endoftext|>\n") == [Record("one"), Record(None, "empty")]
+    assert records_of(tmp_path / "e.txt", b"one\n<|endoftext|>\n\n<|endoftext|>\n") == [
+        Record("one"),
+        Record(None, "empty"),
+    ]
 
 
 @pytest.mark.parametrize("packed", PACKERS)
@@ -172,7 +177,9 @@ def test_memory_is_bounded_by_the_longest_document(tmp_path: Path) -> None:
     assert peak < 3e6
 
 
-@pytest.mark.skipif("BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text")
+@pytest.mark.skipif(
+    "BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text"
+)
 def test_real_files() -> None:
     data = Path(os.environ["BITNET_TEST_DATA"])
     assert len(texts_of(data / "tinystories" / "train.txt")) == 4986

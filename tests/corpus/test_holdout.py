@@ -42,7 +42,9 @@ def test_copies_that_differ_in_white_space_and_form_of_accents_are_one() -> None
 
 
 @pytest.mark.parametrize("count", [2, 3, 20])
-def test_small_sources_hold_out_exactly_the_smallest_hash_where_the_rule_finds_none(tmp_path: Path, count: int) -> None:
+def test_small_sources_hold_out_exactly_the_smallest_hash_where_the_rule_finds_none(
+    tmp_path: Path, count: int
+) -> None:
     texts = stories(count)
     assert not held(HoldOut((1 << 128) // 100), texts), "an example where one in a hundred is none"
     assert len(held(rule_for(tmp_path / "a.txt", texts), texts)) == 1

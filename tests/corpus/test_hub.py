@@ -1,4 +1,6 @@
-"""The hub's streaming calls, on a local folder of data files: seeded, complete, and continued where they stopped."""
+"""The hub's streaming calls, on a local folder of data files: seeded, complete, and continued where they
+stopped.
+"""
 
 from __future__ import annotations
 
@@ -64,12 +66,18 @@ def test_parquet_and_a_wrong_column(tmp_path: Path) -> None:
 def test_prepared_like_any_source(folder: Path, tmp_path: Path) -> None:
     tokenizer = small_tokenizer()
     shards = prepare(open_corpus(dataset=str(folder), one_in=10), tokenizer, tmp_path / "out", processes=1)
-    texts = [tokenizer.decode(ids.tolist()) for stream in (shards.train, shards.held_out) for ids in stream.each_document()]
+    texts = [
+        tokenizer.decode(ids.tolist())
+        for stream in (shards.train, shards.held_out)
+        for ids in stream.each_document()
+    ]
     assert sorted(texts) == sorted(stories(120))
     assert shards.manifest["settings"]["source"]["dataset"] == str(folder)
 
 
-def test_name_configuration_and_revision_reach_the_library(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_configuration_and_revision_reach_the_library(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
     calls: list[tuple[object, ...]] = []
@@ -83,7 +91,13 @@ def test_name_configuration_and_revision_reach_the_library(folder: Path, monkeyp
     monkeypatch.setattr(hub, "newest_revision", lambda name: "abc123")
     source = HubDataset("HuggingFaceTB/smollm-corpus:cosmopedia-v2")
     assert len(texts_of(source)) == 120
-    assert calls == [("HuggingFaceTB/smollm-corpus", "cosmopedia-v2", {"split": "train", "revision": "abc123", "streaming": True})]
+    assert calls == [
+        (
+            "HuggingFaceTB/smollm-corpus",
+            "cosmopedia-v2",
+            {"split": "train", "revision": "abc123", "streaming": True},
+        )
+    ]
     assert source.identity()["revision"] == source.revision == "abc123"
 
 
@@ -94,7 +108,10 @@ def test_without_a_network_one_line_says_what_to_do(monkeypatch: pytest.MonkeyPa
 
     answer = httpx2.Response(404, request=httpx2.Request("GET", "https://hub.invalid"))
     for error, words in (
-        (httpx2.ConnectError("Name or service not known"), "hub cannot be reached .* local files with --data"),
+        (
+            httpx2.ConnectError("Name or service not known"),
+            "hub cannot be reached .* local files with --data",
+        ),
         (RepositoryNotFoundError("absent", response=answer), "no data set 'a/b'.* check the name"),
         (GatedRepoError("gated", response=answer), "accept its terms"),
     ):
@@ -116,12 +133,16 @@ def test_connection_lost_on_the_way_can_be_continued(folder: Path, monkeypatch: 
         raise ConnectionError("reset by peer")
 
     monkeypatch.setattr(hub.HubReading, "_rows", lambda self: lost())
-    with pytest.raises(DataError, match=r"failed in block 0 \(ConnectionError: reset by peer\); repeat the command"):
+    with pytest.raises(
+        DataError, match=r"failed in block 0 \(ConnectionError: reset by peer\); repeat the command"
+    ):
         texts_of(source)
 
 
 def test_a_short_run_reads_a_stream_no_further_than_it_needs(folder: Path, tmp_path: Path) -> None:
-    """Ten tokens were enough after one document, none of which was held out: "no document is left in the held-out set"."""
+    """Ten tokens were enough after one document, none of which was held out: "no document is left in the
+    held-out set".
+    """
     read: list[int] = []
 
     class Counted(HubDataset):
@@ -133,13 +154,17 @@ def test_a_short_run_reads_a_stream_no_further_than_it_needs(folder: Path, tmp_p
     for number in range(3, 60):
         write_jsonl(folder / f"train-{number}.jsonl", stories(40, first=40 * number))
     source = Counted(str(folder), seed=1, block=20)
-    shards = prepare(Corpus(source, one_in=10, max_tokens=10), small_tokenizer(), tmp_path / "out", processes=1)
+    shards = prepare(
+        Corpus(source, one_in=10, max_tokens=10), small_tokenizer(), tmp_path / "out", processes=1
+    )
     assert shards.train.documents == 1
     assert shards.held_out.documents == LEAST_HELD_OUT
     assert sum(read) < 60 * 40
 
 
-def test_without_a_network_the_revision_of_the_last_time_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_revision_of_the_last_time_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What was prepared can be found again; what never was cannot be begun."""
 
     def unreachable(name: str) -> str:

@@ -1,4 +1,6 @@
-"""Preparing: the shards are the documents, whatever the number of processes and however often it was killed."""
+"""Preparing: the shards are the documents, whatever the number of processes and however often it was
+killed.
+"""
 
 from __future__ import annotations
 
@@ -27,12 +29,17 @@ TOKENIZER = small_tokenizer()
 
 def texts_of(shards: Shards) -> tuple[list[str], list[str]]:
     """Documents to train on, and those held out."""
-    train, held_out = ([TOKENIZER.decode(ids.tolist()) for ids in split.each_document()] for split in (shards.train, shards.held_out))
+    train, held_out = (
+        [TOKENIZER.decode(ids.tolist()) for ids in split.each_document()]
+        for split in (shards.train, shards.held_out)
+    )
     return train, held_out
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".bin", ".idx", ".json")}
+    return {
+        path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".bin", ".idx", ".json")
+    }
 
 
 def corpus_of(folder: Path, count: int = 600, **words: object) -> Corpus:
@@ -41,7 +48,9 @@ def corpus_of(folder: Path, count: int = 600, **words: object) -> Corpus:
     return open_corpus([folder / "a.txt", folder / "b.jsonl"], **words)  # type: ignore[arg-type]
 
 
-def test_shards_hold_every_document_once_in_order_and_held_out_ones_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_hold_every_document_once_in_order_and_held_out_ones_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("bitnet.corpus.encode.BATCH_BYTES", 4000)
     shards = prepare(corpus_of(tmp_path), TOKENIZER, tmp_path / "out", shard_tokens=5000)
     train, held_out = texts_of(shards)
@@ -52,7 +61,9 @@ def test_shards_hold_every_document_once_in_order_and_held_out_ones_apart(tmp_pa
     assert shards.train.text_bytes == sum(len(text.encode()) for text in train)
     assert shards.train.documents == len(train)
     assert len(shards.manifest["splits"]["train"]) > 3
-    assert shards.train.read(0, 10**9).tolist() == [id_ for text in train for id_ in [*TOKENIZER.encode(text), TOKENIZER.eos_id]]
+    assert shards.train.read(0, 10**9).tolist() == [
+        id_ for text in train for id_ in [*TOKENIZER.encode(text), TOKENIZER.eos_id]
+    ]
     assert (tmp_path / "out" / "tokenizer" / "tokenizer.json").is_file()
     assert not (tmp_path / "out" / PROGRESS).exists()
 
@@ -81,12 +92,20 @@ if __name__ == "__main__":
     data, tokenizer, out, processes = sys.argv[1:]
     corpus = open_corpus([data], validation=[data + "/../validation.txt"] if "validation" in out else ())
     sizes = {"shard_tokens": 9000, "commit_bytes": 10_000}
-    prepare(corpus, load_tokenizer(Path(tokenizer)), Path(out), processes=int(processes), report=report, **sizes)
+    prepare(corpus, load_tokenizer(Path(tokenizer)), Path(out), processes=int(processes),
+            report=report, **sizes)
 """
 
 
 def start(tmp_path: Path, out: str, processes: int) -> subprocess.Popen[str]:
-    words = [sys.executable, tmp_path / "script.py", tmp_path / "data", tmp_path / "tokenizer", tmp_path / out, str(processes)]
+    words = [
+        sys.executable,
+        tmp_path / "script.py",
+        tmp_path / "data",
+        tmp_path / "tokenizer",
+        tmp_path / out,
+        str(processes),
+    ]
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
@@ -116,7 +135,9 @@ def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, out:
     assert files_of(tmp_path / out) == files_of(tmp_path / f"whole_{out}")
     train, held_out = texts_of(Shards.open(tmp_path / out))
     assert len(train) == len(set(train))
-    assert (len(train), len(held_out)) == (880, 40) if "validation" in out else len(train) + len(held_out) == 900
+    assert (
+        (len(train), len(held_out)) == (880, 40) if "validation" in out else len(train) + len(held_out) == 900
+    )
 
 
 def test_workers_end_with_a_killed_main_process(tmp_path: Path) -> None:
@@ -160,7 +181,9 @@ def test_validation_file_is_the_held_out_set_and_its_copies_are_dropped(tmp_path
 
 @pytest.mark.parametrize("processes", [1, 2])
 def test_limits_are_exact(tmp_path: Path, processes: int) -> None:
-    some = prepare(corpus_of(tmp_path, max_documents=250), TOKENIZER, tmp_path / "documents", processes=processes)
+    some = prepare(
+        corpus_of(tmp_path, max_documents=250), TOKENIZER, tmp_path / "documents", processes=processes
+    )
     assert some.train.documents + some.held_out.documents == 250
     few = prepare(corpus_of(tmp_path, max_tokens=5000), TOKENIZER, tmp_path / "tokens", processes=processes)
     assert 5000 <= few.train.tokens < 5300
@@ -229,7 +252,9 @@ def test_few_broken_lines_are_counted_and_many_are_an_error(tmp_path: Path) -> N
     assert (shards.manifest["counts"]["broken"], shards.manifest["counts"]["empty"]) == (1, 1)
     assert shards.manifest["first_broken"].startswith(f"{tmp_path / 'few.jsonl'}, record 101: not JSON")
     (tmp_path / "many.jsonl").write_text("\n".join([*lines, *["{broken"] * 6]))
-    with pytest.raises(DataError, match=r"6 of 106 records are broken \(first: .*many.jsonl, record 101: not JSON"):
+    with pytest.raises(
+        DataError, match=r"6 of 106 records are broken \(first: .*many.jsonl, record 101: not JSON"
+    ):
         prepare(open_corpus([tmp_path / "many.jsonl"]), TOKENIZER, tmp_path / "many")
     assert not (tmp_path / "many" / MANIFEST).exists()
 
@@ -242,7 +267,9 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
 
 def test_progress_counts_up_to_everything(tmp_path: Path) -> None:
     seen: list[Progress] = []
-    shards = prepare(corpus_of(tmp_path, 20_000), TOKENIZER, tmp_path / "out", report=seen.append, processes=1)
+    shards = prepare(
+        corpus_of(tmp_path, 20_000), TOKENIZER, tmp_path / "out", report=seen.append, processes=1
+    )
     assert len(seen) > 2
     assert [one.documents for one in seen] == sorted(one.documents for one in seen)
     assert (seen[-1].documents, seen[-1].tokens) == (shards.train.documents, shards.train.tokens)

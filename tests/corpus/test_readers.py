@@ -1,4 +1,6 @@
-"""Data from anybody is read within bounds: compressed bombs, endless lines, floods of files. Memory is measured, with small bounds."""
+"""Data from anybody is read within bounds: compressed bombs, endless lines, floods of files. Memory is
+measured, with small bounds.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +75,13 @@ def test_a_document_of_just_the_longest_size_is_read(tmp_path: Path, monkeypatch
     assert [record.text for record in LocalFiles([path]).open()] == ["123456789", "1234567890"]
 
 
-def test_a_group_of_rows_too_large_to_decode_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_group_of_rows_too_large_to_decode_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "a.parquet"
-    pq.write_table(pa.table({"text": ["a" * 1000 + str(i) for i in range(100)], "id": list(range(100))}), path)
+    pq.write_table(
+        pa.table({"text": ["a" * 1000 + str(i) for i in range(100)], "id": list(range(100))}), path
+    )
     assert len(list(LocalFiles([path]).open())) == 100
     monkeypatch.setattr(readers, "LARGEST_ROW_GROUP", 10_000)
     with pytest.raises(DataError, match="write it again with smaller groups"):
@@ -101,14 +107,17 @@ from bitnet.corpus import readers
 from bitnet.corpus.documents import LocalFiles
 readers.LARGEST_BATCH = readers.LONGEST_DOCUMENT = 1 << 20
 records = list(LocalFiles([sys.argv[1]]).open())
-print(len(records), sum(record.text is not None for record in records), pyarrow.default_memory_pool().max_memory() >> 20)
+used = sum(record.text is not None for record in records)
+print(len(records), used, pyarrow.default_memory_pool().max_memory() >> 20)
 """
 
 
 def repeated(texts: int, lists: bool) -> pa.Table:
     """One text of 256 KiB, stored once and meant many times."""
     column = pa.DictionaryArray.from_arrays(pa.array([0] * texts, pa.int32()), pa.array(["a" * (MIB // 4)]))
-    return pa.table({"text": pa.ListArray.from_arrays(pa.array([0, texts], pa.int32()), column) if lists else column})
+    return pa.table(
+        {"text": pa.ListArray.from_arrays(pa.array([0, texts], pa.int32()), column) if lists else column}
+    )
 
 
 @pytest.mark.parametrize(("lists", "found"), [(False, (400, 400)), (True, (1, 0))], ids=["rows", "one list"])
@@ -161,7 +170,9 @@ def test_pipes_and_devices_are_no_data(tmp_path: Path) -> None:
 def test_lines_of_conversations_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_lines, "LONGEST_LINE", 1000)
     path = tmp_path / "answers.jsonl"
-    path.write_text("".join(json.dumps({"n": n}) + "\n" for n in range(40)) + '{"n": "' + "a" * 100_000 + '"}\n')
+    path.write_text(
+        "".join(json.dumps({"n": n}) + "\n" for n in range(40)) + '{"n": "' + "a" * 100_000 + '"}\n'
+    )
     found = read_json_lines(path, lambda row: None)
     assert (len(found.rows), found.broken) == (40, 1)
     assert found.first_broken == f"{path}, line 41: longer than 1,000 bytes"

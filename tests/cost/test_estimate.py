@@ -30,7 +30,9 @@ from bitnet.train.config import TrainConfig
 from bitnet.train.device import _PEAK_BF16
 
 REFERENCE = TrainConfig(seq_len=1024, batch_size=32, total_steps=60_000, warmup_steps=375)
-CARD = Device(name="card", kind="cuda", memory_gb=24, peak_tflops=100, utilisation=0.5, basis="a test", usd_per_hour=2)
+CARD = Device(
+    name="card", kind="cuda", memory_gb=24, peak_tflops=100, utilisation=0.5, basis="a test", usd_per_hour=2
+)
 
 
 def test_the_95m_baseline_by_hand() -> None:
@@ -48,7 +50,9 @@ def test_the_95m_baseline_by_hand() -> None:
 
 def test_launches_bound_the_time_of_small_models(tiny_config: BitNetConfig) -> None:
     train = TrainConfig(seq_len=8, batch_size=1, grad_accumulation_steps=3, total_steps=100)
-    slow = estimate(tiny_config, train, [dataclasses.replace(CARD, launch_ms_per_layer=2.0)]).devices[0].seconds
+    slow = (
+        estimate(tiny_config, train, [dataclasses.replace(CARD, launch_ms_per_layer=2.0)]).devices[0].seconds
+    )
     assert slow - estimate(tiny_config, train, [CARD]).devices[0].seconds == pytest.approx(100 * 3 * 2 * 2e-3)
 
 
@@ -58,10 +62,25 @@ def test_fourteen_checkpoints_where_nothing_is_pruned_and_ten_by_the_rule() -> N
     assert kept_checkpoints(REFERENCE) == 10
 
 
-@given(steps=st.integers(1, 400), every=st.integers(1, 60), last=st.integers(0, 8), period=st.integers(1, 90), boundary=st.integers(1, 400))
-def test_kept_checkpoints_are_those_that_pruning_leaves(steps: int, every: int, last: int, period: int, boundary: int) -> None:
-    train = TrainConfig(seq_len=1, batch_size=1, total_steps=steps, checkpoint_every=every, keep_last=last, keep_every=period,
-                        stage1_end=min(boundary, steps))  # fmt: skip
+@given(
+    steps=st.integers(1, 400),
+    every=st.integers(1, 60),
+    last=st.integers(0, 8),
+    period=st.integers(1, 90),
+    boundary=st.integers(1, 400),
+)
+def test_kept_checkpoints_are_those_that_pruning_leaves(
+    steps: int, every: int, last: int, period: int, boundary: int
+) -> None:
+    train = TrainConfig(
+        seq_len=1,
+        batch_size=1,
+        total_steps=steps,
+        checkpoint_every=every,
+        keep_last=last,
+        keep_every=period,
+        stage1_end=min(boundary, steps),
+    )
     mandatory = train.mandatory_checkpoints()
     there: set[int] = set()
     for step in range(steps + 1):
@@ -96,7 +115,9 @@ def test_packed_size_is_what_packing_gives(tiny_config: BitNetConfig, tiny_model
     assert full.packed_bytes == 4 * tiny_config.total_params
 
 
-def test_muons_operations_are_those_that_torch_counts(tiny_config: BitNetConfig, tiny_model: BitNetTransformer) -> None:
+def test_muons_operations_are_those_that_torch_counts(
+    tiny_config: BitNetConfig, tiny_model: BitNetTransformer
+) -> None:
     layers = tiny_model.bit_linears().values()
     muon = Muon([(layer.weight, layer.rows) for layer in layers], momentum=0.9)
     for layer in layers:
@@ -119,7 +140,9 @@ def test_largest_micro_batch_fits_and_one_row_more_does_not(gb: float) -> None:
     assert found.fits == (found.largest_batch >= REFERENCE.batch_size)
     for rows, inside in ((found.largest_batch, True), (found.largest_batch + 1, False)):
         if rows:
-            assert (process_bytes(BASELINE, dataclasses.replace(REFERENCE, batch_size=rows), "cuda") <= gb * 1e9) is inside
+            assert (
+                process_bytes(BASELINE, dataclasses.replace(REFERENCE, batch_size=rows), "cuda") <= gb * 1e9
+            ) is inside
 
 
 @pytest.mark.parametrize(("tokens", "steps"), [(1, 1), (32_768, 1), (32_769, 2), (1e9, 30_518)])
@@ -134,7 +157,11 @@ def test_impossible_token_counts_are_refused(tokens: float) -> None:
 
 
 def test_absurd_sizes_are_refused_not_overflowed() -> None:
-    for config, field in ((BASELINE, "ffn_hidden_size"), (REFERENCE, "total_steps"), (REFERENCE, "batch_size")):
+    for config, field in (
+        (BASELINE, "ffn_hidden_size"),
+        (REFERENCE, "total_steps"),
+        (REFERENCE, "batch_size"),
+    ):
         with pytest.raises(ConfigError, match=f"{field} is a number of 51 digits; it must be at most"):
             dataclasses.replace(config, **{field: 10**50})  # type: ignore[type-var]
     train = dataclasses.replace(REFERENCE, batch_size=2**20, seq_len=2**10, grad_accumulation_steps=2**20)

@@ -49,7 +49,9 @@ def test_from_a_part_the_whole_follows_by_operations(tiny_config: BitNetConfig) 
     assert found.update_s == pytest.approx(ratio * found.forward_backward_s + update * found.optimizer_s)
 
 
-def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(tiny_config: BitNetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_larger_than_the_memory_is_refused_before_it_is_built(
+    tiny_config: BitNetConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda: 1000)
     with pytest.raises(ConfigError, match="does not fit the memory"):
         measure(tiny_config, TRAIN, CPU, seconds=0.0)

@@ -1,4 +1,6 @@
-"""The memory formula against what it describes: autograd's saved tensors, the allocator, the optimizers' state."""
+"""The memory formula against what it describes: autograd's saved tensors, the allocator, the optimizers'
+state.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,13 @@ from bitnet.train.objective import NextToken, objective_of
 
 CPU = torch.device("cpu")
 ROWS, TOKENS = 3, 20
-WAYS = [("ternary", "int8", "int8"), ("ternary", "int8", "float"), ("ternary", "full", "float"), ("full", "int8", "float"),
-        ("full", "full", "float")]  # fmt: skip
+WAYS = [
+    ("ternary", "int8", "int8"),
+    ("ternary", "int8", "float"),
+    ("ternary", "full", "float"),
+    ("full", "int8", "float"),
+    ("full", "full", "float"),
+]
 
 
 def batch_of(config: BitNetConfig, rows: int, tokens: int) -> Batch:
@@ -54,7 +61,12 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, obje
     with autocast(CPU, numerics.bf16):
         model(batch.input_ids)  # fills the cache of ternary codes
     there = [*model.parameters(), model.cos, model.sin, *batch.tensors().values()]
-    there += [t for layer in model.bit_linears().values() if layer._cached for t in (*layer._cached[1], layer._cached[2])]
+    there += [
+        t
+        for layer in model.bit_linears().values()
+        if layer._cached
+        for t in (*layer._cached[1], layer._cached[2])
+    ]
     known = {tensor.untyped_storage().data_ptr() for tensor in there}
     found: dict[int, torch.Tensor] = {}
 
@@ -69,19 +81,37 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, obje
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
-@pytest.mark.parametrize(("activation", "sub_norm", "bf16"), itertools.product(["silu", "relu2"], [False, True], [False, True]))
+@pytest.mark.parametrize(
+    ("activation", "sub_norm", "bf16"), itertools.product(["silu", "relu2"], [False, True], [False, True])
+)
 @pytest.mark.parametrize(("weights", "activations", "product"), WAYS)
 def test_ledgers_are_what_autograd_keeps_to_the_byte(
-    tiny_config: BitNetConfig, activation: str, sub_norm: bool, bf16: bool, weights: str, activations: str, product: str
+    tiny_config: BitNetConfig,
+    activation: str,
+    sub_norm: bool,
+    bf16: bool,
+    weights: str,
+    activations: str,
+    product: str,
 ) -> None:
-    changes = {"activation": activation, "sub_norm": sub_norm, "weights": weights, "activations": activations, "vocab_size": 40}
+    changes = {
+        "activation": activation,
+        "sub_norm": sub_norm,
+        "weights": weights,
+        "activations": activations,
+        "vocab_size": 40,
+    }
     config = dataclasses.replace(tiny_config, **changes)  # type: ignore[arg-type]
     numerics = Numerics(device="cpu", product=product, bf16=bf16)  # type: ignore[arg-type]
-    for_each_token = config.num_layers * sum(layer_ledger(config, numerics).values()) + sum(head_ledger(config, numerics).values())
+    for_each_token = config.num_layers * sum(layer_ledger(config, numerics).values()) + sum(
+        head_ledger(config, numerics).values()
+    )
     expected = ROWS * TOKENS * for_each_token + kept_copies(config, numerics, TOKENS)
     model, batch = model_of(config, numerics), batch_of(config, ROWS, TOKENS)
     assert saved_bytes(model, batch, numerics, NextToken()) == expected
-    more = sum(head_ledger(config, numerics, unlikely=7).values()) - sum(head_ledger(config, numerics).values())
+    more = sum(head_ledger(config, numerics, unlikely=7).values()) - sum(
+        head_ledger(config, numerics).values()
+    )
     assert saved_bytes(model, batch, numerics, NextToken(2.0, 7)) == expected + ROWS * TOKENS * more
 
 
@@ -94,24 +124,43 @@ def allocator_peak(config: BitNetConfig, train: TrainConfig, numerics: Numerics,
     def micro_batches() -> None:
         for _ in range(train.grad_accumulation_steps):
             with autocast(CPU, numerics.bf16):
-                loss = objective_of(train, 1).terms(model(batch.input_ids), batch).sum() / batch.input_ids.numel()
+                loss = (
+                    objective_of(train, 1).terms(model(batch.input_ids), batch).sum()
+                    / batch.input_ids.numel()
+                )
             loss.backward()
 
     micro_batches()
     apply_update(model, optimizers, train.rates().rates_at(1), loss=1.0, clip_norm=1.0)
     for layer in model.bit_linears().values():
         layer._cached = None  # the profiler sees the new codes being made, but cannot see the old ones go
-    held = sum(t.numel() * t.element_size() for t in (*model.parameters(), *optimizers.state_tensors().values()))
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profiler:
+    held = sum(
+        t.numel() * t.element_size() for t in (*model.parameters(), *optimizers.state_tensors().values())
+    )
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
         micro_batches()
         apply_update(model, optimizers, train.rates().rates_at(1), loss=1.0, clip_norm=1.0)
     profiler.export_chrome_trace(str(folder / "trace.json"))
-    events = [event for event in json.loads((folder / "trace.json").read_text())["traceEvents"] if event.get("name") == "[memory]"]
+    events = [
+        event
+        for event in json.loads((folder / "trace.json").read_text())["traceEvents"]
+        if event.get("name") == "[memory]"
+    ]
     events.sort(key=lambda event: event["ts"])
     return held + max(itertools.accumulate(event["args"]["Bytes"] for event in events))
 
 
-WIDE = BitNetConfig(vocab_size=300, hidden_size=64, num_layers=3, num_heads=4, num_kv_heads=2, ffn_hidden_size=192, max_seq_length=64)
+WIDE = BitNetConfig(
+    vocab_size=300,
+    hidden_size=64,
+    num_layers=3,
+    num_heads=4,
+    num_kv_heads=2,
+    ffn_hidden_size=192,
+    max_seq_length=64,
+)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +183,9 @@ def test_peak_is_the_allocators_within_three_percent(
     config = dataclasses.replace(WIDE, **changes)  # type: ignore[arg-type]
     train = TrainConfig(seq_len=64, batch_size=rows, total_steps=2, **training)  # type: ignore[arg-type]
     numerics = Numerics(device="cpu", product=product, bf16=False)  # type: ignore[arg-type]
-    assert memory_of(config, train, numerics).peak == pytest.approx(allocator_peak(config, train, numerics, tmp_path), rel=0.03)
+    assert memory_of(config, train, numerics).peak == pytest.approx(
+        allocator_peak(config, train, numerics, tmp_path), rel=0.03
+    )
 
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
@@ -145,12 +196,18 @@ def test_optimizer_state_is_the_optimizers_own(tiny_config: BitNetConfig, kind: 
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
     optimizers.step(train.rates().rates_at(1))
-    state = sum(t.numel() * t.element_size() for t in optimizers.state_tensors().values() if t.dim() > 0)  # without step counts
+    state = sum(
+        t.numel() * t.element_size() for t in optimizers.state_tensors().values() if t.dim() > 0
+    )  # without step counts
     assert optimizer_bytes(tiny_config, kind) == state
 
 
-def test_ternary_shapes_are_those_of_the_model(tiny_config: BitNetConfig, tiny_model: BitNetTransformer) -> None:
-    logical = [(rows, layer.in_features) for layer in tiny_model.bit_linears().values() for rows in layer.rows]
+def test_ternary_shapes_are_those_of_the_model(
+    tiny_config: BitNetConfig, tiny_model: BitNetTransformer
+) -> None:
+    logical = [
+        (rows, layer.in_features) for layer in tiny_model.bit_linears().values() for rows in layer.rows
+    ]
     assert sorted(ternary_shapes(tiny_config).elements()) == sorted(logical)
 
 
@@ -160,7 +217,10 @@ def test_numerics_follow_the_settings() -> None:
     assert numerics_on("cuda", WIDE, train) == Numerics(device="cuda", product="int8", bf16=True)
     assert numerics_on("cuda", full, train).product == "float"
     assert not numerics_on("cpu", WIDE, train).bf16
-    assert numerics_on("cpu", WIDE, dataclasses.replace(train, product="float", precision="bf16")).product == "float"
+    assert (
+        numerics_on("cpu", WIDE, dataclasses.replace(train, product="float", precision="bf16")).product
+        == "float"
+    )
     assert numerics_on("cpu", WIDE, dataclasses.replace(train, precision="bf16")).bf16
 
 

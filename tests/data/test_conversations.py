@@ -1,4 +1,6 @@
-"""Conversations to rows: what is learned, that none sees another, and that every row follows from its number."""
+"""Conversations to rows: what is learned, that none sees another, and that every row follows from its
+number.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.data.conversations import Conversation, ConversationRows, Encoded, chained, encoded, packed, read_conversations, single_batches
+from bitnet.data.conversations import (
+    Conversation,
+    ConversationRows,
+    Encoded,
+    chained,
+    encoded,
+    packed,
+    read_conversations,
+    single_batches,
+)
 from bitnet.data.generated import Example, ExampleTable, TableRows
 from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.text.characters import CharacterTokenizer
@@ -26,7 +37,9 @@ TWO = Conversation((Turn("Why?", "Moon."), Turn("And the dog?", "A dog ran.")))
 
 
 def written(path: Path, *rows: object) -> Path:
-    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8")
+    path.write_text(
+        "".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), encoding="utf-8"
+    )
     return path
 
 
@@ -44,7 +57,10 @@ def test_the_template_and_what_is_learned() -> None:
     assert TOKENIZER.decode(one.tokens.tolist()) == "human: What is a cat?\nbitnut: The cat sat."
     assert one.tokens[-1] == TOKENIZER.eos_id
     assert TOKENIZER.decode(one.tokens[one.learned].tolist()) == " The cat sat."
-    assert TOKENIZER.decode(two.tokens.tolist()) == "human: Why?\nbitnut: Moon.human: And the dog?\nbitnut: A dog ran."
+    assert (
+        TOKENIZER.decode(two.tokens.tolist())
+        == "human: Why?\nbitnut: Moon.human: And the dog?\nbitnut: A dog ran."
+    )
     assert TOKENIZER.decode(two.tokens[two.learned].tolist()) == " Moon. A dog ran."
     assert (two.tokens[two.learned] == TOKENIZER.eos_id).sum() == 2
 
@@ -56,7 +72,9 @@ def test_a_voice_of_another_name_has_its_own_label() -> None:
 
 def test_targets_that_count_are_the_answers() -> None:
     """The end of one conversation never has to guess the beginning of the next."""
-    rows = ConversationRows(encoded([ONE, TWO] * 4, TOKENIZER, "bitnut"), seq_len=120, seed=1, pad_id=TOKENIZER.pad_id, name="x")
+    rows = ConversationRows(
+        encoded([ONE, TWO] * 4, TOKENIZER, "bitnut"), seq_len=120, seed=1, pad_id=TOKENIZER.pad_id, name="x"
+    )
     batch = rows.rows(np.arange(len(rows.packed)))
     said = TOKENIZER.decode(batch.targets[batch.loss_mask].tolist())
     assert sorted(said.replace(" The cat sat.", "1").replace(" Moon. A dog ran.", "2")) == sorted("1212" * 2)
@@ -68,8 +86,15 @@ def test_conversations_on_one_topic_are_chained_into_several_turns() -> None:
     """Half of those that begin a conversation go on with the next one on their topic; each is used once."""
     parts = [Conversation((Turn(f"{topic}{n}?", f"{n}."),), topic=topic) for n in range(5) for topic in "ab"]
     made = chained(parts, 0.5)
-    assert [[turn.human for turn in one.turns] for one in made[:4]] == [["a0?"], ["a1?", "a2?"], ["a3?"], ["a4?"]]
-    assert sorted(turn for one in made for turn in one.turns) == sorted(turn for one in parts for turn in one.turns)
+    assert [[turn.human for turn in one.turns] for one in made[:4]] == [
+        ["a0?"],
+        ["a1?", "a2?"],
+        ["a3?"],
+        ["a4?"],
+    ]
+    assert sorted(turn for one in made for turn in one.turns) == sorted(
+        turn for one in parts for turn in one.turns
+    )
     assert chained(parts, 0.0) == sorted(parts, key=lambda one: one.topic)
     assert all(len({turn.human[0] for turn in one.turns}) == 1 for one in chained(parts, 1.0))
 
@@ -128,7 +153,9 @@ def test_packing_fits_loses_nothing_and_wastes_little(lengths: list[int]) -> Non
     rows = packed(lengths, 20)
     assert sorted(index for row in rows for index in row) == list(range(len(lengths)))
     assert all(sum(lengths[index] for index in row) <= 20 for row in rows)
-    assert len(rows) <= 1 + sum(lengths) * 11 / 9 / 20 + 2  # best fit decreasing: at most 11/9 of the optimum and a little
+    assert (
+        len(rows) <= 1 + sum(lengths) * 11 / 9 / 20 + 2
+    )  # best fit decreasing: at most 11/9 of the optimum and a little
 
 
 def test_conversations_longer_than_a_row_are_counted() -> None:
@@ -143,7 +170,9 @@ def test_conversations_longer_than_a_row_are_counted() -> None:
 
 
 def test_the_held_out_loss_is_measured_on_one_conversation_a_row() -> None:
-    batches = single_batches(encoded([ONE, TWO, ONE], TOKENIZER, "bitnut"), seq_len=60, batch_size=2, pad_id=TOKENIZER.pad_id)
+    batches = single_batches(
+        encoded([ONE, TWO, ONE], TOKENIZER, "bitnut"), seq_len=60, batch_size=2, pad_id=TOKENIZER.pad_id
+    )
     assert [len(batch.input_ids) for batch in batches] == [2, 1]
     assert all(batch.segments is None for batch in batches)
 
@@ -152,12 +181,20 @@ def test_both_forms_are_read_and_held_out_topics_stand_apart(tmp_path: Path) -> 
     path = written(
         tmp_path / "answers.jsonl",
         {"prompt": "Why?", "answer": " Woof! ", "topic": "rain"},
-        {"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))]},
+        {
+            "messages": [
+                {"role": r, "content": c}
+                for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"), ("assistant", "d"))
+            ]
+        },
         {"prompt": "And?", "answer": "Arf!", "held_out": True},
     )
     for place in (path, tmp_path):
         found = read_conversations(place)
-        assert [one.turns for one in found.train] == [(Turn("Why?", "Woof!"),), (Turn("a", "b"), Turn("c", "d"))]
+        assert [one.turns for one in found.train] == [
+            (Turn("Why?", "Woof!"),),
+            (Turn("a", "b"), Turn("c", "d")),
+        ]
         assert [one.turns for one in found.held_out] == [(Turn("And?", "Arf!"),)]
         assert found.train[0].topic == "rain"
 
@@ -195,4 +232,6 @@ def test_files_that_give_nothing(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has no record"):
         read_conversations(written(tmp_path / "a.jsonl"))
     with pytest.raises(DataError, match="all 1 are held out"):
-        read_conversations(written(tmp_path / "a.jsonl", {"prompt": "Why?", "answer": "Woof!", "held_out": True}))
+        read_conversations(
+            written(tmp_path / "a.jsonl", {"prompt": "Why?", "answer": "Woof!", "held_out": True})
+        )

@@ -16,7 +16,10 @@ from bitnet.errors import DataError, NotFoundError
 from corpora import small_tokenizer
 
 TOKENIZER = small_tokenizer()
-PAIRS = [Pair(f"Say {word}.", f"The {word} sat.", f"A {word} is there, and the moon.") for word in ("cat", "dog", "sun", "moon", "tree")]
+PAIRS = [
+    Pair(f"Say {word}.", f"The {word} sat.", f"A {word} is there, and the moon.")
+    for word in ("cat", "dog", "sun", "moon", "tree")
+]
 
 
 def counted(batch: Batch) -> Tensor:
@@ -31,8 +34,13 @@ def made(seq_len: int = 100) -> PairRows:
 
 def test_an_epoch_has_every_pair_once_chosen_first() -> None:
     batch = made().rows(np.arange(10))
-    answers = [TOKENIZER.decode(row[mask].tolist()).strip() for row, mask in zip(batch.targets, batch.loss_mask, strict=True)]
-    assert sorted(zip(answers[0::2], answers[1::2], strict=True)) == sorted((pair.chosen, pair.rejected) for pair in PAIRS)
+    answers = [
+        TOKENIZER.decode(row[mask].tolist()).strip()
+        for row, mask in zip(batch.targets, batch.loss_mask, strict=True)
+    ]
+    assert sorted(zip(answers[0::2], answers[1::2], strict=True)) == sorted(
+        (pair.chosen, pair.rejected) for pair in PAIRS
+    )
     questions = [TOKENIZER.decode(row.tolist()).split("\n")[0] for row in batch.input_ids]
     assert questions[0::2] == questions[1::2]
     assert made().epochs(20) == 2.0
@@ -42,7 +50,9 @@ def test_an_epoch_has_every_pair_once_chosen_first() -> None:
 
 def test_rows_follow_from_their_numbers() -> None:
     whole, again = made().rows(np.arange(10, 30)), made().rows(np.arange(10, 30))
-    assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), again.tensors().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.tensors().values(), again.tensors().values(), strict=True)
+    )
     part = made().rows(np.arange(14, 18))
     assert torch.equal(whole.input_ids[4:8], part.input_ids)
     assert not torch.equal(made().rows(np.arange(10)).input_ids, made().rows(np.arange(10, 20)).input_ids)
@@ -54,7 +64,9 @@ def test_all_in_order() -> None:
 
 
 def test_pairs_that_do_not_fit_are_counted() -> None:
-    lengths = sorted(max(len(side.tokens) for side in pair) for pair in encoded_pairs(PAIRS, TOKENIZER, "bitnut"))
+    lengths = sorted(
+        max(len(side.tokens) for side in pair) for pair in encoded_pairs(PAIRS, TOKENIZER, "bitnut")
+    )
     rows = made(seq_len=lengths[0] - 1)
     assert rows.too_long == sum(length > lengths[0] for length in lengths)
     assert rows.fingerprint()["pairs_too_long"] == rows.too_long
@@ -72,7 +84,10 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
     for broken, message in (
         ({"chosen": "a", "rejected": "b"}, "prompt is no text"),
         ({"prompt": "a", "chosen": "b", "rejected": " b "}, "chosen and rejected are the same"),
-        ({"prompt": "a", "chosen": "b", "rejected": "c", "held_out": 1}, "held_out is neither true nor false"),
+        (
+            {"prompt": "a", "chosen": "b", "rejected": "c", "held_out": 1},
+            "held_out is neither true nor false",
+        ),
     ):
         (tmp_path / "bad.jsonl").write_text(json.dumps(broken) + "\n")
         with pytest.raises(DataError, match=message):

@@ -54,10 +54,14 @@ def test_altered_shard_is_named(shards: Shards, name: str) -> None:
     with pytest.raises(DataError, match=rf"{name} was altered"):
         Shards.open(shards.folder).verify(TOKENIZER.vocab_size)
     with pytest.raises(DataError, match=rf"{name} was altered"):
-        prepare(open_corpus([shards.folder.parent / "a.txt"]), TOKENIZER, shards.folder)  # what training opens
+        prepare(
+            open_corpus([shards.folder.parent / "a.txt"]), TOKENIZER, shards.folder
+        )  # what training opens
 
 
-def test_finished_shards_are_hashed_without_keeping_others_out(shards: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_finished_shards_are_hashed_without_keeping_others_out(
+    shards: Shards, monkeypatch: pytest.MonkeyPatch
+) -> None:
     corpus = open_corpus([shards.folder.parent / "a.txt"])
     checked: list[Path] = []
 
@@ -81,7 +85,11 @@ def test_unfinished_damaged_and_future_folders(shards: Shards, tmp_path: Path) -
         Shards.open(tmp_path / "absent")
     manifest = shards.folder / MANIFEST
     values = json.loads(manifest.read_text())
-    for content, message in (("{", "damaged"), ("{}", "damaged"), (json.dumps({**values, "format": 99}), "format 99")):
+    for content, message in (
+        ("{", "damaged"),
+        ("{}", "damaged"),
+        (json.dumps({**values, "format": 99}), "format 99"),
+    ):
         manifest.write_text(content)
         with pytest.raises(DataError, match=message):
             Shards.open(shards.folder)
@@ -106,7 +114,9 @@ HOSTILE: dict[str, tuple[tuple[str | int, ...], object]] = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_manifest_from_somebody_else_is_held_against_types(shards: Shards, case: str) -> None:
-    """Names must be those of shards: as they came they were joined to the folder. Seven of these ended in a traceback."""
+    """Names must be those of shards: as they came they were joined to the folder. Seven of these ended in a
+    traceback.
+    """
     (*way, last), value = HOSTILE[case]
     manifest = shards.folder / MANIFEST
     values = place = json.loads(manifest.read_text())
@@ -133,10 +143,19 @@ def test_ids_beyond_the_vocabulary_are_no_data(shards: Shards) -> None:
 
 def test_reading_across_shards_is_reading_one_long_row(shards: Shards) -> None:
     stream = shards.train
-    whole = np.concatenate([np.fromfile(path, dtype="<u2") for path in sorted(shards.folder.glob("train-*.bin"))])
+    whole = np.concatenate(
+        [np.fromfile(path, dtype="<u2") for path in sorted(shards.folder.glob("train-*.bin"))]
+    )
     assert stream.tokens == len(whole)
     border = shards.manifest["splits"]["train"][0]["tokens"]
-    for start, count in ((0, 5), (border - 3, 6), (border, 1), (0, len(whole)), (len(whole) - 2, 9), (len(whole), 3)):
+    for start, count in (
+        (0, 5),
+        (border - 3, 6),
+        (border, 1),
+        (0, len(whole)),
+        (len(whole) - 2, 9),
+        (len(whole), 3),
+    ):
         assert stream.read(start, count).tolist() == whole[start : start + count].tolist()
 
 

@@ -35,8 +35,14 @@ def test_processes_share_the_rows_of_an_update(world: int, accumulation: int) ->
 def test_one_process_equals_the_union_of_two() -> None:
     source = rows()
     whole = source.rows(row_numbers(7, 0, batch_size=8, accumulation=1, rank=0, world_size=1))
-    halves = [source.rows(row_numbers(7, 0, batch_size=4, accumulation=1, rank=rank, world_size=2)) for rank in (0, 1)]
-    assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), concatenate(halves).tensors().values(), strict=True))
+    halves = [
+        source.rows(row_numbers(7, 0, batch_size=4, accumulation=1, rank=rank, world_size=2))
+        for rank in (0, 1)
+    ]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.tensors().values(), concatenate(halves).tensors().values(), strict=True)
+    )
 
 
 def test_row_is_a_function_of_seed_and_number_alone() -> None:
@@ -68,7 +74,9 @@ def test_single_rows_are_padded_and_only_real_tokens_count() -> None:
 
 def test_loss_on_answers_scores_the_answer_and_its_end_only() -> None:
     batch = rows(layout="single", loss_on="answers").rows(np.arange(30))
-    for row, targets, mask in zip(batch.input_ids.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True):
+    for row, targets, mask in zip(
+        batch.input_ids.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True
+    ):
         scored = TOKENIZER.decode([token for token, counts in zip(targets, mask, strict=True) if counts])
         assert scored == TOKENIZER.decode(row).split("=")[1]
 
@@ -96,7 +104,9 @@ def test_random_fractions_are_uniform_and_independent_of_neighbours() -> None:
 
 
 def test_held_out_is_stable_and_about_one_in_ten() -> None:
-    """The hash must never change: a run continued with another split would be judged on what it trained on."""
+    """The hash must never change: a run continued with another split would be judged on what it trained
+    on.
+    """
     kept = [number for number in range(40) if held_out(f"{number} + 1")]
     assert kept == [11, 13, 31, 33]
     share = sum(held_out(f"key {number}") for number in range(20_000)) / 20_000

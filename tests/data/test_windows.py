@@ -67,15 +67,21 @@ def test_every_window_once_an_epoch_and_every_token_once_a_target(source: Window
         windows = torch.cat((batch.input_ids, batch.targets[:, -1:]), dim=1).tolist()
         assert sorted(map(tuple, windows)) == expected
         assert bool(batch.loss_mask.all())
-    first, second = (source.window_numbers(np.arange(50) + epoch * source.windows).tolist() for epoch in range(2))
+    first, second = (
+        source.window_numbers(np.arange(50) + epoch * source.windows).tolist() for epoch in range(2)
+    )
     assert first != second
 
 
 def test_one_row_does_not_depend_on_the_others_in_its_batch(source: WindowRows) -> None:
-    numbers = np.array([source.windows - 1, source.windows, 0, 12_345_678], dtype=np.int64)  # over the border of two epochs
+    numbers = np.array(
+        [source.windows - 1, source.windows, 0, 12_345_678], dtype=np.int64
+    )  # over the border of two epochs
     together = source.rows(numbers)
     alone = concatenate([source.rows(numbers[index : index + 1]) for index in range(4)])
-    assert all(torch.equal(a, b) for a, b in zip(together.tensors().values(), alone.tensors().values(), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(together.tensors().values(), alone.tensors().values(), strict=True)
+    )
     other = WindowRows(source.shards, seq_len=T, seed=4).rows(numbers)
     assert not torch.equal(together.input_ids, other.input_ids)
 
@@ -83,8 +89,14 @@ def test_one_row_does_not_depend_on_the_others_in_its_batch(source: WindowRows) 
 @pytest.mark.parametrize("world", [2, 4])
 def test_processes_together_read_the_rows_of_one(source: WindowRows, world: int) -> None:
     whole = source.rows(row_numbers(7, 0, batch_size=8, accumulation=1, rank=0, world_size=1))
-    parts = [source.rows(row_numbers(7, 0, batch_size=8 // world, accumulation=1, rank=rank, world_size=world)) for rank in range(world)]
-    assert all(torch.equal(a, b) for a, b in zip(whole.tensors().values(), concatenate(parts).tensors().values(), strict=True))
+    parts = [
+        source.rows(row_numbers(7, 0, batch_size=8 // world, accumulation=1, rank=rank, world_size=world))
+        for rank in range(world)
+    ]
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.tensors().values(), concatenate(parts).tensors().values(), strict=True)
+    )
 
 
 def test_no_window_contains_a_held_out_document(source: WindowRows, shards: Shards, corpus: Corpus) -> None:
@@ -95,8 +107,12 @@ def test_no_window_contains_a_held_out_document(source: WindowRows, shards: Shar
     held_out = {TOKENIZER.decode(ids.tolist()) for ids in shards.held_out.each_document()}
     assert len(held_out) > 20
     assert spelled.isdisjoint(held_out)
-    assert len(spelled & set(corpus.training_texts())) >= shards.train.documents - 2, "all but the first and the last, which are cut"
-    everything = "".join(TOKENIZER.decode(row) for row in source.rows(np.arange(source.windows)).input_ids.tolist())
+    assert len(spelled & set(corpus.training_texts())) >= shards.train.documents - 2, (
+        "all but the first and the last, which are cut"
+    )
+    everything = "".join(
+        TOKENIZER.decode(row) for row in source.rows(np.arange(source.windows)).input_ids.tolist()
+    )
     assert not any(text[: len(text) // 2] in everything for text in held_out)
 
 
@@ -130,7 +146,13 @@ def test_fingerprint_names_the_data(source: WindowRows, shards: Shards) -> None:
     assert fingerprint["corpus_sampling"] == "every_document"
     assert fingerprint["tokenizer_vocab_size"] == 320
     assert fingerprint["windows_per_epoch"] == source.windows
-    assert {"hf_revision", "first_1000_token_ids_sha256", "sampling_strategy", "train_sha256", "held_out_sha256"} <= fingerprint.keys()
+    assert {
+        "hf_revision",
+        "first_1000_token_ids_sha256",
+        "sampling_strategy",
+        "train_sha256",
+        "held_out_sha256",
+    } <= fingerprint.keys()
 
 
 def test_held_out_windows_cover_every_token_and_score_no_padding(shards: Shards) -> None:
@@ -139,7 +161,9 @@ def test_held_out_windows_cover_every_token_and_score_no_padding(shards: Shards)
     scored = torch.cat([batch.targets[batch.loss_mask] for batch in batches])
     assert scored.tolist() == stream.read(1, stream.tokens).tolist()
     assert all(batch.input_ids.shape == (8, T) for batch in batches[:-1])
-    few, again = (held_out_batches(shards, seq_len=T, batch_size=4, max_windows=6, pad_id=PAD) for _ in range(2))
+    few, again = (
+        held_out_batches(shards, seq_len=T, batch_size=4, max_windows=6, pad_id=PAD) for _ in range(2)
+    )
     assert [len(batch.input_ids) for batch in few] == [4, 2]
     assert all(torch.equal(a.input_ids, b.input_ids) for a, b in zip(few, again, strict=True))
 
@@ -152,7 +176,9 @@ def test_byte_lengths_give_the_bytes_of_the_held_out_text(shards: Shards) -> Non
     assert scored + first == shards.held_out.text_bytes
 
 
-@pytest.mark.skipif("BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text")
+@pytest.mark.skipif(
+    "BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text"
+)
 def test_on_real_stories_no_training_document_is_one_of_the_validation_file(tmp_path: Path) -> None:
     data = Path(os.environ["BITNET_TEST_DATA"]) / "tinystories"
     corpus = open_corpus([data / "train.txt"], validation=[data / "validation.txt"], max_documents=500)

@@ -17,7 +17,19 @@ from conftest import TINY_MODEL
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    words = ["--variant", "quick", "--device", "cpu", *TINY_MODEL, "--data.max-operand", "9", "--num-steps", "200", "--batch-size", "4"]
+    words = [
+        "--variant",
+        "quick",
+        "--device",
+        "cpu",
+        *TINY_MODEL,
+        "--data.max-operand",
+        "9",
+        "--num-steps",
+        "200",
+        "--batch-size",
+        "4",
+    ]
     return of_experiment("arithmetic", words, full=False)
 
 

@@ -16,7 +16,11 @@ from conftest import TINY_MODEL
 
 @pytest.fixture(scope="module")
 def subject() -> Subject:
-    return of_experiment("arithmetic", ["--variant", "reference", "--device", "cpu", *TINY_MODEL, "--data.max-operand", "9"], full=False)
+    return of_experiment(
+        "arithmetic",
+        ["--variant", "reference", "--device", "cpu", *TINY_MODEL, "--data.max-operand", "9"],
+        full=False,
+    )
 
 
 def missed(subject: Subject, training: dict[str, Any], **model: Any) -> list[str]:
@@ -53,7 +57,9 @@ def test_every_variant_passes(subject: Subject, name: str) -> None:
         ({}, {"rope_theta": 2.0}, "base of the rotary positions"),
     ],
 )
-def test_what_makes_no_sense_is_named(subject: Subject, training: dict[str, Any], model: dict[str, Any], name: str) -> None:
+def test_what_makes_no_sense_is_named(
+    subject: Subject, training: dict[str, Any], model: dict[str, Any], name: str
+) -> None:
     assert name in missed(subject, training, **model)
 
 

@@ -19,4 +19,7 @@ def test_scored_targets_stand_in_marks() -> None:
 def test_the_end_of_text_is_named_and_escapes_are_shown() -> None:
     tokenizer = CharacterTokenizer("0123456789+= \n\x1b", 32)
     ids = torch.tensor([[*tokenizer.encode("1"), tokenizer.eos_id, *tokenizer.encode("\x1b2")]])
-    assert marked(Batch(ids[:, :-1], ids[:, 1:], torch.ones(1, 3, dtype=torch.bool)), 0, tokenizer) == "1«<end>\\x1b2»"
+    assert (
+        marked(Batch(ids[:, :-1], ids[:, 1:], torch.ones(1, 3, dtype=torch.bool)), 0, tokenizer)
+        == "1«<end>\\x1b2»"
+    )

@@ -12,7 +12,9 @@ ALPHABET = np.tile(np.arange(4, 12), 40)
 
 
 def test_pairs_know_what_single_tokens_do_not() -> None:
-    """In 4 5 6 ... 11 4 5 ... the next token is certain to one who knows pairs, and one of eight to one who does not."""
+    """In 4 5 6 ... 11 4 5 ... the next token is certain to one who knows pairs, and one of eight to one who
+    does not.
+    """
     alone, pairs = Counts.of([ALPHABET], 12).surprise([ALPHABET])
     assert abs(alone - np.log(8)) < 0.05
     assert pairs < 0.15
@@ -38,5 +40,9 @@ def test_examples_are_whole() -> None:
 
 
 def test_rows_lose_their_padding_and_keep_the_last_target() -> None:
-    batch = Batch(torch.tensor([[5, 6, 0, 0]]), torch.tensor([[6, 0, 0, 0]]), torch.tensor([[True, False, False, False]]))
+    batch = Batch(
+        torch.tensor([[5, 6, 0, 0]]),
+        torch.tensor([[6, 0, 0, 0]]),
+        torch.tensor([[True, False, False, False]]),
+    )
     assert [row.tolist() for row in rows_of(batch, 0)] == [[5, 6]]

@@ -1,4 +1,6 @@
-"""The independent recomputation agrees with the model that it judges, and is right by itself where that can be said."""
+"""The independent recomputation agrees with the model that it judges, and is right by itself where that can
+be said.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ VARIANTS: list[dict[str, object]] = [
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
-def test_logits_and_gradients_agree_with_the_model(tiny_config: BitNetConfig, changes: dict[str, object]) -> None:
+def test_logits_and_gradients_agree_with_the_model(
+    tiny_config: BitNetConfig, changes: dict[str, object]
+) -> None:
     torch.manual_seed(2)
     config = dataclasses.replace(tiny_config, **changes)  # type: ignore[arg-type]
     model = BitNetTransformer(config)
@@ -30,7 +34,8 @@ def test_logits_and_gradients_agree_with_the_model(tiny_config: BitNetConfig, ch
     mask = torch.rand(2, 12) < 0.7
     logits = model(ids)
     loss = (
-        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none") * mask.flatten()
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none")
+        * mask.flatten()
     ).sum() / mask.sum()
     loss.backward()
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
@@ -75,12 +80,16 @@ def test_rates_agree_with_the_schedule(kind: str) -> None:
     train = TrainConfig(seq_len=8, batch_size=1, total_steps=60, warmup_steps=7, schedule=kind, stage1_end=25)  # type: ignore[arg-type]
     settings = {**dataclasses.asdict(train), "stage1_end": train.boundary}
     for step in range(1, 61):
-        assert reference_updates.rates(settings, step) == pytest.approx(tuple(train.rates().rates_at(step)), rel=1e-12)
+        assert reference_updates.rates(settings, step) == pytest.approx(
+            tuple(train.rates().rates_at(step)), rel=1e-12
+        )
 
 
 def test_newton_schulz_makes_a_matrix_nearly_orthogonal() -> None:
     torch.manual_seed(0)
     for shape in ((6, 20), (20, 6)):
-        values = torch.linalg.svdvals(reference_updates.newton_schulz(torch.randn(shape, dtype=torch.float64)))
+        values = torch.linalg.svdvals(
+            reference_updates.newton_schulz(torch.randn(shape, dtype=torch.float64))
+        )
         assert float(values.min()) > 0.6
         assert float(values.max()) < 1.3

@@ -1,4 +1,6 @@
-"""Looking from outside: the matrix that a layer multiplies by, what passes through the parts, and what rows a loop is shown."""
+"""Looking from outside: the matrix that a layer multiplies by, what passes through the parts, and what rows a
+loop is shown.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,13 @@ def test_the_matrix_is_found_by_unit_vectors() -> None:
 def test_every_part_is_traced_and_nothing_stays_hooked(tiny_model: BitNetTransformer) -> None:
     ids = random_ids(32, 2, 6, torch.device("cpu"))
     logits, passed = traced(tiny_model, ids)
-    assert {"token_embeddings", "blocks.1.attention.qkv_proj", "blocks.0.feedforward.down", "final_norm", "lm_head"} <= passed.keys()
+    assert {
+        "token_embeddings",
+        "blocks.1.attention.qkv_proj",
+        "blocks.0.feedforward.down",
+        "final_norm",
+        "lm_head",
+    } <= passed.keys()
     assert torch.equal(passed["lm_head"].left, logits)
     assert not any(module._forward_hooks for module in tiny_model.modules())
 
@@ -78,7 +86,9 @@ def test_one_batch_is_the_same_at_every_update() -> None:
 
 
 def test_watched_optimizers_note_and_change_nothing(tiny_model: BitNetTransformer) -> None:
-    config = OptimizerConfig(kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0)
+    config = OptimizerConfig(
+        kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0
+    )
     watched = Watched(tiny_model, Optimizers(tiny_model, config))
     tiny_model(torch.arange(8)[None]).logsumexp(-1).sum().backward()
     before = tiny_model.final_norm.weight.detach().clone()
@@ -92,7 +102,9 @@ def test_watched_optimizers_note_and_change_nothing(tiny_model: BitNetTransforme
 
 
 def test_inputs_are_moved_off_the_edges_between_codes_and_nowhere_else() -> None:
-    """Float32 rounds a value on an edge either way, which in a narrow layer is more than a formula may be off."""
+    """Float32 rounds a value on an edge either way, which in a narrow layer is more than a formula may be
+    off.
+    """
     x = torch.randn(16, 768, generator=torch.Generator().manual_seed(1)) * torch.logspace(-1, 1, 16)[:, None]
     moved = off_the_edges(x)
     units = moved.double() / (moved.double().abs().amax(dim=1, keepdim=True) / 127)
@@ -103,7 +115,9 @@ def test_inputs_are_moved_off_the_edges_between_codes_and_nowhere_else() -> None
 
 
 def test_a_weight_on_the_edge_of_a_code_is_no_fault_of_the_inputs(tiny_config: Any, monkeypatch: Any) -> None:
-    """One code that float64 rounds the other way: the inputs are judged by the matrix that really multiplies."""
+    """One code that float64 rounds the other way: the inputs are judged by the matrix that really
+    multiplies.
+    """
     model = BitNetTransformer(tiny_config)
     real = reference.effective
 

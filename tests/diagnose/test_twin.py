@@ -1,4 +1,6 @@
-"""Twins in which every mechanism acts: a healthy one passes, and faults that are inert in the examined model are found in them."""
+"""Twins in which every mechanism acts: a healthy one passes, and faults that are inert in the examined model
+are found in them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,11 @@ from conftest import TINY_MODEL
 @pytest.fixture(scope="module")
 def subject() -> Subject:
     """One key/value head, no decay, no sub-norm, next tokens only."""
-    return of_experiment("arithmetic", ["--variant", "quick", "--device", "cpu", *TINY_MODEL, "--data.max-operand", "9"], full=False)
+    return of_experiment(
+        "arithmetic",
+        ["--variant", "quick", "--device", "cpu", *TINY_MODEL, "--data.max-operand", "9"],
+        full=False,
+    )
 
 
 def failed(checks: Iterator[Check]) -> set[str]:
@@ -33,9 +39,13 @@ def test_healthy_twins_pass(subject: Subject) -> None:
     """Three of them: forward pass, updates in warm-up and around the stage boundary, every objective."""
     checks = list(check_twin.twins(subject))
     assert [check for check in checks if not check.ok] == []
-    assert {name for name in ("AdamW", "Muon", "preference") if any(name in check.name for check in checks)} == {
-        "AdamW", "Muon", "preference",
-    }  # fmt: skip
+    assert {
+        name for name in ("AdamW", "Muon", "preference") if any(name in check.name for check in checks)
+    } == {
+        "AdamW",
+        "Muon",
+        "preference",
+    }
 
 
 def test_every_mechanism_acts_in_a_twin(subject: Subject) -> None:
@@ -58,16 +68,23 @@ def test_heads_that_share_the_wrong_keys_are_seen(subject: Subject, monkeypatch:
     """With one key/value head there is no wrong one to take; with two of six there is."""
     real = torch.nn.functional.scaled_dot_product_attention
 
-    def interleaved(q: Any, k: Any, v: Any, mask: Any = None, *, is_causal: bool = False, enable_gqa: bool = False) -> Any:
+    def interleaved(
+        q: Any, k: Any, v: Any, mask: Any = None, *, is_causal: bool = False, enable_gqa: bool = False
+    ) -> Any:
         times = q.shape[1] // k.shape[1]
         return real(q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1), mask, is_causal=is_causal)
 
     monkeypatch.setattr(transformer.F, "scaled_dot_product_attention", interleaved)
-    assert any("attention and rotary" in name for name in failed(check_twin.forward(twin_of(subject, KINDS[0]), KINDS[0])))
+    assert any(
+        "attention and rotary" in name
+        for name in failed(check_twin.forward(twin_of(subject, KINDS[0]), KINDS[0]))
+    )
 
 
 def test_codes_that_wrap_in_bfloat16_are_seen(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
-    """127.5 rounds to 128 in bfloat16 and becomes -128: the largest input of a token changes its sign, and float32 shows nothing."""
+    """127.5 rounds to 128 in bfloat16 and becomes -128: the largest input of a token changes its sign, and
+    float32 shows nothing.
+    """
     assert failed(check_formats.formats(subject)) == set()
 
     def wraps(x: torch.Tensor) -> Int8Rows:

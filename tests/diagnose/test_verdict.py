@@ -16,7 +16,16 @@ from bitnet.diagnose.verdict import NEXT, TREE, judge
 
 def check(suspect: Any, ok: bool = False, **more: Any) -> Check:
     name = more.pop("name", f"a check of {suspect}")
-    return Check(name=name, suspect=suspect, ok=ok, value=1.0, expected="2", source="a test", detail="it is one", **more)
+    return Check(
+        name=name,
+        suspect=suspect,
+        ok=ok,
+        value=1.0,
+        expected="2",
+        source="a test",
+        detail="it is one",
+        **more,
+    )
 
 
 def test_nothing_failed_is_healthy() -> None:
@@ -27,7 +36,9 @@ def test_nothing_failed_is_healthy() -> None:
 
 
 def test_symptoms_do_not_outvote_a_direct_finding() -> None:
-    """Shuffled data: nothing learns, the criteria are missed, the control fails too; but one check saw the data."""
+    """Shuffled data: nothing learns, the criteria are missed, the control fails too; but one check saw the
+    data.
+    """
     found = [check("data", weight=STRONG), *[symptom(check("training"))] * 5, symptom(check("optimizer"))]
     verdict = judge(found)
     assert verdict.suspect == "data"
@@ -63,10 +74,22 @@ def test_sureness_falls_with_doubt() -> None:
 names = st.sampled_from([name for name in SUSPECTS if name != "none"])
 
 
-@given(st.lists(st.tuples(names, st.booleans(), st.sets(names), st.sampled_from([PROOF, STRONG, HINT]), st.booleans()), max_size=12))
-def test_a_suspect_is_always_named_when_something_failed(drawn: list[tuple[Any, bool, set[Any], float, bool]]) -> None:
+@given(
+    st.lists(
+        st.tuples(
+            names, st.booleans(), st.sets(names), st.sampled_from([PROOF, STRONG, HINT]), st.booleans()
+        ),
+        max_size=12,
+    )
+)
+def test_a_suspect_is_always_named_when_something_failed(
+    drawn: list[tuple[Any, bool, set[Any], float, bool]],
+) -> None:
     """Whatever explains what, even in a circle."""
-    checks = [check(s, ok, explained_by=frozenset(by), weight=weight, direct=direct) for s, ok, by, weight, direct in drawn]
+    checks = [
+        check(s, ok, explained_by=frozenset(by), weight=weight, direct=direct)
+        for s, ok, by, weight, direct in drawn
+    ]
     verdict = judge(checks)
     assert verdict.healthy == all(one.ok for one in checks)
     assert verdict.healthy or verdict.suspect in {one.suspect for one in checks if not one.ok}
@@ -91,7 +114,9 @@ def test_an_error_in_the_examined_code_is_a_finding() -> None:
 
 
 def test_an_error_of_the_examination_is_no_finding() -> None:
-    """counting.py is a file of the examination: that it fails says nothing about the data, and nothing is called healthy then."""
+    """counting.py is a file of the examination: that it fails says nothing about the data, and nothing is
+    called healthy then.
+    """
 
     def broken() -> Iterator[Check]:
         counting.shingles([1], 2)  # type: ignore[list-item]
@@ -132,6 +157,12 @@ def test_a_check_of_a_part_is_one_call() -> None:
     assert part.equal("n", 2, 2, "other").ok
     assert not part.below("n", {"a": 0.1, "b": float("nan")}, 1.0, "error", "is off").ok
     worst = part.below("n", {"a": 0.1, "b": 3.0}, 1.0, "error", "is off")
-    assert (worst.ok, worst.value, worst.detail, worst.suspect, worst.weight) == (False, 3.0, "b: is off", "optimizer", STRONG)
+    assert (worst.ok, worst.value, worst.detail, worst.suspect, worst.weight) == (
+        False,
+        3.0,
+        "b: is off",
+        "optimizer",
+        STRONG,
+    )
     assert part.within("n", 2.0, 1.0, 2.0, "other").ok
     assert not part.below("n", {}, 1.0, "error", "is off").ok

@@ -20,7 +20,14 @@ TOKENIZER = CharacterTokenizer(LETTERS, 64)
 def model_of(seed: int = 0) -> BitNetTransformer:
     torch.manual_seed(seed)
     config = BitNetConfig(
-        vocab_size=64, hidden_size=48, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=96, max_seq_length=48, activations="full"
+        vocab_size=64,
+        hidden_size=48,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        ffn_hidden_size=96,
+        max_seq_length=48,
+        activations="full",
     )
     return BitNetTransformer(config)
 
@@ -51,7 +58,7 @@ def test_a_sentence_scores_the_sum_of_its_tokens_however_long_its_neighbours_are
         assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_a_model_that_learned_the_right_sentences_gets_them_and_one_that_learned_the_wrong_ones_does_not() -> None:
+def test_a_model_gets_the_sentences_that_it_learned_right_or_wrong() -> None:
     pairs = [pair for pair in minimal_pairs() if pair.kind == "agreement"]
     for learned, least, most in (("right", 0.9, 1.0), ("wrong", 0.0, 0.1)):
         model = model_of()
@@ -60,7 +67,9 @@ def test_a_model_that_learned_the_right_sentences_gets_them_and_one_that_learned
         optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
         for _ in range(150):
             logits = model(ids[:, :-1])
-            F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=TOKENIZER.pad_id).backward()
+            F.cross_entropy(
+                logits.flatten(0, 1), ids[:, 1:].flatten(), ignore_index=TOKENIZER.pad_id
+            ).backward()
             optimizer.step()
             optimizer.zero_grad()
         metrics = grammar_metrics(model, TOKENIZER, pairs)
@@ -70,4 +79,9 @@ def test_a_model_that_learned_the_right_sentences_gets_them_and_one_that_learned
 
 def test_equal_sentences_are_no_hit() -> None:
     metrics = grammar_metrics(model_of(), TOKENIZER, [Pair("agreement", "I ran.", "I ran.")])
-    assert metrics == {"grammar": 0.0, "grammar_cases": 1.0, "grammar_agreement": 0.0, "grammar_agreement_cases": 1.0}
+    assert metrics == {
+        "grammar": 0.0,
+        "grammar_cases": 1.0,
+        "grammar_agreement": 0.0,
+        "grammar_agreement_cases": 1.0,
+    }

@@ -11,7 +11,15 @@ import numpy as np
 import pytest
 
 from bitnet.data.generated import held_out
-from bitnet.experiments.arithmetic import QUICK, REFERENCE, ArithmeticData, ArithmeticTask, Problem, all_problems, experiment
+from bitnet.experiments.arithmetic import (
+    QUICK,
+    REFERENCE,
+    ArithmeticData,
+    ArithmeticTask,
+    Problem,
+    all_problems,
+    experiment,
+)
 
 PLAIN = re.compile(r"(\d+) (\+|-|\*|//) (\d+) = (-?\d+)\n")
 
@@ -84,7 +92,10 @@ def test_rows_decode_to_training_lines(reference: ArithmeticTask) -> None:
 def test_every_variant_is_trained_and_judged_on_operands_up_to_a_hundred(variant: str) -> None:
     """`quick` once ended at 99 while 100 - 35 was a fixed sample: it answered -25 under a PASS."""
     task = ArithmeticTask(experiment.variants[variant].config)
-    for prompts in ({example.prompt for example in task.training}, {case.prompt for case in task.held_out_cases}):
+    for prompts in (
+        {example.prompt for example in task.training},
+        {case.prompt for case in task.held_out_cases},
+    ):
         operands = [(int(words[0]), int(words[2])) for words in (prompt.split() for prompt in prompts)]
         assert max(left for left, _ in operands) == max(right for _, right in operands) == 100
         assert min(left for left, _ in operands) == 0
@@ -98,9 +109,13 @@ def test_every_fixed_prompt_is_a_problem_of_its_variant(variant: str) -> None:
 
 
 def test_the_page_gives_the_entropy_of_the_data_as_a_perfect_models_loss(reference: ArithmeticTask) -> None:
-    """Problems are drawn alike from a table of N, so each costs ln(N) nats, however they are spread over its tokens."""
+    """Problems are drawn alike from a table of N, so each costs ln(N) nats, however they are spread over its
+    tokens.
+    """
     nats = math.log(len(reference.training))
-    tokens = sum(len(reference.tokenizer.encode(prompt + answer)) for prompt, answer in reference.training) / len(reference.training)
+    tokens = sum(
+        len(reference.tokenizer.encode(prompt + answer)) for prompt, answer in reference.training
+    ) / len(reference.training)
     page = (Path(__file__).parents[2] / "docs" / "experiments" / "arithmetic.md").read_text(encoding="utf-8")
     floor = re.search(r"(\d\.\d+) nats\s+per\s+token\s+is\s+the\s+floor\s+of\s+a\s+perfect\s+model", page)
     assert floor is not None
@@ -110,7 +125,9 @@ def test_the_page_gives_the_entropy_of_the_data_as_a_perfect_models_loss(referen
 def test_vocabulary_is_32_and_covers_everything(reference: ArithmeticTask) -> None:
     assert reference.tokenizer.vocab_size == 32
     assert max(max(reference.tokenizer.encode(e.prompt + e.answer)) for e in reference.training) < 32
-    assert reference.tokenizer.decode(reference.tokenizer.encode("(3 + 5) * 2 = 16\n")) == "(3 + 5) * 2 = 16\n"
+    assert (
+        reference.tokenizer.decode(reference.tokenizer.encode("(3 + 5) * 2 = 16\n")) == "(3 + 5) * 2 = 16\n"
+    )
 
 
 def test_quick_is_all_sums_and_differences_up_to_a_hundred() -> None:

@@ -48,22 +48,36 @@ def test_the_second_part_begins_at_its_row_and_counts_from_nought() -> None:
 
 
 def small(folder: Path, **data: Any) -> RunConfig:
-    shape = {"vocab_size": 320, "hidden_size": 32, "num_layers": 1, "num_heads": 2, "num_kv_heads": 1, "ffn_hidden_size": 48}
+    shape = {
+        "vocab_size": 320,
+        "hidden_size": 32,
+        "num_layers": 1,
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "ffn_hidden_size": 48,
+    }
     return dataclasses.replace(
         QUICK,
         model=dataclasses.replace(QUICK.model, **shape),  # type: ignore[arg-type]
         train=dataclasses.replace(QUICK.train, seq_len=32, batch_size=4, total_steps=10, warmup_steps=0),
-        data=dataclasses.replace(QUICK.data, data=(str(folder / "a.txt"),), cache_dir=str(folder), held_out_one_in=10, **data),  # type: ignore[arg-type]
+        data=dataclasses.replace(
+            QUICK.data, data=(str(folder / "a.txt"),), cache_dir=str(folder), held_out_one_in=10, **data
+        ),  # type: ignore[arg-type]
     )
 
 
 def test_two_texts_in_one_run(tmp_path: Path) -> None:
-    """Updates up to the stage boundary read the first file, later ones the second, with the tokenizer of the first."""
+    """Updates up to the stage boundary read the first file, later ones the second, with the tokenizer of the
+    first.
+    """
     write_txt(tmp_path / "a.txt", stories(200))
     write_txt(tmp_path / "b.txt", [text.upper() for text in stories(200, first=500)])
     config = small(tmp_path, second_dataset="upper", second_data=(str(tmp_path / "b.txt"),))
     task = BitNutTask(config)
-    first, second = (task.tokenizer.decode(task.source.rows(np.arange(n, n + 4)).input_ids.flatten().tolist()) for n in (16, 20))
+    first, second = (
+        task.tokenizer.decode(task.source.rows(np.arange(n, n + 4)).input_ids.flatten().tolist())
+        for n in (16, 20)
+    )
     assert first != first.upper()
     assert second == second.upper()
     assert task.source.fingerprint()["second_part_from_row"] == 20
@@ -71,19 +85,60 @@ def test_two_texts_in_one_run(tmp_path: Path) -> None:
     assert torch.equal(one.source.rows(np.arange(4)).input_ids, task.source.rows(np.arange(4)).input_ids)
 
 
-def test_quick_takes_a_text_too_small_for_its_vocabulary(bitnet: Callable[..., Result], tmp_path: Path) -> None:
-    """400 kB were once refused: they support 3,969 entries, and the model has 4,096. These few stories support a few hundred."""
+def test_quick_takes_a_text_too_small_for_its_vocabulary(
+    bitnet: Callable[..., Result], tmp_path: Path
+) -> None:
+    """400 kB were once refused: they support 3,969 entries, and the model has 4,096. These few stories
+    support a few hundred.
+    """
     file = write_txt(tmp_path / "a.txt", stories(200))
-    small = ["--model.hidden-size", 32, "--model.num-layers", 1, "--model.num-heads", 2, "--model.num-kv-heads", 1,
-             "--model.ffn-hidden-size", 48, "--seq-len", 32, "--batch-size", 4, "--num-steps", 2, "--train.sample-every", 1]  # fmt: skip
-    words = ["train", "bitnut", "--variant", "quick", "--device", "cpu", *small, "--data", file, "--cache-dir", tmp_path]
+    small = [
+        "--model.hidden-size",
+        32,
+        "--model.num-layers",
+        1,
+        "--model.num-heads",
+        2,
+        "--model.num-kv-heads",
+        1,
+        "--model.ffn-hidden-size",
+        48,
+        "--seq-len",
+        32,
+        "--batch-size",
+        4,
+        "--num-steps",
+        2,
+        "--train.sample-every",
+        1,
+    ]
+    words = [
+        "train",
+        "bitnut",
+        "--variant",
+        "quick",
+        "--device",
+        "cpu",
+        *small,
+        "--data",
+        file,
+        "--cache-dir",
+        tmp_path,
+    ]
     result = bitnet(*words, "--run-id", "r", "--runs-dir", tmp_path, "--data.judged-prompts", 4, "--evaluate")
     assert result.code == 0, result.err
-    entries = json.loads((tmp_path / "r" / "meta" / "dataset_fingerprint.json").read_text())["tokenizer_vocab_size"]
+    entries = json.loads((tmp_path / "r" / "meta" / "dataset_fingerprint.json").read_text())[
+        "tokenizer_vocab_size"
+    ]
     config = json.loads((tmp_path / "r" / "meta" / "config.json").read_text())
     assert config["data"]["tokenizer_vocab_size"] == entries < config["model"]["vocab_size"] == 4_096
     assert f"supports {entries} entries, the model has 4,096; the others are never used" in result.out
-    assert bitnet("complete", "r", "Once", "--runs-dir", tmp_path, "--temperature", 1, "--max-new-tokens", 5).code == 0
+    assert (
+        bitnet(
+            "complete", "r", "Once", "--runs-dir", tmp_path, "--temperature", 1, "--max-new-tokens", 5
+        ).code
+        == 0
+    )
 
 
 def test_the_plans_token_budgets() -> None:
@@ -98,6 +153,8 @@ def test_the_plans_token_budgets() -> None:
 def test_a_second_part_needs_a_name_and_room() -> None:
     with pytest.raises(ConfigError, match=r"data\.second_data is given without a second part"):
         BitNutData(dataset="x", second_data=("b.txt",))
-    whole = dataclasses.replace(TWO_PART, train=dataclasses.replace(TWO_PART.train, stage1_end=TWO_PART.train.total_steps))
+    whole = dataclasses.replace(
+        TWO_PART, train=dataclasses.replace(TWO_PART.train, stage1_end=TWO_PART.train.total_steps)
+    )
     with pytest.raises(ConfigError, match="the second part would have no update"):
         parts_of(whole)

@@ -1,4 +1,6 @@
-"""From a base run to one that converses, through the real commands, with models of a few thousand parameters."""
+"""From a base run to one that converses, through the real commands, with models of a few thousand
+parameters.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,40 @@ from conftest import Result, run_command
 from corpora import stories, write_txt
 
 Bitnet = Callable[..., Result]
-SHAPE = ["--model.hidden-size", 32, "--model.num-layers", 1, "--model.num-heads", 2, "--model.num-kv-heads", 1,
-         "--model.ffn-hidden-size", 48, "--model.vocab-size", 320, "--model.max-seq-length", 512]  # fmt: skip
-SHORT = ["--device", "cpu", "--train.warmup-steps", 0, "--batch-size", 4, "--train.eval-cases", 2, "--train.checkpoint-every", 2,
-         "--train.eval-every", 2, "--train.probe-every", 2, "--train.sample-every", 4]  # fmt: skip
+SHAPE = [
+    "--model.hidden-size",
+    32,
+    "--model.num-layers",
+    1,
+    "--model.num-heads",
+    2,
+    "--model.num-kv-heads",
+    1,
+    "--model.ffn-hidden-size",
+    48,
+    "--model.vocab-size",
+    320,
+    "--model.max-seq-length",
+    512,
+]
+SHORT = [
+    "--device",
+    "cpu",
+    "--train.warmup-steps",
+    0,
+    "--batch-size",
+    4,
+    "--train.eval-cases",
+    2,
+    "--train.checkpoint-every",
+    2,
+    "--train.eval-every",
+    2,
+    "--train.probe-every",
+    2,
+    "--train.sample-every",
+    4,
+]
 JUDGE = ["--data.eval-conversations", 3, "--data.judged-prompts", 6, "--data.answer-tokens", 12]
 
 
@@ -38,12 +70,56 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = write_txt(folder / "tales.txt", stories(200))
     (folder / "topics.txt").write_text("rain\nsnow\nthe moon\ngardening\n")
     for words in (
-        ["train", "bitnut", "--variant", "quick", "--data", file, "--cache-dir", folder / "cache", *SHAPE, *SHORT, "--num-steps", 2,
-         "--seq-len", 64, "--data.held-out-one-in", 10, "--data.judged-prompts", 8, "--run-id", "base", "--runs-dir", folder / "runs"],
-        ["voice", "prompts", "--topics", folder / "topics.txt", "--teacher", "rules", "--batches", 1, "--per-batch", 4,
-         "--out", folder / "p"],
-        ["voice", "answers", "--prompts", folder / "p", "--teacher", "rules", "--pairs", "--out", folder / "a"],
-    ):  # fmt: skip
+        [
+            "train",
+            "bitnut",
+            "--variant",
+            "quick",
+            "--data",
+            file,
+            "--cache-dir",
+            folder / "cache",
+            *SHAPE,
+            *SHORT,
+            "--num-steps",
+            2,
+            "--seq-len",
+            64,
+            "--data.held-out-one-in",
+            10,
+            "--data.judged-prompts",
+            8,
+            "--run-id",
+            "base",
+            "--runs-dir",
+            folder / "runs",
+        ],
+        [
+            "voice",
+            "prompts",
+            "--topics",
+            folder / "topics.txt",
+            "--teacher",
+            "rules",
+            "--batches",
+            1,
+            "--per-batch",
+            4,
+            "--out",
+            folder / "p",
+        ],
+        [
+            "voice",
+            "answers",
+            "--prompts",
+            folder / "p",
+            "--teacher",
+            "rules",
+            "--pairs",
+            "--out",
+            folder / "a",
+        ],
+    ):
         done = run_command(*words)
         assert done.code == 0, done.err
     return folder
@@ -53,7 +129,20 @@ def tune(place: Path, runs: Path, *words: Any) -> Result:
     """Four updates of fine-tuning from a copy of the base run."""
     if not (runs / "base").exists():
         shutil.copytree(place / "runs" / "base", runs / "base")
-    command = ["train", "bitnut_sft", "--variant", "quick", "--from", "base", "--data", place / "a", *SHORT, *JUDGE, "--num-steps", 4]
+    command = [
+        "train",
+        "bitnut_sft",
+        "--variant",
+        "quick",
+        "--from",
+        "base",
+        "--data",
+        place / "a",
+        *SHORT,
+        *JUDGE,
+        "--num-steps",
+        4,
+    ]
     return run_command(*command, "--seq-len", 400, "--run-id", "tuned", "--runs-dir", runs, *words)
 
 
@@ -65,7 +154,9 @@ def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
         yield report
 
 
-def test_it_begins_with_the_weights_of_the_run_and_then_converses(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
+def test_it_begins_with_the_weights_of_the_run_and_then_converses(
+    place: Path, tmp_path: Path, bitnet: Bitnet
+) -> None:
     done = tune(place, tmp_path)
     assert done.code == 0, done.err
     assert "beginning with the weights of" in done.out
@@ -73,8 +164,13 @@ def test_it_begins_with_the_weights_of_the_run_and_then_converses(place: Path, t
     before, after = load_checkpoint(base.checkpoint(2)), load_checkpoint(tuned.checkpoint(0))
     assert all(torch.equal(before.model[name], tensor) for name, tensor in after.model.items())
     assert json.loads(tuned.config.read_text())["data"]["speaker"] == "bitnut"
-    assert load("tuned", runs_dir=tmp_path).tokenizer.describe() == load("base", runs_dir=tmp_path).tokenizer.describe()
-    said = bitnet("chat", "tuned", "-p", "What is rain?", "--max-new-tokens", 8, "--json", "--runs-dir", tmp_path)
+    assert (
+        load("tuned", runs_dir=tmp_path).tokenizer.describe()
+        == load("base", runs_dir=tmp_path).tokenizer.describe()
+    )
+    said = bitnet(
+        "chat", "tuned", "-p", "What is rain?", "--max-new-tokens", 8, "--json", "--runs-dir", tmp_path
+    )
     assert said.code == 0, said.err
     assert said.json["ended"] in (True, False)
 
@@ -121,7 +217,12 @@ def test_a_stopped_run_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
     other = tmp_path / "other-tokenizer"
     write_txt(tmp_path / "more.txt", [text.upper() for text in stories(150)])
-    assert bitnet("tokenizer", "train", "--data", tmp_path / "more.txt", "--vocab-size", 300, "--out", other).code == 0
+    assert (
+        bitnet(
+            "tokenizer", "train", "--data", tmp_path / "more.txt", "--vocab-size", 300, "--out", other
+        ).code
+        == 0
+    )
     answer = json.dumps({"prompt": "Why?", "answer": "Woof!"}) + "\n"
     (tmp_path / "all.jsonl").write_text(answer)
     (tmp_path / "broken.jsonl").write_text(answer * 5 + '{"prompt": "And?"}\n')
@@ -144,19 +245,40 @@ def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, bitnet: Bitne
 
 def prefer(place: Path, runs: Path, *words: Any) -> Result:
     """Four updates of preference optimisation from the fine-tuned run."""
-    command = ["train", "bitnut_dpo", "--variant", "quick", "--from", "tuned", "--data", place / "a", *SHORT, *JUDGE, "--num-steps", 4]
+    command = [
+        "train",
+        "bitnut_dpo",
+        "--variant",
+        "quick",
+        "--from",
+        "tuned",
+        "--data",
+        place / "a",
+        *SHORT,
+        *JUDGE,
+        "--num-steps",
+        4,
+    ]
     return run_command(*command, "--seq-len", 400, "--run-id", "preferring", "--runs-dir", runs, *words)
 
 
-def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
+def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(
+    place: Path, tmp_path: Path, bitnet: Bitnet
+) -> None:
     assert tune(place, tmp_path).code == 0
     done = prefer(place, tmp_path, "--train.peak-lr", "0.001")
     assert done.code == 0, done.err
-    losses = [json.loads(line)["loss"] for line in (tmp_path / "preferring" / "metrics" / "scalars.jsonl").read_text().splitlines()]
+    losses = [
+        json.loads(line)["loss"]
+        for line in (tmp_path / "preferring" / "metrics" / "scalars.jsonl").read_text().splitlines()
+    ]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[-1] < losses[0]
     described = json.loads((tmp_path / "preferring" / "meta" / "config.json").read_text())
-    assert (described["training"]["objective"], described["training"]["preference_beta"]) == ("preference", 0.1)
+    assert (described["training"]["objective"], described["training"]["preference_beta"]) == (
+        "preference",
+        0.1,
+    )
     judged = bitnet("evaluate", "preferring", "--runs-dir", tmp_path, "--json")
     assert judged.code == 0, judged.err
     metrics = judged.json["metrics"]
@@ -168,14 +290,20 @@ def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(place: Path, t
 
 
 def test_neither_is_taken_for_broken(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
-    """Low rates, another objective, old text mixed in and several texts to a row are no faults; four updates are too few, and no more."""
+    """Low rates, another objective, old text mixed in and several texts to a row are no faults; four updates
+    are too few, and no more.
+    """
     assert tune(place, tmp_path).code == 0
     assert prefer(place, tmp_path).code == 0
     for run in ("tuned", "preferring"):
         found = bitnet("diagnose", run, "--json", "--device", "cpu", "--runs-dir", tmp_path)
         failed = {check["name"] for check in found.json["checks"] if not check["ok"]}
         assert found.json["suspect"] in {"none", "training"}, failed
-        assert not failed & {"peak learning rate", "one batch can be learned by heart", "held-out loss is not far below the training loss"}
+        assert not failed & {
+            "peak learning rate",
+            "one batch can be learned by heart",
+            "held-out loss is not far below the training loss",
+        }
 
 
 def test_a_stopped_preference_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""Expressions with parentheses, parsed from their text alone: true, and free of held-out problems outside evaluation."""
+"""Expressions with parentheses, parsed from their text alone: true, and free of held-out problems outside
+evaluation.
+"""
 
 from __future__ import annotations
 
@@ -38,15 +40,24 @@ def problems(text: str) -> list[Problem]:
 
 def test_expressions_and_plain_problems_keep_one_hold_out() -> None:
     task = ArithmeticTask(with_expressions(3000))
-    plain_held_out = {problem for case in task.held_out_cases if "(" not in case.prompt for problem in problems(case.prompt[:-3])}
+    plain_held_out = {
+        problem
+        for case in task.held_out_cases
+        if "(" not in case.prompt
+        for problem in problems(case.prompt[:-3])
+    }
     twins = {Problem(p.right, p.op, p.left) for p in plain_held_out if p.op in ("+", "*")}
     trained = {problem for example in task.training for problem in problems(example.prompt[:-3])}
     assert trained.isdisjoint(plain_held_out | twins)
-    assert not any(problem.kept_back for problem in trained)  # also where an outer problem leaves the plain range
+    assert not any(
+        problem.kept_back for problem in trained
+    )  # also where an outer problem leaves the plain range
 
 
 def test_every_held_out_expression_holds_a_held_out_problem() -> None:
-    cases = [case for case in ArithmeticTask(with_expressions(100)).held_out_cases if case.kind == "expression"]
+    cases = [
+        case for case in ArithmeticTask(with_expressions(100)).held_out_cases if case.kind == "expression"
+    ]
     assert len(cases) == 1000
     assert all(any(problem.kept_back for problem in problems(case.prompt[:-3])) for case in cases)
 
@@ -74,7 +85,9 @@ def test_more_expressions_than_there_are_is_an_error_and_not_an_endless_search()
 
 
 def test_a_small_task_with_few_held_out_expressions_takes_those_there_are() -> None:
-    """The evaluation wants a thousand; operands up to 3 do not have as many, and that must not hang either."""
+    """The evaluation wants a thousand; operands up to 3 do not have as many, and that must not hang
+    either.
+    """
     with at_most(10):
         cases = ArithmeticTask(with_expressions(5, max_operand=3)).held_out_cases
     expressions = [case for case in cases if case.kind == "expression"]

@@ -1,4 +1,6 @@
-"""By enumeration: no training record has a held-out pair of values. And the judge, by lines whose fault is known."""
+"""By enumeration: no training record has a held-out pair of values. And the judge, by lines whose fault is
+known.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,7 @@ from bitnet.experiments.json_records import (
     meets_schema,
     parse,
     training_lines,
-)  # fmt: skip
+)
 from bitnet.nn.transformer import BitNetTransformer
 
 ALICE = '{"name": "Alice", "age": 25, "city": "Boston"}'
@@ -61,7 +63,9 @@ def test_no_training_record_has_a_held_out_pair_in_any_order(trained: list[str])
     assert not any(has_held_out_pair(json.loads(line)) for line in trained)
 
 
-def test_every_prompt_gives_a_held_out_pair_and_begins_no_training_line(task: JsonTask, trained: list[str]) -> None:
+def test_every_prompt_gives_a_held_out_pair_and_begins_no_training_line(
+    task: JsonTask, trained: list[str]
+) -> None:
     cases = task.held_out_cases
     assert len({case.prompt for case in cases}) == len(cases) == CASES_PER_CUT * len(CUTS) >= 2000
     assert all(has_held_out_pair(case.given) for case in cases)
@@ -70,7 +74,9 @@ def test_every_prompt_gives_a_held_out_pair_and_begins_no_training_line(task: Js
 
 
 def test_about_a_tenth_of_the_combinations_is_held_out() -> None:
-    records = [{"name": n, "age": a, "city": c} for n, a, c in itertools.product(NAMES, range(18, 38), CITIES)]
+    records = [
+        {"name": n, "age": a, "city": c} for n, a, c in itertools.product(NAMES, range(18, 38), CITIES)
+    ]
     assert sum(map(has_held_out_pair, records)) / len(records) == pytest.approx(0.1, abs=0.02)
 
 
@@ -116,7 +122,8 @@ def test_a_field_is_given_once_what_follows_it_is(cut: int, given: dict[str, obj
         f"[{ALICE}]{END}",
         f'"Alice"{END}',
         END,
-        '{"name": "Alice", "age": 25, "city": "Boston", "age": 26}' + END,  # json.loads alone would take the second
+        '{"name": "Alice", "age": 25, "city": "Boston", "age": 26}'
+        + END,  # json.loads alone would take the second
         '{"name": "Alice", "age": 25, "city": "Boston",}' + END,
         '{"name": "Alice", "age": 025, "city": "Boston"}' + END,
     ],
@@ -169,19 +176,32 @@ def continued(rests: dict[str, str]) -> object:
     return lambda model, tokenizer, prompts, **settings: [rests[prompt] for prompt in prompts]
 
 
-def test_judge_counts_a_perfect_writer_as_perfect_and_a_silent_one_as_nothing(task: JsonTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_judge_counts_a_perfect_writer_as_perfect_and_a_silent_one_as_nothing(
+    task: JsonTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = BitNetTransformer(QUICK.model)
-    monkeypatch.setattr(json_records, "continuations", continued({case.prompt: case.rest for case in task.held_out_cases}))
+    monkeypatch.setattr(
+        json_records, "continuations", continued({case.prompt: case.rest for case in task.held_out_cases})
+    )
     metrics = task.judge(model)
     assert metrics["greedy_valid"] == metrics["typical_valid"] == metrics["fields_kept"] == 1.0
-    assert metrics["greedy_valid_cases"] == metrics["typical_valid_cases"] == metrics["fields_kept_cases"] == 2400
-    monkeypatch.setattr(json_records, "continuations", continued({case.prompt: "" for case in task.held_out_cases}))
+    assert (
+        metrics["greedy_valid_cases"]
+        == metrics["typical_valid_cases"]
+        == metrics["fields_kept_cases"]
+        == 2400
+    )
+    monkeypatch.setattr(
+        json_records, "continuations", continued({case.prompt: "" for case in task.held_out_cases})
+    )
     metrics = task.judge(model, 50)
     assert metrics["greedy_valid"] == metrics["typical_valid"] == metrics["fields_kept"] == 0.0
     assert metrics["greedy_valid_cases"] == 50
 
 
-def test_a_field_that_is_lost_is_seen_where_the_record_is_valid(task: JsonTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_field_that_is_lost_is_seen_where_the_record_is_valid(
+    task: JsonTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The cases are replaced by ones whose prompt says one thing and whose line another."""
     cases = [Beginning(ALICE[:29], ALICE[29:] + END, {"name": "Alice", "age": age}) for age in (25, 26)]
     monkeypatch.setattr(task, "held_out_cases", cases)

@@ -1,4 +1,6 @@
-"""From documents to a judged model: what is made once is found again, and what would train something else is refused."""
+"""From documents to a judged model: what is made once is found again, and what would train something else is
+refused.
+"""
 
 from __future__ import annotations
 
@@ -26,10 +28,12 @@ from bitnet.train.resume import dataset_facts
 from conftest import Result
 from corpora import small_tokenizer, stories, write_jsonl, write_txt
 
-SMALL = ["--device", "cpu", "--model.hidden-size", "32", "--model.num-layers", "1", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-         "--model.ffn-hidden-size", "48", "--model.vocab-size", "320", "--model.max-seq-length", "64", "--seq-len", "32",
-         "--batch-size", "4", "--train.eval-cases", "2", "--num-steps", "2", "--train.warmup-steps", "0", "--data.held-out-one-in", "10",
-         "--data.judged-prompts", "8", "--train.compile", "off"]  # fmt: skip
+SMALL = """
+    --device cpu --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 48 --model.vocab-size 320 --model.max-seq-length 64 --seq-len 32 --batch-size 4
+    --train.eval-cases 2 --num-steps 2 --train.warmup-steps 0 --data.held-out-one-in 10
+    --data.judged-prompts 8 --train.compile off
+""".split()
 Bitnet = Callable[..., Result]
 
 
@@ -43,13 +47,27 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def config_on(file: Path, **changes: object) -> RunConfig:
     """A small run on a file."""
     base = tinystories.QUICK
-    values = {"data": (str(file),), "held_out_one_in": 10, "judged_prompts": 40, "cache_dir": str(file.parent / "cache"), **changes}
+    values = {
+        "data": (str(file),),
+        "held_out_one_in": 10,
+        "judged_prompts": 40,
+        "cache_dir": str(file.parent / "cache"),
+        **changes,
+    }
     return dataclasses.replace(
         base,
         model=dataclasses.replace(
-            base.model, vocab_size=320, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48
+            base.model,
+            vocab_size=320,
+            hidden_size=32,
+            num_layers=1,
+            num_heads=2,
+            num_kv_heads=1,
+            ffn_hidden_size=48,
         ),
-        train=dataclasses.replace(base.train, seq_len=32, batch_size=4, total_steps=10, warmup_steps=0, compile="off"),
+        train=dataclasses.replace(
+            base.train, seq_len=32, batch_size=4, total_steps=10, warmup_steps=0, compile="off"
+        ),
         data=dataclasses.replace(base.data, **values),  # type: ignore[arg-type]
     )
 
@@ -64,35 +82,57 @@ def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: B
     assert "finding" not in second.out
     assert "already done" in bitnet("train", *words, "--run-id", "two").out
     data = json.loads(Path("runs/one/meta/config.json").read_text())["data"]
-    assert (data["tokenizer"], data["dataset"], data["data"], data["streaming"]) == ("own", "tales.txt", [str(file)], False)
+    assert (data["tokenizer"], data["dataset"], data["data"], data["streaming"]) == (
+        "own",
+        "tales.txt",
+        [str(file)],
+        False,
+    )
     assert len(data["tokenizer_sha256"]) == 64
-    assert json.loads(Path("runs/one/meta/dataset_fingerprint.json").read_text()).keys() == TEXT_FINGERPRINT.keys()
+    assert (
+        json.loads(Path("runs/one/meta/dataset_fingerprint.json").read_text()).keys()
+        == TEXT_FINGERPRINT.keys()
+    )
     judged = bitnet("evaluate", "one", "--json", "--show", 0)
     assert judged.code == 0, judged.err
-    assert {"nats_per_token", "bits_per_byte", "known_words", "greedy_looping"} <= judged.json["metrics"].keys()
+    assert {"nats_per_token", "bits_per_byte", "known_words", "greedy_looping"} <= judged.json[
+        "metrics"
+    ].keys()
     assert bitnet("evaluate", "one", "--json", "--once").json == judged.json
 
 
 def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Bitnet, file: Path) -> None:
-    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code == 0
+    assert (
+        bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
+        == 0
+    )
     assert not Path("runs/one/eval/verdict.json").exists()
     assert bitnet("evaluate", "one", "--once", "--json", "--show", 0).json["step"] == 2
     assert Path("runs/one/eval/verdict.json").exists()
 
 
 def test_evaluate_on_a_text_gives_the_loss_of_every_token(bitnet: Bitnet, file: Path, tmp_path: Path) -> None:
-    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code == 0
+    assert (
+        bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
+        == 0
+    )
     text = write_txt(tmp_path / "new.txt", stories(30, first=900))
     measured = bitnet("evaluate", "one", "--data", text, "--json")
     assert measured.code == 0, measured.err
     tokenizer = TextTask(config_on(file), ()).tokenizer
-    assert measured.json["metrics"]["tokens"] == sum(len(tokenizer.encode(one)) + 1 for one in stories(30, first=900)) - 1
+    assert (
+        measured.json["metrics"]["tokens"]
+        == sum(len(tokenizer.encode(one)) + 1 for one in stories(30, first=900)) - 1
+    )
     assert 5 < measured.json["metrics"]["nats_per_token"] < 7  # ln(320) is 5.77
     assert bitnet("evaluate", "one", "--data", text, "--check").code == 2
 
 
 def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Bitnet, file: Path) -> None:
-    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code == 0
+    assert (
+        bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
+        == 0
+    )
     write_txt(file, stories(300, first=5000))
     refused = bitnet("evaluate", "one")
     assert refused.code == 2
@@ -105,11 +145,15 @@ def test_more_than_four_passes_have_to_be_asked_for(bitnet: Bitnet, file: Path) 
     assert refused.code == 2
     assert "--allow-repeat" in refused.err
     assert "epochs" in refused.err
-    config = dataclasses.replace(config_on(file, allow_repeat=True), train=dataclasses.replace(config_on(file).train, total_steps=4000))
+    config = dataclasses.replace(
+        config_on(file, allow_repeat=True), train=dataclasses.replace(config_on(file).train, total_steps=4000)
+    )
     assert TextTask(config, ()).source.epochs(16_000) > 4
 
 
-def test_a_tokenizer_that_another_process_makes_meanwhile_is_used(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_tokenizer_that_another_process_makes_meanwhile_is_used(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     made = TextTask(config_on(file), ()).tokenizer.describe()
     config = config_on(file, held_out_one_in=11)  # another tokenizer, not there yet
 
@@ -179,7 +223,9 @@ def test_baseline_runs_are_named_by_size_source_and_tokens() -> None:
     experiment = find_experiment("baseline")
     assert experiment.run_prefix(baseline.REFERENCE) == "bitnet_95M_fineweb_T1.97B"
     assert experiment.run_prefix(baseline.TINYSTORIES_2K).startswith("bitnet_72M_tinystories_T246M")
-    local = dataclasses.replace(baseline.SMOKE, data=dataclasses.replace(baseline.SMOKE.data, data=("texts/books/*.jsonl.xz",)))  # type: ignore[call-arg]
+    local = dataclasses.replace(
+        baseline.SMOKE, data=dataclasses.replace(baseline.SMOKE.data, data=("texts/books/*.jsonl.xz",))
+    )  # type: ignore[call-arg]
     assert experiment.run_prefix(local).startswith("bitnet_95M_")
 
 
@@ -199,7 +245,15 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Bitnet, fil
     shown = bitnet("train", "baseline", "--variant", "reference", "--data", file, "--dry-run", "--json")
     assert shown.code == 0, shown.err
     assert shown.json["training"]["total_tokens"] == 1_966_080_000
-    for word in ("95,367,936 parameters", "20.6", "memory", "disk", "time", "RTX 4060, 8 GB", "in micro-batches of 6"):
+    for word in (
+        "95,367,936 parameters",
+        "20.6",
+        "memory",
+        "disk",
+        "time",
+        "RTX 4060, 8 GB",
+        "in micro-batches of 6",
+    ):
         assert word in shown.err
     assert sorted(path.name for path in Path().iterdir()) == ["tales.txt"]
 
@@ -223,16 +277,27 @@ def test_what_the_cache_keeps_is_checked_before_it_is_used(bitnet: Bitnet, file:
 
 
 def test_missing_files_and_settings_out_of_range_are_refused(bitnet: Bitnet, file: Path) -> None:
-    assert "no file" in bitnet("train", "tinystories", "--variant", "quick", "--data", "nothing.txt", *SMALL).err
-    assert bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--tokenizer", "./nothing").code == 2
+    assert (
+        "no file" in bitnet("train", "tinystories", "--variant", "quick", "--data", "nothing.txt", *SMALL).err
+    )
+    assert (
+        bitnet(
+            "train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--tokenizer", "./nothing"
+        ).code
+        == 2
+    )
     with pytest.raises(ConfigError, match="judged_prompts"):
         TextData(dataset="x", judged_prompts=0)
     assert bitnet("train", "arithmetic", "--data", file).code == 2
 
 
-def test_without_a_network_the_hub_is_named_and_files_are_offered(bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_network_the_hub_is_named_and_files_are_offered(
+    bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def unreachable(name: str) -> str:
-        raise NotFoundError(f"the hub cannot be reached for {name}; check the network, or give local files with --data")
+        raise NotFoundError(
+            f"the hub cannot be reached for {name}; check the network, or give local files with --data"
+        )
 
     monkeypatch.setattr("bitnet.corpus.hub.newest_revision", unreachable)
     refused = bitnet("train", "tinystories", "--variant", "quick", *SMALL)
@@ -242,8 +307,12 @@ def test_without_a_network_the_hub_is_named_and_files_are_offered(bitnet: Bitnet
     assert not Path("runs").exists()
 
 
-def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With a given tokenizer the settings are equal, and the run went on with other rows and other weights, in silence."""
+def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(
+    bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a given tokenizer the settings are equal, and the run went on with other rows and other weights,
+    in silence.
+    """
     assert bitnet("tokenizer", "train", "--data", file, "--vocab-size", 300, "--out", "given").code == 0
     words = ["train", "tinystories", "--variant", "quick", "--data", file, "--tokenizer", "given", *SMALL]
     words += ["--num-steps", 4, "--run-id", "one"]
@@ -258,7 +327,11 @@ def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(bitnet: Bitne
     with monkeypatch.context() as patch:
         patch.setattr(start, "train_steps", steps)
         assert bitnet(*words).code == 128 + signal.SIGTERM
-    before = {path: path.read_bytes() for path in Path("runs/one").rglob("*") if path.is_file() and path.name != "status.json"}
+    before = {
+        path: path.read_bytes()
+        for path in Path("runs/one").rglob("*")
+        if path.is_file() and path.name != "status.json"
+    }
     text = file.read_text()
     write_txt(file, [*stories(290), *stories(10, first=900)])
     refused = bitnet(*words)
@@ -272,22 +345,47 @@ def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(bitnet: Bitne
 
 
 def test_a_short_run_on_a_stream_has_something_to_be_measured_on(bitnet: Bitnet, file: Path) -> None:
-    """A folder goes through the hub's calls. Two updates need a few of its 3,000 documents, of which one in a hundred is held out."""
+    """A folder goes through the hub's calls. Two updates need a few of its 3,000 documents, of which one in a
+    hundred is held out.
+    """
     Path("set").mkdir()
     write_jsonl(Path("set/train.jsonl"), stories(3_000))
-    result = bitnet("train", "tinystories", "--variant", "quick", *SMALL, "--data.dataset", "set", "--data.max-documents", "None",
-                    "--data.held-out-one-in", 100, "--num-steps", 2, "--run-id", "short")  # fmt: skip
+    result = bitnet(
+        "train",
+        "tinystories",
+        "--variant",
+        "quick",
+        *SMALL,
+        "--data.dataset",
+        "set",
+        "--data.max-documents",
+        "None",
+        "--data.held-out-one-in",
+        100,
+        "--num-steps",
+        2,
+        "--run-id",
+        "short",
+    )
     assert result.code == 0, result.err
     facts = json.loads(Path("runs/short/meta/dataset_fingerprint.json").read_text())
     assert facts["documents"] < 100
     assert facts["held_out_documents"] == 8
     assert json.loads(Path("runs/short/meta/config.json").read_text())["data"]["streaming"] is True
-    assert (facts["dataset_size_tokens"], facts["expected_repetition_rate"], facts["sampling_strategy"]) == (None, None, "streaming_random")
+    assert (facts["dataset_size_tokens"], facts["expected_repetition_rate"], facts["sampling_strategy"]) == (
+        None,
+        None,
+        "streaming_random",
+    )
     assert facts["row_order"] == "each_window_once_per_epoch"
 
 
-def test_the_fingerprint_has_the_plans_meanings_beside_our_own(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The plan's example: 1.97B tokens of a corpus of 1.3T are 0.0015 of it, however few tokens were prepared."""
+def test_the_fingerprint_has_the_plans_meanings_beside_our_own(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The plan's example: 1.97B tokens of a corpus of 1.3T are 0.0015 of it, however few tokens were
+    prepared.
+    """
     task = tinystories.open_task(config_on(file))
     prepared = task.shards.train.tokens
     everything = dataset_facts(task.source, task.config.train)
@@ -310,8 +408,25 @@ def test_the_baseline_takes_llamas_tokenizer_where_it_can(
     """Tried, the outcome said, and what was taken recorded, so that a later command knows."""
     monkeypatch.setattr("bitnet.experiments.real_text.why_not", lambda name: refusal)
     monkeypatch.setattr("bitnet.experiments.real_text.find_tokenizer", lambda word: small_tokenizer())
-    result = bitnet("train", "baseline", "--variant", "smoke", "--data", file, *SMALL, "--model.num-layers", 1, "--model.ffn-hidden-size",
-                    48, "--num-steps", 1, "--run-id", "base", "--train.warmup-steps", 0)  # fmt: skip
+    result = bitnet(
+        "train",
+        "baseline",
+        "--variant",
+        "smoke",
+        "--data",
+        file,
+        *SMALL,
+        "--model.num-layers",
+        1,
+        "--model.ffn-hidden-size",
+        48,
+        "--num-steps",
+        1,
+        "--run-id",
+        "base",
+        "--train.warmup-steps",
+        0,
+    )
     assert result.code == 0, result.err
     said = next(line for line in result.out.splitlines() if line.startswith("tokenizer: "))
     taken = json.loads(Path("runs/base/meta/config.json").read_text())["data"]["tokenizer"]

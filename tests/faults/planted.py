@@ -1,8 +1,9 @@
 """Faults, each a few lines that break one thing, and what an examination should make of them.
 
-`plant` changes the modules of the process that it runs in, so each fault belongs in a process of its own (`examined` forks one).
-`words` are the arguments of `bitnet diagnose`; a fault that needs a run has `prepare`, which makes or damages one and returns its path.
-Not here: the checks. They know nothing of these faults.
+`plant` changes the modules of the process that it runs in, so each fault belongs in a process of its own
+(`examined` forks one). `words` are the arguments of `bitnet diagnose`; a fault that needs a run has
+`prepare`, which makes or damages one and returns its path. Not here: the checks. They know nothing of these
+faults.
 """
 
 from __future__ import annotations
@@ -23,15 +24,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-SHAPE = ["--model.hidden-size", "32", "--model.num-layers", "2", "--model.num-heads", "2", "--model.num-kv-heads", "1",
-         "--model.ffn-hidden-size", "64", "--data.max-operand", "30", "--device", "cpu"]  # fmt: skip
+SHAPE = """
+    --model.hidden-size 32 --model.num-layers 2 --model.num-heads 2 --model.num-kv-heads 1
+    --model.ffn-hidden-size 64 --data.max-operand 30 --device cpu
+""".split()
 TINY = ["arithmetic", "--variant", "quick", *SHAPE]
 ADAMW = ["arithmetic", "--variant", "reference", *SHAPE]
 
 
 @dataclass(frozen=True)
 class Fault:
-    """suspects: parts that may rightly be named; check: part of the name of a check that should be among the evidence."""
+    """suspects: parts that may rightly be named; check: part of the name of a check that should be among the
+    evidence.
+    """
 
     name: str
     suspects: tuple[str, ...]
@@ -44,7 +49,9 @@ class Fault:
 FAULTS: list[Fault] = []
 
 
-def fault(name: str, suspects: str, check: str, words: list[str] | None = None) -> Callable[[Callable[[], object]], Callable[[], object]]:
+def fault(
+    name: str, suspects: str, check: str, words: list[str] | None = None
+) -> Callable[[Callable[[], object]], Callable[[], object]]:
     """Enter a planting function in the list."""
 
     def enter(plant: Callable[[], object]) -> Callable[[], object]:
@@ -54,7 +61,9 @@ def fault(name: str, suspects: str, check: str, words: list[str] | None = None) 
     return enter
 
 
-def on_run(name: str, suspects: str, check: str) -> Callable[[Callable[[Path], list[str]]], Callable[[Path], list[str]]]:
+def on_run(
+    name: str, suspects: str, check: str
+) -> Callable[[Callable[[Path], list[str]]], Callable[[Path], list[str]]]:
     """Enter a function that makes a broken run."""
 
     def enter(prepare: Callable[[Path], list[str]]) -> Callable[[Path], list[str]]:
@@ -78,7 +87,8 @@ def after_init(change: Callable[[Any], object]) -> None:
     BitNetTransformer.__init__ = made  # type: ignore[method-assign]
 
 
-# -- the forward pass ---------------------------------------------------------------------------------------------------
+# -- the forward pass
+# ---------------------------------------------------------------------------------------------------
 
 
 @fault("activations unquantized", "quantization", "inputs quantized")
@@ -98,7 +108,9 @@ def _() -> None:
 
     def coarse(x: Any) -> Any:
         largest = x.detach().abs().max().clamp(min=1e-5)
-        return Int8Rows((x.detach() * (127 / largest)).round().to(torch.int8), (largest / 127).expand(*x.shape[:-1], 1))
+        return Int8Rows(
+            (x.detach() * (127 / largest)).round().to(torch.int8), (largest / 127).expand(*x.shape[:-1], 1)
+        )
 
     b.quantize_activations = coarse  # type: ignore[assignment]
 
@@ -107,14 +119,18 @@ def _() -> None:
 def _() -> None:
     from bitnet.nn import bitlinear as b
 
-    b.BitLinear.forward = lambda self, x: F.linear(b.straight_through(x, b.quantize_activations(x).dequantized()), self.weight)  # type: ignore[method-assign]
+    b.BitLinear.forward = lambda self, x: F.linear(
+        b.straight_through(x, b.quantize_activations(x).dequantized()), self.weight
+    )  # type: ignore[method-assign]
 
 
 @fault("scale from the largest weight", "quantization", "scale")
 def _() -> None:
     from bitnet.nn import quantize as q
 
-    q.row_scales = lambda weight, rows: torch.cat([p.abs().max().expand(len(p)) for p in weight.split(list(rows))])[:, None]
+    q.row_scales = lambda weight, rows: torch.cat(
+        [p.abs().max().expand(len(p)) for p in weight.split(list(rows))]
+    )[:, None]
 
 
 @fault("scale halved after rounding", "quantization", "scale")
@@ -131,7 +147,13 @@ def _() -> None:
 
     original = b.ternarize
     b.ternarize = lambda weight, rows=None: original(weight)  # type: ignore[assignment]
-    after_init(lambda model: [layer.weight[: layer.rows[0]].mul_(3) for layer in model.bit_linears().values() if len(layer.rows) > 1])
+    after_init(
+        lambda model: [
+            layer.weight[: layer.rows[0]].mul_(3)
+            for layer in model.bit_linears().values()
+            if len(layer.rows) > 1
+        ]
+    )
 
 
 @fault("codes with the wrong sign", "quantization", "codes")
@@ -147,7 +169,9 @@ def _() -> None:
     from bitnet.nn import bitlinear as b
 
     original, kept = b.ternarize, {}
-    b.ternarize = lambda weight, rows=None: kept.setdefault(weight.data_ptr(), (weight, original(weight, rows)))[1]  # type: ignore[assignment]
+    b.ternarize = lambda weight, rows=None: kept.setdefault(
+        weight.data_ptr(), (weight, original(weight, rows))
+    )[1]  # type: ignore[assignment]
 
 
 @fault("a layer of zeros", "quantization", "zeros")
@@ -162,7 +186,9 @@ def _() -> None:
 
 @fault("tied head untied", "quantization", "tied")
 def _() -> None:
-    after_init(lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight.clone())))
+    after_init(
+        lambda model: setattr(model.lm_head, "weight", torch.nn.Parameter(model.lm_head.weight.clone()))
+    )
 
 
 @fault("embeddings of N(0, 1)", "quantization", "step-0 loss")
@@ -189,7 +215,9 @@ def _() -> None:
 @fault("no causal mask", "quantization", "causal mask")
 def _() -> None:
     original = F.scaled_dot_product_attention
-    F.scaled_dot_product_attention = lambda q, k, v, mask=None, is_causal=False, **rest: original(q, k, v, mask, is_causal=False, **rest)
+    F.scaled_dot_product_attention = lambda q, k, v, mask=None, is_causal=False, **rest: original(
+        q, k, v, mask, is_causal=False, **rest
+    )
 
 
 @fault("no rotary", "quantization", "attention and rotary")
@@ -242,7 +270,8 @@ def _() -> None:
     t.Block.forward = forward  # type: ignore[method-assign]
 
 
-# -- gradients ----------------------------------------------------------------------------------------------------------
+# -- gradients
+# ----------------------------------------------------------------------------------------------------------
 
 
 def _float_forward(weight_of: Callable[[Any, Any], Any]) -> None:
@@ -250,7 +279,9 @@ def _float_forward(weight_of: Callable[[Any, Any], Any]) -> None:
 
     def forward(self: Any, x: Any) -> Any:
         quantized = b.ternarize(self.weight, self.rows).dequantized()
-        return F.linear(b.straight_through(x, b.quantize_activations(x).dequantized()), weight_of(self.weight, quantized))
+        return F.linear(
+            b.straight_through(x, b.quantize_activations(x).dequantized()), weight_of(self.weight, quantized)
+        )
 
     b.BitLinear.forward = forward  # type: ignore[method-assign]
 
@@ -287,7 +318,9 @@ def _() -> None:
     from bitnet.train import objective
 
     original = objective.summed_loss
-    objective.summed_loss = lambda logits, batch: 2 * original(logits, batch) - original(logits, batch).detach()
+    objective.summed_loss = lambda logits, batch: (
+        2 * original(logits, batch) - original(logits, batch).detach()
+    )
 
 
 @fault("gradients never forgotten", "gradients optimizer", "gradient")
@@ -302,10 +335,13 @@ def _() -> None:
     from bitnet.train import objective
 
     original = objective.summed_loss
-    objective.summed_loss = lambda logits, batch: original(logits, batch._replace(loss_mask=torch.ones_like(batch.loss_mask)))
+    objective.summed_loss = lambda logits, batch: original(
+        logits, batch._replace(loss_mask=torch.ones_like(batch.loss_mask))
+    )
 
 
-# -- data ---------------------------------------------------------------------------------------------------------------
+# -- data
+# ----------------------------------------------------------------------------------------------------
 
 
 @fault("targets are the present tokens", "data", "next tokens")
@@ -313,7 +349,9 @@ def _() -> None:
     from bitnet.data import generated
 
     original = generated.shifted
-    generated.shifted = lambda tokens, scored: original(tokens, scored)._replace(targets=original(tokens, scored).input_ids)
+    generated.shifted = lambda tokens, scored: original(tokens, scored)._replace(
+        targets=original(tokens, scored).input_ids
+    )
 
 
 @fault("targets shifted twice in the loss", "data gradients", "training loss")
@@ -321,7 +359,9 @@ def _() -> None:
     from bitnet.train import objective
 
     original = objective.summed_loss
-    objective.summed_loss = lambda logits, b: original(logits[:, :-1], type(b)(b.input_ids[:, :-1], b.targets[:, 1:], b.loss_mask[:, 1:]))
+    objective.summed_loss = lambda logits, b: original(
+        logits[:, :-1], type(b)(b.input_ids[:, :-1], b.targets[:, 1:], b.loss_mask[:, 1:])
+    )
 
 
 @fault("the same batch at every update", "data", "rows")
@@ -367,7 +407,9 @@ def _() -> None:
     original = ExampleTable.of.__func__  # type: ignore[attr-defined]
 
     def of(cls: Any, examples: Any, tokenizer: Any, weights: Any = None) -> Any:
-        return original(cls, examples, CharacterTokenizer(tokenizer.alphabet[::-1], tokenizer.vocab_size), weights)
+        return original(
+            cls, examples, CharacterTokenizer(tokenizer.alphabet[::-1], tokenizer.vocab_size), weights
+        )
 
     ExampleTable.of = classmethod(of)  # type: ignore[assignment, method-assign]
 
@@ -414,7 +456,8 @@ def _() -> None:
     start.train_steps = steps
 
 
-# -- the optimizer ------------------------------------------------------------------------------------------------------
+# -- the optimizer
+# ------------------------------------------------------------------------------------------------------
 
 
 def _rates(change: Callable[[Any, int, Any], Any]) -> None:
@@ -453,12 +496,22 @@ def _() -> None:
     _rates(lambda self, step, of: of(self, step)._replace(wd=self.stage1_wd))
 
 
-@fault("weight decay on by the settings", "optimizer", "decay", [*TINY, "--train.stage1-wd", "0.1", "--train.stage2-wd", "0.1"])
+@fault(
+    "weight decay on by the settings",
+    "optimizer",
+    "decay",
+    [*TINY, "--train.stage1-wd", "0.1", "--train.stage2-wd", "0.1"],
+)
 def _() -> None:
     pass
 
 
-@fault("peak rate ten times too high by the settings", "optimizer", "peak learning rate", [*ADAMW, "--train.peak-lr", "0.015"])
+@fault(
+    "peak rate ten times too high by the settings",
+    "optimizer",
+    "peak learning rate",
+    [*ADAMW, "--train.peak-lr", "0.015"],
+)
 def _() -> None:
     pass
 
@@ -521,7 +574,8 @@ def _() -> None:
     muon.orthogonalize = lambda matrices: matrices / matrices.norm(dim=(-2, -1), keepdim=True)
 
 
-# -- evaluation ---------------------------------------------------------------------------------------------------------
+# -- evaluation
+# ---------------------------------------------------------------------------------------------------------
 
 
 @fault("evaluation on training data", "evaluation", "not trained on")
@@ -561,10 +615,13 @@ def _() -> None:
     from bitnet.experiments import arithmetic
 
     original = arithmetic.exact_match
-    arithmetic.exact_match = lambda *words: {k: v if k.endswith("_cases") else 1.0 for k, v in original(*words).items()}
+    arithmetic.exact_match = lambda *words: {
+        k: v if k.endswith("_cases") else 1.0 for k, v in original(*words).items()
+    }
 
 
-# -- decoding -----------------------------------------------------------------------------------------------------------
+# -- decoding
+# -----------------------------------------------------------------------------------------------------------
 
 
 @fault("cache at the wrong position", "decoding", "cached")
@@ -607,7 +664,9 @@ def _() -> None:
 @fault("temperature inverted", "decoding", "temperature")
 def _() -> None:
     _probabilities(
-        lambda logits, how, of: of(logits, dataclasses.replace(how, temperature=1 / how.temperature) if how.temperature else how)
+        lambda logits, how, of: of(
+            logits, dataclasses.replace(how, temperature=1 / how.temperature) if how.temperature else how
+        )
     )
 
 
@@ -633,7 +692,8 @@ def _() -> None:
     decode.choose = lambda logits, how, generator: logits.topk(2).indices[:, 1]
 
 
-# -- checkpoints and runs -----------------------------------------------------------------------------------------------
+# -- checkpoints and runs
+# -----------------------------------------------------------------------------------------------
 
 
 @fault("checkpoints in bf16", "checkpoint", "resumed run")
@@ -643,7 +703,12 @@ def _() -> None:
     original = observers.save_checkpoint
 
     def coarse(layout: Any, checkpoint: Any) -> Any:
-        return original(layout, checkpoint._replace(model={k: v.detach().bfloat16().float() for k, v in checkpoint.model.items()}))
+        return original(
+            layout,
+            checkpoint._replace(
+                model={k: v.detach().bfloat16().float() for k, v in checkpoint.model.items()}
+            ),
+        )
 
     observers.save_checkpoint = coarse
 
@@ -687,11 +752,14 @@ def _(folder: Path) -> list[str]:
     words = small_run(folder)
     path = folder / "runs" / "one" / "metrics" / "scalars.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**row, "lr": row["lr"] * (1 if row["step"] < 30 else 3)}) + "\n" for row in rows))
+    path.write_text(
+        "".join(json.dumps({**row, "lr": row["lr"] * (1 if row["step"] < 30 else 3)}) + "\n" for row in rows)
+    )
     return words
 
 
-# -- faults that a look at the beginning, or at the examined model alone, does not show ------------------------------------
+# -- faults that a look at the beginning, or at the examined model alone, does not show
+# ------------------------------------
 
 
 def _quantizer_in(change: Callable[[Any], Any]) -> None:
@@ -718,7 +786,9 @@ def _() -> None:
 
     def coarse(x: Any) -> Any:
         largest = x.detach().abs().amax(-1, keepdim=True).clamp(min=1e-5)
-        return Int8Rows((x.detach() * (127.0 / largest)).round().clamp(-128, 127).to(torch.int8), largest.float() / 127.0)
+        return Int8Rows(
+            (x.detach() * (127.0 / largest)).round().clamp(-128, 127).to(torch.int8), largest.float() / 127.0
+        )
 
     _quantizer_in(coarse)
 
@@ -768,12 +838,20 @@ def _() -> None:
 
 @fault("decay switched off one update late", "optimizer", "schedule", ADAMW)
 def _() -> None:
-    _rates(lambda self, step, of: of(self, step)._replace(wd=self.stage1_wd if step <= self.stage1_end + 1 else self.stage2_wd))
+    _rates(
+        lambda self, step, of: of(self, step)._replace(
+            wd=self.stage1_wd if step <= self.stage1_end + 1 else self.stage2_wd
+        )
+    )
 
 
 @fault("rate off between the corners", "optimizer", "schedule", ADAMW)
 def _() -> None:
-    _rates(lambda self, step, of: of(self, step)._replace(lr=of(self, step).lr * (1.02 if step % 97 == 13 else 1.0)))
+    _rates(
+        lambda self, step, of: of(self, step)._replace(
+            lr=of(self, step).lr * (1.02 if step % 97 == 13 else 1.0)
+        )
+    )
 
 
 @fault("key/value heads handed out in turn", "quantization", "attention and rotary")
@@ -792,7 +870,9 @@ def _() -> None:
     from bitnet.nn import rms_norm as r
 
     def forward(self: Any, x: Any) -> Any:
-        return (self.weight * x.float() / (x.float().pow(2).mean(-1, keepdim=True).sqrt() + self.eps)).to(x.dtype)
+        return (self.weight * x.float() / (x.float().pow(2).mean(-1, keepdim=True).sqrt() + self.eps)).to(
+            x.dtype
+        )
 
     r.RMSNorm.forward = forward  # type: ignore[method-assign]
 
@@ -842,7 +922,9 @@ def _() -> None:
     from bitnet.train import objective
 
     original = objective.margins
-    objective.margins = lambda logits, batch: original(logits, batch._replace(reference=torch.zeros_like(batch.reference)))
+    objective.margins = lambda logits, batch: original(
+        logits, batch._replace(reference=torch.zeros_like(batch.reference))
+    )
 
 
 @fault("each micro-batch a mean of its own", "gradients", "gradient")
@@ -956,14 +1038,22 @@ def _() -> None:
 
     def mean_of_means(model: Any, batches: Any, tokenizer: Any) -> Any:
         each = [original(model, [batch], tokenizer) for batch in batches]
-        return {**original(model, batches, tokenizer), "nats_per_token": sum(one["nats_per_token"] for one in each) / len(each)}
+        return {
+            **original(model, batches, tokenizer),
+            "nats_per_token": sum(one["nats_per_token"] for one in each) / len(each),
+        }
 
     loss.held_out_loss = mean_of_means
 
 
 @fault("all layers begin alike", "quantization", "differ from each other")
 def _() -> None:
-    after_init(lambda model: [p.copy_(q) for p, q in zip(model.blocks[1].parameters(), model.blocks[0].parameters(), strict=True)])
+    after_init(
+        lambda model: [
+            p.copy_(q)
+            for p, q in zip(model.blocks[1].parameters(), model.blocks[0].parameters(), strict=True)
+        ]
+    )
 
 
 @fault("projections to the stream begin too large", "quantization", "spread")
@@ -983,7 +1073,9 @@ def _() -> None:
     from bitnet.train.observe import observers
 
     original = observers.training_state
-    observers.training_state = lambda config, step, seen, loss: original(config, step, max(seen - config.tokens_per_step, 0), loss)
+    observers.training_state = lambda config, step, seen, loss: original(
+        config, step, max(seen - config.tokens_per_step, 0), loss
+    )
 
 
 @fault("probes forget the codes before a resume", "checkpoint", "same lines")
@@ -1033,7 +1125,9 @@ def _() -> None:
     original = trained.read_checkpoint
 
     def oldest(reference: Any, notes: Any, *words: Any) -> Any:
-        return original(dataclasses.replace(reference, step=reference.layout.checkpoint_steps()[0]), notes, *words)
+        return original(
+            dataclasses.replace(reference, step=reference.layout.checkpoint_steps()[0]), notes, *words
+        )
 
     trained.read_checkpoint = oldest
 
@@ -1056,7 +1150,9 @@ def _() -> None:
     from bitnet.optim.schedule import Schedule
 
     original = Schedule._lr
-    Schedule._lr = lambda self, step: original(self, step - 1 if self.kind == "cosine" and step > self.warmup_steps + 1 else step)  # type: ignore[method-assign]
+    Schedule._lr = lambda self, step: original(
+        self, step - 1 if self.kind == "cosine" and step > self.warmup_steps + 1 else step
+    )  # type: ignore[method-assign]
 
 
 @fault("a branched cache of other rows", "decoding", "cached")
@@ -1075,7 +1171,11 @@ def _() -> None:
 
     def of(cls: Any, examples: Any, tokenizer: Any, weights: Any = None) -> Any:
         known = list(examples)
-        wrong = [one._replace(answer=f"{int(one.answer) + 1}\n") for one in known[::10]] if len(known) > 500 else []
+        wrong = (
+            [one._replace(answer=f"{int(one.answer) + 1}\n") for one in known[::10]]
+            if len(known) > 500
+            else []
+        )
         return original(cls, [*known, *wrong], tokenizer, weights)
 
     ExampleTable.of = classmethod(of)  # type: ignore[assignment, method-assign]
@@ -1123,10 +1223,16 @@ def _by_settings(name: str, suspects: str, check: str, *flags: str, base: list[s
 
 _by_settings("rotary base of 3", "quantization", "rotary", "--model.rope-theta", "3")
 _by_settings("final rate above the peak", "optimizer", "rates fall", "--train.final-lr", "0.02", base=ADAMW)
-_by_settings("stage 2 begins at the last update", "optimizer", "boundary", "--train.stage1-end", "24400", base=ADAMW)
+_by_settings(
+    "stage 2 begins at the last update", "optimizer", "boundary", "--train.stage1-end", "24400", base=ADAMW
+)
 _by_settings("momentum of 0.3", "optimizer", "momentum", "--train.muon-momentum", "0.3")
-_by_settings("decay of one in ten million", "optimizer", "decay acts", "--train.stage1-wd", "1e-7", base=ADAMW)
-_by_settings("evaluated only at the end", "evaluation", "evaluations during", "--train.eval-every", "24414", base=ADAMW)
+_by_settings(
+    "decay of one in ten million", "optimizer", "decay acts", "--train.stage1-wd", "1e-7", base=ADAMW
+)
+_by_settings(
+    "evaluated only at the end", "evaluation", "evaluations during", "--train.eval-every", "24414", base=ADAMW
+)
 
 
 @on_run("a run whose start was replaced", "checkpoint", "weights of its seed")
@@ -1137,7 +1243,9 @@ def _(folder: Path) -> list[str]:
     words = small_run(folder)
     layout = RunLayout(folder / "runs" / "one")
     first = load_checkpoint(layout.checkpoint(0))
-    save_checkpoint(layout, first._replace(model={name: weight.flip(0) for name, weight in first.model.items()}))
+    save_checkpoint(
+        layout, first._replace(model={name: weight.flip(0) for name, weight in first.model.items()})
+    )
     return words
 
 
@@ -1146,11 +1254,20 @@ def _(folder: Path) -> list[str]:
     words = small_run(folder)
     path = folder / "runs" / "one" / "metrics" / "scalars.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
-    path.write_text("".join(json.dumps({**row, "loss": row["loss"] + (0.2 if row["step"] == 1 else 0)}) + "\n" for row in rows))
+    path.write_text(
+        "".join(
+            json.dumps({**row, "loss": row["loss"] + (0.2 if row["step"] == 1 else 0)}) + "\n" for row in rows
+        )
+    )
     return words
 
 
-@fault("a plan far too short", "training", "planned tokens", ["arithmetic", "--variant", "quick", "--device", "cpu", "--num-steps", "4"])
+@fault(
+    "a plan far too short",
+    "training",
+    "planned tokens",
+    ["arithmetic", "--variant", "quick", "--device", "cpu", "--num-steps", "4"],
+)
 def _() -> None:
     pass
 
@@ -1167,9 +1284,25 @@ def stories(folder: Path) -> list[str]:
 
     write_txt(folder / "stories.txt", written(600))
     small = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
-    text = ["--data", str(folder / "stories.txt"), "--cache-dir", str(folder), "--model.vocab-size", "320", "--model.max-seq-length", "96",
-            "--seq-len", "64", "--data.held-out-one-in", "10", "--allow-repeat", "--data.judged-prompts", "12",
-            "--train.compile", "off"]  # fmt: skip
+    text = [
+        "--data",
+        str(folder / "stories.txt"),
+        "--cache-dir",
+        str(folder),
+        "--model.vocab-size",
+        "320",
+        "--model.max-seq-length",
+        "96",
+        "--seq-len",
+        "64",
+        "--data.held-out-one-in",
+        "10",
+        "--allow-repeat",
+        "--data.judged-prompts",
+        "12",
+        "--train.compile",
+        "off",
+    ]
     return ["tinystories", "--variant", "quick", *small, *text]
 
 
@@ -1213,22 +1346,86 @@ def conversations(folder: Path, objective: str) -> list[str]:
 
     (folder / "topics.txt").write_text("rain\nsnow\nthe moon\ngardening\n")
     runs = ["--runs-dir", str(folder / "runs"), "--device", "cpu"]
-    base = ["train", *stories(folder), *runs, "--model.max-seq-length", "512", "--num-steps", "4", "--batch-size", "2", "--run-id", "base"]
+    base = [
+        "train",
+        *stories(folder),
+        *runs,
+        "--model.max-seq-length",
+        "512",
+        "--num-steps",
+        "4",
+        "--batch-size",
+        "2",
+        "--run-id",
+        "base",
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(base) == 0
         place = [str(folder / name) for name in ("topics.txt", "p", "a")]
         assert (
-            main(["voice", "prompts", "--topics", place[0], "--teacher", "rules", "--batches", "1", "--per-batch", "4", "--out", place[1]])
+            main(
+                [
+                    "voice",
+                    "prompts",
+                    "--topics",
+                    place[0],
+                    "--teacher",
+                    "rules",
+                    "--batches",
+                    "1",
+                    "--per-batch",
+                    "4",
+                    "--out",
+                    place[1],
+                ]
+            )
             == 0
         )
-        assert main(["voice", "answers", "--prompts", place[1], "--teacher", "rules", "--pairs", "--out", place[2]]) == 0
+        assert (
+            main(
+                [
+                    "voice",
+                    "answers",
+                    "--prompts",
+                    place[1],
+                    "--teacher",
+                    "rules",
+                    "--pairs",
+                    "--out",
+                    place[2],
+                ]
+            )
+            == 0
+        )
     judged = ["--data.eval-conversations", "3", "--data.judged-prompts", "6", "--data.answer-tokens", "12"]
-    return [objective, "--variant", "quick", "--from", "base", "--data", place[2], *runs, *judged, "--seq-len", "400", "--batch-size", "4"]
+    return [
+        objective,
+        "--variant",
+        "quick",
+        "--from",
+        "base",
+        "--data",
+        place[2],
+        *runs,
+        *judged,
+        "--seq-len",
+        "400",
+        "--batch-size",
+        "4",
+    ]
 
 
 def unfinished_in_bf16(folder: Path) -> list[str]:
     """The same run in bfloat16 by the plain product, with two micro-batches an update."""
-    return unfinished_run(folder, "--train.precision", "bf16", "--train.product", "float", "--train.grad-accumulation-steps", "2")
+    return unfinished_run(
+        folder,
+        "--train.precision",
+        "bf16",
+        "--train.product",
+        "float",
+        "--train.grad-accumulation-steps",
+        "2",
+    )
 
 
 def _windows_with_gaps() -> None:
@@ -1285,42 +1482,104 @@ FAULTS += [
     Fault("windows with gaps", ("data",), "epoch", _windows_with_gaps, prepare=stories),
     Fault("every epoch in the same order", ("data",), "come again", _every_epoch_alike, prepare=stories),
     Fault("documents run into each other", ("data",), "end-of-text", _documents_run_on, prepare=stories),
-    Fault("questions are learned", ("data",), "end are scored", lambda: _learned(lambda learned: [True] * len(learned)),
-          prepare=_answers_from("bitnut_sft")),
-    Fault("ends of answers not learned", ("data",), "end are scored",
-          lambda: _learned(lambda learned: [*(a and b for a, b in pairwise(learned)), False]),
-          prepare=_answers_from("bitnut_sft")),
-    Fault("a preference against other rows' reference", ("data",), "start weights", _reference_of_others,
-          prepare=_answers_from("bitnut_dpo")),
-]  # fmt: skip
+    Fault(
+        "questions are learned",
+        ("data",),
+        "end are scored",
+        lambda: _learned(lambda learned: [True] * len(learned)),
+        prepare=_answers_from("bitnut_sft"),
+    ),
+    Fault(
+        "ends of answers not learned",
+        ("data",),
+        "end are scored",
+        lambda: _learned(lambda learned: [*(a and b for a, b in pairwise(learned)), False]),
+        prepare=_answers_from("bitnut_sft"),
+    ),
+    Fault(
+        "a preference against other rows' reference",
+        ("data",),
+        "start weights",
+        _reference_of_others,
+        prepare=_answers_from("bitnut_dpo"),
+    ),
+]
 PLAIN = [word for word in SHAPE if word not in ("--data.max-operand", "30")]
 HEALTHY = [
     Fault("arithmetic quick", ("none",), ""),
     Fault("arithmetic quick, seed 7", ("none",), "", words=(*TINY, "--seed", "7")),
     Fault("arithmetic quick, full-precision weights", ("none",), "", words=(*TINY, "--weights", "full")),
-    Fault("arithmetic quick, unquantized activations", ("none",), "", words=(*TINY, "--model.activations", "full")),
+    Fault(
+        "arithmetic quick, unquantized activations",
+        ("none",),
+        "",
+        words=(*TINY, "--model.activations", "full"),
+    ),
     Fault("arithmetic reference", ("none",), "", words=tuple(ADAMW)),
-    Fault("arithmetic best, seed 3", ("none",), "", words=("arithmetic", "--variant", "best", *SHAPE, "--seed", "3")),
+    Fault(
+        "arithmetic best, seed 3",
+        ("none",),
+        "",
+        words=("arithmetic", "--variant", "best", *SHAPE, "--seed", "3"),
+    ),
     Fault("tictactoe quick", ("none",), "", words=("tictactoe", "--variant", "quick", *PLAIN)),
-    Fault("tictactoe reference, seed 5", ("none",), "", words=("tictactoe", "--variant", "reference", *PLAIN, "--seed", "5")),
+    Fault(
+        "tictactoe reference, seed 5",
+        ("none",),
+        "",
+        words=("tictactoe", "--variant", "reference", *PLAIN, "--seed", "5"),
+    ),
     Fault("json_records quick", ("none",), "", words=("json_records", "--variant", "quick", *PLAIN)),
     Fault("python_subset quick", ("none",), "", words=("python_subset", "--variant", "quick", *PLAIN)),
     Fault("tinystories quick", ("none",), "", prepare=stories),
-    Fault("arithmetic quick, untied, sub-norms, relu2", ("none",), "",
-          words=(*TINY, "--model.no-embeddings-tied", "--model.sub-norm", "--model.activation", "relu2")),
+    Fault(
+        "arithmetic quick, untied, sub-norms, relu2",
+        ("none",),
+        "",
+        words=(*TINY, "--model.no-embeddings-tied", "--model.sub-norm", "--model.activation", "relu2"),
+    ),
     Fault("a run stopped after 40 updates", ("none",), "", prepare=unfinished_run),
-    Fault("a run stopped after 40 updates, bfloat16, two micro-batches", ("none",), "", prepare=unfinished_in_bf16),
-    Fault("arithmetic quick, bfloat16, int8 product", ("none",), "",
-          words=(*TINY, "--train.precision", "bf16", "--train.product", "int8")),
-    Fault("arithmetic quick, float product, three micro-batches", ("none",), "",
-          words=(*TINY, "--train.product", "float", "--train.grad-accumulation-steps", "3", "--batch-size", "8")),
-    Fault("arithmetic reference, expressions, cosine", ("none",), "",
-          words=(*ADAMW, "--data.expressions", "400", "--train.schedule", "cosine", "--data.max-operand", "60")),
-    Fault("arithmetic reference, Muon with decay, bfloat16, seed 11", ("none",), "",
-          words=(*ADAMW, "--train.optimizer", "muon", "--train.precision", "bf16", "--seed", "11")),
+    Fault(
+        "a run stopped after 40 updates, bfloat16, two micro-batches",
+        ("none",),
+        "",
+        prepare=unfinished_in_bf16,
+    ),
+    Fault(
+        "arithmetic quick, bfloat16, int8 product",
+        ("none",),
+        "",
+        words=(*TINY, "--train.precision", "bf16", "--train.product", "int8"),
+    ),
+    Fault(
+        "arithmetic quick, float product, three micro-batches",
+        ("none",),
+        "",
+        words=(
+            *TINY,
+            "--train.product",
+            "float",
+            "--train.grad-accumulation-steps",
+            "3",
+            "--batch-size",
+            "8",
+        ),
+    ),
+    Fault(
+        "arithmetic reference, expressions, cosine",
+        ("none",),
+        "",
+        words=(*ADAMW, "--data.expressions", "400", "--train.schedule", "cosine", "--data.max-operand", "60"),
+    ),
+    Fault(
+        "arithmetic reference, Muon with decay, bfloat16, seed 11",
+        ("none",),
+        "",
+        words=(*ADAMW, "--train.optimizer", "muon", "--train.precision", "bf16", "--seed", "11"),
+    ),
     Fault("fine-tuning of a run", ("none",), "", prepare=lambda folder: conversations(folder, "bitnut_sft")),
     Fault("preference of a run", ("none",), "", prepare=lambda folder: conversations(folder, "bitnut_dpo")),
-]  # fmt: skip
+]
 
 
 def small_run(folder: Path, *more: str) -> list[str]:
@@ -1328,7 +1587,16 @@ def small_run(folder: Path, *more: str) -> list[str]:
     from bitnet.cli.main import main
 
     steps = [] if "--num-steps" in more else ["--num-steps", "60"]
-    every = ["--train.eval-every", "20", "--train.checkpoint-every", "20", "--train.sample-every", "60", "--train.probe-every", "20"]
+    every = [
+        "--train.eval-every",
+        "20",
+        "--train.checkpoint-every",
+        "20",
+        "--train.sample-every",
+        "60",
+        "--train.probe-every",
+        "20",
+    ]
     place = ["--run-id", "one", "--runs-dir", str(folder / "runs")]
     words = ["train", *TINY, "--batch-size", "16", "--train.eval-cases", "12", *every, *steps, *more, *place]
     with contextlib.redirect_stdout(io.StringIO()):
@@ -1337,7 +1605,9 @@ def small_run(folder: Path, *more: str) -> list[str]:
 
 
 def examined(one: Fault, folder: Path) -> dict[str, Any]:
-    """Plant a fault in a forked process and return what `bitnet diagnose --json` printed there, with its exit code."""
+    """Plant a fault in a forked process and return what `bitnet diagnose --json` printed there, with its exit
+    code.
+    """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=_in_child, args=(one, folder, sender))

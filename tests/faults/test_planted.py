@@ -1,6 +1,8 @@
-"""Eleven of the planted faults, and a healthy one: the examination names the part. benchmarks/faults.py tries all of them.
+"""Eleven of the planted faults, and a healthy one: the examination names the part. benchmarks/faults.py tries
+all of them.
 
-The rehearsal of the trainer is left out here, to be fast; benchmarks/faults.py and tests/cli/test_diagnose.py have it.
+The rehearsal of the trainer is left out here, to be fast; benchmarks/faults.py and tests/cli/test_diagnose.py
+have it.
 """
 
 from __future__ import annotations

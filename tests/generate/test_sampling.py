@@ -53,7 +53,15 @@ def test_draws_follow_the_distribution_and_the_seed() -> None:
 
 
 @pytest.mark.parametrize(
-    "bad", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"top_p": 1.5}, {"top_k": 0}, {"seed": -1}]
+    "bad",
+    [
+        {"temperature": -1.0},
+        {"temperature": float("nan")},
+        {"top_p": 0.0},
+        {"top_p": 1.5},
+        {"top_k": 0},
+        {"seed": -1},
+    ],
 )
 def test_settings_out_of_range_are_named(bad: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match=next(iter(bad))):
@@ -82,7 +90,9 @@ def test_decoding_fills_the_context_and_stops_there(tiny_model: BitNetTransforme
         next(stream(tiny_model, torch.zeros(1, 0, dtype=torch.int64), max_new_tokens=1))
 
 
-def test_prompts_of_mixed_lengths_keep_their_order_and_stop_at_the_mark(tiny_model: BitNetTransformer) -> None:
+def test_prompts_of_mixed_lengths_keep_their_order_and_stop_at_the_mark(
+    tiny_model: BitNetTransformer,
+) -> None:
     prompts = [[5, 6, 7], [8], [9, 10, 11], [12, 13]]
     together = continue_prompts(tiny_model, prompts, max_new_tokens=5, stop_id=31)
     alone = [continue_prompts(tiny_model, [prompt], max_new_tokens=5, stop_id=31)[0] for prompt in prompts]
@@ -100,7 +110,9 @@ def test_snapshot_counts_the_generated_part_only(tiny_model: BitNetTransformer) 
     assert row["unique_tokens"] == len(set(new))
     assert row["max_repetition"] == max(new.count(token) for token in new)
     assert len(row["logits_first_10"]) == min(10, len(new))
-    assert row["mean_entropy"] == pytest.approx(sum(d["entropy"] for d in row["logits_first_10"]) / len(row["logits_first_10"]))
+    assert row["mean_entropy"] == pytest.approx(
+        sum(d["entropy"] for d in row["logits_first_10"]) / len(row["logits_first_10"])
+    )
     assert 0 < row["mean_entropy"] <= 3.4658
     assert row == snapshot(tiny_model, tokenizer, "1+1=", mode="typical", seed=7, max_new_tokens=12)
 
@@ -110,7 +122,9 @@ def test_stable_seed_is_the_same_in_every_process() -> None:
     assert len({stable_seed(p, s, m) for p in range(5) for s in (1, 2) for m in ("greedy", "typical")}) == 20
 
 
-@pytest.mark.parametrize("sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2, top_p=0.9)])
+@pytest.mark.parametrize(
+    "sampling", [Sampling(), Sampling(temperature=1.0), Sampling(temperature=1.0, top_k=2, top_p=0.9)]
+)
 @pytest.mark.parametrize("row", [[0.0, float("nan"), 1.0], [0.0, float("inf"), 1.0], [-float("inf")] * 3])
 def test_logits_without_a_distribution_are_named(row: list[float], sampling: Sampling) -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0], row])

@@ -29,12 +29,18 @@ Script = Callable[..., ChatSession]
 
 @pytest.fixture
 def script(tiny_config: BitNetConfig, monkeypatch: pytest.MonkeyPatch) -> Script:
-    """A session whose model says these texts, one after another, token by token. `read` collects its prompts."""
+    """A session whose model says these texts, one after another, token by token. `read` collects its
+    prompts.
+    """
 
-    def begin(*texts: str, end: bool = True, context: int = 200, read: list[str] | None = None, **options: Any) -> ChatSession:
+    def begin(
+        *texts: str, end: bool = True, context: int = 200, read: list[str] | None = None, **options: Any
+    ) -> ChatSession:
         waiting = iter(texts)
 
-        def said(model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object) -> Iterator[tuple[Tensor, None]]:
+        def said(
+            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object
+        ) -> Iterator[tuple[Tensor, None]]:
             if read is not None:
                 read.append(TOKENIZER.decode(prompt[0].tolist()))
             ids = TOKENIZER.encode(next(waiting)) + [TOKENIZER.eos_id] * end
@@ -80,7 +86,15 @@ def test_the_other_sides_turn_is_never_shown(script: Script, text: str) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["A human is no squirrel.", "The superhuman: who?", "My human", "humans: many", "Ask bitnutty: why.", "h", "The end of the hum"],
+    [
+        "A human is no squirrel.",
+        "The superhuman: who?",
+        "My human",
+        "humans: many",
+        "Ask bitnutty: why.",
+        "h",
+        "The end of the hum",
+    ],
 )
 def test_what_only_begins_like_a_label_is_shown_once_that_is_clear(script: Script, text: str) -> None:
     assert answers(script(f" {text}"), "Hi") == [text]
@@ -100,7 +114,12 @@ def test_a_character_of_several_tokens_comes_whole(script: Script) -> None:
     assert not any("\ufffd" in piece for piece in pieces)
 
 
-@given(st.lists(st.sampled_from(["h", "hu", "man:", "human", ":", " ", "\n", "bit", "nut:", "bitnut:", "dog", "."]), max_size=12))
+@given(
+    st.lists(
+        st.sampled_from(["h", "hu", "man:", "human", ":", " ", "\n", "bit", "nut:", "bitnut:", "dog", "."]),
+        max_size=12,
+    )
+)
 def test_nothing_shown_is_ever_taken_back(parts: list[str]) -> None:
     """However a text grows, what was safe to show stays part of the answer."""
     labels = Labels("human", "bitnut")
@@ -142,7 +161,9 @@ def test_the_oldest_turns_are_dropped_and_counted(script: Script) -> None:
 
 def test_a_message_longer_than_the_context_is_refused_and_not_remembered(script: Script) -> None:
     session = script(" Woof!", " Woof!", context=30)
-    with pytest.raises(DataError, match=r"the message has \d+ tokens, the model reads 30 with its answer; shorten it"):
+    with pytest.raises(
+        DataError, match=r"the message has \d+ tokens, the model reads 30 with its answer; shorten it"
+    ):
         answers(session, "moon " * 40)
     assert session.turns == []
     assert answers(session, "moon") == ["Woof!"]
@@ -157,10 +178,14 @@ def test_stopping_early_keeps_what_was_shown(script: Script) -> None:
 
 
 def test_a_real_model_answers(tiny_config: BitNetConfig) -> None:
-    """Untrained, through the real decoder: it says something or nothing, and never more tokens than it may."""
+    """Untrained, through the real decoder: it says something or nothing, and never more tokens than it
+    may.
+    """
     torch.manual_seed(0)
     session = ChatSession(
-        BitNetTransformer(dataclasses.replace(tiny_config, vocab_size=320, max_seq_length=64)), TOKENIZER, max_new_tokens=9
+        BitNetTransformer(dataclasses.replace(tiny_config, vocab_size=320, max_seq_length=64)),
+        TOKENIZER,
+        max_new_tokens=9,
     )
     said: Sequence[str] = answers(session, "Hi", "Hi again")
     assert len(session.turns) == 2

@@ -1,4 +1,6 @@
-"""Libraries for tests: each path of this CPU, and AVX-VNNI by the AVX-512 encoding where only that one is there."""
+"""Libraries for tests: each path of this CPU, and AVX-VNNI by the AVX-512 encoding where only that one is
+there.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def path(request: pytest.FixtureRequest, use: Callable[[Loaded | None, str], Non
 
 @pytest.fixture
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A process that has not looked for a library yet, an empty, private cache folder, and quick compilations."""
+    """A process that has not looked for a library yet, an empty, private cache folder, and quick
+    compilations.
+    """
     monkeypatch.setattr(compiler, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in compiler.FLAGS))
     home = tmp_path / "cache"
     home.mkdir(mode=0o700)

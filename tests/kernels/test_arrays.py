@@ -1,4 +1,6 @@
-"""Every path gives the integers of a plain product, and nothing wrong reaches C. Needs NumPy only: it also runs under sanitizers."""
+"""Every path gives the integers of a plain product, and nothing wrong reaches C. Needs NumPy only: it also
+runs under sanitizers.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ from bitnet.kernels.arrays import MAX_INPUTS, Array, Packed
 
 pytest_plugins = ["kernel_paths"]  # fixtures: path, use, empty_cache
 
-quick = settings(deadline=None, max_examples=30, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+quick = settings(
+    deadline=None, max_examples=30, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+)
 
 
 def random_codes(out: int, width: int, seed: int = 0) -> Array:
@@ -36,7 +40,9 @@ def plain_product(codes: Array, x: Array) -> Array:
 
 @quick
 @given(st.integers(1, 70), st.integers(1, 130), st.integers(0, 20), st.integers(1, 3), st.integers(0, 99))
-def test_sums_are_exact_for_every_shape(path: str, out: int, width: int, rows: int, threads: int, seed: int) -> None:
+def test_sums_are_exact_for_every_shape(
+    path: str, out: int, width: int, rows: int, threads: int, seed: int
+) -> None:
     codes, x = random_codes(out, width, seed), random_inputs(rows, width, seed)
     packed = arrays.pack(codes, threads=threads)
     assert np.array_equal(arrays.sums(packed, x, threads=threads), plain_product(codes, x))
@@ -55,7 +61,9 @@ def test_sums_are_exact_where_several_threads_share_the_work(path: str) -> None:
 
 
 def test_all_81_patterns_of_a_byte_meet_all_inputs(path: str) -> None:
-    """A byte holds the codes of inputs b, b + 4, b + 8 and b + 12: three values each, 81 patterns, here in 96 bytes."""
+    """A byte holds the codes of inputs b, b + 4, b + 8 and b + 12: three values each, 81 patterns, here in 96
+    bytes.
+    """
     patterns = list(itertools.product((-1, 0, 1), repeat=4))
     codes = np.zeros((16, 32), np.int8)
     for index, pattern in enumerate(patterns):
@@ -73,7 +81,9 @@ def test_all_81_patterns_of_a_byte_meet_all_inputs(path: str) -> None:
 @pytest.mark.parametrize("tiles", [15, 16, 17, 64, 65])
 @pytest.mark.parametrize("value", [-128, 127])
 def test_sixteen_bits_never_saturate(path: str, tiles: int, value: int) -> None:
-    """AVX2 adds in 16 bits, where 64 planes of the largest products overflow (microsoft/BitNet #629 is that bug)."""
+    """AVX2 adds in 16 bits, where 64 planes of the largest products overflow (microsoft/BitNet #629 is that
+    bug).
+    """
     for weight in (-1, 1):
         codes = np.full((33, 16 * tiles), weight, np.int8)
         for rows in (1, 2, 4, 9):
@@ -98,8 +108,14 @@ def test_one_input_more_than_the_limit_is_refused() -> None:
 
 @quick
 @given(st.integers(1, 40), st.integers(1, 90), st.integers(1, 17), st.integers(0, 99))
-def test_product_scales_and_rounds_as_plain_float32(path: str, out: int, width: int, rows: int, seed: int) -> None:
-    codes, x, rng = random_codes(out, width, seed), random_inputs(rows, width, seed), np.random.default_rng(seed)
+def test_product_scales_and_rounds_as_plain_float32(
+    path: str, out: int, width: int, rows: int, seed: int
+) -> None:
+    codes, x, rng = (
+        random_codes(out, width, seed),
+        random_inputs(rows, width, seed),
+        np.random.default_rng(seed),
+    )
     step, scale = rng.random(rows, np.float32), rng.random(out, np.float32)
     packed, total = arrays.pack(codes), plain_product(codes, x).astype(np.float32)
     assert np.array_equal(arrays.product(packed, x, step, scale), total * scale * step[:, None])
@@ -114,7 +130,12 @@ def plain_quantize(x: Array) -> tuple[Array, Array]:
 
 
 @quick
-@given(st.integers(1, 20), st.integers(1, 300), st.sampled_from([1e-38, 1e-7, 1e-5, 1.0, 1e30]), st.integers(0, 99))
+@given(
+    st.integers(1, 20),
+    st.integers(1, 300),
+    st.sampled_from([1e-38, 1e-7, 1e-5, 1.0, 1e30]),
+    st.integers(0, 99),
+)
 def test_rows_are_quantised_by_the_rule(path: str, rows: int, width: int, size: float, seed: int) -> None:
     rng = np.random.default_rng(seed)
     x = (rng.standard_normal((rows, width), np.float32) * np.float32(size)).astype(np.float32)
@@ -146,12 +167,16 @@ def test_a_row_that_is_not_finite_spoils_its_own_output_only(path: str, bad: flo
 
 
 def plain_norm(x: Array, weight: Array, eps: float) -> Array:
-    return (x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True) + eps) * weight).astype(np.float32)
+    return (x / np.sqrt((x.astype(np.float64) ** 2).mean(axis=1, keepdims=True) + eps) * weight).astype(
+        np.float32
+    )
 
 
 @pytest.mark.parametrize("width", [1, 16, 20, 768])
 def test_the_fused_norm_is_a_norm_and_then_the_rule(path: str, width: int) -> None:
-    """The norm's sum is rounded in another order than NumPy's: codes may differ by one where a value is almost half-way."""
+    """The norm's sum is rounded in another order than NumPy's: codes may differ by one where a value is
+    almost half-way.
+    """
     rng = np.random.default_rng(0)
     x, weight = rng.standard_normal((12, width), np.float32), rng.random(width, np.float32) + np.float32(0.1)
     codes, step, inverse = arrays.quantize_normed_rows(x, weight, 1e-6, threads=2)
@@ -225,8 +250,16 @@ WRONG: dict[str, tuple[str, Callable[[], Any], str]] = {
     "scale misaligned": ("scale", lambda: misaligned((20,)), "not contiguous and aligned"),
     "out too small": ("out", lambda: np.empty((2, 20), np.float32), "out has shape"),
     "out read-only": ("out", lambda: read_only(np.empty((3, 20), np.float32)), "read-only"),
-    "tiles cut short": ("packed", lambda: Packed(np.zeros(2 * 3 * 64 - 1, np.uint8), 20, 40), "tiles has shape"),
-    "tiles of another shape": ("packed", lambda: arrays.pack(random_codes(20, 16))._replace(in_features=40), "tiles has shape"),
+    "tiles cut short": (
+        "packed",
+        lambda: Packed(np.zeros(2 * 3 * 64 - 1, np.uint8), 20, 40),
+        "tiles has shape",
+    ),
+    "tiles of another shape": (
+        "packed",
+        lambda: arrays.pack(random_codes(20, 16))._replace(in_features=40),
+        "tiles has shape",
+    ),
     "no rows of weights": ("packed", lambda: Packed(np.zeros(0, np.uint8), 0, 40), "out_features 0"),
     "negative side": ("packed", lambda: Packed(np.zeros(64, np.uint8), -16, -16), "in_features -16"),
 }
@@ -262,7 +295,9 @@ def test_two_python_threads_at_once_get_right_results() -> None:
     expected, packed, wrong = plain_product(codes, x), arrays.pack(codes), []
 
     def work() -> None:
-        wrong.extend(number for number in range(20) if not np.array_equal(arrays.sums(packed, x, threads=2), expected))
+        wrong.extend(
+            number for number in range(20) if not np.array_equal(arrays.sums(packed, x, threads=2), expected)
+        )
 
     workers = [threading.Thread(target=work) for _ in range(4)]
     for worker in workers:

@@ -34,7 +34,9 @@ def test_the_flags_name_no_processor() -> None:
     assert not [flag for flag in compiler.FLAGS if flag.startswith("-m")]
 
 
-def test_the_identity_changes_with_source_flags_and_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_identity_changes_with_source_flags_and_machine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     seen = {identity()}
     monkeypatch.setattr(compiler, "FLAGS", ("-O0",))
     seen.add(identity())
@@ -60,13 +62,18 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("echo 'x.c: In function f' >&2; echo 'x.c:3: fatal error: pthread.h: No such file' >&2; exit 1", r"fatal error: pthread\.h"),
+        (
+            "echo 'x.c: In function f' >&2; echo 'x.c:3: fatal error: pthread.h: No such file' >&2; exit 1",
+            r"fatal error: pthread\.h",
+        ),
         ("exit 3", "it printed nothing"),
         ("exit 0", "it printed nothing"),  # and it wrote no file
         ("sleep 5", "did not finish within 0.2 s"),
     ],
 )
-def test_a_failing_compiler_says_why_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str) -> None:
+def test_a_failing_compiler_says_why_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, message: str
+) -> None:
     monkeypatch.setenv("CC", script(tmp_path, text))
     monkeypatch.setattr(compiler, "TIMEOUT_S", 0.2)
     with pytest.raises(CompileError, match=message) as caught:

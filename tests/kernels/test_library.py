@@ -95,17 +95,24 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     opened: list[Path] = []
     real = library._open
     monkeypatch.setattr(library, "_open", lambda found, note: opened.append(found) or real(found, note))
-    for folder in (file.parent, empty_cache):  # the folder itself, or one above it: its name could be given to another
+    for folder in (
+        file.parent,
+        empty_cache,
+    ):  # the folder itself, or one above it: its name could be given to another
         folder.chmod(mode)
         here = again()
         assert here.library is not None
-        assert f"compiled for this process only: other users can write to {folder}; run chmod go-w" in here.note
+        assert (
+            f"compiled for this process only: other users can write to {folder}; run chmod go-w" in here.note
+        )
         folder.chmod(0o700)
     assert file not in opened
     assert kept(empty_cache) == [file]
 
 
-def test_a_folder_or_library_of_another_user_is_not_used(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_or_library_of_another_user_is_not_used(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded()
     real = os.geteuid()
     monkeypatch.setattr(library.os, "geteuid", lambda: real + 1)  # now both are somebody else's
@@ -125,7 +132,9 @@ def test_a_library_that_others_can_write_to_or_a_link_is_not_used(empty_cache: P
     assert list(library._intact(file.parent)) == []
 
 
-def test_a_folder_that_cannot_be_made_costs_a_compilation_only(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_made_costs_a_compilation_only(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As for a user without a home, or on a read-only disk: here the name is taken by a file."""
     (empty_cache / "bitnet").write_text("")
     here = loaded()
@@ -144,7 +153,10 @@ def test_a_full_disk_costs_a_compilation_only(empty_cache: Path, monkeypatch: py
 
 def test_processes_that_start_at_once_share_one_whole_library(empty_cache: Path) -> None:
     """Each compiles aside and renames; the digest of what is left fits its name."""
-    script = "from bitnet.kernels import compiler, library; compiler.FLAGS = {!r}; print(library.path(), library.loaded().note)"
+    script = (
+        "from bitnet.kernels import compiler, library; compiler.FLAGS = {!r}; print(library.path(), "
+        "library.loaded().note)"
+    )
     command = [sys.executable, "-c", script.format(compiler.FLAGS)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
     answers = {process.communicate(timeout=120)[0] for process in started}
@@ -154,8 +166,12 @@ def test_processes_that_start_at_once_share_one_whole_library(empty_cache: Path)
     assert list(library._intact(files[0].parent)) == files  # every one whole, and no temporary file left
 
 
-@pytest.mark.parametrize(("cc", "reason"), [("/no/such/cc", "is not installed"), ("false", "C compiler false failed")])
-def test_without_a_compiler_torch_does_the_work(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, cc: str, reason: str) -> None:
+@pytest.mark.parametrize(
+    ("cc", "reason"), [("/no/such/cc", "is not installed"), ("false", "C compiler false failed")]
+)
+def test_without_a_compiler_torch_does_the_work(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, cc: str, reason: str
+) -> None:
     monkeypatch.setenv("CC", cc)
     assert path() == "torch"
     assert loaded().library is None
@@ -163,11 +179,15 @@ def test_without_a_compiler_torch_does_the_work(empty_cache: Path, monkeypatch: 
     assert reason in describe()
     assert "\n" not in describe()
     monkeypatch.setenv("BITNET_KERNEL", "scalar")
-    with pytest.raises(ConfigError, match=r"BITNET_KERNEL=scalar needs the compiled kernels .*; unset it, or set it to torch"):
+    with pytest.raises(
+        ConfigError, match=r"BITNET_KERNEL=scalar needs the compiled kernels .*; unset it, or set it to torch"
+    ):
         path()
 
 
-def test_a_library_built_with_the_package_needs_no_compiler(empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_library_built_with_the_package_needs_no_compiler(
+    empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     source = tmp_path / "ternary.c"
     source.write_bytes(compiler.SOURCE.read_bytes())
     compiler.compile_library(source.with_name(f"ternary-{compiler.identity()}.so"))
@@ -191,7 +211,9 @@ def test_a_path_that_is_none_or_not_of_this_cpu_is_a_clear_error(use: Callable[[
         path()
     missing = next(name for name in PATHS if name not in loaded().paths)
     use(None, missing)
-    with pytest.raises(ConfigError, match=f"BITNET_KERNEL={missing}: this CPU or build has only scalar.*; unset it"):
+    with pytest.raises(
+        ConfigError, match=f"BITNET_KERNEL={missing}: this CPU or build has only scalar.*; unset it"
+    ):
         path()
 
 
@@ -212,6 +234,9 @@ def test_c_refuses_a_path_that_the_cpu_lacks() -> None:
 
 
 def test_loading_imports_neither_torch_nor_numpy() -> None:
-    command = "import sys; from bitnet.kernels import library; library.path(); print({'torch', 'numpy'} & set(sys.modules))"
+    command = (
+        "import sys; from bitnet.kernels import library; library.path(); print({'torch', 'numpy'} & "
+        "set(sys.modules))"
+    )
     done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
     assert done.stdout == "set()\n"

@@ -1,4 +1,6 @@
-"""On torch tensors the C kernels, the torch fallback and the quantizers of bitnet.nn give the same numbers."""
+"""On torch tensors the C kernels, the torch fallback and the quantizers of bitnet.nn give the same
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -44,14 +46,18 @@ def random_rows(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) 
 @given(st.integers(1, 60), st.integers(1, 90), st.integers(0, 30), st.integers(0, 99))
 def test_sums_are_exact(way: str, out: int, width: int, rows: int, seed: int) -> None:
     weight = random_codes(out, width, seed)
-    codes = torch.randint(-128, 128, (rows, width), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    codes = torch.randint(
+        -128, 128, (rows, width), dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
+    )
     expected = (codes.long() @ weight.long().t()).int()
     assert torch.equal(ops.sums(ops.pack(weight), codes), expected)
     assert torch.equal(ops.sums(ops.pack(weight.t().contiguous(), transposed=True), codes), expected)
     assert torch.equal(ops.unpack(ops.pack(weight)), weight)
 
 
-def test_without_vnni_torch_adds_in_floats_as_exactly(use: Callable[[Any, str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_vnni_torch_adds_in_floats_as_exactly(
+    use: Callable[[Any, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     use(None, "torch")
     monkeypatch.setattr(torch.cpu, "_is_vnni_supported", lambda: False)
     for width in (ops.EXACT_FLOAT_INPUTS, 2 * ops.EXACT_FLOAT_INPUTS):
@@ -77,7 +83,9 @@ def test_a_matrix_packed_on_one_path_multiplies_on_the_other(use: Callable[[Any,
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
 def test_rows_are_quantised_as_in_nn(way: str, dtype: torch.dtype, size: float) -> None:
     x = (random_rows(3, 7, 250) * size).to(dtype)
-    x[0, 0, :8] = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 127.0, -127.0])  # halves, where the step is 1
+    x[0, 0, :8] = torch.tensor(
+        [0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 127.0, -127.0]
+    )  # halves, where the step is 1
     ours, theirs = ops.quantize_rows(x), quantize_activations(x)
     assert torch.equal(ours.codes, theirs.codes)
     assert torch.equal(ours.step, theirs.step)
@@ -85,7 +93,9 @@ def test_rows_are_quantised_as_in_nn(way: str, dtype: torch.dtype, size: float) 
 
 
 def test_the_scale_is_torchs_reciprocal(way: str) -> None:
-    """127.0 / tensor is reciprocal() * 127 in torch. Dividing instead gave another code for one in some thousand bfloat16 values."""
+    """127.0 / tensor is reciprocal() * 127 in torch. Dividing instead gave another code for one in some
+    thousand bfloat16 values.
+    """
     x = (random_rows(500, 250, seed=2) * 1e4).to(torch.bfloat16)
     assert torch.equal(ops.quantize_rows(x).codes, quantize_activations(x).codes)
 
@@ -100,7 +110,9 @@ def test_columns_multiply_before_quantising(way: str, dtype: torch.dtype) -> Non
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_the_fused_norm_is_the_norm_of_nn_and_then_the_quantizer(way: str, dtype: torch.dtype) -> None:
-    """torch adds the squares in another order, so 1 / rms differs in its last bits, and a code where a value is almost half-way."""
+    """torch adds the squares in another order, so 1 / rms differs in its last bits, and a code where a value
+    is almost half-way.
+    """
     norm = RMSNorm(768, 1e-6)
     with torch.no_grad():
         norm.weight.copy_(random_rows(768, seed=1).abs() + 0.1)
@@ -125,7 +137,9 @@ def test_a_bitlinear_layer_is_one_product_bit_for_bit(way: str) -> None:
 
 
 def test_the_input_gradient_with_integers_is_near_the_exact_one(way: str) -> None:
-    """dL/dx = dL/dy @ (C * s), by the transposed matrix, with the scales inside the rows: int8 keeps seven bits of each."""
+    """dL/dx = dL/dy @ (C * s), by the transposed matrix, with the scales inside the rows: int8 keeps seven
+    bits of each.
+    """
     torch.manual_seed(0)
     ternary = ternarize(torch.randn(96, 64), (32, 64))
     grad = random_rows(20, 96)
@@ -161,13 +175,21 @@ def test_rows_that_are_views_and_need_gradients_are_taken(way: str) -> None:
     packed = ops.pack(random_codes(16, 32))
     x = random_rows(4, 64).requires_grad_()
     part = x[:, ::2]
-    assert torch.equal(ops.product(packed, ops.quantize_rows(part)), ops.product(packed, ops.quantize_rows(part.detach().clone())))
+    assert torch.equal(
+        ops.product(packed, ops.quantize_rows(part)),
+        ops.product(packed, ops.quantize_rows(part.detach().clone())),
+    )
     assert ops.sums(packed, torch.zeros(2, 0, 32, dtype=torch.int8)).shape == (2, 0, 16)
 
 
 def test_compiled_code_gives_the_same_numbers(way: str) -> None:
     """fullgraph: nothing falls back to Python; the operations know their shapes."""
-    weight, scale, x, norm = random_codes(48, 32), random_rows(48, 1).abs(), random_rows(2, 5, 32), torch.ones(32)
+    weight, scale, x, norm = (
+        random_codes(48, 32),
+        random_rows(48, 1).abs(),
+        random_rows(2, 5, 32),
+        torch.ones(32),
+    )
 
     def layer(x: Tensor, codes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         packed = ops.pack(codes)
@@ -176,7 +198,9 @@ def test_compiled_code_gives_the_same_numbers(way: str) -> None:
         return plain, normed, ops.sums(packed, ops.quantize_rows(x).codes)
 
     torch._dynamo.reset()
-    for ours, theirs in zip(torch.compile(layer, backend="aot_eager", fullgraph=True)(x, weight), layer(x, weight), strict=True):
+    for ours, theirs in zip(
+        torch.compile(layer, backend="aot_eager", fullgraph=True)(x, weight), layer(x, weight), strict=True
+    ):
         assert torch.equal(ours, theirs)
 
 

@@ -20,8 +20,22 @@ def build(target: Path, command: str, *flags: str) -> list[str]:
     """compare_paths.c as a program; skips where the compiler or what the flags need is not installed."""
     if shutil.which(command) is None:
         pytest.skip(f"{command} is not installed")
-    words = [command, "-O2", "-g", "-std=gnu99", "-pthread", "-ffp-contract=off", *flags, f"-I{compiler.SOURCE.parent}"]
-    done = subprocess.run([*words, str(HERE / "compare_paths.c"), "-o", str(target), "-lm"], capture_output=True, text=True, check=False)
+    words = [
+        command,
+        "-O2",
+        "-g",
+        "-std=gnu99",
+        "-pthread",
+        "-ffp-contract=off",
+        *flags,
+        f"-I{compiler.SOURCE.parent}",
+    ]
+    done = subprocess.run(
+        [*words, str(HERE / "compare_paths.c"), "-o", str(target), "-lm"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if "cannot find" in done.stderr:
         pytest.skip(done.stderr.strip().splitlines()[0])
     assert done.returncode == 0, done.stderr
@@ -30,14 +44,18 @@ def build(target: Path, command: str, *flags: str) -> list[str]:
 
 def outcome(words: list[str]) -> str:
     done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
-    if "unexpected memory mapping" in done.stderr:  # ThreadSanitizer on kernels with more random bits than it knows
+    if (
+        "unexpected memory mapping" in done.stderr
+    ):  # ThreadSanitizer on kernels with more random bits than it knows
         pytest.skip(done.stderr.strip().splitlines()[0])
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     return done.stdout
 
 
-@pytest.mark.parametrize("sanitizers", [SANITIZERS, ["-fsanitize=thread"]], ids=["address and undefined", "thread"])
+@pytest.mark.parametrize(
+    "sanitizers", [SANITIZERS, ["-fsanitize=thread"]], ids=["address and undefined", "thread"]
+)
 def test_every_path_is_clean_under_the_sanitizers(tmp_path: Path, sanitizers: list[str]) -> None:
     said = outcome(build(tmp_path / "compare_paths", "gcc", *sanitizers))
     assert said.startswith("scalar ")
@@ -58,11 +76,17 @@ def test_the_neon_path_equals_the_scalar_one(tmp_path: Path) -> None:
 
 
 def test_the_python_tests_pass_under_the_sanitizers(tmp_path: Path) -> None:
-    """test_arrays.py on a library whose every access is checked. Leaks are not looked for: the interpreter has its own."""
+    """test_arrays.py on a library whose every access is checked. Leaks are not looked for: the interpreter
+    has its own.
+    """
     if shutil.which("gcc") is None:
         pytest.skip("gcc is not installed")
     found = [
-        Path(subprocess.run(["gcc", f"-print-file-name={name}.so"], capture_output=True, text=True, check=True).stdout.strip())
+        Path(
+            subprocess.run(
+                ["gcc", f"-print-file-name={name}.so"], capture_output=True, text=True, check=True
+            ).stdout.strip()
+        )
         for name in ("libasan", "libubsan", "libstdc++")
     ]
     if not all(path.is_absolute() for path in found):
@@ -84,8 +108,11 @@ def test_the_python_tests_pass_under_the_sanitizers(tmp_path: Path) -> None:
             "XDG_CACHE_HOME": str(home),
             "CC": "gcc",
         },
-        capture_output=True, text=True, check=False, timeout=600,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     assert " passed" in done.stdout
     assert list(home.glob("bitnet/kernels-*/ternary-*.so")), "the checked library was not the one used"

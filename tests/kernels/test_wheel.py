@@ -20,8 +20,21 @@ def build_wheel(target: Path, **variables: str) -> Path:
     """`pip wheel .` without the network."""
     if importlib.util.find_spec("hatchling") is None:
         pytest.skip("hatchling is not installed; pip install hatchling")
-    command = [sys.executable, "-m", "pip", "wheel", str(ROOT), "--no-deps", "--no-build-isolation", "-q", "-w", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **variables})
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        str(ROOT),
+        "--no-deps",
+        "--no-build-isolation",
+        "-q",
+        "-w",
+        str(target),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env={**os.environ, **variables}
+    )
     assert done.returncode == 0, done.stderr
     return next(target.glob("*.whl"))
 
@@ -39,9 +52,17 @@ def test_a_wheel_holds_the_library_and_is_tagged_for_the_platform(tmp_path: Path
     script = "from bitnet.kernels import library; print(library.loaded().note, library.path())"
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={"PATH": "/nowhere", "CC": "/no/such/cc", "PYTHONPATH": str(tmp_path / "installed"), "HOME": str(tmp_path)},
-        capture_output=True, text=True, check=True, cwd=tmp_path,
-    )  # fmt: skip
+        env={
+            "PATH": "/nowhere",
+            "CC": "/no/such/cc",
+            "PYTHONPATH": str(tmp_path / "installed"),
+            "HOME": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    )
     assert done.stdout.startswith("built with the package ")
     assert not done.stdout.endswith("torch\n")
 

@@ -27,8 +27,12 @@ def layer(product: Product = "float", rows: tuple[int, ...] = (16, 8, 8), **opti
     return made
 
 
-def output_and_gradients(made: BitLinear, x: Tensor, upstream: Tensor, *, autocast: bool = False) -> tuple[Tensor, Tensor, Tensor]:
-    """y, dL/dx and dL/dW for L = sum(y * upstream); autocast: bf16 in the forward pass, as training has it."""
+def output_and_gradients(
+    made: BitLinear, x: Tensor, upstream: Tensor, *, autocast: bool = False
+) -> tuple[Tensor, Tensor, Tensor]:
+    """y, dL/dx and dL/dW for L = sum(y * upstream); autocast: bf16 in the forward pass, as training has
+    it.
+    """
     x = x.clone().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         y = made(x)
@@ -51,7 +55,9 @@ def upstream() -> Tensor:
 
 @pytest.mark.parametrize("product", ["float", "int8"])
 def test_the_gradient_is_that_of_the_identity(product: Product, x: Tensor, upstream: Tensor) -> None:
-    """dL/dx = dL/dy W^ and dL/dW = dL/dy^T x^ with the values that the forward pass used: rounding is the identity."""
+    """dL/dx = dL/dy W^ and dL/dW = dL/dy^T x^ with the values that the forward pass used: rounding is the
+    identity.
+    """
     made = layer(product)
     _, grad_x, grad_weight = output_and_gradients(made, x, upstream)
     weight = ternarize(made.weight, made.rows).dequantized()
@@ -63,7 +69,9 @@ def test_the_gradient_is_that_of_the_identity(product: Product, x: Tensor, upstr
 def test_the_int8_product_equals_the_float_path(x: Tensor, upstream: Tensor) -> None:
     """The integer sum is exact, so only the last roundings differ, in the output and in both gradients."""
     for ours, reference in zip(
-        output_and_gradients(layer("int8"), x, upstream), output_and_gradients(layer("float"), x, upstream), strict=True
+        output_and_gradients(layer("int8"), x, upstream),
+        output_and_gradients(layer("float"), x, upstream),
+        strict=True,
     ):
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
 
@@ -108,19 +116,27 @@ class Reference(NamedTuple):
 def reference(made: BitLinear, x: Tensor, upstream: Tensor) -> Reference:
     """The layer's definition in float64, on codes that test_quantize.py holds to float64 themselves.
 
-    A sum of n products has at most n + 4 float32 roundings of 2^-24: n - 1 of the sum, one of each factor's scale, one of the
-    product, one each for the float path's x + (quantized - x), whose size max(|x|, |quantized|) counts. The result is then
-    rounded once to the format of x (of the weight, for dL/dW): half of eps, and half the smallest number next to zero.
+    A sum of n products has at most n + 4 float32 roundings of 2^-24: n - 1 of the sum, one of each factor's
+    scale, one of the product, one each for the float path's x + (quantized - x), whose size max(|x|,
+    |quantized|) counts. The result is then rounded once to the format of x (of the weight, for dL/dW): half
+    of eps, and half the smallest number next to zero.
     """
     int8, ternary = quantize_activations(x), ternarize(made.weight, made.rows)
     inputs = int8.codes.double() * int8.step.double()
     weight = ternary.codes.double() * ternary.row_scale.double()
-    large_inputs, large_weight = torch.maximum(inputs.abs(), x.double().abs()), torch.maximum(weight.abs(), made.weight.double().abs())
+    large_inputs, large_weight = (
+        torch.maximum(inputs.abs(), x.double().abs()),
+        torch.maximum(weight.abs(), made.weight.double().abs()),
+    )
     g = upstream.double()
 
     def within(sums: Tensor, value: Tensor, terms: int, to: torch.dtype) -> Tensor:
         kind = torch.finfo(to)
-        return (terms + 4) * 2**-24 * sums + (value.abs() + sums * 2**-20) * kind.eps / 2 + kind.smallest_normal * kind.eps / 2
+        return (
+            (terms + 4) * 2**-24 * sums
+            + (value.abs() + sums * 2**-20) * kind.eps / 2
+            + kind.smallest_normal * kind.eps / 2
+        )
 
     y, grad_x = inputs @ weight.T, g @ weight
     grad_weight = torch.einsum("bto,bti->oi", g, inputs)
@@ -128,14 +144,20 @@ def reference(made: BitLinear, x: Tensor, upstream: Tensor) -> Reference:
     bounds = (
         within(large_inputs @ large_weight.T, y, made.in_features, x.dtype),
         within(g.abs() @ large_weight, grad_x, made.out_features, x.dtype),
-        within(torch.einsum("bto,bti->oi", g.abs(), large_inputs), grad_weight, x.shape[0] * x.shape[1], made.weight.dtype),
+        within(
+            torch.einsum("bto,bti->oi", g.abs(), large_inputs),
+            grad_weight,
+            x.shape[0] * x.shape[1],
+            made.weight.dtype,
+        ),
     )
     return Reference(tuple(value.detach() for value in values), tuple(bound.detach() for bound in bounds))  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_both_products_and_their_gradients_equal_float64_in_every_number_format(name: str) -> None:
-    """Values, not dtypes: in bf16 the int8 product once lost the sign of a token's largest input, and a test of dtypes passed.
+    """Values, not dtypes: in bf16 the int8 product once lost the sign of a token's largest input, and a test
+    of dtypes passed.
 
     In autocast the weights stay float32, while the model hands over float32 or bf16, and gets the same back.
     """
@@ -162,7 +184,9 @@ def test_both_products_and_their_gradients_equal_float64_in_every_number_format(
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("quantized", ["weights", "activations"])
 def test_half_a_control_keeps_the_number_format_of_its_input(name: str, quantized: str) -> None:
-    """Only one side quantized: an ordinary product of rounded values, with bf16 factors where autocast or the model has them."""
+    """Only one side quantized: an ordinary product of rounded values, with bf16 factors where autocast or the
+    model has them.
+    """
     kind, autocast = FORMATS[name], "autocast" in name
     made = layer(**{"activations" if quantized == "weights" else "weights": "full"})
     made = made if autocast else made.to(kind)
@@ -174,7 +198,9 @@ def test_half_a_control_keeps_the_number_format_of_its_input(name: str, quantize
         weight = ternarize(made.weight, made.rows).dequantized().double()
     else:
         exact = quantize_activations(x).dequantized().double()
-    eps = torch.finfo(torch.bfloat16 if autocast else kind).eps  # half of it for each factor, and for the result
+    eps = torch.finfo(
+        torch.bfloat16 if autocast else kind
+    ).eps  # half of it for each factor, and for the result
     bound = 2 * eps * (exact.abs() @ weight.abs().T) + 30 * 2**-24
     assert bool(((y.double() - exact @ weight.T).abs() <= bound).all())
 
@@ -204,9 +230,13 @@ def test_without_quantization_it_is_an_ordinary_linear_layer(product: Product, x
 def test_weights_and_activations_are_quantized_each_by_itself(x: Tensor) -> None:
     """The two halves of the control: only the inputs rounded, or only the weights."""
     only_inputs = layer(weights="full")
-    torch.testing.assert_close(only_inputs(x), F.linear(quantize_activations(x).dequantized(), only_inputs.weight))
+    torch.testing.assert_close(
+        only_inputs(x), F.linear(quantize_activations(x).dequantized(), only_inputs.weight)
+    )
     only_weights = layer(activations="full")
-    torch.testing.assert_close(only_weights(x), F.linear(x, ternarize(only_weights.weight, only_weights.rows).dequantized()))
+    torch.testing.assert_close(
+        only_weights(x), F.linear(x, ternarize(only_weights.weight, only_weights.rows).dequantized())
+    )
 
 
 def adamw(model: BitNetTransformer) -> None:
@@ -219,7 +249,9 @@ def muon(model: BitNetTransformer) -> None:
 
 def optimizer_step(model: BitNetTransformer, kind: OptimizerKind) -> None:
     """One update large enough to flip many codes."""
-    settings = OptimizerConfig(kind=kind, adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0)
+    settings = OptimizerConfig(
+        kind=kind, adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0
+    )
     model(torch.zeros(1, 4, dtype=torch.int64)).square().sum().backward()
     Optimizers(model, settings).step(Rates(lr=0.05, wd=0.0))
 
@@ -230,8 +262,12 @@ def load(model: BitNetTransformer) -> None:
 
 
 @pytest.mark.parametrize("change", [adamw, muon, load])
-def test_the_kept_codes_follow_every_kind_of_update(change: Callable[[BitNetTransformer], None], tiny_config: BitNetConfig) -> None:
-    """Codes are kept per version of a weight; a stale one would train against yesterday's model and say nothing."""
+def test_the_kept_codes_follow_every_kind_of_update(
+    change: Callable[[BitNetTransformer], None], tiny_config: BitNetConfig
+) -> None:
+    """Codes are kept per version of a weight; a stale one would train against yesterday's model and say
+    nothing.
+    """
     torch.manual_seed(0)
     model = BitNetTransformer(tiny_config)
     model.set_product("int8")

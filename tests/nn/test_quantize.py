@@ -46,7 +46,9 @@ def test_codes_are_ternary_and_the_scale_is_the_mean_magnitude(weight: Tensor) -
 
 
 @given(matrices())
-def test_ternarizing_twice_keeps_the_codes_and_shrinks_the_scale_by_the_share_of_non_zeros(weight: Tensor) -> None:
+def test_ternarizing_twice_keeps_the_codes_and_shrinks_the_scale_by_the_share_of_non_zeros(
+    weight: Tensor,
+) -> None:
     """Why an exporter must carry the scale: computed again from dequantized weights it comes out smaller."""
     once = ternarize(weight)
     twice = ternarize(once.dequantized())
@@ -92,8 +94,8 @@ FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 def assert_int8_values(x: Tensor, made: Int8Rows) -> None:
     """Codes and steps against float64. x: (rows, in) in any format, whose values are taken as exact.
 
-    The step has one rounding, 2^-24. The quotient x / step has three, and is at most 127: 127 * 3 * 2^-24 on the code's own
-    scale is how far beyond half a unit the nearest integer may lie.
+    The step has one rounding, 2^-24. The quotient x / step has three, and is at most 127: 127 * 3 * 2^-24 on
+    the code's own scale is how far beyond half a unit the nearest integer may lie.
     """
     exact = x.double()
     step = exact.abs().amax(dim=-1, keepdim=True).clamp(min=EPSILON) / 127
@@ -104,7 +106,9 @@ def assert_int8_values(x: Tensor, made: Int8Rows) -> None:
 
 
 def assert_ternary_values(weight: Tensor, made: Ternary) -> None:
-    """Codes and scale against float64; the mean of n magnitudes has at most n roundings of 2^-24, the quotient one more."""
+    """Codes and scale against float64; the mean of n magnitudes has at most n roundings of 2^-24, the
+    quotient one more.
+    """
     exact = weight.double()
     scale = exact.abs().mean().clamp(min=EPSILON)
     rounding = (weight.numel() + 2) * 2**-24
@@ -118,7 +122,9 @@ def assert_ternary_values(weight: Tensor, made: Ternary) -> None:
 @pytest.mark.parametrize("name", FORMATS)
 @given(matrices())
 def test_the_values_are_right_in_every_number_format(name: str, autocast: bool, x: Tensor) -> None:
-    """In bf16 127.5 is no number: a largest input times its own 127 / largest came out as 128, which int8 wraps to -128."""
+    """In bf16 127.5 is no number: a largest input times its own 127 / largest came out as 128, which int8
+    wraps to -128.
+    """
     x = x.to(FORMATS[name])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         int8, ternary = quantize_activations(x), ternarize(x)
@@ -128,7 +134,9 @@ def test_the_values_are_right_in_every_number_format(name: str, autocast: bool, 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_largest_input_of_a_token_keeps_its_sign(name: str) -> None:
-    """Rows as wide as TinyStories' model: up to 18 of 100 lost their largest input to a wrapped code in bf16."""
+    """Rows as wide as TinyStories' model: up to 18 of 100 lost their largest input to a wrapped code in
+    bf16.
+    """
     x = torch.randn(500, 256, generator=torch.Generator().manual_seed(5)).to(FORMATS[name])
     codes = quantize_activations(x).codes
     largest = x.abs().argmax(dim=-1, keepdim=True)

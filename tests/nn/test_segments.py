@@ -29,7 +29,9 @@ def test_one_segment_is_a_row_without_segments(tiny_model: BitNetTransformer, ro
 
 
 def test_nothing_leaks(tiny_model: BitNetTransformer, row: Tensor) -> None:
-    """Other tokens in one segment change not a single bit of the logits of the others; without segments they do."""
+    """Other tokens in one segment change not a single bit of the logits of the others; without segments they
+    do.
+    """
     changed = row.clone()
     changed[0, :5] = (changed[0, :5] + 7) % 32
     before, after = tiny_model(row, segments=SEGMENTS), tiny_model(changed, segments=SEGMENTS)
@@ -40,13 +42,17 @@ def test_nothing_leaks(tiny_model: BitNetTransformer, row: Tensor) -> None:
 
 
 def test_a_text_reads_the_same_wherever_it_stands(tiny_model: BitNetTransformer, row: Tensor) -> None:
-    """Rotary positions are relative: alone in a row a text gets the logits that it gets behind another one."""
+    """Rotary positions are relative: alone in a row a text gets the logits that it gets behind another
+    one.
+    """
     tiny_model.set_product("float")
     packed = tiny_model(row, segments=SEGMENTS)
     for index, first, last in ((0, 0, 5), (0, 5, 12), (1, 3, 7), (1, 7, 12)):
         alone = tiny_model(row[index : index + 1, first:last])[0]
         close = torch.isclose(packed[index, first:last], alone, rtol=1e-3, atol=1e-3)
-        assert close.float().mean() > 0.95  # an activation on the edge of two int8 codes may round the other way
+        assert (
+            close.float().mean() > 0.95
+        )  # an activation on the edge of two int8 codes may round the other way
 
 
 def test_gradients_do_not_leak_either(tiny_model: BitNetTransformer, row: Tensor) -> None:

@@ -1,4 +1,6 @@
-"""Loss scaling moves as defined, passes over exactly the updates that overflowed, and is restored bit for bit."""
+"""Loss scaling moves as defined, passes over exactly the updates that overflowed, and is restored bit for
+bit.
+"""
 
 from __future__ import annotations
 
@@ -29,8 +31,12 @@ CPU = torch.device("cpu")
 MUON = OptimizerConfig(kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0)
 
 
-def update(model: BitNetTransformer, optimizers: Optimizers, scaling: LossScale | None, *, overflow: bool = False) -> Outcome:
-    """One update whose gradient is 0.01 everywhere, times the scale; one element of one of Muon's matrices may overflow."""
+def update(
+    model: BitNetTransformer, optimizers: Optimizers, scaling: LossScale | None, *, overflow: bool = False
+) -> Outcome:
+    """One update whose gradient is 0.01 everywhere, times the scale; one element of one of Muon's matrices
+    may overflow.
+    """
     for parameter in model.parameters():
         loss = 0.01 * parameter.sum()
         (loss if scaling is None else scaling.scaled(loss)).backward()  # type: ignore[no-untyped-call]
@@ -60,7 +66,9 @@ def test_a_scaled_update_equals_a_plain_one(tiny_model: BitNetTransformer) -> No
     assert not all(torch.equal(one, other) for one, other in zip(begun, results[0][1], strict=True))
 
 
-def test_an_overflow_moves_no_weight_of_either_optimizer_and_halves_the_scale(tiny_model: BitNetTransformer) -> None:
+def test_an_overflow_moves_no_weight_of_either_optimizer_and_halves_the_scale(
+    tiny_model: BitNetTransformer,
+) -> None:
     """GradScaler.step would skip Muon, where the overflow is, and let AdamW move."""
     scaling, optimizers = LossScale(CPU), Optimizers(tiny_model, MUON)
     before = weights(tiny_model)
@@ -81,10 +89,15 @@ def test_the_scale_doubles_after_two_thousand_good_updates(tiny_model: BitNetTra
     assert scaling.state() == {"scale": 2048.0, "good_updates": 0}
 
 
-def test_an_overflow_that_no_scale_ends_is_a_gradient_that_is_not_finite(tiny_model: BitNetTransformer) -> None:
+def test_an_overflow_that_no_scale_ends_is_a_gradient_that_is_not_finite(
+    tiny_model: BitNetTransformer,
+) -> None:
     scaling, optimizers = LossScale(CPU), Optimizers(tiny_model, MUON)
     reasons = [update(tiny_model, optimizers, scaling, overflow=True).refused for _ in range(19)]
-    assert reasons == [*[LOSS_SCALE_OVERFLOW] * 16, *["nan_inf_grad"] * 3]  # 2**16 halves to 1 in sixteen steps
+    assert reasons == [
+        *[LOSS_SCALE_OVERFLOW] * 16,
+        *["nan_inf_grad"] * 3,
+    ]  # 2**16 halves to 1 in sixteen steps
     assert scaling.value == 1.0
 
 
@@ -98,13 +111,19 @@ def test_its_state_is_exact_in_json(tiny_model: BitNetTransformer) -> None:
 
 
 def trained(*, fp16: bool) -> list[StepReport]:
-    model_config = dataclasses.replace(QUICK.model, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48)
-    config = dataclasses.replace(QUICK, model=model_config, train=dataclasses.replace(QUICK.train.with_total_steps(6), batch_size=8))
+    model_config = dataclasses.replace(
+        QUICK.model, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48
+    )
+    config = dataclasses.replace(
+        QUICK, model=model_config, train=dataclasses.replace(QUICK.train.with_total_steps(6), batch_size=8)
+    )
     torch.manual_seed(0)
     model = BitNetTransformer(model_config)
     optimizers = Optimizers(model, config.train.optimizer_config())
     scaling = LossScale(CPU) if fp16 else None
-    return list(train_steps(model, model, ArithmeticTask(config).source, optimizers, config.train, scaling=scaling))
+    return list(
+        train_steps(model, model, ArithmeticTask(config).source, optimizers, config.train, scaling=scaling)
+    )
 
 
 def test_training_in_fp16_has_the_losses_of_fp32() -> None:
@@ -129,7 +148,9 @@ def test_a_cpu_is_refused_with_the_reason(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fp16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(start, "choose_machine", lambda config, device: Machine(device, "float", bf16=False, fp16=True))
+    monkeypatch.setattr(
+        start, "choose_machine", lambda config, device: Machine(device, "float", bf16=False, fp16=True)
+    )
 
 
 def planted(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
@@ -151,15 +172,33 @@ def planted(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
 
 
 @pytest.mark.usefixtures("fp16_on_cpu")
-def test_overflows_are_recorded_are_no_anomaly_and_survive_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_overflows_are_recorded_are_no_anomaly_and_survive_a_resume(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Four overflows in a row are a scale that finds its place, not a run that has to go back."""
     planted(monkeypatch, {1, 2, 3, 4, 7})
-    words = [*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--train.precision", "fp16", "--runs-dir", tmp_path]
+    words = [
+        *TINY_TRAIN,
+        "--num-steps",
+        8,
+        "--train.checkpoint-every",
+        3,
+        "--train.precision",
+        "fp16",
+        "--runs-dir",
+        tmp_path,
+    ]
     assert run_command(*words, "--run-id", "whole").code == 0
     layout = RunLayout(tmp_path / "whole")
     rows = read_lines(layout.scalars).rows
     assert [row["loss_scale"] for row in rows] == [INITIAL_SCALE / 2**n for n in (0, 1, 2, 3, 4, 4, 4, 5)]
-    assert [row["refused"] for row in rows] == [*[LOSS_SCALE_OVERFLOW] * 4, None, None, LOSS_SCALE_OVERFLOW, None]
+    assert [row["refused"] for row in rows] == [
+        *[LOSS_SCALE_OVERFLOW] * 4,
+        None,
+        None,
+        LOSS_SCALE_OVERFLOW,
+        None,
+    ]
     assert all(row["anomaly_flag"] is None for row in rows)
     assert layout.anomaly_folders() == []
     assert not layout.roll_backs.exists()
@@ -179,23 +218,34 @@ def test_overflows_are_recorded_are_no_anomaly_and_survive_a_resume(tmp_path: Pa
     for name in ("model.safetensors", "optimizer.safetensors"):
         one, other = (RunLayout(tmp_path / run).checkpoint(8) / name for run in ("whole", "cut"))
         assert one.read_bytes() == other.read_bytes()
-    states = [json.loads((RunLayout(tmp_path / run).checkpoint(8) / "state.json").read_text())["loss_scale"] for run in ("whole", "cut")]
+    states = [
+        json.loads((RunLayout(tmp_path / run).checkpoint(8) / "state.json").read_text())["loss_scale"]
+        for run in ("whole", "cut")
+    ]
     assert states[0] == states[1] == {"scale": INITIAL_SCALE / 32, "good_updates": 1}
 
 
 @pytest.mark.usefixtures("fp16_on_cpu")
-def test_an_overflow_at_the_smallest_scale_is_answered_like_any_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_overflow_at_the_smallest_scale_is_answered_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     planted(monkeypatch, set(range(1000)))
-    result = run_command(*TINY_TRAIN, "--num-steps", 40, "--train.precision", "fp16", "--runs-dir", tmp_path, "--run-id", "r")
+    result = run_command(
+        *TINY_TRAIN, "--num-steps", 40, "--train.precision", "fp16", "--runs-dir", tmp_path, "--run-id", "r"
+    )
     assert result.code == 1
     assert "nan_inf_grad in 3 updates in a row" in result.err
     assert "--train.precision fp32" in result.err
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="fp16 is trained on CUDA, and this PyTorch sees no GPU")
+@pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="fp16 is trained on CUDA, and this PyTorch sees no GPU"
+)
 def test_fp16_trains_on_a_gpu(tmp_path: Path) -> None:
     words = [word if word != "cpu" else "cuda" for word in TINY_TRAIN]
-    result = run_command(*words, "--num-steps", 6, "--train.precision", "fp16", "--runs-dir", tmp_path, "--run-id", "r")
+    result = run_command(
+        *words, "--num-steps", 6, "--train.precision", "fp16", "--runs-dir", tmp_path, "--run-id", "r"
+    )
     assert result.code == 0
     rows = read_lines(RunLayout(tmp_path / "r").scalars).rows
     assert all(row["loss"] is not None and row["loss_scale"] >= 1 for row in rows)

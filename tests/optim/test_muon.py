@@ -44,9 +44,10 @@ def test_singular_values_become_nearly_equal() -> None:
 def test_equals_the_iteration_as_published(shape: tuple[int, int, int], decades: float, seed: int) -> None:
     """In float64, and for matrices whose singular values span many decades; long ones take another way there.
 
-    What float32 allows: of a product that is up to a^2k large (k iterations at once, so 2 before the last of three), rounding is
-    2^-24. The last of three multiplies it by b, the two iterations that follow by a each: |b| a^4 a^2 = 7,975 units of 2^-24, or
-    4.8e-4. Sums of many products round more often, but mostly cancel: 3e-5 is the most that was seen on two instruction sets.
+    What float32 allows: of a product that is up to a^2k large (k iterations at once, so 2 before the last of
+    three), rounding is 2^-24. The last of three multiplies it by b, the two iterations that follow by a each:
+    |b| a^4 a^2 = 7,975 units of 2^-24, or 4.8e-4. Sums of many products round more often, but mostly cancel:
+    3e-5 is the most that was seen on two instruction sets.
     """
     bound = 4.7750 * 3.4445**6 * 2**-24
     torch.manual_seed(seed)
@@ -84,7 +85,9 @@ def one_update(model: BitNetTransformer, optimizers: Optimizers, seed: int) -> N
 
 @pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_state_restored_by_name_continues_bit_for_bit(kind: str, tiny_model: BitNetTransformer) -> None:
-    config = OptimizerConfig(kind=kind, adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0)
+    config = OptimizerConfig(
+        kind=kind, adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0
+    )
     first = Optimizers(tiny_model, config)
     one_update(tiny_model, first, 1)
     copy = BitNetTransformer(tiny_model.config)
@@ -111,7 +114,8 @@ def test_muon_moves_the_ternary_matrices_and_adamw_the_rest(tiny_model: BitNetTr
 
 def test_decay_leaves_norm_weights_alone(tiny_model: BitNetTransformer) -> None:
     optimizers = Optimizers(
-        tiny_model, OptimizerConfig(kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0)
+        tiny_model,
+        OptimizerConfig(kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0),
     )
     before = tiny_model.token_embeddings.weight.detach().clone()
     for parameter in tiny_model.parameters():

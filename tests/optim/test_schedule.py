@@ -47,8 +47,12 @@ def test_update_zero_and_one_past_the_end_do_not_exist() -> None:
             BASELINE.rates().rates_at(step)
 
 
-@pytest.mark.parametrize(("steps", "boundary", "warmup"), [(1000, 500, 100), (60_000, 30_000, 375), (5, 2, 0), (1, 1, 0)])
-def test_num_steps_moves_the_boundary_to_half_and_limits_the_warmup(steps: int, boundary: int, warmup: int) -> None:
+@pytest.mark.parametrize(
+    ("steps", "boundary", "warmup"), [(1000, 500, 100), (60_000, 30_000, 375), (5, 2, 0), (1, 1, 0)]
+)
+def test_num_steps_moves_the_boundary_to_half_and_limits_the_warmup(
+    steps: int, boundary: int, warmup: int
+) -> None:
     shorter = BASELINE.with_total_steps(steps)
     assert (shorter.total_steps, shorter.boundary, shorter.warmup_steps) == (steps, boundary, warmup)
     assert shorter.rates().rates_at(steps).lr == 0.000015 or steps == 1
@@ -64,10 +68,21 @@ def test_mandatory_checkpoints_surround_the_boundary() -> None:
     warmup=st.integers(0, 50),
     boundary=st.integers(1, 400),
 )
-def test_rates_stay_between_their_ends_and_never_jump(kind: str, total: int, warmup: int, boundary: int) -> None:
+def test_rates_stay_between_their_ends_and_never_jump(
+    kind: str, total: int, warmup: int, boundary: int
+) -> None:
     warmup, boundary = min(warmup, total), min(boundary, total)
-    schedule = Schedule(kind=kind, total_steps=total, warmup_steps=warmup, stage1_end=boundary, peak_lr=1.0, stage2_lr=0.5,
-                        final_lr=0.1, stage1_wd=0.1, stage2_wd=0.0)  # fmt: skip
+    schedule = Schedule(
+        kind=kind,
+        total_steps=total,
+        warmup_steps=warmup,
+        stage1_end=boundary,
+        peak_lr=1.0,
+        stage2_lr=0.5,
+        final_lr=0.1,
+        stage1_wd=0.1,
+        stage2_wd=0.0,
+    )
     rates = [schedule.rates_at(step).lr for step in range(1, total + 1)]
     assert max(rates) <= 1.0 + 1e-12
     assert min(rates[warmup:], default=0.1) >= 0.1 - 1e-12
@@ -78,9 +93,15 @@ def test_rates_stay_between_their_ends_and_never_jump(kind: str, total: int, war
 
 @pytest.mark.parametrize(
     ("change", "message"),
-    [({"total_steps": 0}, "total_steps is 0"), ({"peak_lr": 0.0}, "peak_lr is 0.0"), ({"adam_beta1": 1.0}, "adam_beta1 is 1.0"),
-     ({"warmup_steps": 60_001}, "exceeds"), ({"stage1_end": 70_000}, "outside 1..60000"), ({"final_lr": -1.0}, "final_lr is -1.0")],
-)  # fmt: skip
+    [
+        ({"total_steps": 0}, "total_steps is 0"),
+        ({"peak_lr": 0.0}, "peak_lr is 0.0"),
+        ({"adam_beta1": 1.0}, "adam_beta1 is 1.0"),
+        ({"warmup_steps": 60_001}, "exceeds"),
+        ({"stage1_end": 70_000}, "outside 1..60000"),
+        ({"final_lr": -1.0}, "final_lr is -1.0"),
+    ],
+)
 def test_values_out_of_range_are_named(change: dict[str, float], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         dataclasses.replace(BASELINE, **change)

@@ -18,7 +18,13 @@ Bitnet = Callable[..., Result]
 
 
 def verdict(met: bool) -> dict[str, object]:
-    criterion = {"name": "exact_match >= 0.99", "metric": "exact_match", "value": 0.5, "threshold": 0.99, "met": met}
+    criterion = {
+        "name": "exact_match >= 0.99",
+        "metric": "exact_match",
+        "value": 0.5,
+        "threshold": 0.99,
+        "met": met,
+    }
     return {
         "step": 40,
         "verdict": "PASS" if met else "FAIL",
@@ -70,7 +76,12 @@ def test_the_command_writes_it_into_the_run(bitnet: Bitnet, tmp_path: Path) -> N
 
 def test_texts_cannot_break_out_of_it(tmp_path: Path) -> None:
     layout = RunLayout(write_run(tmp_path / "r", 40))
-    row = {"step": 10**6, "mode": "typical", "prompt": "a|b", "generated_text": "**bold** <script>\n\n# Heading"}
+    row = {
+        "step": 10**6,
+        "mode": "typical",
+        "prompt": "a|b",
+        "generated_text": "**bold** <script>\n\n# Heading",
+    }
     with layout.samples.open("a") as file:
         file.write(json.dumps(row) + "\n")
     card = card_of(layout)
@@ -79,7 +90,9 @@ def test_texts_cannot_break_out_of_it(tmp_path: Path) -> None:
 
 
 def test_names_and_settings_cannot_either(tmp_path: Path) -> None:
-    """A foreign configuration, verdict and file name: a card is published, and read by programs that render HTML."""
+    """A foreign configuration, verdict and file name: a card is published, and read by programs that render
+    HTML.
+    """
     markup = "x`</code><script>alert(1)</script>[a](javascript:b)|\n# Heading"
     layout = RunLayout(write_run(tmp_path / "<img src=x>", 40))
     config = json.loads(layout.config.read_text())
@@ -87,7 +100,11 @@ def test_names_and_settings_cannot_either(tmp_path: Path) -> None:
     config["data"] |= {"dataset": markup, "tokenizer": markup, "data": [markup]}
     layout.config.write_text(json.dumps(config))
     criterion = {"name": markup, "metric": markup, "value": 0.5, "threshold": 0.99, "met": False}
-    layout.verdict.write_text(json.dumps({"run": markup, "step": 40, "verdict": markup, "metrics": {markup: 0.5}, "criteria": [criterion]}))
+    layout.verdict.write_text(
+        json.dumps(
+            {"run": markup, "step": 40, "verdict": markup, "metrics": {markup: 0.5}, "criteria": [criterion]}
+        )
+    )
     layout.diagnosis.write_text(json.dumps({"healthy": False, "suspect": markup, "checks": []}))
     card = card_of(layout)
     assert "alert(1)" in card

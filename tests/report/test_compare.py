@@ -1,4 +1,6 @@
-"""A run and its control: trained by one command, compared by another, and refused where they are not alike."""
+"""A run and its control: trained by one command, compared by another, and refused where they are not
+alike.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from bitnet.report.compare import compare, table, unequal
 from bitnet.run.layout import RunLayout
 from conftest import TINY_TRAIN, Result
 
-STEPS = ["--num-steps", "4", "--train.eval-every", "2", "--train.sample-every", "4", "--train.checkpoint-every", "4"]
+STEPS = """
+    --num-steps 4 --train.eval-every 2 --train.sample-every 4 --train.checkpoint-every 4
+""".split()
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,18 @@ def test_gap_is_second_minus_first_at_every_common_evaluation(pair: Path) -> Non
 
 
 def test_the_command_prints_and_draws(pair: Path, bitnet: Callable[..., Result], tmp_path: Path) -> None:
-    result = bitnet("compare", "mine", "mine_control", "--runs-dir", pair, "--out", tmp_path / "gap.png", "--json")
+    result = bitnet(
+        "compare", "mine", "mine_control", "--runs-dir", pair, "--out", tmp_path / "gap.png", "--json"
+    )
     assert result.code == 0, result.err
     assert (tmp_path / "gap.png").read_bytes().startswith(b"\x89PNG")
     assert result.json["last"]["step"] == 4
     assert result.json["last"]["eval_loss"].keys() == {"first", "second", "gap"}
 
 
-def test_runs_of_different_recipes_are_refused_and_can_be_forced(pair: Path, bitnet: Callable[..., Result], tmp_path: Path) -> None:
+def test_runs_of_different_recipes_are_refused_and_can_be_forced(
+    pair: Path, bitnet: Callable[..., Result], tmp_path: Path
+) -> None:
     trained = bitnet(*TINY_TRAIN, *STEPS, "--seed", "9", "--run-id", "other", "--runs-dir", pair)
     assert trained.code == 0, trained.err
     refused = bitnet("compare", "mine", "other", "--runs-dir", pair)

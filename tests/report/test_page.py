@@ -1,4 +1,6 @@
-"""The HTML report: whole, half-written and bare runs, hostile texts, size, no network, and a look in a real browser."""
+"""The HTML report: whole, half-written and bare runs, hostile texts, size, no network, and a look in a real
+browser.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +20,13 @@ from synthetic import write_config, write_run
 pytest.importorskip("bokeh", reason="the report needs the extra `report`")
 
 LIMIT_BYTES = 5_000_000
-BROWSER = next((found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None)
+BROWSER = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))),
+    None,
+)
 
-# Runs in the page: waits for the plots, moves the mouse over the first, and leaves what it saw in the document.
+# Runs in the page: waits for the plots, moves the mouse over the first, and leaves what it saw in the
+# document.
 PROBE = """<script>
 const trouble = [], refused = [];
 addEventListener("error", (event) => trouble.push(String(event.message)));
@@ -33,14 +39,16 @@ addEventListener("load", () => setTimeout(() => {
   const box = area ? area.getBoundingClientRect() : null;
   const mouse = {bubbles: true, composed: true, pointerType: "mouse", pointerId: 1, isPrimary: true};
   if (box) for (const name of ["pointerover", "pointermove"])
-    area.dispatchEvent(new PointerEvent(name, {...mouse, clientX: box.left + box.width / 2, clientY: box.top + box.height / 2}));
+    area.dispatchEvent(new PointerEvent(name, {...mouse, clientX: box.left + box.width / 2,
+                                                 clientY: box.top + box.height / 2}));
   setTimeout(() => {
     const inked = (canvas) => canvas.width > 50 && canvas.height > 50 &&
       canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data.some((value) => value > 0);
     const seen = {
       trouble, refused,
       figures: [...document.querySelectorAll("figure")].map((one) => inside(one, "canvas").some(inked)),
-      tooltip: inside(document, ".bk-tooltip-row-label, .bk-tooltip-row-value").map((one) => one.textContent).join(" "),
+      tooltip: inside(document, ".bk-tooltip-row-label, .bk-tooltip-row-value")
+        .map((one) => one.textContent).join(" "),
       fetched: performance.getEntriesByType("resource").map((one) => one.name),
       hurt: window.hurt ?? null,
       prompts: [...document.querySelectorAll("[data-prompt]")].filter((one) => !one.hidden).length,
@@ -90,8 +98,17 @@ def test_a_run_without_metrics_is_a_page_of_what_is_not_recorded(bitnet: Any, tm
     assert "data-root-id" not in page
 
 
-@pytest.mark.parametrize("missing", ["metrics/scalars.jsonl", "metrics/quantization.jsonl", "eval/eval_results.jsonl",
-                                     "samples/samples.jsonl", "meta/provenance.json", "status.json"])  # fmt: skip
+@pytest.mark.parametrize(
+    "missing",
+    [
+        "metrics/scalars.jsonl",
+        "metrics/quantization.jsonl",
+        "eval/eval_results.jsonl",
+        "samples/samples.jsonl",
+        "meta/provenance.json",
+        "status.json",
+    ],
+)
 def test_any_one_file_may_be_missing(bitnet: Any, tmp_path: Path, missing: str) -> None:
     write_run(tmp_path / "partial", 50)
     (tmp_path / "partial" / missing).unlink()
@@ -121,7 +138,12 @@ def test_half_written_and_foreign_lines_are_passed_over_and_told(bitnet: Any, tm
 
 
 @pytest.mark.parametrize(
-    "verdict", [{"verdict": ["PASS"]}, {"verdict": "PASS", "criteria": 3}, {"verdict": "FAIL", "criteria": [1, {}], "metrics": []}]
+    "verdict",
+    [
+        {"verdict": ["PASS"]},
+        {"verdict": "PASS", "criteria": 3},
+        {"verdict": "FAIL", "criteria": [1, {}], "metrics": []},
+    ],
 )
 def test_a_foreign_verdict_is_no_error(bitnet: Any, tmp_path: Path, verdict: dict[str, Any]) -> None:
     run = write_run(tmp_path / "odd", 30)
@@ -162,7 +184,9 @@ def test_nothing_is_fetched(bitnet: Any, tmp_path: Path) -> None:
     page = report(bitnet, tmp_path, "alone")
     assert "default-src 'none'" in page
     assert not re.search(r"<(link|iframe|object|embed|base)\b|@import", own_part(page))
-    assert not re.search(r"""<[^>]*\b(src|srcset|href|action|data)\s*=\s*["']?\s*(https?:)?//""", own_part(page))
+    assert not re.search(
+        r"""<[^>]*\b(src|srcset|href|action|data)\s*=\s*["']?\s*(https?:)?//""", own_part(page)
+    )
     assert not re.search(r"<script[^>]+src", page)
 
 
@@ -209,7 +233,9 @@ def test_bad_words(bitnet: Any, tmp_path: Path) -> None:
         assert result.err.count("\n") == 1, "one line"
 
 
-def test_without_the_extra_the_command_says_what_to_install(bitnet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_the_command_says_what_to_install(
+    bitnet: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_run(tmp_path / "run", 20)
     monkeypatch.setitem(sys.modules, "bokeh", None)
     result = bitnet("report", "run", "--runs-dir", tmp_path)
@@ -234,23 +260,49 @@ def look(page: Path, folder: Path) -> dict[str, Any]:
     """Open a page in a headless browser and return what the probe saw, with the console's errors."""
     assert BROWSER is not None
     probed = folder / "probed.html"
-    probed.write_text(page.read_text(encoding="utf-8").replace("<main>", PROBE + "<main>", 1), encoding="utf-8")
-    flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-dev-shm-usage",
-             "--no-first-run", f"--user-data-dir={folder / 'profile'}", "--window-size=1240,2400", "--virtual-time-budget=15000",
-             "--enable-logging=stderr"]  # fmt: skip
-    done = subprocess.run([BROWSER, *flags, "--dump-dom", probed.as_uri()], capture_output=True, text=True, timeout=120, check=False)
+    probed.write_text(
+        page.read_text(encoding="utf-8").replace("<main>", PROBE + "<main>", 1), encoding="utf-8"
+    )
+    flags = [
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-background-networking",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1240,2400",
+        "--virtual-time-budget=15000",
+        "--enable-logging=stderr",
+    ]
+    done = subprocess.run(
+        [BROWSER, *flags, "--dump-dom", probed.as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, done.stderr[-2000:]
     seen: dict[str, Any] = json.loads(html.unescape(found.group(1)))
     console = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    return seen | {"console": [line for line in console if re.search(r"error|warn|refused|violat|exception", line, re.IGNORECASE)]}
+    return seen | {
+        "console": [
+            line for line in console if re.search(r"error|warn|refused|violat|exception", line, re.IGNORECASE)
+        ]
+    }
 
 
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("kind", ["one", "two", "bare", "hostile"])
 def test_in_a_real_browser(bitnet: Any, tmp_path: Path, kind: str) -> None:
     """Every figure is drawn, the mouse gets an answer, nothing is fetched, refused or thrown."""
-    words = {"one": ["one"], "two": ["one", "two"], "bare": ["bare"], "hostile": [str(tmp_path / "$$a<b onmouseover=hurt>")]}[kind]
+    words = {
+        "one": ["one"],
+        "two": ["one", "two"],
+        "bare": ["bare"],
+        "hostile": [str(tmp_path / "$$a<b onmouseover=hurt>")],
+    }[kind]
     write_run(tmp_path / "one", 300)
     write_run(tmp_path / "two", 200, seed=1)
     write_config(tmp_path / "bare", 50)
@@ -271,7 +323,14 @@ def test_in_a_real_browser(bitnet: Any, tmp_path: Path, kind: str) -> None:
 
 def test_a_diagnosed_run_says_what_was_found(bitnet: Any, tmp_path: Path) -> None:
     root = write_run(tmp_path / "runs" / "a", 40)
-    checks = [{"name": "causal mask holds", "suspect": "quantization", "ok": False, "detail": "earlier positions see <later> ones"}]
+    checks = [
+        {
+            "name": "causal mask holds",
+            "suspect": "quantization",
+            "ok": False,
+            "detail": "earlier positions see <later> ones",
+        }
+    ]
     found = {
         "step": 40,
         "healthy": False,

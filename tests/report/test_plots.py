@@ -23,9 +23,13 @@ def figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_tick_labels_are_plain_numbers(figure: Any) -> None:
-    r"""The logarithmic axis of the gradient norm once read `$\mathdefault{10^{-1}}$`, since names are not parsed as mathematics."""
+    r"""The logarithmic axis of the gradient norm once read `$\mathdefault{10^{-1}}$`, since names are not
+    parsed as mathematics.
+    """
     for axis in figure.axes:
-        labels = [label.get_text() for label in (*axis.get_xticklabels(), *axis.get_yticklabels(which="both"))]
+        labels = [
+            label.get_text() for label in (*axis.get_xticklabels(), *axis.get_yticklabels(which="both"))
+        ]
         assert not [text for text in labels if "$" in text], axis.get_title(loc="left")
 
 
@@ -34,7 +38,12 @@ def test_each_panel_has_its_title(figure: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ['{"step": 1}', '{"step": 1, "loss": 1.0, "grad_norm": 0.0}', '{"step": 1, "loss": 1.0, "grad_norm": -1.0}']
+    "line",
+    [
+        '{"step": 1}',
+        '{"step": 1, "loss": 1.0, "grad_norm": 0.0}',
+        '{"step": 1, "loss": 1.0, "grad_norm": -1.0}',
+    ],
 )
 def test_a_run_without_a_gradient_norm_above_zero_is_drawn(line: str, tmp_path: Path) -> None:
     """A logarithmic axis has no place for it, and matplotlib raised ValueError when the picture was saved."""

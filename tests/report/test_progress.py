@@ -34,10 +34,14 @@ def test_finished_run(bitnet: Command, runs: Path) -> None:
 
 
 def test_a_greedy_sample_stands_beside_a_stressed_one(bitnet: Command, runs: Path) -> None:
-    """Only the last line of the file was shown, which is the stressed one: nonsense by design, whatever the model is worth."""
+    """Only the last line of the file was shown, which is the stressed one: nonsense by design, whatever the
+    model is worth.
+    """
     result = bitnet("status", "tiny", "--runs-dir", runs, "--json").json
     assert [sample["mode"] for sample in result["samples"]] == ["greedy", "stress"]
-    assert {(sample["step"], sample["prompt"]) for sample in result["samples"]} == {(8, result["samples"][0]["prompt"])}
+    assert {(sample["step"], sample["prompt"]) for sample in result["samples"]} == {
+        (8, result["samples"][0]["prompt"])
+    }
     page = bitnet("status", "tiny", "--runs-dir", runs).out
     shown = [line for line in page.splitlines() if line.startswith("sample")]
     assert ["greedy" in shown[0], "stress" in shown[1]] == [True, True]
@@ -95,7 +99,9 @@ def test_plot_is_a_png_and_overlays_runs(bitnet: Command, runs: Path, tmp_path: 
     assert out.read_bytes().startswith(b"\x89PNG")
 
 
-def test_plot_of_a_run_without_metrics_and_without_matplotlib(bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plot_of_a_run_without_metrics_and_without_matplotlib(
+    bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (runs / "tiny" / "metrics" / "scalars.jsonl").unlink()
     assert "no metrics yet" in bitnet("plot", "tiny", "--runs-dir", runs).err
     monkeypatch.setitem(sys.modules, "matplotlib", None)

@@ -15,7 +15,14 @@ from safetensors import SafetensorError
 
 import bitnet.run.checkpoint as checkpoint_module
 from bitnet.errors import CheckpointError, NotFiniteError
-from bitnet.run.checkpoint import Checkpoint, load_checkpoint, newest_good, prune, retained_steps, save_checkpoint
+from bitnet.run.checkpoint import (
+    Checkpoint,
+    load_checkpoint,
+    newest_good,
+    prune,
+    retained_steps,
+    save_checkpoint,
+)
 from bitnet.run.layout import RunLayout
 from bitnet.trained_model import load
 from conftest import TINY_TRAIN, Result
@@ -25,7 +32,9 @@ FILES = ("model.safetensors", "optimizer.safetensors", "observers.safetensors", 
 
 def small(step: int) -> Checkpoint:
     tensors = {"w": torch.full((3, 2), float(step))}
-    return Checkpoint(step, tensors, {"m": torch.ones(2)}, {"step": step}, {"codes": torch.zeros(1, dtype=torch.uint8)})
+    return Checkpoint(
+        step, tensors, {"m": torch.ones(2)}, {"step": step}, {"codes": torch.zeros(1, dtype=torch.uint8)}
+    )
 
 
 def empty(path: Path) -> None:
@@ -99,7 +108,9 @@ def test_full_disk_at_any_write_leaves_earlier_checkpoints_untouched(tmp_path: P
     assert not list(layout.checkpoints.glob(".*"))
 
 
-def test_full_disk_inside_the_tensor_library_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_inside_the_tensor_library_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """SafetensorError is no OSError: a full disk ended in a traceback."""
 
     def full(tensors: object, path: object) -> None:
@@ -123,7 +134,9 @@ def test_pruning_never_deletes_what_was_promised(tmp_path: Path) -> None:
 
 
 def test_damaged_checkpoints_do_not_count_among_the_last_few(tmp_path: Path) -> None:
-    """Two damaged newest ones filled the places of --keep-last 2, and the good one before them was deleted."""
+    """Two damaged newest ones filled the places of --keep-last 2, and the good one before them was
+    deleted.
+    """
     layout = RunLayout(tmp_path)
     for step in (1, 2, 3, 4, 5):
         save_checkpoint(layout, small(step))
@@ -153,7 +166,9 @@ def test_retention_keeps_the_last_few_every_so_many_and_the_mandatory() -> None:
     assert kept == {0, 10_000, 20_000, 29_999, 30_000, 40_000, 45_000, 50_000, 55_000, 60_000}
 
 
-def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(
+    bitnet: Callable[..., Result], runs: Path
+) -> None:
     flip(runs / "tiny" / "checkpoints" / "step_000008" / "model.safetensors")
     result = bitnet("evaluate", "tiny", "--runs-dir", runs)
     assert result.code == 0
@@ -164,7 +179,9 @@ def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(bitnet: Callabl
     assert "SHA-256" in named.err
 
 
-def test_run_with_no_whole_checkpoint_is_refused_and_nothing_is_deleted(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_run_with_no_whole_checkpoint_is_refused_and_nothing_is_deleted(
+    bitnet: Callable[..., Result], runs: Path
+) -> None:
     for folder in (runs / "tiny" / "checkpoints").iterdir():
         empty(folder / "manifest.json")
     before = sorted(path.name for path in (runs / "tiny" / "checkpoints").iterdir())
@@ -206,17 +223,23 @@ def test_a_tensor_that_is_not_finite_is_never_saved(tmp_path: Path, part: str, v
     assert not list(layout.checkpoints.glob(".*"))
 
 
-def saved_by_an_older_version(layout: RunLayout, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+def saved_by_an_older_version(
+    layout: RunLayout, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint_module, "first_not_finite", lambda tensors: None)
         save_checkpoint(layout, checkpoint)
 
 
-def test_a_checkpoint_with_nan_is_whole_by_its_hashes_and_still_not_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_with_nan_is_whole_by_its_hashes_and_still_not_good(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     layout = RunLayout(tmp_path)
     save_checkpoint(layout, small(1))
     saved_by_an_older_version(layout, with_nan(2), monkeypatch)
-    with pytest.raises(CheckpointError, match=r"step_000002: w in model.safetensors holds NaN or infinite values"):
+    with pytest.raises(
+        CheckpointError, match=r"step_000002: w in model.safetensors holds NaN or infinite values"
+    ):
         load_checkpoint(layout.checkpoint(2))
     problems: list[str] = []
     good = newest_good(layout, problems.append)
@@ -227,7 +250,9 @@ def test_a_checkpoint_with_nan_is_whole_by_its_hashes_and_still_not_good(tmp_pat
 
 @pytest.fixture
 def broken_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The finished run `tiny`, whose last checkpoint holds a NaN, as versions before this one would have written it."""
+    """The finished run `tiny`, whose last checkpoint holds a NaN, as versions before this one would have
+    written it.
+    """
     layout = RunLayout(runs / "tiny")
     last = load_checkpoint(layout.checkpoint(8))
     last.model["final_norm.weight"][0] = torch.nan
@@ -245,21 +270,47 @@ def test_a_checkpoint_with_nan_is_skipped_on_use_and_named(
     assert "step_000008: final_norm.weight in model.safetensors holds NaN" in result.err
 
 
-def test_a_checkpoint_with_nan_is_neither_loaded_in_python_nor_trained_from(bitnet: Callable[..., Result], broken_runs: Path) -> None:
+def test_a_checkpoint_with_nan_is_neither_loaded_in_python_nor_trained_from(
+    bitnet: Callable[..., Result], broken_runs: Path
+) -> None:
     assert load("tiny", runs_dir=broken_runs).step == 6
     with pytest.raises(CheckpointError, match="NaN"):
         load(broken_runs / "tiny" / "checkpoints" / "step_000008", runs_dir=broken_runs)
     words = [word for word in TINY_TRAIN if word != "arithmetic"][1:]
-    begun = bitnet("train", "arithmetic", *words, "--from", "tiny", "--num-steps", 1, "--run-id", "next", "--runs-dir", broken_runs)
+    begun = bitnet(
+        "train",
+        "arithmetic",
+        *words,
+        "--from",
+        "tiny",
+        "--num-steps",
+        1,
+        "--run-id",
+        "next",
+        "--runs-dir",
+        broken_runs,
+    )
     assert begun.code == 0
     assert "step_000006" in begun.out
     assert "step_000008: final_norm.weight" in begun.err + begun.out
 
 
-def test_a_run_whose_newest_checkpoint_has_nan_resumes_from_the_one_before(bitnet: Callable[..., Result], broken_runs: Path) -> None:
+def test_a_run_whose_newest_checkpoint_has_nan_resumes_from_the_one_before(
+    bitnet: Callable[..., Result], broken_runs: Path
+) -> None:
     status = broken_runs / "tiny" / "status.json"
     status.write_text(status.read_text().replace('"done"', '"failed"'))
-    again = bitnet(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", broken_runs)
+    again = bitnet(
+        *TINY_TRAIN,
+        "--num-steps",
+        8,
+        "--train.checkpoint-every",
+        3,
+        "--run-id",
+        "tiny",
+        "--runs-dir",
+        broken_runs,
+    )
     assert again.code == 0
     assert "continuing after update 6" in again.out
     assert load("tiny", runs_dir=broken_runs).step == 8

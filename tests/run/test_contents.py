@@ -1,4 +1,6 @@
-"""Pipes, devices and links in a run folder: one line before anything is opened, by every command, and nothing outside is touched."""
+"""Pipes, devices and links in a run folder: one line before anything is opened, by every command, and nothing
+outside is touched.
+"""
 
 from __future__ import annotations
 
@@ -17,13 +19,22 @@ from conftest import TINY_TRAIN, Result
 Command = Callable[..., Result]
 RESUME = (*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny")
 VERBS: dict[str, tuple[object, ...]] = {
-    "evaluate": ("evaluate", "tiny"), "complete": ("complete", "tiny", "1 + 1 = "), "status": ("status", "tiny"), "plot": ("plot", "tiny"),
-    "report": ("report", "tiny"), "diagnose": ("diagnose", "tiny"), "train": RESUME, "from": (*TINY_TRAIN, "--from", "tiny", "--dry-run"),
-}  # fmt: skip
-PLACES = (
-    "meta/config.json", "meta/manifest.json", "meta/signature.json", "tokenizer/characters.json", "metrics/scalars.jsonl", "status.json",
-    "eval/verdict.json", ".lock", "checkpoints/step_000008/manifest.json", "checkpoints/step_000008/model.safetensors",
-)  # fmt: skip
+    "evaluate": ("evaluate", "tiny"),
+    "complete": ("complete", "tiny", "1 + 1 = "),
+    "status": ("status", "tiny"),
+    "plot": ("plot", "tiny"),
+    "report": ("report", "tiny"),
+    "diagnose": ("diagnose", "tiny"),
+    "train": RESUME,
+    "from": (*TINY_TRAIN, "--from", "tiny", "--dry-run"),
+}
+PLACES = tuple(
+    """
+    meta/config.json meta/manifest.json meta/signature.json tokenizer/characters.json metrics/scalars.jsonl
+    status.json eval/verdict.json .lock checkpoints/step_000008/manifest.json
+    checkpoints/step_000008/model.safetensors
+""".split()
+)
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -58,7 +69,9 @@ def test_evaluate_writes_nothing_through_a_link(bitnet: Command, runs: Path, tmp
     assert sorted(home.iterdir()) == before
 
 
-def test_a_resume_neither_appends_to_nor_cuts_what_a_link_leads_to(bitnet: Command, runs: Path, tmp_path: Path) -> None:
+def test_a_resume_neither_appends_to_nor_cuts_what_a_link_leads_to(
+    bitnet: Command, runs: Path, tmp_path: Path
+) -> None:
     precious, scalars = tmp_path / "precious", runs / "tiny" / "metrics" / "scalars.jsonl"
     precious.write_text(scalars.read_text() + "all my notes")
     before = precious.read_text()

@@ -46,5 +46,10 @@ def test_status_needs_no_torch(runs: Path) -> None:
     import sys
 
     check = "import sys; from bitnet.cli.main import main; main(sys.argv[1:]); print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", check, "status", str(runs / "tiny")], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", check, "status", str(runs / "tiny")],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert done.stdout.strip().endswith("False")

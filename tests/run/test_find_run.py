@@ -1,4 +1,6 @@
-"""RUN in a folder of several runs, one of them damaged: the newest, the older forms of a path, and what is no run."""
+"""RUN in a folder of several runs, one of them damaged: the newest, the older forms of a path, and what is no
+run.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from bitnet.run.layout import RunLayout, find_run, list_runs
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """runs/ with `old` and `new` of the experiment arithmetic and `story` of tinystories between them."""
-    for second, (run_id, experiment) in enumerate((("old", "arithmetic"), ("story", "tinystories"), ("new", "arithmetic"))):
+    for second, (run_id, experiment) in enumerate(
+        (("old", "arithmetic"), ("story", "tinystories"), ("new", "arithmetic"))
+    ):
         layout = RunLayout(tmp_path / "runs" / run_id)
         write_json(layout.config, {"experiment": experiment})
         os.utime(layout.config, (1000 + second, 1000 + second))

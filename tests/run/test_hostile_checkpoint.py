@@ -71,7 +71,9 @@ CHANGES = [huge_shape, overlapping, integers, renamed]
 @pytest.mark.parametrize("change", CHANGES)
 @pytest.mark.parametrize("verb", ["complete", "evaluate"])
 def test_a_false_header_is_one_line(change: Any, verb: str, bitnet: Command, runs: Path) -> None:
-    """A shape of 2**40, data that overlaps and a foreign name ended in a traceback; integers were loaded as weights."""
+    """A shape of 2**40, data that overlaps and a foreign name ended in a traceback; integers were loaded as
+    weights.
+    """
     folder = newest(runs)
     rewrite(folder / "model.safetensors", change)
     vouch(folder)
@@ -81,12 +83,16 @@ def test_a_false_header_is_one_line(change: Any, verb: str, bitnet: Command, run
 
 
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "observers.safetensors"])
-def test_a_header_longer_than_the_file_is_one_line_when_training_goes_on(file: str, bitnet: Command, runs: Path) -> None:
+def test_a_header_longer_than_the_file_is_one_line_when_training_goes_on(
+    file: str, bitnet: Command, runs: Path
+) -> None:
     folder = newest(runs)
     content = (folder / file).read_bytes()
     (folder / file).write_bytes(struct.pack("<Q", 2**60) + content[8:])
     vouch(folder)
-    (runs / "tiny" / "status.json").write_text('{"state": "stopped", "why": null, "step": 8, "total_steps": 8, "pid": 1}')
+    (runs / "tiny" / "status.json").write_text(
+        '{"state": "stopped", "why": null, "step": 8, "total_steps": 8, "pid": 1}'
+    )
     result = bitnet("diagnose", "tiny", "--runs-dir", runs)
     assert result.code in (1, 2)
     assert "Traceback" not in result.err
@@ -102,7 +108,9 @@ def test_a_manifest_names_files_of_its_own_folder_only(name: str, bitnet: Comman
     assert "which is no file of a checkpoint" in result.err
 
 
-def test_a_configuration_larger_than_its_weights_builds_no_model(bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_configuration_larger_than_its_weights_builds_no_model(
+    bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every setting may be within its bound while the model that they describe has a petabyte."""
     import bitnet.trained_model as trained
 

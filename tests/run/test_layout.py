@@ -14,11 +14,22 @@ from bitnet.run.layout import RunLayout, check_run_id, find_run
 
 @pytest.mark.parametrize(
     ("word", "step"),
-    [("tiny", None), ("{runs}/tiny", None), ("{runs}/tiny/", None), ("{runs}/tiny/checkpoints/step_000006", 6), ("arithmetic", None),
-     ("{runs}/tiny/checkpoints/step_000006/model.safetensors", 6), ("{runs}/tiny/checkpoints/step_000006/checkpoint.pt", 6),
-     ("{runs}/tiny/checkpoint_10000.pt", 10_000), ("{runs}/tiny/metrics/scalars.jsonl", None), ("latest", None)],
-)  # fmt: skip
-def test_run_is_found_by_id_path_checkpoint_experiment_and_latest(runs: Path, word: str, step: int | None) -> None:
+    [
+        ("tiny", None),
+        ("{runs}/tiny", None),
+        ("{runs}/tiny/", None),
+        ("{runs}/tiny/checkpoints/step_000006", 6),
+        ("arithmetic", None),
+        ("{runs}/tiny/checkpoints/step_000006/model.safetensors", 6),
+        ("{runs}/tiny/checkpoints/step_000006/checkpoint.pt", 6),
+        ("{runs}/tiny/checkpoint_10000.pt", 10_000),
+        ("{runs}/tiny/metrics/scalars.jsonl", None),
+        ("latest", None),
+    ],
+)
+def test_run_is_found_by_id_path_checkpoint_experiment_and_latest(
+    runs: Path, word: str, step: int | None
+) -> None:
     found = find_run(word.format(runs=runs), runs)
     assert found.layout.run_id == "tiny"
     assert found.step == step
@@ -31,7 +42,9 @@ def test_unknown_run_offers_the_nearest(runs: Path) -> None:
         find_run("x", runs / "none")
 
 
-@pytest.mark.parametrize("bad", ["a/b", "..", "a..b", "", "-x", ".x", "a b", "ü", "x" * 65, "latest", "arithmetic"])
+@pytest.mark.parametrize(
+    "bad", ["a/b", "..", "a..b", "", "-x", ".x", "a b", "ü", "x" * 65, "latest", "arithmetic"]
+)
 def test_odd_run_ids_are_refused(bad: str) -> None:
     with pytest.raises(RunError):
         check_run_id(bad, frozenset({"arithmetic"}))

@@ -11,7 +11,12 @@ from bitnet.errors import DataError
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import read_config, verify_run
 
-COVERED = ["meta/config.json", "meta/provenance.json", "meta/dataset_fingerprint.json", "tokenizer/characters.json"]
+COVERED = [
+    "meta/config.json",
+    "meta/provenance.json",
+    "meta/dataset_fingerprint.json",
+    "tokenizer/characters.json",
+]
 
 
 def test_the_manifest_lists_what_decides_the_run(runs: Path) -> None:
@@ -41,7 +46,10 @@ def test_every_lost_or_cut_file_is_noticed(name: str, runs: Path) -> None:
             verify_run(layout)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "files": []}', '{"format": 1, "files": {"meta/config.json": 3}}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{}", '{"format": 1, "files": []}', '{"format": 1, "files": {"meta/config.json": 3}}'],
+)
 def test_a_damaged_manifest_is_said(content: str, runs: Path) -> None:
     layout = RunLayout(runs / "tiny")
     layout.manifest.write_text(content)

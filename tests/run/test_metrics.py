@@ -37,7 +37,12 @@ def test_every_line_is_on_its_way_to_disk_at_once(tmp_path: Path) -> None:
 def test_numbers_that_are_not_json_become_null(tmp_path: Path) -> None:
     with LineWriter(tmp_path / "a") as writer:
         writer.write({"step": 1, "loss": math.nan, "norms": [math.inf, 1.0], "inner": {"x": -math.inf}})
-    assert json.loads((tmp_path / "a").read_text()) == {"step": 1, "loss": None, "norms": [None, 1.0], "inner": {"x": None}}
+    assert json.loads((tmp_path / "a").read_text()) == {
+        "step": 1,
+        "loss": None,
+        "norms": [None, 1.0],
+        "inner": {"x": None},
+    }
 
 
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
@@ -47,7 +52,9 @@ def test_whatever_is_written_is_strict_json(value: object) -> None:
     assert back == value or "nan" in str(value) or "inf" in str(value)
 
 
-@pytest.mark.parametrize("tail", ['{"step": 3, "lo', "\n", "[1]\n", "not json\n", '{"loss": 1}\n', '{"step": "3"}\n', "\xff\xfe\n"])
+@pytest.mark.parametrize(
+    "tail", ['{"step": 3, "lo', "\n", "[1]\n", "not json\n", '{"loss": 1}\n', '{"step": "3"}\n', "\xff\xfe\n"]
+)
 def test_a_line_that_is_no_row_is_skipped_and_counted(tmp_path: Path, tail: str) -> None:
     path = tmp_path / "scalars.jsonl"
     write(path, {"step": 1}, {"step": 2})
@@ -102,7 +109,9 @@ def test_cutting_back_keeps_several_rows_of_one_step(tmp_path: Path) -> None:
     assert steps(path) == [5, 5]
 
 
-def test_a_line_without_end_is_counted_and_never_held(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_line_without_end_is_counted_and_never_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Somebody else's metrics may be one line of 10 GB; here the bound is small instead."""
     monkeypatch.setattr(metrics, "LONGEST_LINE", 100)
     path = tmp_path / "scalars.jsonl"

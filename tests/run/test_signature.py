@@ -27,7 +27,9 @@ def test_an_edited_configuration_is_no_longer_own(runs: Path) -> None:
     assert not is_own(layout)
 
 
-@pytest.mark.parametrize("content", [None, "{}", "[]", '{"config_hmac_sha256": 1}', '{"config_hmac_sha256": "é"}', "{"])
+@pytest.mark.parametrize(
+    "content", [None, "{}", "[]", '{"config_hmac_sha256": 1}', '{"config_hmac_sha256": "é"}', "{"]
+)
 def test_no_signature_and_a_false_one_are_foreign(runs: Path, content: str | None) -> None:
     layout = RunLayout(runs / "tiny")
     layout.signature.unlink() if content is None else layout.signature.write_text(content)
@@ -51,4 +53,6 @@ def test_where_no_key_can_be_kept_training_goes_on_and_says_so(
     result = bitnet(*TINY_TRAIN, "--num-steps", 1, "--run-id", "unsigned", "--runs-dir", tmp_path / "runs")
     assert result.code == 0, result.err
     assert "not marked as yours" in result.out
-    assert bitnet("evaluate", "unsigned", "--runs-dir", tmp_path / "runs").code == 0, "it names nothing outside"
+    assert bitnet("evaluate", "unsigned", "--runs-dir", tmp_path / "runs").code == 0, (
+        "it names nothing outside"
+    )

@@ -18,11 +18,35 @@ from bitnet.text.tokenizer import BOS, EOS, PAD, SPECIAL_TOKENS, load_tokenizer
 from bitnet.text.word_cache import pieces
 
 NAMES = ("Tom", "Anna", "Zoë")
-STORIES = [f"Once upon a time, {n} had {k} toys. {n} said, \"Let's play!\" and didn't stop.\n\n" for n in NAMES for k in range(30)]
+STORIES = [
+    f"Once upon a time, {n} had {k} toys. {n} said, \"Let's play!\" and didn't stop.\n\n"
+    for n in NAMES
+    for k in range(30)
+]
 TOKENIZER = train_bpe(STORIES, 300)
 ANY_TEXT = st.text(st.characters(exclude_categories=["Cs"]))  # all of Unicode but halves of surrogate pairs
 STORY_LIKE = st.lists(
-    st.sampled_from(["Tom", " said", " ", "\n", "\t", "\u00a0", "\x1c", "'s", "don't", ",", '"', "(A", "é", " 12", "½", "日本", "_x"])
+    st.sampled_from(
+        [
+            "Tom",
+            " said",
+            " ",
+            "\n",
+            "\t",
+            "\u00a0",
+            "\x1c",
+            "'s",
+            "don't",
+            ",",
+            '"',
+            "(A",
+            "é",
+            " 12",
+            "½",
+            "日本",
+            "_x",
+        ]
+    )
 )
 
 
@@ -56,7 +80,11 @@ def test_a_long_document_is_encoded_in_pieces_with_the_ids_of_the_whole() -> Non
 @example("12  34\u2003 5", 0)
 def test_pieces_are_the_text_and_have_its_ids(text: str, size: int) -> None:
     assert "".join(pieces(text, size)) == text
-    apart = [index for piece in pieces(text, size) for index in TOKENIZER._library.encode(piece, add_special_tokens=False).ids]
+    apart = [
+        index
+        for piece in pieces(text, size)
+        for index in TOKENIZER._library.encode(piece, add_special_tokens=False).ids
+    ]
     assert apart == TOKENIZER._library.encode(text, add_special_tokens=False).ids
 
 
@@ -78,7 +106,15 @@ def test_auto_tokenizer_loads_the_folder_with_equal_ids(tmp_path: Path) -> None:
     other = transformers.AutoTokenizer.from_pretrained(str(tmp_path))
     assert (other.pad_token_id, other.bos_token_id, other.eos_token_id, other.unk_token_id) == (0, 1, 2, 3)
     assert len(other) == TOKENIZER.vocab_size
-    for text in [*STORIES[:5], "", " ", "a</s>b <pad>", "  two  spaces\t\r\n", "héllo 日本語 ½ ٣ 2024", "\x00 \x85 \u3000"]:
+    for text in [
+        *STORIES[:5],
+        "",
+        " ",
+        "a</s>b <pad>",
+        "  two  spaces\t\r\n",
+        "héllo 日本語 ½ ٣ 2024",
+        "\x00 \x85 \u3000",
+    ]:
         assert other(text)["input_ids"] == TOKENIZER.encode(text), text
         assert other.decode(TOKENIZER.encode(text)) == text
 
@@ -89,7 +125,9 @@ def test_saved_and_loaded_it_is_the_same(tmp_path: Path) -> None:
     assert again.describe() == TOKENIZER.describe()
     assert again.describe()["tokenizer"] == "own"
     again.save(tmp_path / "b")
-    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (tmp_path / "b" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "a" / "tokenizer.json").read_bytes() == (
+        tmp_path / "b" / "tokenizer.json"
+    ).read_bytes()
 
 
 def test_same_documents_same_tokenizer() -> None:
@@ -99,7 +137,9 @@ def test_same_documents_same_tokenizer() -> None:
 
 def test_size_is_exact_or_an_error_says_what_the_data_supports() -> None:
     assert TOKENIZER.vocab_size == 300
-    with pytest.raises(DataError, match=r"supports a vocabulary of 26\d entries only \(\d merges were found\)"):
+    with pytest.raises(
+        DataError, match=r"supports a vocabulary of 26\d entries only \(\d merges were found\)"
+    ):
         train_bpe(["abc abc abc"], 2048)
     with pytest.raises(DataError, match="supports a vocabulary of 260 entries only"):
         train_bpe([], 300)
@@ -111,7 +151,9 @@ def test_fewer_entries_are_taken_where_that_was_asked_for() -> None:
     tokenizer = train_bpe(["abc abc abc"], 2048, fewer=True)
     assert SMALLEST < tokenizer.vocab_size < 270
     assert tokenizer.decode(tokenizer.encode("abc xyz")) == "abc xyz"
-    assert tokenizer.decode([*tokenizer.encode("abc"), 2047]) == "abc", "an id of the model that no entry has says nothing"
+    assert tokenizer.decode([*tokenizer.encode("abc"), 2047]) == "abc", (
+        "an id of the model that no entry has says nothing"
+    )
     assert train_bpe(STORIES, 300, fewer=True).describe() == TOKENIZER.describe()
 
 
@@ -122,7 +164,12 @@ def test_half_a_surrogate_pair_is_refused() -> None:
 
 @pytest.mark.parametrize(
     ("name", "content"),
-    [("tokenizer.json", "{"), ("tokenizer.json", "{}"), ("tokenizer.json", "\xff"), ("tokenizer_config.json", "[1]")],
+    [
+        ("tokenizer.json", "{"),
+        ("tokenizer.json", "{}"),
+        ("tokenizer.json", "\xff"),
+        ("tokenizer_config.json", "[1]"),
+    ],
 )
 def test_damaged_folders_are_named(tmp_path: Path, name: str, content: str) -> None:
     TOKENIZER.save(tmp_path)
@@ -138,7 +185,9 @@ def test_folder_without_a_tokenizer(tmp_path: Path) -> None:
 
 
 def test_truncation_and_special_names_of_a_foreign_folder(tmp_path: Path) -> None:
-    """A pretrained tokenizer.json may cut long texts and add marks; here the ids are those of the whole text, bare."""
+    """A pretrained tokenizer.json may cut long texts and add marks; here the ids are those of the whole text,
+    bare.
+    """
     TOKENIZER.save(tmp_path)
     settings = json.loads((tmp_path / "tokenizer.json").read_text())
     settings["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
@@ -150,9 +199,13 @@ def test_truncation_and_special_names_of_a_foreign_folder(tmp_path: Path) -> Non
     assert foreign.describe()["tokenizer"] == tmp_path.name
 
 
-@pytest.mark.skipif("BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text")
+@pytest.mark.skipif(
+    "BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text"
+)
 def test_real_stories_come_back_byte_for_byte() -> None:
-    text = (Path(os.environ["BITNET_TEST_DATA"]) / "tinystories" / "validation.txt").read_text(encoding="utf-8")
+    text = (Path(os.environ["BITNET_TEST_DATA"]) / "tinystories" / "validation.txt").read_text(
+        encoding="utf-8"
+    )
     tokenizer = train_bpe(text.split("<|endoftext|>"), 2048)
     ids = tokenizer.encode_array(text)
     assert tokenizer.decode(ids.tolist()) == text

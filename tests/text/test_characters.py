@@ -25,7 +25,10 @@ def test_counted_alphabet_keeps_the_most_frequent_characters(tmp_path: Path) -> 
 def test_a_tasks_alphabet_is_exact_and_its_hash_has_not_changed() -> None:
     """The hash stands in the meta/config.json of existing runs: another value would refuse to resume them."""
     tokenizer = CharacterTokenizer("ab=\n", 8)
-    assert tokenizer.describe()["tokenizer_sha256"] == "895d3facdef634b917b394aafa375efcd6c2ef917b4d32297e2bf297cc9803b0"
+    assert (
+        tokenizer.describe()["tokenizer_sha256"]
+        == "895d3facdef634b917b394aafa375efcd6c2ef917b4d32297e2bf297cc9803b0"
+    )
     with pytest.raises(DataError, match="not in this model's alphabet"):
         tokenizer.encode("c")
 

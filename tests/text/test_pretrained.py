@@ -1,4 +1,6 @@
-"""Tokenizers by the user's word: folders of other makes, names on the hub, and what is said when there is no network."""
+"""Tokenizers by the user's word: folders of other makes, names on the hub, and what is said when there is no
+network.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +17,19 @@ from bitnet.text.subword import SubwordTokenizer
 
 
 def llama_like(folder: Path) -> Path:
-    """A small tokenizer in Llama-2's form: unk 0, bos 1, eos 2, spaces as ▁, bytes for the rest, and a mark put before texts."""
+    """A small tokenizer in Llama-2's form: unk 0, bos 1, eos 2, spaces as ▁, bytes for the rest, and a mark
+    put before texts.
+    """
     vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"<0x{byte:02X}>": byte + 3 for byte in range(256)}}
     for token in ("\u2581", "a", "b", "c", "\u2581a", "\u2581ab", "ab"):
         vocab[token] = len(vocab)
     merges = [("\u2581", "a"), ("a", "b"), ("\u2581a", "b")]
-    library = tokenizers.Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True))
-    library.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
+    library = tokenizers.Tokenizer(
+        models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=True, byte_fallback=True)
+    )
+    library.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")]
+    )
     library.decoder = decoders.Sequence(
         [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
@@ -40,14 +48,18 @@ def test_llama_form_keeps_its_own_special_ids_and_adds_no_mark(tmp_path: Path) -
     ids = tokenizer.encode("ab é c")
     assert 1 not in ids
     assert tokenizer.decode(ids) == "ab é c"
-    assert tokenizer.byte_lengths()[ids].sum() == len(" ab é c".encode()), "the space that the form puts before a text counts"
+    assert tokenizer.byte_lengths()[ids].sum() == len(" ab é c".encode()), (
+        "the space that the form puts before a text counts"
+    )
     assert tokenizer.decode([1, *ids, 2]) == "ab é c"
     assert 2 not in tokenizer.encode("a</s>")
 
 
 def test_gpt2_form_has_one_special_token_at_the_end(tmp_path: Path) -> None:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    library = tokenizers.Tokenizer(models.BPE({character: index for index, character in enumerate(alphabet)}, []))
+    library = tokenizers.Tokenizer(
+        models.BPE({character: index for index, character in enumerate(alphabet)}, [])
+    )
     library.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     library.decoder = decoders.ByteLevel()
     library.add_special_tokens(["<|endoftext|>"])
@@ -81,7 +93,9 @@ def snapshot(monkeypatch: pytest.MonkeyPatch, outcome: Path | Exception) -> list
     return calls
 
 
-def test_a_name_fetches_the_tokenizer_files_only_and_keeps_the_name(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_name_fetches_the_tokenizer_files_only_and_keeps_the_name(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     calls = snapshot(monkeypatch, llama_like(tmp_path / "fetched"))
     tokenizer = find_tokenizer("meta-llama/Llama-2-7b-hf")
     assert calls == [{"name": "meta-llama/Llama-2-7b-hf", "allow_patterns": list(FILES)}]
@@ -122,7 +136,9 @@ def test_word_cutting_is_left_to_forms_it_is_right_for(tmp_path: Path) -> None:
     assert not SubwordTokenizer.load(llama_like(tmp_path / "llama"))._cuts_like_gpt2
 
 
-def test_a_gated_tokenizer_is_not_asked_for_without_a_login(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_gated_tokenizer_is_not_asked_for_without_a_login(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """The hub would refuse, after as long as the network takes."""
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda name, file: None)
     monkeypatch.setattr("huggingface_hub.get_token", lambda: None)

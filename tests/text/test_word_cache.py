@@ -44,7 +44,9 @@ def test_the_memory_ends_and_frequent_words_stay_in_it(library: Library) -> None
 def test_what_was_forgotten_is_encoded_again(library: Library) -> None:
     encode = WordEncoder(library)
     for number in [0, *range(50), 0]:
-        assert encode(named(number) + " end.").tolist() == [ord(character) for character in named(number) + " end."]
+        assert encode(named(number) + " end.").tolist() == [
+            ord(character) for character in named(number) + " end."
+        ]
     assert library.asked.count(named(0)) == 2
 
 

@@ -1,4 +1,6 @@
-"""One update is the same however its rows are split, also where rows have unequal numbers of scored tokens."""
+"""One update is the same however its rows are split, also where rows have unequal numbers of scored
+tokens.
+"""
 
 from __future__ import annotations
 
@@ -31,16 +33,26 @@ class UnevenRows:
         return {}
 
 
-def one_update(tiny_config: BitNetConfig, batch_size: int, accumulation: int) -> tuple[float, float, torch.Tensor]:
+def one_update(
+    tiny_config: BitNetConfig, batch_size: int, accumulation: int
+) -> tuple[float, float, torch.Tensor]:
     torch.manual_seed(5)
     model = BitNetTransformer(tiny_config)
-    train = TrainConfig(seq_len=8, batch_size=batch_size, grad_accumulation_steps=accumulation, total_steps=1, grad_clip_norm=1e9)
+    train = TrainConfig(
+        seq_len=8,
+        batch_size=batch_size,
+        grad_accumulation_steps=accumulation,
+        total_steps=1,
+        grad_clip_norm=1e9,
+    )
     (report,) = train_steps(model, model, UnevenRows(), Optimizers(model, train.optimizer_config()), train)
     return report.loss, report.grad_norm, model.blocks[0].feedforward.down.weight.detach()  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize(("batch_size", "accumulation"), [(4, 2), (2, 4), (1, 8)])
-def test_accumulation_averages_over_real_tokens(tiny_config: BitNetConfig, batch_size: int, accumulation: int) -> None:
+def test_accumulation_averages_over_real_tokens(
+    tiny_config: BitNetConfig, batch_size: int, accumulation: int
+) -> None:
     whole, split = one_update(tiny_config, 8, 1), one_update(tiny_config, batch_size, accumulation)
     assert split[0] == pytest.approx(whole[0], rel=1e-6)
     assert split[1] == pytest.approx(whole[1], rel=1e-5)

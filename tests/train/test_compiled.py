@@ -1,4 +1,6 @@
-"""A fast form of the model is used only if it computes what the plain one does, and what was used is recorded."""
+"""A fast form of the model is used only if it computes what the plain one does, and what was used is
+recorded.
+"""
 
 from __future__ import annotations
 
@@ -70,17 +72,26 @@ WRONG = [scaled, not_a_number, gradient_doubled, one_norm_untrained]
 CONTROL = ["--weights", "full"]
 
 
-@pytest.mark.parametrize("words", [[], CONTROL, ["--train.precision", "bf16"], [*CONTROL, "--train.precision", "bf16"]])
+@pytest.mark.parametrize(
+    "words", [[], CONTROL, ["--train.precision", "bf16"], [*CONTROL, "--train.precision", "bf16"]]
+)
 @pytest.mark.parametrize("compiler", WRONG)
 def test_a_model_compiled_wrongly_is_not_used(
-    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, compiler: Callable[[Forward], Forward], words: list[str]
+    bitnet: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    compiler: Callable[[Forward], Forward],
+    words: list[str],
 ) -> None:
     train(bitnet, tmp_path / "plain", *words)
     monkeypatch.setattr(torch, "compile", compiler)
     result, provenance = train(bitnet, tmp_path / "compiled", *words, "--train.compile", "on")
     assert sum("going on without torch.compile" in line for line in result.out.splitlines()) == 1
     assert provenance["compiled"] is False
-    losses = [(tmp_path / name / "one" / "eval" / "eval_results.jsonl").read_text() for name in ("plain", "compiled")]
+    losses = [
+        (tmp_path / name / "one" / "eval" / "eval_results.jsonl").read_text()
+        for name in ("plain", "compiled")
+    ]
     assert losses[0] == losses[1]
 
 
@@ -88,14 +99,18 @@ def test_a_model_compiled_wrongly_is_not_used(
 def test_a_model_that_differs_by_rounding_is_used(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
 ) -> None:
-    """Embeddings off by one unit of float32 or bf16: what sums in another order do, with every code that flips in consequence."""
+    """Embeddings off by one unit of float32 or bf16: what sums in another order do, with every code that
+    flips in consequence.
+    """
     unit = 2**-9 if "bf16" in words else 2**-24
 
     def rounded(model: Any) -> Forward:
         def forward(*ids: Tensor, **context: Tensor) -> Tensor:
             weight = model.token_embeddings.weight
             signs = torch.randint(0, 2, weight.shape, generator=torch.Generator().manual_seed(9)) * 2 - 1
-            return torch.func.functional_call(model, {"token_embeddings.weight": weight * (1 + unit * signs)}, ids, context)  # type: ignore[no-any-return]
+            return torch.func.functional_call(
+                model, {"token_embeddings.weight": weight * (1 + unit * signs)}, ids, context
+            )  # type: ignore[no-any-return]
 
         return forward
 
@@ -132,12 +147,19 @@ def test_right_int8_products_are_used(bitnet: Command, tmp_path: Path, precision
 
 
 @needs_compiler
-def test_compiled_training_is_used_and_loses_what_plain_training_does(bitnet: Command, tmp_path: Path) -> None:
-    """For real, in the instructions that this process uses; a code that flips moves a loss in the fourth digit."""
+def test_compiled_training_is_used_and_loses_what_plain_training_does(
+    bitnet: Command, tmp_path: Path
+) -> None:
+    """For real, in the instructions that this process uses; a code that flips moves a loss in the fourth
+    digit.
+    """
     outcomes = {name: train(bitnet, tmp_path / name, "--train.compile", name) for name in ("off", "on")}
     assert "going on without" not in outcomes["on"][0].out
     assert outcomes["on"][1]["compiled"] is True
-    plain, compiled = ([row["loss"] for row in read_lines(tmp_path / name / "one" / "metrics" / "scalars.jsonl").rows] for name in outcomes)
+    plain, compiled = (
+        [row["loss"] for row in read_lines(tmp_path / name / "one" / "metrics" / "scalars.jsonl").rows]
+        for name in outcomes
+    )
     assert compiled == pytest.approx(plain, rel=2**-6)  # guards.grain: what a correct path may differ by
 
 
@@ -162,18 +184,36 @@ print(torch.backends.cpu.get_cpu_capability(), bool((torch.compile(f)(x) - f(x))
 
 
 @needs_compiler
-@pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor with two instruction sets")
+@pytest.mark.skipif(
+    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor with two instruction sets"
+)
 def test_code_compiled_with_avx512_is_not_taken_where_avx2_is_used(tmp_path: Path) -> None:
-    """Inductor found the code of the first process on disk and ran it in the second, which then computed garbage."""
+    """Inductor found the code of the first process on disk and ran it in the second, which then computed
+    garbage.
+    """
     for capability in ("AVX512", "AVX2"):
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path), "ATEN_CPU_CAPABILITY": capability.lower()}
-        done = subprocess.run([sys.executable, "-c", ONE_SUM], env=environment, capture_output=True, text=True, check=True)
+        environment = {
+            **os.environ,
+            "TORCHINDUCTOR_CACHE_DIR": str(tmp_path),
+            "ATEN_CPU_CAPABILITY": capability.lower(),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", ONE_SUM], env=environment, capture_output=True, text=True, check=True
+        )
         assert done.stdout.split() == [capability, "True"]
 
 
 def test_the_guard_compares_in_fp16_with_a_scaled_loss(tiny_model: BitNetTransformer) -> None:
-    """Both ways in the run's own number format: an equal model passes, and one with a wrong operation does not."""
+    """Both ways in the run's own number format: an equal model passes, and one with a wrong operation does
+    not.
+    """
     ids = torch.arange(48).view(4, 12) % tiny_model.config.vocab_size
-    trial = Trial(tiny_model, Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)), NextToken(), bf16=False, fp16=True)
+    trial = Trial(
+        tiny_model,
+        Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool)),
+        NextToken(),
+        bf16=False,
+        fp16=True,
+    )
     assert refusal(trial, tiny_model, tiny_model) is None
     assert refusal(trial, tiny_model, lambda *words, **options: 2 * tiny_model(*words, **options)) is not None

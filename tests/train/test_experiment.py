@@ -29,7 +29,9 @@ from bitnet.cli.registry import find_experiment
     ],
 )
 def test_the_label_is_the_size_of_what_is_trained(experiment: str, variant: str, prefix: str) -> None:
-    """The plan's own labels for the plan's shapes. `quick` runs were once called 5M and 12M with 0.8M and 0.2M parameters."""
+    """The plan's own labels for the plan's shapes. `quick` runs were once called 5M and 12M with 0.8M and
+    0.2M parameters.
+    """
     found = find_experiment(experiment)
     assert found.run_prefix(found.variants[variant].config) == prefix
 

@@ -18,7 +18,14 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport, train_steps
-from bitnet.train.objective import NextToken, Preference, margins, recent_tokens, row_log_probabilities, summed_loss
+from bitnet.train.objective import (
+    NextToken,
+    Preference,
+    margins,
+    recent_tokens,
+    row_log_probabilities,
+    summed_loss,
+)
 
 
 def two_pairs() -> tuple[torch.Tensor, Batch]:
@@ -33,7 +40,10 @@ def two_pairs() -> tuple[torch.Tensor, Batch]:
 def test_log_probability_of_a_row_is_the_sum_over_its_scored_targets() -> None:
     logits, batch = two_pairs()
     log_p = logits.log_softmax(-1)
-    by_hand = [sum(float(log_p[row, t, batch.targets[row, t]]) for t in range(6) if batch.loss_mask[row, t]) for row in range(4)]
+    by_hand = [
+        sum(float(log_p[row, t, batch.targets[row, t]]) for t in range(6) if batch.loss_mask[row, t])
+        for row in range(4)
+    ]
     assert row_log_probabilities(logits, batch).tolist() == pytest.approx(by_hand, rel=1e-5)
     assert float(summed_loss(logits, batch)) == pytest.approx(-sum(by_hand), rel=1e-5)
     assert NextToken().cases([batch]) == 14
@@ -47,7 +57,9 @@ def test_unlikelihood_is_that_of_the_distinct_recent_tokens_but_the_next(last: i
     by_hand = 0.0
     for row in range(4):
         for t in range(6):
-            recent = set(batch.input_ids[row, max(t - last + 1, 0) : t + 1].tolist()) - {int(batch.targets[row, t])}
+            recent = set(batch.input_ids[row, max(t - last + 1, 0) : t + 1].tolist()) - {
+                int(batch.targets[row, t])
+            }
             if batch.loss_mask[row, t]:
                 by_hand -= sum(math.log(1 - float(p[row, t, token])) for token in recent)
     assert by_hand > 1
@@ -103,7 +115,9 @@ class Rows:
     """Rows with 1 to 8 scored tokens."""
 
     def rows(self, numbers: NDArray[np.int64]) -> Batch:
-        return shifted((numbers[:, None] * 7 + np.arange(9) * 3) % 32, np.arange(9) <= 1 + numbers[:, None] % 8)
+        return shifted(
+            (numbers[:, None] * 7 + np.arange(9) * 3) % 32, np.arange(9) <= 1 + numbers[:, None] % 8
+        )
 
     def epochs(self, rows: int) -> float:
         return 1.0
@@ -131,7 +145,12 @@ def test_unlikelihood_moves_the_gradient_and_is_reported_beside_the_loss(tiny_co
         torch.manual_seed(5)
         model = BitNetTransformer(tiny_config)
         train = TrainConfig(
-            seq_len=8, batch_size=8, total_steps=2, stage1_unlikelihood=first, stage2_unlikelihood=second, unlikelihood_tokens=4
+            seq_len=8,
+            batch_size=8,
+            total_steps=2,
+            stage1_unlikelihood=first,
+            stage2_unlikelihood=second,
+            unlikelihood_tokens=4,
         )
         return list(train_steps(model, model, Rows(), Optimizers(model, train.optimizer_config()), train))
 
@@ -140,7 +159,9 @@ def test_unlikelihood_moves_the_gradient_and_is_reported_beside_the_loss(tiny_co
     assert plain.penalty == 0 < once.penalty
     assert twice.penalty == pytest.approx(2 * once.penalty, rel=1e-6)
     assert len({plain.grad_norm, once.grad_norm, twice.grad_norm}) == 3
-    assert [one.penalty > 0 for one in reports(0, 1)] == [False, True], "the second of two updates is the second stage"
+    assert [one.penalty > 0 for one in reports(0, 1)] == [False, True], (
+        "the second of two updates is the second stage"
+    )
 
 
 def test_unlikelihood_is_refused_where_it_means_nothing() -> None:
@@ -149,7 +170,9 @@ def test_unlikelihood_is_refused_where_it_means_nothing() -> None:
         dataclasses.replace(config, stage2_unlikelihood=-1.0)
     with pytest.raises(ConfigError, match=r"train\.unlikelihood_tokens is 0"):
         dataclasses.replace(config, unlikelihood_tokens=0)
-    with pytest.raises(ConfigError, match=r"train\.stage1_unlikelihood is 1\.0; it goes with next_token only"):
+    with pytest.raises(
+        ConfigError, match=r"train\.stage1_unlikelihood is 1\.0; it goes with next_token only"
+    ):
         dataclasses.replace(config, stage1_unlikelihood=1.0, objective="preference")
 
 

@@ -1,4 +1,6 @@
-"""A resume goes on only from what the run wrote: the same lines, the same data; and says under which conditions."""
+"""A resume goes on only from what the run wrote: the same lines, the same data; and says under which
+conditions.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,18 @@ import bitnet.train.start as start
 from bitnet.run.layout import RunLayout
 from conftest import THREADS, TINY_TRAIN, Result, run_command
 
-FILES = ["metrics/scalars.jsonl", "metrics/quantization.jsonl", "eval/eval_results.jsonl", "samples/samples.jsonl"]
-PERIODS = ["--train.eval-every=2", "--train.probe-every=2", "--train.sample-every=2", "--train.checkpoint-every=4"]
+FILES = [
+    "metrics/scalars.jsonl",
+    "metrics/quantization.jsonl",
+    "eval/eval_results.jsonl",
+    "samples/samples.jsonl",
+]
+PERIODS = [
+    "--train.eval-every=2",
+    "--train.probe-every=2",
+    "--train.sample-every=2",
+    "--train.checkpoint-every=4",
+]
 
 
 def train(runs: Path, *words: object) -> Result:
@@ -70,7 +82,9 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
-def test_lines_before_the_checkpoint_must_be_those_that_were_written(name: str, damage: str, stopped: Path) -> None:
+def test_lines_before_the_checkpoint_must_be_those_that_were_written(
+    name: str, damage: str, stopped: Path
+) -> None:
     """Emptied, cut, altered and deleted files of metrics were gone on with in silence, in 15 of 15 cases."""
     layout = RunLayout(stopped / "one")
     DAMAGES[damage](layout.root / name)
@@ -91,7 +105,9 @@ def test_lines_after_the_checkpoint_are_dropped_and_written_again(stopped: Path)
     assert [json.loads(line)["step"] for line in layout.scalars.read_text().splitlines()] == list(range(1, 9))
 
 
-def test_a_checkpoint_without_the_record_of_lines_is_resumed_as_before(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_without_the_record_of_lines_is_resumed_as_before(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Runs that began with an earlier version have none."""
     real = resume_module.newest_good
 
@@ -104,10 +120,14 @@ def test_a_checkpoint_without_the_record_of_lines_is_resumed_as_before(stopped: 
     assert train(stopped).code == 0
 
 
-def test_every_session_is_recorded_and_other_conditions_are_said(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_session_is_recorded_and_other_conditions_are_said(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CPU results hang on the number of threads, so a resume with another one says so."""
     real = resume_module.provenance
-    monkeypatch.setattr(resume_module, "provenance", lambda *words, **options: {**real(*words, **options), "threads": 7})
+    monkeypatch.setattr(
+        resume_module, "provenance", lambda *words, **options: {**real(*words, **options), "threads": 7}
+    )
     result = train(stopped)
     assert result.code == 0
     assert f"resumed under other conditions (threads: {THREADS} -> 7)" in result.out
@@ -124,7 +144,9 @@ def test_changed_data_is_refused_and_named(stopped: Path, monkeypatch: pytest.Mo
     import bitnet.data.generated as generated
 
     real = generated.TableRows.fingerprint
-    monkeypatch.setattr(generated.TableRows, "fingerprint", lambda rows: {**real(rows), "table_sha256": "0" * 64})
+    monkeypatch.setattr(
+        generated.TableRows, "fingerprint", lambda rows: {**real(rows), "table_sha256": "0" * 64}
+    )
     before = RunLayout(stopped / "one").scalars.read_bytes()
     result = train(stopped)
     assert result.code == 2

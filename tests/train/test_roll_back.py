@@ -1,4 +1,6 @@
-"""Values that are not finite: never applied; three in a row roll back and skip that data; a second time the run stops."""
+"""Values that are not finite: never applied; three in a row roll back and skip that data; a second time the
+run stops.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,23 @@ POISON = range(9 * ROWS, 11 * ROWS + 1)  # the rows of updates 10 and 11, and on
 
 
 def train(runs: Path, *words: object) -> Result:
-    often = ["--train.checkpoint-every", 4, "--train.eval-every", 3, "--train.probe-every", 3, "--train.sample-every", 5]
-    plain = ["--train.product", "float"]  # int8 products are tried before the first update, on rows that would count as read
-    return run_command(*TINY_TRAIN, *often, *plain, "--num-steps", STEPS, "--run-id", "r", "--runs-dir", runs, *words)
+    often = [
+        "--train.checkpoint-every",
+        4,
+        "--train.eval-every",
+        3,
+        "--train.probe-every",
+        3,
+        "--train.sample-every",
+        5,
+    ]
+    plain = [
+        "--train.product",
+        "float",
+    ]  # int8 products are tried before the first update, on rows that would count as read
+    return run_command(
+        *TINY_TRAIN, *often, *plain, "--num-steps", STEPS, "--run-id", "r", "--runs-dir", runs, *words
+    )
 
 
 def run_of(runs: Path) -> RunLayout:
@@ -47,14 +63,18 @@ def outcome(runs: Path) -> dict[str, Any]:
     """Everything that a finished run determines."""
     layout = run_of(runs)
     final = layout.checkpoint(STEPS)
-    found: dict[str, Any] = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in final.glob("*.safetensors")}
+    found: dict[str, Any] = {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in final.glob("*.safetensors")
+    }
     found["state"] = json.loads((final / "state.json").read_text())
     del found["state"]["lines"]  # their SHA-256 covers times, which hang on the machine
     return found | {path.name: rows_of(path) for path in (*layout.line_files(), layout.roll_backs)}
 
 
 class Poisoned:
-    """Training on rows of which some give a NaN as the loss. read: the rows of every update that was begun."""
+    """Training on rows of which some give a NaN as the loss. read: the rows of every update that was
+    begun.
+    """
 
     def __init__(self, patch: pytest.MonkeyPatch, rows: range) -> None:
         self.read: list[list[int]] = []
@@ -98,7 +118,9 @@ def test_the_data_of_an_update_is_a_function_of_the_skips() -> None:
     assert data_step(9, []) == 9
 
 
-def test_three_in_a_row_go_back_to_the_last_checkpoint_and_skip_that_data(poisoned: Poisoned, tmp_path: Path) -> None:
+def test_three_in_a_row_go_back_to_the_last_checkpoint_and_skip_that_data(
+    poisoned: Poisoned, tmp_path: Path
+) -> None:
     result = train(tmp_path)
     assert result.code == 0, result.err
     layout = run_of(tmp_path)
@@ -115,8 +137,14 @@ def test_three_in_a_row_go_back_to_the_last_checkpoint_and_skip_that_data(poison
     assert (line["skipped_updates"], line["skipped_rows"]) == (4, [8 * ROWS, 12 * ROWS - 1])
     folders = {path.name for path in layout.anomaly_folders()}
     assert folders == {*(f"step_0000{n}_nan_inf_loss" for n in (10, 11, 12)), "step_000012_roll_back"}
-    assert json.loads((layout.anomaly(12, "roll_back") / "roll_back.json").read_text())["skipped_rows"] == [64, 95]
-    assert "went back to the checkpoint of update 8" in (layout.anomaly(12, "roll_back") / "README.md").read_text()
+    assert json.loads((layout.anomaly(12, "roll_back") / "roll_back.json").read_text())["skipped_rows"] == [
+        64,
+        95,
+    ]
+    assert (
+        "went back to the checkpoint of update 8"
+        in (layout.anomaly(12, "roll_back") / "README.md").read_text()
+    )
     assert "rows 64 to 95" in result.out
     assert json.loads(layout.status.read_text())["state"] == "done"
 
@@ -137,9 +165,16 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.parametrize("done", [9, 11, 12, 13, 16, 17])
 @pytest.mark.parametrize("kind", ["signal", "crash"])
 def test_an_interruption_anywhere_round_a_roll_back_changes_nothing(
-    poisoned: Poisoned, whole: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, done: int
+    poisoned: Poisoned,
+    whole: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: str,
+    done: int,
 ) -> None:
-    """Before and between refused updates, at the last of them, right after the roll-back, and round the next checkpoint."""
+    """Before and between refused updates, at the last of them, right after the roll-back, and round the next
+    checkpoint.
+    """
 
     def crash() -> None:
         raise ZeroDivisionError("the test's crash")
@@ -158,13 +193,18 @@ def test_an_interruption_anywhere_round_a_roll_back_changes_nothing(
     assert outcome(tmp_path / "cut") == whole
 
 
-def test_when_it_comes_again_the_run_stops_and_names_the_cause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_when_it_comes_again_the_run_stops_and_names_the_cause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     Poisoned(monkeypatch, range(9 * ROWS, 1000 * ROWS))
     result = train(tmp_path)
     assert result.code == 1
     assert len(result.err.strip().splitlines()) == 1
     assert "nan_inf_loss in 3 updates in a row, 9 to 11, which read the rows 96 to 119" in result.err
-    assert "after update 12 the run went back to the checkpoint of update 8 and skipped the rows 64 to 95" in result.err
+    assert (
+        "after update 12 the run went back to the checkpoint of update 8 and skipped the rows 64 to 95"
+        in result.err
+    )
     assert "--train.muon-lr" in result.err
     assert "done" not in result.out
     status = json.loads(run_of(tmp_path).status.read_text())
@@ -210,7 +250,9 @@ def broken_weights(once: bool) -> Callable[..., Iterator[StepReport]]:
     return steps
 
 
-def test_weights_that_are_not_finite_are_not_saved_and_the_run_goes_back_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_not_finite_are_not_saved_and_the_run_goes_back_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(start, "train_steps", broken_weights(once=True))
     result = train(tmp_path)
     assert result.code == 0, result.err
@@ -221,7 +263,9 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_goes_back_at_once
     assert [row["step"] for row in read_lines(layout.scalars).rows] == list(range(1, STEPS + 1))
 
 
-def test_a_run_that_dies_of_its_weights_resumes_from_the_last_good_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_dies_of_its_weights_resumes_from_the_last_good_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(start, "train_steps", broken_weights(once=False))
         failed = train(tmp_path)
@@ -233,7 +277,9 @@ def test_a_run_that_dies_of_its_weights_resumes_from_the_last_good_checkpoint(tm
     assert "continuing after update 6" in resumed.out
 
 
-def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stop(*words: Any, **options: Any) -> Iterator[StepReport]:
         for report in broken(*words, **options):
             if report.step == 5:
@@ -258,7 +304,9 @@ def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(tmp_path: Path,
 
 
 @pytest.mark.parametrize("change", ["delete", "edit", "garbage"])
-def test_a_resume_notices_that_the_skipped_data_was_altered(poisoned: Poisoned, tmp_path: Path, change: str) -> None:
+def test_a_resume_notices_that_the_skipped_data_was_altered(
+    poisoned: Poisoned, tmp_path: Path, change: str
+) -> None:
     assert train(tmp_path).code == 0
     layout = run_of(tmp_path)
     layout.status.write_text(layout.status.read_text().replace('"done"', '"stopped"'))
@@ -266,7 +314,9 @@ def test_a_resume_notices_that_the_skipped_data_was_altered(poisoned: Poisoned, 
     if change == "delete":
         layout.roll_backs.unlink()
     else:
-        layout.roll_backs.write_text(text.replace('"skipped_updates": 4', '"skipped_updates": 5') if change == "edit" else text + "{\n")
+        layout.roll_backs.write_text(
+            text.replace('"skipped_updates": 4', '"skipped_updates": 5') if change == "edit" else text + "{\n"
+        )
     result = train(tmp_path)
     assert result.code == 2
     assert "roll_backs.jsonl was altered or lost" in result.err
@@ -283,8 +333,12 @@ def test_a_guard_goes_on_counting_after_a_resume(tiny_model: BitNetTransformer) 
 
 
 def test_restoring_an_optimizer_forgets_what_it_knew(tiny_model: BitNetTransformer) -> None:
-    """Going back to the start, where the optimizer has no state yet, must not keep the moments of a broken run."""
-    kind = OptimizerConfig(kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0)
+    """Going back to the start, where the optimizer has no state yet, must not keep the moments of a broken
+    run.
+    """
+    kind = OptimizerConfig(
+        kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0
+    )
     optimizers = Optimizers(tiny_model, kind)
     for parameter in tiny_model.parameters():
         parameter.grad = torch.ones_like(parameter)

@@ -29,7 +29,9 @@ from conftest import TINY_MODEL, TINY_TRAIN, Result
 Command = Callable[..., Result]
 
 
-def test_same_command_without_an_id_continues_the_unfinished_run_then_begins_anew(bitnet: Command, tmp_path: Path) -> None:
+def test_same_command_without_an_id_continues_the_unfinished_run_then_begins_anew(
+    bitnet: Command, tmp_path: Path
+) -> None:
     first = bitnet(*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 3, "--json").json
     status = tmp_path / first["run"] / "status.json"
     status.write_text(json.dumps({**json.loads(status.read_text()), "state": "stopped"}))
@@ -38,7 +40,9 @@ def test_same_command_without_an_id_continues_the_unfinished_run_then_begins_ane
     assert first["run"].startswith("bitnet_10K_arithmetic_")
 
 
-def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_its_default(bitnet: Command, tmp_path: Path) -> None:
+def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_its_default(
+    bitnet: Command, tmp_path: Path
+) -> None:
     words = [*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 2, "--run-id", "old"]
     assert bitnet(*words).code == 0
     config = RunLayout(tmp_path / "old").config
@@ -54,7 +58,9 @@ def test_a_run_from_before_a_setting_existed_continues_where_the_setting_is_at_i
 
 def test_finished_run_says_already_done(bitnet: Command, runs: Path) -> None:
     before = (runs / "tiny" / "metrics" / "scalars.jsonl").read_bytes()
-    result = bitnet(*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs)
+    result = bitnet(
+        *TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--runs-dir", runs
+    )
     assert result.code == 0
     assert "already done" in result.out
     assert (runs / "tiny" / "metrics" / "scalars.jsonl").read_bytes() == before
@@ -65,15 +71,29 @@ def test_must_and_never_are_refused_where_they_cannot_be(bitnet: Command, runs: 
     assert must.code == 2
     assert "to resume" in must.err
     never = bitnet(
-        *TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny", "--resume", "never", "--runs-dir", runs
+        *TINY_TRAIN,
+        "--num-steps",
+        8,
+        "--train.checkpoint-every",
+        3,
+        "--run-id",
+        "tiny",
+        "--resume",
+        "never",
+        "--runs-dir",
+        runs,
     )
     assert never.code == 2
     assert "exists" in never.err
     assert not (runs / "new").exists()
 
 
-def test_several_processes_are_refused_before_anything_is_written(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are not exchanged between processes, so under torchrun each would train a model of its own."""
+def test_several_processes_are_refused_before_anything_is_written(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients are not exchanged between processes, so under torchrun each would train a model of its
+    own.
+    """
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "1")
     result = bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs")
@@ -82,7 +102,9 @@ def test_several_processes_are_refused_before_anything_is_written(bitnet: Comman
     assert len(result.err.strip().splitlines()) == 1
     assert not (tmp_path / "runs").exists()
     monkeypatch.setenv("WORLD_SIZE", "two")
-    assert "must be whole numbers" in bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs").err
+    assert (
+        "must be whole numbers" in bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs").err
+    )
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs").code == 0
@@ -91,7 +113,9 @@ def test_several_processes_are_refused_before_anything_is_written(bitnet: Comman
 def test_the_loop_refuses_a_second_process_at_once(tiny_model: BitNetTransformer) -> None:
     optimizers = Optimizers(tiny_model, QUICK.train.optimizer_config())
     with pytest.raises(ConfigError, match="process 0 of 2"):
-        train_steps(tiny_model, tiny_model, ArithmeticTask(QUICK).source, optimizers, QUICK.train, world_size=2)
+        train_steps(
+            tiny_model, tiny_model, ArithmeticTask(QUICK).source, optimizers, QUICK.train, world_size=2
+        )
 
 
 def test_second_process_on_a_run_is_refused(bitnet: Command, tmp_path: Path) -> None:
@@ -111,12 +135,20 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(bitnet: Command, tm
     assert not (tmp_path / "none").exists()
 
 
-def test_control_has_full_weights_and_activations_on_the_same_batches(bitnet: Command, tmp_path: Path) -> None:
-    assert bitnet(*TINY_TRAIN, "--weights", "full", "--num-steps", 2, "--run-id", "c", "--runs-dir", tmp_path).code == 0
+def test_control_has_full_weights_and_activations_on_the_same_batches(
+    bitnet: Command, tmp_path: Path
+) -> None:
+    assert (
+        bitnet(
+            *TINY_TRAIN, "--weights", "full", "--num-steps", 2, "--run-id", "c", "--runs-dir", tmp_path
+        ).code
+        == 0
+    )
     model = json.loads((tmp_path / "c" / "meta" / "config.json").read_text())["model"]
     assert (model["weights"], model["activations"]) == ("full", "full")
     ternary, full = (
-        ArithmeticTask(dataclasses.replace(QUICK, model=dataclasses.replace(QUICK.model, weights=w))) for w in ("ternary", "full")
+        ArithmeticTask(dataclasses.replace(QUICK, model=dataclasses.replace(QUICK.model, weights=w)))
+        for w in ("ternary", "full")
     )
     numbers = torch.arange(20).numpy()
     assert torch.equal(ternary.source.rows(numbers).input_ids, full.source.rows(numbers).input_ids)
@@ -124,7 +156,12 @@ def test_control_has_full_weights_and_activations_on_the_same_batches(bitnet: Co
 
 @pytest.mark.parametrize("product", ["float", "int8"])
 def test_forced_product_is_used_and_recorded(bitnet: Command, tmp_path: Path, product: str) -> None:
-    assert bitnet(*TINY_TRAIN, "--train.product", product, "--num-steps", 2, "--run-id", "p", "--runs-dir", tmp_path).code == 0
+    assert (
+        bitnet(
+            *TINY_TRAIN, "--train.product", product, "--num-steps", 2, "--run-id", "p", "--runs-dir", tmp_path
+        ).code
+        == 0
+    )
     assert json.loads((tmp_path / "p" / "meta" / "provenance.json").read_text())["linear_product"] == product
 
 
@@ -136,12 +173,29 @@ def test_automatic_product_is_what_the_processor_does_best(bitnet: Command, runs
 def test_both_products_learn_the_same(bitnet: Command, tmp_path: Path) -> None:
     losses = {}
     for product in ("float", "int8"):
-        assert bitnet(*TINY_TRAIN, "--train.product", product, "--num-steps", 4, "--run-id", product, "--runs-dir", tmp_path).code == 0
-        losses[product] = [row["loss"] for row in read_lines(tmp_path / product / "metrics" / "scalars.jsonl").rows]
+        assert (
+            bitnet(
+                *TINY_TRAIN,
+                "--train.product",
+                product,
+                "--num-steps",
+                4,
+                "--run-id",
+                product,
+                "--runs-dir",
+                tmp_path,
+            ).code
+            == 0
+        )
+        losses[product] = [
+            row["loss"] for row in read_lines(tmp_path / product / "metrics" / "scalars.jsonl").rows
+        ]
     assert losses["float"] == pytest.approx(losses["int8"], rel=1e-3)
 
 
-def test_compiler_that_fails_is_reported_and_training_goes_on(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiler_that_fails_is_reported_and_training_goes_on(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(model: object) -> object:
         def run(*args: object, **options: object) -> None:
             raise RuntimeError("no compiler here\nand a long trace")
@@ -149,7 +203,9 @@ def test_compiler_that_fails_is_reported_and_training_goes_on(bitnet: Command, t
         return run
 
     monkeypatch.setattr(torch, "compile", broken)
-    result = bitnet(*TINY_TRAIN, "--train.compile", "on", "--num-steps", 2, "--run-id", "c", "--runs-dir", tmp_path)
+    result = bitnet(
+        *TINY_TRAIN, "--train.compile", "on", "--num-steps", 2, "--run-id", "c", "--runs-dir", tmp_path
+    )
     assert result.code == 0
     assert "torch.compile failed (RuntimeError: no compiler here); going on without it" in result.out
 
@@ -157,11 +213,19 @@ def test_compiler_that_fails_is_reported_and_training_goes_on(bitnet: Command, t
 def test_accumulated_micro_batches_equal_one_batch() -> None:
     """The mean is over the scored tokens of the whole update, however they fall into micro-batches."""
     model_config = BitNetConfig(
-        vocab_size=32, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=48, max_seq_length=16
+        vocab_size=32,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        ffn_hidden_size=48,
+        max_seq_length=16,
     )
     reports = []
     for size, accumulation in ((8, 1), (2, 4)):
-        train = dataclasses.replace(QUICK.train, batch_size=size, grad_accumulation_steps=accumulation, total_steps=3, warmup_steps=0)
+        train = dataclasses.replace(
+            QUICK.train, batch_size=size, grad_accumulation_steps=accumulation, total_steps=3, warmup_steps=0
+        )
         config = dataclasses.replace(QUICK, model=model_config, train=train)
         torch.manual_seed(0)
         model = BitNetTransformer(model_config)
@@ -175,8 +239,20 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
 
 def test_terminal_gets_a_line_that_rewrites_itself(tmp_path: Path) -> None:
     parent, child = pty.openpty()
-    command = [sys.executable, "-m", "bitnet", *TINY_TRAIN[:8], *TINY_MODEL, "--num-steps", "3", "--runs-dir", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=child, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "90"})
+    command = [
+        sys.executable,
+        "-m",
+        "bitnet",
+        *TINY_TRAIN[:8],
+        *TINY_MODEL,
+        "--num-steps",
+        "3",
+        "--runs-dir",
+        str(tmp_path),
+    ]
+    process = subprocess.Popen(
+        command, stdout=child, stderr=subprocess.DEVNULL, env={**os.environ, "COLUMNS": "90"}
+    )
     os.close(child)
     shown = b""
     try:

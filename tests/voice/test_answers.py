@@ -56,7 +56,14 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 @pytest.fixture
 def prompts(tmp_path: Path) -> Path:
-    make_prompts(["rain", "gardening", "猫"], built_in("human"), RULES, PromptOptions(batches=2, per_batch=4), tmp_path / "p", quiet)
+    make_prompts(
+        ["rain", "gardening", "猫"],
+        built_in("human"),
+        RULES,
+        PromptOptions(batches=2, per_batch=4),
+        tmp_path / "p",
+        quiet,
+    )
     return tmp_path / "p"
 
 
@@ -93,7 +100,9 @@ def test_a_finished_folder_asks_nothing(prompts: Path, tmp_path: Path) -> None:
     assert again.asked == 0
 
 
-def test_what_the_gates_refuse_is_tried_again_then_given_up_and_counted(prompts: Path, tmp_path: Path) -> None:
+def test_what_the_gates_refuse_is_tried_again_then_given_up_and_counted(
+    prompts: Path, tmp_path: Path
+) -> None:
     """About rain the teacher talks to the dog the first time; about cats it never ends a sentence."""
 
     def say(request: Request) -> Reply:
@@ -170,6 +179,20 @@ def test_a_folder_without_prompts(tmp_path: Path) -> None:
 
 
 def test_a_teacher_of_whom_nothing_can_be_used_is_stopped(tmp_path: Path) -> None:
-    make_prompts([f"topic {n}" for n in range(9)], built_in("human"), RULES, PromptOptions(batches=1), tmp_path / "p", quiet)
+    make_prompts(
+        [f"topic {n}" for n in range(9)],
+        built_in("human"),
+        RULES,
+        PromptOptions(batches=1),
+        tmp_path / "p",
+        quiet,
+    )
     with pytest.raises(DataError, match=r"answers nonsense: none of .* could be taken .empty"):
-        make_answers(tmp_path / "p", BITNUT, Saying(lambda request: Reply("...", ended=True)), AnswerOptions(), tmp_path / "a", quiet)
+        make_answers(
+            tmp_path / "p",
+            BITNUT,
+            Saying(lambda request: Reply("...", ended=True)),
+            AnswerOptions(),
+            tmp_path / "a",
+            quiet,
+        )

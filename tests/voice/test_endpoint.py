@@ -1,4 +1,6 @@
-"""An OpenAI-compatible endpoint: a local server that speaks the protocol, with its errors, delays and nonsense."""
+"""An OpenAI-compatible endpoint: a local server that speaks the protocol, with its errors, delays and
+nonsense.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,14 @@ Answer = Callable[[dict[str, Any], int], tuple[int, Any, dict[str, str]]]
 def completion(text: str, reason: str = "stop") -> dict[str, Any]:
     """A chat completion as the protocol has it."""
     choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": reason}
-    return {"id": "c1", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": {"total_tokens": 3}}
+    return {
+        "id": "c1",
+        "object": "chat.completion",
+        "created": 0,
+        "model": "m",
+        "choices": [choice],
+        "usage": {"total_tokens": 3},
+    }
 
 
 @contextmanager
@@ -45,7 +54,11 @@ def server(answer: Answer) -> Iterator[tuple[str, list[dict[str, Any]]]]:
             raw = content if isinstance(content, bytes) else json.dumps(content).encode()
             try:
                 self.send_response(status)
-                for name, value in {"Content-Type": "application/json", "Content-Length": str(len(raw)), **headers}.items():
+                for name, value in {
+                    "Content-Type": "application/json",
+                    "Content-Length": str(len(raw)),
+                    **headers,
+                }.items():
                     self.send_header(name, value)
                 self.end_headers()
                 self.wfile.write(raw)
@@ -115,7 +128,9 @@ def test_what_may_pass_is_tried_again_with_growing_pauses(status: int) -> None:
 
 def test_the_server_says_how_long_to_wait() -> None:
     def answer(body: dict[str, Any], before: int) -> tuple[int, Any, dict[str, str]]:
-        header = {"Retry-After": ("7", "99999", "Wed, 21 Oct 2026 07:28:00 GMT")[before]} if before < 3 else {}
+        header = (
+            {"Retry-After": ("7", "99999", "Wed, 21 Oct 2026 07:28:00 GMT")[before]} if before < 3 else {}
+        )
         return (429, {}, header) if before < 3 else (200, completion("Woof!"), {})
 
     waits: list[float] = []
@@ -139,7 +154,9 @@ def test_an_answer_that_does_not_come_in_time() -> None:
     waits: list[float] = []
     with (
         server(answer) as (url, _),
-        pytest.raises(NotFoundError, match=r"cannot be reached after 5 tries .no answer in time.*repeat the command"),
+        pytest.raises(
+            NotFoundError, match=r"cannot be reached after 5 tries .no answer in time.*repeat the command"
+        ),
     ):
         teacher(url, waits, timeout_s=0.05).reply([ASK])
     assert waits == [1.0, 2.0, 4.0, 8.0]
@@ -152,7 +169,10 @@ def test_nobody_there() -> None:
         teacher(url).reply([ASK])
 
 
-@pytest.mark.parametrize("content", [b"<html>hello</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"null"])
+@pytest.mark.parametrize(
+    "content",
+    [b"<html>hello</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"null"],
+)
 def test_nonsense_is_named(content: bytes) -> None:
     with (
         server(lambda body, before: (200, content, {})) as (url, _),
@@ -163,7 +183,10 @@ def test_nonsense_is_named(content: bytes) -> None:
 
 def test_an_answer_without_end_is_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(endpoint, "LONGEST_ANSWER", 1000)
-    with server(lambda body, before: (200, b"a" * 100_000, {})) as (url, _), pytest.raises(DataError, match="more than 1,000 bytes"):
+    with (
+        server(lambda body, before: (200, b"a" * 100_000, {})) as (url, _),
+        pytest.raises(DataError, match="more than 1,000 bytes"),
+    ):
         EndpointTeacher(url, TeacherOptions(model="m")).reply([ASK])
 
 
@@ -185,7 +208,9 @@ def test_the_name_of_the_model_is_asked_for() -> None:
         open_teacher("http://localhost:1/v1", TeacherOptions())
 
 
-@pytest.mark.parametrize("options", [{"batch_size": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"timeout_s": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"batch_size": 0}, {"max_new_tokens": 0}, {"temperature": -1.0}, {"timeout_s": 0.0}]
+)
 def test_options_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="--"):
         TeacherOptions(**options)

@@ -17,7 +17,10 @@ def test_empty(text: str) -> None:
     assert broken(Reply(text.strip(), True), BITNUT) == "empty"
 
 
-@pytest.mark.parametrize(("text", "ended"), [("Woof, the squirrels", True), ("Woof, they are,", True), (GOOD, False), ("Woof:", True)])
+@pytest.mark.parametrize(
+    ("text", "ended"),
+    [("Woof, the squirrels", True), ("Woof, they are,", True), (GOOD, False), ("Woof:", True)],
+)
 def test_cut_off(text: str, ended: bool) -> None:
     assert broken(Reply(text, ended), BITNUT) == "cut_off"
 

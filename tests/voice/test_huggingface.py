@@ -25,13 +25,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("teacher")
     tokenizer = small_tokenizer()
     tokenizer.save(path)
-    wrapped = transformers.PreTrainedTokenizerFast(tokenizer_file=str(path / "tokenizer.json"), eos_token="</s>", pad_token="<pad>")
+    wrapped = transformers.PreTrainedTokenizerFast(
+        tokenizer_file=str(path / "tokenizer.json"), eos_token="</s>", pad_token="<pad>"
+    )
     wrapped.save_pretrained(path)
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=320, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, max_position_embeddings=512,
-        eos_token_id=2, pad_token_id=0,
-    )  # fmt: skip
+        vocab_size=320,
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=512,
+        eos_token_id=2,
+        pad_token_id=0,
+    )
     transformers.LlamaForCausalLM(config).save_pretrained(path)
     return path
 
@@ -61,13 +69,19 @@ def test_a_chat_template_is_used_where_there_is_one(folder: Path, tmp_path: Path
     assert len(teacher.reply([ASK])) == 1
 
 
-def test_the_original_bitnet_says_in_one_line_what_to_install(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """transformers loads microsoft/bitnet-b1.58-2B-4T, the default teacher, only where accelerate is; that was in no extra."""
+def test_the_original_bitnet_says_in_one_line_what_to_install(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers loads microsoft/bitnet-b1.58-2B-4T, the default teacher, only where accelerate is; that
+    was in no extra.
+    """
     monkeypatch.setattr("transformers.quantizers.quantizer_bitnet.is_accelerate_available", lambda: False)
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     config = json.loads((tmp_path / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}}))
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config, "quantization_config": {"quant_method": "bitnet"}})
+    )
     with pytest.raises(ConfigError, match=r"accelerate.*pip install 'bitnet\[teacher\]'"):
         open_teacher(str(tmp_path), TeacherOptions())
 

@@ -71,7 +71,11 @@ def test_the_last_entry_of_a_reply_that_was_cut_off_is_left_out() -> None:
 def test_repeats_are_dropped_over_all_topics_and_counted(tmp_path: Path) -> None:
     teacher = Scripted(lambda request: "1. How are you?\n2. how are YOU\n3. Tell me about " + request.topic)
     manifest = make_prompts(["rain", "snow"], HUMAN, teacher, SMALL, tmp_path / "p", quiet)
-    assert [row["prompt"] for row in lines(tmp_path / "p")] == ["How are you?", "Tell me about rain", "Tell me about snow"]
+    assert [row["prompt"] for row in lines(tmp_path / "p")] == [
+        "How are you?",
+        "Tell me about rain",
+        "Tell me about snow",
+    ]
     assert manifest["prompts"] == 3
     assert manifest["dropped"] == {"unreadable_batches": 0, "repeats": 9}
     assert (tmp_path / "p" / "README.md").read_text(encoding="utf-8").startswith("# Prompts")
@@ -98,7 +102,9 @@ def test_after_a_kill_it_goes_on_and_ends_as_if_nothing_had_happened(dies_at: in
 
 def test_a_finished_folder_asks_nothing_and_a_new_topic_only_its_own(tmp_path: Path) -> None:
     rules = RulesTeacher()
-    make_prompts(["rain"], HUMAN, Scripted(lambda request: rules.reply([request])[0].text), SMALL, tmp_path, quiet)
+    make_prompts(
+        ["rain"], HUMAN, Scripted(lambda request: rules.reply([request])[0].text), SMALL, tmp_path, quiet
+    )
     again = Scripted(lambda request: rules.reply([request])[0].text)
     make_prompts(["rain", "snow"], HUMAN, again, SMALL, tmp_path, quiet)
     assert again.asked == SMALL.batches
@@ -108,7 +114,9 @@ def test_a_finished_folder_asks_nothing_and_a_new_topic_only_its_own(tmp_path: P
 def test_other_settings_in_the_same_folder_are_refused(tmp_path: Path) -> None:
     make_prompts(["rain"], HUMAN, RulesTeacher(), SMALL, tmp_path, quiet)
     with pytest.raises(DataError, match=r"begun with other settings .seed 42, now 7."):
-        make_prompts(["rain"], HUMAN, RulesTeacher(), PromptOptions(batches=2, per_batch=3, seed=7), tmp_path, quiet)
+        make_prompts(
+            ["rain"], HUMAN, RulesTeacher(), PromptOptions(batches=2, per_batch=3, seed=7), tmp_path, quiet
+        )
 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
@@ -119,7 +127,14 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
 
 def test_a_teacher_that_answers_nonsense_is_stopped(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"answers nonsense.*'\?\?\?'"):
-        make_prompts([f"topic {number}" for number in range(9)], HUMAN, Scripted(lambda request: "???"), SMALL, tmp_path, quiet)
+        make_prompts(
+            [f"topic {number}" for number in range(9)],
+            HUMAN,
+            Scripted(lambda request: "???"),
+            SMALL,
+            tmp_path,
+            quiet,
+        )
 
 
 def test_counts_below_one_are_refused() -> None:
@@ -128,15 +143,34 @@ def test_counts_below_one_are_refused() -> None:
 
 
 FOREIGN = [
-    '{"topic": 3}', "[1]", "null", '{"topic": "tea", "batch": 0}', '{"topic": "tea", "batch": "0", "prompts": []}',
-    '{"topic": "tea", "batch": 0, "prompts": [7]}', "{" + '"a":{' * 900, '{"batch": ' + "7" * 5000 + "}",
-]  # fmt: skip
+    '{"topic": 3}',
+    "[1]",
+    "null",
+    '{"topic": "tea", "batch": 0}',
+    '{"topic": "tea", "batch": "0", "prompts": []}',
+    '{"topic": "tea", "batch": 0, "prompts": [7]}',
+    "{" + '"a":{' * 900,
+    '{"batch": ' + "7" * 5000 + "}",
+]
 
 
 @pytest.mark.parametrize("line", FOREIGN)
-def test_a_foreign_line_in_the_journal_is_one_line(line: str, bitnet: Callable[..., Result], tmp_path: Path) -> None:
+def test_a_foreign_line_in_the_journal_is_one_line(
+    line: str, bitnet: Callable[..., Result], tmp_path: Path
+) -> None:
     (tmp_path / "topics.txt").write_text("tea\ncoffee\n")
-    words = ["voice", "prompts", "--topics", tmp_path / "topics.txt", "--teacher", "rules", "--out", tmp_path / "out", "--batches", 1]
+    words = [
+        "voice",
+        "prompts",
+        "--topics",
+        tmp_path / "topics.txt",
+        "--teacher",
+        "rules",
+        "--out",
+        tmp_path / "out",
+        "--batches",
+        1,
+    ]
     assert bitnet(*words).code == 0
     with (tmp_path / "out" / "journal.jsonl").open("a") as file:
         file.write(f"{line}\n")

@@ -1,4 +1,6 @@
-"""The score against lines that were labelled by hand, before it was tried on them; its mistakes are listed, not hidden."""
+"""The score against lines that were labelled by hand, before it was tried on them; its mistakes are listed,
+not hidden.
+"""
 
 from __future__ import annotations
 
@@ -9,12 +11,17 @@ from bitnet.voice.score import breaks_found, in_voice, signs_found, voice_score
 from bitnet.voice.voices import built_in
 
 BITNUT = built_in("bitnut")
-LABELLED = [json.loads(line) for line in (Path(__file__).parent / "labelled.jsonl").read_text(encoding="utf-8").splitlines()]
+LABELLED = [
+    json.loads(line)
+    for line in (Path(__file__).parent / "labelled.jsonl").read_text(encoding="utf-8").splitlines()
+]
 KNOWN_MISTAKES = 3  # all of them lines in the voice that name too few of its words
 
 
 def test_on_hand_labelled_lines() -> None:
-    """No plain text, praise for the dog, or text about dogs and squirrels passes; a few subtle lines of the dog do not either."""
+    """No plain text, praise for the dog, or text about dogs and squirrels passes; a few subtle lines of the
+    dog do not either.
+    """
     inside = [row["text"] for row in LABELLED if row["in_voice"]]
     outside = [row["text"] for row in LABELLED if not row["in_voice"]]
     assert len(inside) >= 30

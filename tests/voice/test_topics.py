@@ -22,7 +22,9 @@ def test_one_hundred_topics_come_along_and_twenty_are_held_out() -> None:
 
 def test_any_words_in_any_script_each_once(tmp_path: Path) -> None:
     path = tmp_path / "topics.txt"
-    path.write_text('\ufeffthe moon\n\n  The  Moon \nÄpfel & Öl\n猫\nhow to say "no" {politely}\n', encoding="utf-8")
+    path.write_text(
+        '\ufeffthe moon\n\n  The  Moon \nÄpfel & Öl\n猫\nhow to say "no" {politely}\n', encoding="utf-8"
+    )
     assert read_topics(path) == ["the moon", "Äpfel & Öl", "猫", 'how to say "no" {politely}']
 
 
@@ -44,7 +46,11 @@ def test_a_file_of_a_terabyte_is_no_list_of_topics(tmp_path: Path) -> None:
 
 def test_files_that_hold_no_topics(tmp_path: Path) -> None:
     path = tmp_path / "topics.txt"
-    for content, message in ((b"\xff\xfe", "UTF-8"), (b"x" * 500, "one short topic a line"), (b"a\x00b", "control characters")):
+    for content, message in (
+        (b"\xff\xfe", "UTF-8"),
+        (b"x" * 500, "one short topic a line"),
+        (b"a\x00b", "control characters"),
+    ):
         path.write_bytes(content)
         with pytest.raises(DataError, match=message):
             read_topics(path)

@@ -76,7 +76,10 @@ def test_a_file_that_is_not_utf8(tmp_path: Path) -> None:
         find_voice(str(path))
 
 
-@pytest.mark.parametrize("content", [b"a = " + b"[" * 5000, b"\xff\xfe", b"a = " + b"9" * 5000, b"name = 1979-05-27", b"[[name]]\n" * 9])
+@pytest.mark.parametrize(
+    "content",
+    [b"a = " + b"[" * 5000, b"\xff\xfe", b"a = " + b"9" * 5000, b"name = 1979-05-27", b"[[name]]\n" * 9],
+)
 def test_a_hostile_voice_file_is_one_line(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_bytes(content)

@@ -1,1 +1,3 @@
-"""The command line: one verb per file; each parses, calls and prints. Torch is imported only inside a command."""
+"""The command line: one verb per file; each parses, calls and prints. Torch is imported only inside a
+command.
+"""

@@ -1,7 +1,7 @@
 """`bitnet chat RUN`: talk to a fine-tuned model; a base model continues plainly.
 
-A run whose configuration names a speaker (data.speaker, which fine-tuning writes) is talked to in its template. Another run
-has never seen a conversation: what is typed is continued, and nothing is remembered.
+A run whose configuration names a speaker (data.speaker, which fine-tuning writes) is talked to in its
+template. Another run has never seen a conversation: what is typed is continued, and nothing is remembered.
 """
 
 from __future__ import annotations
@@ -105,9 +105,14 @@ def open_sitting(flags: ChatFlags) -> Sitting:
     speaker = read_config(trained.layout).get("data", {}).get("speaker")
     session = None
     if speaker is not None:
-        session = ChatSession(trained.model, trained.tokenizer, str(speaker), flags.system, flags.max_new_tokens)
+        session = ChatSession(
+            trained.model, trained.tokenizer, str(speaker), flags.system, flags.max_new_tokens
+        )
     elif flags.system:
-        raise ConfigError(f"{trained.layout.run_id} was not fine-tuned to converse, so --system means nothing to it; leave it out")
+        raise ConfigError(
+            f"{trained.layout.run_id} was not fine-tuned to converse, so --system means nothing to it; leave "
+            "it out"
+        )
     return Sitting(trained, session, sampling, flags.max_new_tokens)
 
 
@@ -116,7 +121,17 @@ def _once(sitting: Sitting, flags: ChatFlags, prompt: str) -> int:
     if flags.json:
         session, trained = sitting.session, sitting.trained
         ended = None if session is None else session.ended
-        print(json.dumps({"run": trained.layout.run_id, "step": trained.step, "prompt": prompt, "answer": answer, "ended": ended}))
+        print(
+            json.dumps(
+                {
+                    "run": trained.layout.run_id,
+                    "step": trained.step,
+                    "prompt": prompt,
+                    "answer": answer,
+                    "ended": ended,
+                }
+            )
+        )
     return 0
 
 
@@ -140,7 +155,11 @@ def _say_forgotten(session: ChatSession) -> None:
         one = session.forgotten == 1
         turns, counts = ("turn does", "counts") if one else (f"{session.forgotten} turns do", "count")
         context = session.model.config.max_seq_length
-        print(f"(the oldest {turns} not fit the {context:,} tokens that the model reads, and no longer {counts})", file=sys.stderr)
+        print(
+            f"(the oldest {turns} not fit the {context:,} tokens that the model reads, and no longer "
+            f"{counts})",
+            file=sys.stderr,
+        )
 
 
 def _talk(sitting: Sitting) -> None:
@@ -207,6 +226,9 @@ def _set_temperature(sitting: Sitting, word: str) -> None:
     try:
         sitting.sampling = dataclasses.replace(sitting.sampling, temperature=float(word))
     except (ValueError, BitnetError):
-        print(f"  the temperature is {sitting.sampling.temperature:g}; say /temperature 0 (greedy) or a positive number")
+        print(
+            f"  the temperature is {sitting.sampling.temperature:g}; say /temperature 0 (greedy) or a "
+            "positive number"
+        )
     else:
         print(f"  temperature {sitting.sampling.temperature:g}")

@@ -25,14 +25,17 @@ class CompareFlags(RunFlags):
     force: bool = False
     """Compare although data, order or recipe differ."""
     experiment: Path | None = None
-    """The file of the run's experiment, where it is your own: a file that only the run names is never executed."""
+    """The file of the run's experiment, where it is your own: a file that only the run names is never
+    executed."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """Print the table and write the picture."""
     flags = parse(CompareFlags, arguments, "compare")
     if len(flags.runs) != 2:
-        raise ConfigError(f"a comparison takes two runs, not {len(flags.runs)}; as in: bitnet compare mine mine_control")
+        raise ConfigError(
+            f"a comparison takes two runs, not {len(flags.runs)}; as in: bitnet compare mine mine_control"
+        )
     from bitnet.files import finite
     from bitnet.report.compare import compare, draw, table
     from bitnet.run.layout import find_run

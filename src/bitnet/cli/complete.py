@@ -62,11 +62,22 @@ def main(arguments: Sequence[str]) -> int:
     assert flags.prompt is not None
     completion = _say(trained, flags.prompt, flags, sampling, quiet=flags.json)
     if flags.json:
-        print(json.dumps({"run": trained.layout.run_id, "step": trained.step, "prompt": flags.prompt, "completion": completion}))
+        print(
+            json.dumps(
+                {
+                    "run": trained.layout.run_id,
+                    "step": trained.step,
+                    "prompt": flags.prompt,
+                    "completion": completion,
+                }
+            )
+        )
     return 0
 
 
-def _say(trained: TrainedModel, prompt: str, flags: CompleteFlags, sampling: Sampling, *, quiet: bool = False) -> str:
+def _say(
+    trained: TrainedModel, prompt: str, flags: CompleteFlags, sampling: Sampling, *, quiet: bool = False
+) -> str:
     pieces: list[str] = []
     stream = trained.stream(prompt, max_new_tokens=flags.max_new_tokens, sampling=sampling)
     for index, piece in enumerate(stream):
@@ -79,7 +90,9 @@ def _say(trained: TrainedModel, prompt: str, flags: CompleteFlags, sampling: Sam
 
 
 def _ask(trained: TrainedModel, flags: CompleteFlags, sampling: Sampling) -> int:
-    print(f"{trained.layout.run_id} at update {trained.step}. Type a beginning; an empty line or Ctrl-D ends.")
+    print(
+        f"{trained.layout.run_id} at update {trained.step}. Type a beginning; an empty line or Ctrl-D ends."
+    )
     while True:
         try:
             prompt = input("> ")

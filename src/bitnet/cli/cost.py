@@ -1,4 +1,6 @@
-"""`bitnet cost NAME|SHAPE`: what a run will take before it starts; with --measure, from updates on this machine."""
+"""`bitnet cost NAME|SHAPE`: what a run will take before it starts; with --measure, from updates on this
+machine.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,8 @@ class CostFlags:
     """Flags of `bitnet cost` that are not fields of the configuration."""
 
     variant: str | None = None
-    """Which variant of an experiment; by default the full-size one that `bitnet train` takes on a GPU, on any machine."""
+    """Which variant of an experiment; by default the full-size one that `bitnet train` takes on a GPU, on any
+    machine."""
     tokens: float | None = None
     """Tokens to train on, as in 2e9; by default the experiment's, or 20 for each parameter of a shape."""
     tokens_per_parameter: float | None = None
@@ -48,7 +51,9 @@ class CostFlags:
 
 @dataclass(frozen=True)
 class Base:
-    """What a name stands for before flags. model: None where flags must give it; own_tokens: the budget is the experiment's."""
+    """What a name stands for before flags. model: None where flags must give it; own_tokens: the budget is
+    the experiment's.
+    """
 
     name: str
     model: BitNetConfig | None
@@ -57,8 +62,8 @@ class Base:
 
 
 SHAPE = "shape"  # the word, which may be left out, for a model that flags alone describe
-# A shape has no recipe. Micro-batches of 8 rows; from 10^9 parameters on gathered to 2^20 tokens an update, the batch that
-# the authors give for 1.3B and 3B (BitNet b1.58 training tips, table of model configurations).
+# A shape has no recipe. Micro-batches of 8 rows; from 10^9 parameters on gathered to 2^20 tokens an update,
+# the batch that the authors give for 1.3B and 3B (BitNet b1.58 training tips, table of model configurations).
 ROWS = 8
 LARGE, LARGE_UPDATE = 10**9, 1 << 20
 
@@ -74,7 +79,11 @@ def main(arguments: Sequence[str]) -> int:
     found = estimate(model, train, load_devices(table))
     measured = _measure(model, train, flags.device) if flags.measure else None
     if flags.json:
-        timed = None if measured is None else {**dataclasses.asdict(measured), "seconds": measured.update_s * train.total_steps}
+        timed = (
+            None
+            if measured is None
+            else {**dataclasses.asdict(measured), "seconds": measured.update_s * train.total_steps}
+        )
         config = {"model": dataclasses.asdict(model), "training": dataclasses.asdict(train)}
         print(json.dumps({"name": name, **found.to_json(), "measured": timed, **config}))
         return 0
@@ -96,11 +105,16 @@ def resolve(arguments: Sequence[str]) -> tuple[str, Any, BitNetConfig, TrainConf
     named = bool(words) and not words[0].startswith("-")
     word, rest = (words[0], words[1:]) if named else (SHAPE, words)
     if not words:
-        raise NotFoundError("name an experiment or a shape first, as in: bitnet cost arithmetic, or: bitnet cost 1B")
+        raise NotFoundError(
+            "name an experiment or a shape first, as in: bitnet cost arithmetic, or: bitnet cost 1B"
+        )
     base = find_base(word, rest)
     flags: Any = parse(_flags_type(base), rest, f"cost {word}")
     if flags.variant is not None and not base.own_tokens:
-        raise ConfigError(f"--variant is {flags.variant}, but {base.name} has no variants; leave it out, or name an experiment")
+        raise ConfigError(
+            f"--variant is {flags.variant}, but {base.name} has no variants; leave it out, or name an "
+            "experiment"
+        )
     return base.name, flags, *_applied(flags, base)
 
 
@@ -120,7 +134,9 @@ def find_base(word: str, rest: Sequence[str]) -> Base:
     word = word.upper() if word.upper() in PRESETS else word
     if word not in shapes:
         known = {*experiment_names(), *shapes, SHAPE}
-        raise NotFoundError(f"there is no experiment or shape {word!r}.{did_you_mean(word, known)} See: bitnet cost --help")
+        raise NotFoundError(
+            f"there is no experiment or shape {word!r}.{did_you_mean(word, known)} See: bitnet cost --help"
+        )
     return Base(f"{word} (shape)", shapes[word], train_of_shape(shapes[word], rest), own_tokens=False)
 
 
@@ -129,14 +145,18 @@ def train_of_shape(model: BitNetConfig | None, rest: Sequence[str]) -> TrainConf
     from bitnet.train.config import TrainConfig
 
     given = last_value(rest, "--model.max-seq-length") or ""
-    seq_len = int(given) if given.isdecimal() and int(given) else model.max_seq_length if model is not None else 1
+    seq_len = (
+        int(given) if given.isdecimal() and int(given) else model.max_seq_length if model is not None else 1
+    )
     large = model is not None and model.total_params >= LARGE
     accumulation = max(LARGE_UPDATE // (ROWS * seq_len), 1) if large else 1
     return TrainConfig(seq_len=seq_len, batch_size=ROWS, grad_accumulation_steps=accumulation, total_steps=1)
 
 
 def _flags_type(base: Base) -> type[CostFlags]:
-    """CostFlags with a dotted group of flags for the model, required where nothing gives it, and for training."""
+    """CostFlags with a dotted group of flags for the model, required where nothing gives it, and for
+    training.
+    """
     import tyro
 
     from bitnet.nn.config import BitNetConfig
@@ -144,7 +164,10 @@ def _flags_type(base: Base) -> type[CostFlags]:
     quiet = tyro.conf.arg(help="")
     model: tuple[Any, ...] = ("model", Annotated[BitNetConfig, quiet])
     train = ("train", Annotated[type(base.train), quiet], dataclasses.field(default=base.train))
-    sections: list[Any] = [model if base.model is None else (*model, dataclasses.field(default=base.model)), train]
+    sections: list[Any] = [
+        model if base.model is None else (*model, dataclasses.field(default=base.model)),
+        train,
+    ]
     return dataclasses.make_dataclass("CostFlags", sections, bases=(CostFlags,), frozen=True, kw_only=True)
 
 
@@ -156,12 +179,18 @@ def _applied(flags: Any, base: Base) -> tuple[BitNetConfig, TrainConfig]:
     model: BitNetConfig = flags.model
     train: TrainConfig = flags.train
     if flags.weights is not None:
-        model = dataclasses.replace(model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations)
-    short = {name: getattr(flags, name) for name in ("batch_size", "seq_len") if getattr(flags, name) is not None}
+        model = dataclasses.replace(
+            model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations
+        )
+    short = {
+        name: getattr(flags, name) for name in ("batch_size", "seq_len") if getattr(flags, name) is not None
+    }
     train = dataclasses.replace(train, **short)
     RunConfig(model=model, train=train, data=DataConfig(dataset=""))  # its check of both together
     if flags.tokens is not None and flags.tokens_per_parameter is not None:
-        raise ConfigError("--tokens and --tokens-per-parameter are two ways to say the same; give one of them")
+        raise ConfigError(
+            "--tokens and --tokens-per-parameter are two ways to say the same; give one of them"
+        )
     within("--tokens", flags.tokens, 1.0, float(MOST_TOKENS))
     within("--tokens-per-parameter", flags.tokens_per_parameter, 1e-9, 1e9)
     ratio = flags.tokens_per_parameter

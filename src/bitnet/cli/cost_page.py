@@ -30,13 +30,16 @@ def page(name: str, found: Estimate, train: TrainConfig, measured: Measured | No
     return [
         f"{name}: {found.parameters:,} parameters, {found.ternary_parameters:,} of them ternary",
         "  " + "  ".join(f"{part} {count:,}" for part, count in found.breakdown.items()),
-        f"tokens   {found.tokens:,} in {found.updates:,} updates of {found.tokens_per_update:,}: {found.tokens_per_parameter:.3g} for each"
+        f"tokens   {found.tokens:,} in {found.updates:,} updates of {found.tokens_per_update:,}: "
+        f"{found.tokens_per_parameter:.3g} for each"
         f" parameter; 20 would be {found.tokens_at_20:,}",
         f"compute  {scaled(found.flops_per_token)}FLOP for each token, {scaled(found.flops)}FLOP in all"
         + (f", with Muon's {scaled(muon)}FLOP an update" if muon else ""),
-        f"packed   {size(found.packed_bytes)}: {'2 bits a ternary weight, the rest' if found.ternary_parameters else 'all'} in float32; "
+        f"packed   {size(found.packed_bytes)}: "
+        f"{'2 bits a ternary weight, the rest' if found.ternary_parameters else 'all'} in float32; "
         f"in bf16 {size(found.packed_bf16_bytes)}",
-        f"disk     {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints that stay, one being written, {each} each",
+        f"disk     {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints that stay, one being "
+        f"written, {each} each",
         "",
         *_memory(found, train),
         "",
@@ -71,8 +74,12 @@ def _memory(found: Estimate, train: TrainConfig) -> Iterator[str]:
     several = f" (1 of {train.grad_accumulation_steps})" if train.grad_accumulation_steps > 1 else ""
     yield f"{f'memory, micro-batch {train.batch_size} x {train.seq_len}{several}':<44}{'GPU':>12}{'CPU':>12}"
     for field, label in MEMORY_ROWS.items():
-        yield f"  {label:<42}" + "".join(f"{size(getattr(found.memory[kind], field)):>12}" for kind in ("cuda", "cpu"))
-    yield f"  {'whole process, allocator included':<42}" + "".join(f"{size(found.process_bytes[kind]):>12}" for kind in ("cuda", "cpu"))
+        yield f"  {label:<42}" + "".join(
+            f"{size(getattr(found.memory[kind], field)):>12}" for kind in ("cuda", "cpu")
+        )
+    yield f"  {'whole process, allocator included':<42}" + "".join(
+        f"{size(found.process_bytes[kind]):>12}" for kind in ("cuda", "cpu")
+    )
     yield "  fits on a card of  " + "   ".join(f"{fit.gb:g} GB: {fits(fit)}" for fit in found.fits)
 
 
@@ -103,9 +110,16 @@ def _device(row: OnDevice, found: Estimate) -> str:
 def _measured(measured: Measured, found: Estimate) -> Iterator[str]:
     seconds = measured.update_s * found.updates
     yield (
-        f"measured now on this machine ({measured.device}): {long_time(seconds)} at {measured.update_s:.3g} s an update, "
+        f"measured now on this machine ({measured.device}): {long_time(seconds)} at {measured.update_s:.3g} "
+        "s an update, "
         f"{found.tokens_per_update / measured.update_s:,.0f} tokens/s, {scaled(found.flops / seconds)}FLOP/s"
     )
-    part = f"{measured.layers} layer{'s' if measured.layers > 1 else ''}, {measured.rows} x {measured.seq_len} tokens"
+    part = (
+        f"{measured.layers} layer{'s' if measured.layers > 1 else ''}, {measured.rows} x {measured.seq_len} "
+        "tokens"
+    )
     scope = "the whole micro-batch" if measured.whole else "EXTRAPOLATED from this part"
-    yield f"  from {measured.updates} updates of {part}: {scope}; meanwhile it held up to {size(measured.peak_bytes)}"
+    yield (
+        f"  from {measured.updates} updates of {part}: {scope}; meanwhile it held up to "
+        f"{size(measured.peak_bytes)}"
+    )

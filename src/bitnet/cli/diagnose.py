@@ -1,4 +1,6 @@
-"""`bitnet diagnose NAME|RUN`: which part is broken? The decision tree on a fresh model of an experiment, or on a run."""
+"""`bitnet diagnose NAME|RUN`: which part is broken? The decision tree on a fresh model of an experiment, or
+on a run.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,9 @@ ONE_THREAD = 5_000_000
 
 @dataclass(frozen=True, kw_only=True)
 class DiagnoseFlags(RunFlags):
-    """Flags of `bitnet diagnose`. With an experiment's name, those of `bitnet train` that change its configuration too."""
+    """Flags of `bitnet diagnose`. With an experiment's name, those of `bitnet train` that change its
+    configuration too.
+    """
 
     name: Positional[str]
     """An experiment (a fresh model of it is examined), or a run: id, directory, checkpoint, or latest."""
@@ -47,7 +51,8 @@ class DiagnoseFlags(RunFlags):
     device: str = "auto"
     """auto, cpu or cuda."""
     experiment: Path | None = None
-    """The file of the run's experiment, where it is your own: a file that only the run names is never executed."""
+    """The file of the run's experiment, where it is your own: a file that only the run names is never
+    executed."""
     trust: bool = False
     """Read and write what a run of somebody else names outside its folder."""
 
@@ -120,7 +125,9 @@ def shown_rows(subject: Subject) -> list[str]:
 
 
 def unfinished(subject: Subject) -> str | None:
-    """What a run has still to do, in words: updates of its own plan, or tokens of its variant's; None for what has ended."""
+    """What a run has still to do, in words: updates of its own plan, or tokens of its variant's; None for
+    what has ended.
+    """
     if subject.layout is None:
         return None
     total = int(subject.training["total_steps"])
@@ -151,7 +158,14 @@ def of_experiment(name: str, flags: Sequence[str], full: bool) -> Subject:
         parse(DiagnoseFlags, ["--help"], "diagnose")
     experiment, variant, options, config = resolve([name, *flags])
     make_data_ready(experiment, config, lambda text: print(text, file=sys.stderr, flush=True))
-    return _subject(f"{experiment.name} ({variant}), a fresh model", experiment, variant, config, choose_device(options.device), full=full)
+    return _subject(
+        f"{experiment.name} ({variant}), a fresh model",
+        experiment,
+        variant,
+        config,
+        choose_device(options.device),
+        full=full,
+    )
 
 
 def of_run(flags: DiagnoseFlags) -> Subject:
@@ -161,7 +175,10 @@ def of_run(flags: DiagnoseFlags) -> Subject:
     from bitnet.train.device import choose_device
 
     if flags.variant is not None:
-        raise NotFoundError(f"there is no experiment {flags.name!r}, and --variant belongs to experiments; leave it out for a run")
+        raise NotFoundError(
+            f"there is no experiment {flags.name!r}, and --variant belongs to experiments; leave it out for "
+            "a run"
+        )
     reference = find_run(flags.name, flags.runs_dir)
     experiment, variant, config = config_of_run(reference.layout, flags.experiment)
     refuse_foreign_places(reference.layout, config, trust=flags.trust)
@@ -171,9 +188,17 @@ def of_run(flags: DiagnoseFlags) -> Subject:
     else:
         checkpoint = load_checkpoint(reference.layout.checkpoint(reference.step), optimizer=False)
     return _subject(
-        reference.layout.run_id, experiment, variant, config, choose_device(flags.device), full=flags.full,
-        layout=reference.layout, checkpoint=checkpoint, damaged=damaged, step_named=reference.step is not None,
-    )  # fmt: skip
+        reference.layout.run_id,
+        experiment,
+        variant,
+        config,
+        choose_device(flags.device),
+        full=flags.full,
+        layout=reference.layout,
+        checkpoint=checkpoint,
+        damaged=damaged,
+        step_named=reference.step is not None,
+    )
 
 
 def _subject(
@@ -207,16 +232,31 @@ def _subject(
     def new_model(shape: Any) -> BitNetTransformer:
         start.seed_everything(config.train.seed)
         model: BitNetTransformer = trainer.BitNetTransformer(shape).to(machine.device)
-        model.set_product(machine.product if "full" not in (shape.weights, shape.activations) else "float", machine.gradient_dtype)
+        model.set_product(
+            machine.product if "full" not in (shape.weights, shape.activations) else "float",
+            machine.gradient_dtype,
+        )
         return model
 
     def train(
-        model: Any, optimizers: Any, source: Any, *, start_step: int = 0, num_steps: int | None = None, **changes: Any
+        model: Any,
+        optimizers: Any,
+        source: Any,
+        *,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        **changes: Any,
     ) -> Iterator[Any]:
-        chosen = settings(changes) if num_steps is None else settings({**vars(config.train.with_total_steps(num_steps)), **changes})
+        chosen = (
+            settings(changes)
+            if num_steps is None
+            else settings({**vars(config.train.with_total_steps(num_steps)), **changes})
+        )
         now = choose_machine(chosen, machine.device)
         formats = {"bf16": now.bf16, "scaling": LossScale(now.device) if now.fp16 else None}
-        steps: Iterator[Any] = trainer.train_steps(model, model, source, optimizers, chosen, start_step=start_step, **formats)
+        steps: Iterator[Any] = trainer.train_steps(
+            model, model, source, optimizers, chosen, start_step=start_step, **formats
+        )
         return steps
 
     task = experiment.open(config)
@@ -225,19 +265,38 @@ def _subject(
         load_weights(model, checkpoint)
 
     def complete(tokenizer: Any, prompt: str, count: int) -> str:
-        return TrainedModel(layout or RunLayout(Path()), 0, model, tokenizer).complete(prompt, max_new_tokens=count, stop=None)
+        return TrainedModel(layout or RunLayout(Path()), 0, model, tokenizer).complete(
+            prompt, max_new_tokens=count, stop=None
+        )
 
     declared = find_variant(experiment, variant)
     in_main_thread = threading.current_thread() is threading.main_thread()
     return Subject(
-        name=name, config=config.model, **sections(config), task=task, model=model, new_model=new_model, train=train, complete=complete,
-        new_optimizers=lambda model, **changes: trainer.Optimizers(model, settings(changes).optimizer_config()),
+        name=name,
+        config=config.model,
+        **sections(config),
+        task=task,
+        model=model,
+        new_model=new_model,
+        train=train,
+        complete=complete,
+        new_optimizers=lambda model, **changes: trainer.Optimizers(
+            model, settings(changes).optimizer_config()
+        ),
         read_update=lambda source, step: loop.read_batches(source, config.train, step, 0, 1, machine.device),
         rates_at=lambda step, **changes: settings(changes).rates().rates_at(step),
-        rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder)) if in_main_thread else None,
-        criteria=declared.criteria, planned_tokens=declared.config.train.total_tokens, layout=layout,
-        step=checkpoint.step if checkpoint else 0, damaged=damaged, step_named=step_named, bf16=machine.bf16 or machine.fp16, full=full,
-    )  # fmt: skip
+        rehearse=(lambda folder: rehearse(experiment, variant, config, task, folder))
+        if in_main_thread
+        else None,
+        criteria=declared.criteria,
+        planned_tokens=declared.config.train.total_tokens,
+        layout=layout,
+        step=checkpoint.step if checkpoint else 0,
+        damaged=damaged,
+        step_named=step_named,
+        bf16=machine.bf16 or machine.fp16,
+        full=full,
+    )
 
 
 def sections(config: RunConfig) -> dict[str, Any]:

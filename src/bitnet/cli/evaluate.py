@@ -46,7 +46,8 @@ class EvaluateFlags(RunFlags):
     device: str = "auto"
     """auto, cpu or cuda."""
     experiment: Path | None = None
-    """The file of the run's experiment, where it is your own: a file that only the run names is never executed."""
+    """The file of the run's experiment, where it is your own: a file that only the run names is never
+    executed."""
     trust: bool = False
     """Read and write what a run of somebody else names outside its folder."""
 
@@ -90,7 +91,10 @@ def keep(trained: TrainedModel, result: dict[str, Any]) -> None:
     try:
         write_json(trained.layout.verdict, result)
     except OSError as error:
-        print(f"the result is not kept: {trained.layout.verdict} cannot be written ({error.strerror})", file=sys.stderr)
+        print(
+            f"the result is not kept: {trained.layout.verdict} cannot be written ({error.strerror})",
+            file=sys.stderr,
+        )
 
 
 def measured_before(trained: TrainedModel) -> dict[str, Any] | None:
@@ -106,10 +110,13 @@ def measured_before(trained: TrainedModel) -> dict[str, Any] | None:
 
 def check_tokenizer(trained: TrainedModel, task: Task) -> None:
     """Raise DataError where the experiment's data now has another tokenizer than the run was trained with."""
-    then, now = (tokenizer.describe()["tokenizer_sha256"] for tokenizer in (trained.tokenizer, task.tokenizer))
+    then, now = (
+        tokenizer.describe()["tokenizer_sha256"] for tokenizer in (trained.tokenizer, task.tokenizer)
+    )
     if then != now:
         raise DataError(
-            f"the data of {trained.layout.run_id} now has another tokenizer (sha256 {now[:12]}, the run's is {then[:12]}); "
+            f"the data of {trained.layout.run_id} now has another tokenizer (sha256 {now[:12]}, the run's is "
+            f"{then[:12]}); "
             "restore the files and the cache that it was trained from, or measure a text with --data"
         )
 
@@ -121,15 +128,29 @@ def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, o
     from bitnet.evaluate.loss import held_out_loss
 
     if flags.check:
-        raise ConfigError("--check asks for the success criteria, which are measured without --data; give one of them")
+        raise ConfigError(
+            "--check asks for the success criteria, which are measured without --data; give one of them"
+        )
     texts = (record.text for record in LocalFiles(flags.data, flags.column).open() if record.text is not None)
     batches = text_batches(texts, trained.tokenizer, seq_len=config.train.seq_len, batch_size=TEXT_ROWS)
     metrics = held_out_loss(trained.model, batches, trained.tokenizer)
     if not metrics["tokens"]:
         raise DataError(f"{', '.join(flags.data)}: there is no text to measure; give files with documents")
-    result = {"run": trained.layout.run_id, "step": trained.step, "data": list(flags.data), "metrics": metrics}
-    print(f"{result['run']} at update {trained.step}, on {', '.join(flags.data)} ({metrics['tokens']:,.0f} tokens)", file=out)
-    print("\n".join(f"  {name:<24}{figure(metrics[name]):>10}" for name in ("nats_per_token", "bits_per_byte")), file=out)
+    result = {
+        "run": trained.layout.run_id,
+        "step": trained.step,
+        "data": list(flags.data),
+        "metrics": metrics,
+    }
+    print(
+        f"{result['run']} at update {trained.step}, on {', '.join(flags.data)} ({metrics['tokens']:,.0f} "
+        "tokens)",
+        file=out,
+    )
+    print(
+        "\n".join(f"  {name:<24}{figure(metrics[name]):>10}" for name in ("nats_per_token", "bits_per_byte")),
+        file=out,
+    )
     if flags.json:
         print(json.dumps(result))
     return 0
@@ -139,7 +160,10 @@ def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[st
     """run, step, verdict, metrics and criteria, as the command line's contract has them."""
     from bitnet.evaluate.loss import held_out_loss
 
-    metrics = {**held_out_loss(trained.model, task.frozen_evaluation(), task.tokenizer), **task.judge(trained.model)}
+    metrics = {
+        **held_out_loss(trained.model, task.frozen_evaluation(), task.tokenizer),
+        **task.judge(trained.model),
+    }
     rows = [
         {
             "name": str(one),
@@ -151,7 +175,13 @@ def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[st
         for one in criteria
     ]
     verdict = "PASS" if all(row["met"] for row in rows) else "FAIL"
-    return {"run": trained.layout.run_id, "step": trained.step, "verdict": verdict, "metrics": metrics, "criteria": rows}
+    return {
+        "run": trained.layout.run_id,
+        "step": trained.step,
+        "verdict": verdict,
+        "metrics": metrics,
+        "criteria": rows,
+    }
 
 
 def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
@@ -161,7 +191,9 @@ def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
         if name.endswith("_cases") or name == "tokens":
             continue
         cases = metrics.get(f"{name}_cases")
-        lines.append(f"  {name:<24}{figure(value):>10}" + (f"   of {cases:,.0f} held-out cases" if cases else ""))
+        lines.append(
+            f"  {name:<24}{figure(value):>10}" + (f"   of {cases:,.0f} held-out cases" if cases else "")
+        )
     for case in shown:
         if case.expected is None:
             lines.append(f"  {' '.join(case.prompt.split())} | {' '.join(case.answer.split())}")

@@ -28,7 +28,10 @@ def main(arguments: Sequence[str]) -> int:
         return 0
     print(f"{'experiment':<14}{'variant':<12}{'parameters':>12}{'tokens':>16}  about")
     for row in rows:
-        print(f"{row['name']:<14}{row['variant']:<12}{row['parameters']:>12,}{row['tokens']:>16,}  {row['about']}")
+        print(
+            f"{row['name']:<14}{row['variant']:<12}{row['parameters']:>12,}{row['tokens']:>16,}  "
+            f"{row['about']}"
+        )
         if row["measured"]:
             print(f"{'':<56}measured: {row['measured']}")
     return 0
@@ -44,6 +47,13 @@ def catalogue() -> list[dict[str, Any]]:
             parameters, tokens = settings.config.model.total_params, settings.config.train.total_tokens
             result = measured_result(name, variant)
             rows.append(
-                {"name": name, "variant": variant, "parameters": parameters, "tokens": tokens, "about": settings.about, "measured": result}
+                {
+                    "name": name,
+                    "variant": variant,
+                    "parameters": parameters,
+                    "tokens": tokens,
+                    "about": settings.about,
+                    "measured": result,
+                }
             )
     return rows

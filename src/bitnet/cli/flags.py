@@ -38,8 +38,13 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
     if not wants_help:
         os.environ["COLUMNS"] = "2000"  # keep each message on one line
     try:
-        with contextlib.redirect_stderr(captured), contextlib.redirect_stdout(captured) if wants_help else contextlib.nullcontext():
-            parsed: T = tyro.cli(flags, args=list(arguments), prog=f"bitnet {verb}", config=(tyro.conf.FlagCreatePairsOff,))
+        with (
+            contextlib.redirect_stderr(captured),
+            contextlib.redirect_stdout(captured) if wants_help else contextlib.nullcontext(),
+        ):
+            parsed: T = tyro.cli(
+                flags, args=list(arguments), prog=f"bitnet {verb}", config=(tyro.conf.FlagCreatePairsOff,)
+            )
             return parsed
     except SystemExit as end:
         if not end.code:
@@ -65,7 +70,8 @@ class _Captured(io.StringIO):
 
 
 def last_value(words: Sequence[str], flag: str) -> str | None:
-    """The value of a flag that decides which other flags there are; given twice, the last one counts, as for every flag.
+    """The value of a flag that decides which other flags there are; given twice, the last one counts, as for
+    every flag.
 
     flag: as it is documented, with dashes; the parser takes underscores too, and so does this.
     """

@@ -13,7 +13,8 @@ from bitnet.errors import BitnetError, NotFoundError, TrainingFailed, did_you_me
 from bitnet.interrupt import second_signal_ends
 from bitnet.terminal import one_line, shown_output
 
-LONGEST_MESSAGE = 2000  # characters; what a person typed may be a hundred thousand, and the rule and the fix stand at the end
+# characters; what a person typed may be a hundred thousand, and the rule and the fix stand at the end
+LONGEST_MESSAGE = 2000
 VERBS = {
     "experiments": "what can be trained: variants, parameters, tokens, measured results",
     "train": "train an experiment, or continue a run",
@@ -64,19 +65,28 @@ def _verb(words: Sequence[str]) -> int:
     """Run the command; what the user can put right becomes one line."""
     try:
         if words[0] not in VERBS:
-            raise NotFoundError(f"there is no command {words[0]!r}.{did_you_mean(words[0], VERBS)} See: bitnet --help")
+            raise NotFoundError(
+                f"there is no command {words[0]!r}.{did_you_mean(words[0], VERBS)} See: bitnet --help"
+            )
         module = importlib.import_module(f"bitnet.cli.{words[0]}")
         return int(module.main(words[1:]))
     except BitnetError as error:
         return _say(str(error), words, 1 if isinstance(error, TrainingFailed) else 2)
     except BrokenPipeError:
         raise
-    except OSError as error:  # a name that is too long, a folder that may not be read, a disk that fails: whatever is said of a file
+    # a name that is too long, a folder that may not be read, a disk that fails: whatever is said of a file
+    except OSError as error:
         return _say(_disk_error(error), words, 2)
     except (MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not re.search("can't allocate memory|out of memory", str(error)):
+        if isinstance(error, RuntimeError) and not re.search(
+            "can't allocate memory|out of memory", str(error)
+        ):
             raise
-        return _say("there is not enough memory for this; lower --batch-size, --seq-len or the model's sizes", words, 1)
+        return _say(
+            "there is not enough memory for this; lower --batch-size, --seq-len or the model's sizes",
+            words,
+            1,
+        )
 
 
 def _disk_error(error: OSError) -> str:
@@ -105,5 +115,6 @@ def _help() -> str:
     return (
         "Train ternary (1.58-bit) transformers and see them work.\n\n"
         f"usage: bitnet VERB [options]        bitnet VERB --help tells more\n\n{verbs}\n\n"
-        "first steps:  bitnet train arithmetic --variant quick;  bitnet evaluate latest;  bitnet complete latest '25 + 17 = '"
+        "first steps:  bitnet train arithmetic --variant quick;  bitnet evaluate latest;  bitnet complete "
+        "latest '25 + 17 = '"
     )

@@ -1,7 +1,7 @@
 """`bitnet play RUN`: tic-tac-toe against a trained model, in the terminal.
 
-The model gets the text of the game and nothing else. Where its answer is no free cell, that is shown and counted, and
-its next likeliest answer is taken, so that the game can go on.
+The model gets the text of the game and nothing else. Where its answer is no free cell, that is shown and
+counted, and its next likeliest answer is taken, so that the game can go on.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def main(arguments: Sequence[str]) -> int:
         cell_ids(trained.tokenizer)
         trained.tokenizer.encode(question(()))
     except DataError:
-        raise DataError(f"{trained.layout.run_id} has not learned tic-tac-toe; train one with: bitnet train tictactoe") from None
+        raise DataError(
+            f"{trained.layout.run_id} has not learned tic-tac-toe; train one with: bitnet train tictactoe"
+        ) from None
     print(f"Tic-tac-toe against {trained.layout.run_id} at update {trained.step}.\n{HELP}")
     table = Table(trained, 0, flags.temperature, flags.seed)
     try:
@@ -83,7 +85,10 @@ def main(arguments: Sequence[str]) -> int:
     except (Leave, EOFError, KeyboardInterrupt):
         print()
     score = table.score
-    print(f"you {score['you']}, model {score['model']}, draws {score['draws']}; illegal moves of the model: {score['illegal']}")
+    print(
+        f"you {score['you']}, model {score['model']}, draws {score['draws']}; illegal moves of the model: "
+        f"{score['illegal']}"
+    )
     if flags.json:
         print(json.dumps({"run": trained.layout.run_id, "step": trained.step, **score}))
     return 0
@@ -163,7 +168,9 @@ def your_turn(table: Table) -> bool:
 
 
 def model_move(table: Table) -> int:
-    """The model's likeliest, or drawn, free cell; whatever it preferred and may not do is shown and counted."""
+    """The model's likeliest, or drawn, free cell; whatever it preferred and may not do is shown and
+    counted.
+    """
     import torch
 
     from bitnet.experiments.tictactoe.game_tree import cell_ids, next_token_probabilities
@@ -171,7 +178,9 @@ def model_move(table: Table) -> int:
     tokenizer, mark = table.trained.tokenizer, "XO"[1 - table.side]
     chances = next_token_probabilities(table.trained.model, tokenizer, table.moves)
     if table.temperature > 0:
-        generator = torch.Generator().manual_seed((table.seed * 9 + len(table.moves) + 1000 * sum(table.score.values())) % 2**63)
+        generator = torch.Generator().manual_seed(
+            (table.seed * 9 + len(table.moves) + 1000 * sum(table.score.values())) % 2**63
+        )
         scaled = (chances.log() / table.temperature).softmax(-1)
         order = torch.multinomial(scaled + 1e-12, len(chances), generator=generator)
     else:
@@ -183,8 +192,14 @@ def model_move(table: Table) -> int:
             print(f"{mark} (model): {cell}   it gave this cell {float(chances[token]):.1%}")
             return cell
         table.score["illegal"] += 1
-        what = f"cell {cell}, which is taken" if cell is not None else f"{tokenizer.decode([token])!r}, which is no cell"
-        print(f"{mark} (model): {what}: an ILLEGAL move ({float(chances[token]):.1%}); its next choice counts")
+        what = (
+            f"cell {cell}, which is taken"
+            if cell is not None
+            else f"{tokenizer.decode([token])!r}, which is no cell"
+        )
+        print(
+            f"{mark} (model): {what}: an ILLEGAL move ({float(chances[token]):.1%}); its next choice counts"
+        )
     raise AssertionError("an open game has a free cell")
 
 
@@ -203,10 +218,15 @@ def hint(table: Table) -> str:
     """What the model would play in the person's place, drawn on the board."""
     from bitnet.experiments.tictactoe.game_tree import cell_ids, next_token_probabilities
 
-    chances = next_token_probabilities(table.trained.model, table.trained.tokenizer, table.moves)[cell_ids(table.trained.tokenizer)]
+    chances = next_token_probabilities(table.trained.model, table.trained.tokenizer, table.moves)[
+        cell_ids(table.trained.tokenizer)
+    ]
     words = [f"{float(chance):.0%}" for chance in chances]
     illegal = 1 - sum(float(chances[cell]) for cell in range(9) if cell not in table.moves)
-    advice = f"in your place the model would play {int(chances.argmax())}; {illegal:.1%} of its chances are illegal"
+    advice = (
+        f"in your place the model would play {int(chances.argmax())}; {illegal:.1%} of its chances are "
+        "illegal"
+    )
     return f"{board(table.moves, words)}  {advice}"
 
 

@@ -1,4 +1,6 @@
-"""`bitnet prepare NAME --out FILE`: the data of an experiment as a file. `bitnet prepare --data PATH... --out DIR`: token shards."""
+"""`bitnet prepare NAME --out FILE`: the data of an experiment as a file. `bitnet prepare --data PATH... --out
+DIR`: token shards.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ class CorpusFlags:
     column: str = "text"
     """Column with the text."""
     validation: tuple[str, ...] = ()
-    """Files that are the held-out set and are never trained on; without it, documents are chosen by a hash."""
+    """Files that are the held-out set and are never trained on; without it, documents are chosen by a
+    hash."""
     held_out_one_in: int = 100
     """Without --validation: one document in so many is held out."""
     seed: int = 42
@@ -93,20 +96,33 @@ def main(arguments: Sequence[str]) -> int:
     if any(word.split("=")[0] in ("--data", "--dataset") for word in arguments):
         return prepare_documents(parse(PrepareDocumentsFlags, arguments, "prepare"))
     if not arguments:
-        raise ConfigError("name an experiment, as in `bitnet prepare arithmetic --out FILE`, or documents with --data or --dataset")
+        raise ConfigError(
+            "name an experiment, as in `bitnet prepare arithmetic --out FILE`, or documents with --data or "
+            "--dataset"
+        )
     return prepare_experiment(parse(_with_settings(arguments), arguments, "prepare"))
 
 
 def _with_settings(arguments: Sequence[str]) -> type[PrepareFlags]:
-    """PrepareFlags and the settings of the named experiment's data, as `--data.NAME`; without a name there are none."""
+    """PrepareFlags and the settings of the named experiment's data, as `--data.NAME`; without a name there
+    are none.
+    """
     pairs = zip(["", *arguments], arguments, strict=False)
-    words = [word for before, word in pairs if not before.startswith("--") or "=" in before]  # without the values of flags
+    words = [
+        word for before, word in pairs if not before.startswith("--") or "=" in before
+    ]  # without the values of flags
     word = next((word for word in words if word in experiment_names() or word.endswith(".py")), None)
     if word is None:
         return PrepareFlags
-    data = find_variant(find_experiment(word), last_value(arguments, "--variant") or PrepareFlags.variant).config.data
-    settings: list[Any] = [("data", Annotated[type(data), tyro.conf.arg(help="")], dataclasses.field(default=data))]
-    return dataclasses.make_dataclass("PrepareFlags", settings, bases=(PrepareFlags,), frozen=True, kw_only=True)
+    data = find_variant(
+        find_experiment(word), last_value(arguments, "--variant") or PrepareFlags.variant
+    ).config.data
+    settings: list[Any] = [
+        ("data", Annotated[type(data), tyro.conf.arg(help="")], dataclasses.field(default=data))
+    ]
+    return dataclasses.make_dataclass(
+        "PrepareFlags", settings, bases=(PrepareFlags,), frozen=True, kw_only=True
+    )
 
 
 def prepare_experiment(flags: Any) -> int:
@@ -143,9 +159,16 @@ def prepare_documents(flags: PrepareDocumentsFlags) -> int:
     from bitnet.text.pretrained import find_tokenizer
 
     corpus = open_corpus(
-        flags.data, dataset=flags.dataset, split=flags.split, column=flags.column, validation=flags.validation,
-        one_in=flags.held_out_one_in, max_documents=flags.max_documents, max_tokens=flags.max_tokens, seed=flags.seed,
-    )  # fmt: skip
+        flags.data,
+        dataset=flags.dataset,
+        split=flags.split,
+        column=flags.column,
+        validation=flags.validation,
+        one_in=flags.held_out_one_in,
+        max_documents=flags.max_documents,
+        max_tokens=flags.max_tokens,
+        seed=flags.seed,
+    )
     tokenizer = find_tokenizer(flags.tokenizer)
     shards = prepare(corpus, tokenizer, flags.out, processes=flags.processes, report=progress_line())
     summary = summary_of(shards)
@@ -156,7 +179,9 @@ def prepare_documents(flags: PrepareDocumentsFlags) -> int:
 
 
 def progress_line() -> Callable[[Progress], None]:
-    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few seconds."""
+    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few
+    seconds.
+    """
     rewritten = sys.stderr.isatty()
     last = time.monotonic()
 
@@ -177,7 +202,9 @@ def _line(progress: Progress) -> str:
 
     done = "" if progress.fraction is None else f"{progress.fraction:6.1%}  "
     left = "" if progress.eta_s is None else f"  about {duration(progress.eta_s)} to go"
-    text = f"{progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB  {progress.tokens:,} tokens"
+    text = (
+        f"{progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB  {progress.tokens:,} tokens"
+    )
     return f"{done}{text}  {progress.mb_per_s:.1f} MB/s{left}"
 
 
@@ -205,8 +232,10 @@ def _page(summary: dict[str, Any]) -> str:
         return f"  {what:<12} {documents:>12,} documents  {tokens:>14,} tokens"
 
     lines = [
-        f"{summary['out']}: {summary['name']}, ids of a vocabulary of {summary['tokenizer']['tokenizer_vocab_size']:,}",
-        f"{row('to train on', summary['documents'], summary['tokens'])}  {summary['bytes_per_token']:.2f} bytes each",
+        f"{summary['out']}: {summary['name']}, ids of a vocabulary of "
+        f"{summary['tokenizer']['tokenizer_vocab_size']:,}",
+        f"{row('to train on', summary['documents'], summary['tokens'])}  {summary['bytes_per_token']:.2f} "
+        "bytes each",
         row("held out", summary["held_out_documents"], summary["held_out_tokens"]),
     ]
     dropped = {

@@ -38,10 +38,14 @@ def find_experiment(word: str) -> Experiment:
         module = importlib.import_module(f"bitnet.experiments.{word}")
     else:
         names = experiment_names()
-        raise NotFoundError(f"there is no experiment {word!r}.{did_you_mean(word, names)} See: bitnet experiments")
+        raise NotFoundError(
+            f"there is no experiment {word!r}.{did_you_mean(word, names)} See: bitnet experiments"
+        )
     found = getattr(module, "experiment", None)
     if not isinstance(found, Experiment):
-        raise DataError(f"{word} does not define `experiment = Experiment(...)`; see CONTRIBUTING.md for how to write one")
+        raise DataError(
+            f"{word} does not define `experiment = Experiment(...)`; see CONTRIBUTING.md for how to write one"
+        )
     return dataclasses.replace(found, file=str(Path(word).resolve())) if word.endswith(".py") else found
 
 
@@ -57,21 +61,26 @@ def _load_file(path: Path) -> Any:
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:  # whatever the user's file raises is the user's to see
-        raise DataError(f"{path} could not be imported ({type(error).__name__}: {error}); correct it and try again") from error
+        raise DataError(
+            f"{path} could not be imported ({type(error).__name__}: {error}); correct it and try again"
+        ) from error
     return module
 
 
 def find_variant(experiment: Experiment, name: str) -> Variant:
     """A variant of an experiment by name."""
     if name not in experiment.variants:
-        raise NotFoundError(f"{experiment.name} has no variant {name!r}.{did_you_mean(name, experiment.variants)}")
+        raise NotFoundError(
+            f"{experiment.name} has no variant {name!r}.{did_you_mean(name, experiment.variants)}"
+        )
     return experiment.variants[name]
 
 
 def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experiment, str, RunConfig]:
     """Experiment, variant name and configuration of an existing run, from its meta/config.json.
 
-    file: the user's own experiment file, where the run was trained from one; a file that only the run names is never executed.
+    file: the user's own experiment file, where the run was trained from one; a file that only the run names
+    is never executed.
     """
     from bitnet.cli.foreign import check_same_experiment, experiment_of
     from bitnet.nn.config import config_from_dict
@@ -88,9 +97,13 @@ def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experime
         data_type = type(find_variant(experiment, variant).config.data)
         config = RunConfig(
             model=config_from_dict(stored["model"], f"{layout.config}, section model,"),
-            train=from_json(TrainConfig, stored["training"], f"{layout.config}, section training,", others=DERIVED),
+            train=from_json(
+                TrainConfig, stored["training"], f"{layout.config}, section training,", others=DERIVED
+            ),
             data=from_json(data_type, stored["data"], f"{layout.config}, section data,"),
         )
     except (KeyError, TypeError) as error:
-        raise DataError(f"{layout.config} lacks or garbles {error}; restore the file or start a new run") from None
+        raise DataError(
+            f"{layout.config} lacks or garbles {error}; restore the file or start a new run"
+        ) from None
     return experiment, variant, config

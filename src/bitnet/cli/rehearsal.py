@@ -1,6 +1,8 @@
-"""Two short runs of a small model in a temporary folder, through the same door as `bitnet train`, one of them stopped and resumed.
+"""Two short runs of a small model in a temporary folder, through the same door as `bitnet train`, one of them
+stopped and resumed.
 
-For `bitnet diagnose`: what an experiment's trainer writes, saves and restores is then looked at like any run's.
+For `bitnet diagnose`: what an experiment's trainer writes, saves and restores is then looked at like any
+run's.
 """
 
 from __future__ import annotations
@@ -83,7 +85,9 @@ class _RehearsedTask:
 
 
 def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task, folder: Path) -> Rehearsal:
-    """Two short runs of a small model through the same door as `bitnet train`: one in one go, one stopped and resumed."""
+    """Two short runs of a small model through the same door as `bitnet train`: one in one go, one stopped and
+    resumed.
+    """
     from bitnet.diagnose.subject import Rehearsal
     from bitnet.run.layout import RunLayout
     from bitnet.trained_model import load
@@ -92,37 +96,58 @@ def rehearse(experiment: Experiment, variant: str, config: RunConfig, task: Task
     per_update = small.train.grad_accumulation_steps
     whole = _RehearsedTask(task, None)
     parts = [_RehearsedTask(task, STOP * per_update), _RehearsedTask(task, None)]
-    before = signal.signal(signal.SIGTERM, lambda number, frame: None)  # should the trainer not catch it, nobody shall die of it
+    before = signal.signal(
+        signal.SIGTERM, lambda number, frame: None
+    )  # should the trainer not catch it, nobody shall die of it
     try:
         _run(experiment, variant, small, whole, folder, "whole")
         for part in parts:
             _run(experiment, variant, small, part, folder, "parts")
             if part is parts[0]:
                 go_on_unsaved(RunLayout(folder / "parts"))
-        _run(experiment, variant, begun_from(small, RunLayout(folder / "whole")), _RehearsedTask(task, None), folder, "begun")
+        _run(
+            experiment,
+            variant,
+            begun_from(small, RunLayout(folder / "whole")),
+            _RehearsedTask(task, None),
+            folder,
+            "begun",
+        )
         loaded = load("whole", runs_dir=folder)
     finally:
         signal.signal(signal.SIGTERM, before)
 
     def by_update(asked: Sequence[Sequence[int]]) -> list[list[int]]:
-        return [[n for rows in asked[i : i + per_update] for n in rows] for i in range(0, len(asked), per_update)]
+        return [
+            [n for rows in asked[i : i + per_update] for n in rows] for i in range(0, len(asked), per_update)
+        ]
 
     return Rehearsal(
-        whole=RunLayout(folder / "whole"), parts=RunLayout(folder / "parts"), stop=STOP, weights=small.model.weights,
+        whole=RunLayout(folder / "whole"),
+        parts=RunLayout(folder / "parts"),
+        stop=STOP,
+        weights=small.model.weights,
         training=small.to_json()["training"],
-        begun=RunLayout(folder / "begun"), loaded_step=loaded.step, loaded=dict(loaded.model.named_parameters()),
-        whole_rows=by_update(whole.source.asked), parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
-    )  # fmt: skip
+        begun=RunLayout(folder / "begun"),
+        loaded_step=loaded.step,
+        loaded=dict(loaded.model.named_parameters()),
+        whole_rows=by_update(whole.source.asked),
+        parts_rows=by_update([*parts[0].source.asked, *parts[1].source.asked]),
+    )
 
 
 def begun_from(config: RunConfig, layout: RunLayout) -> RunConfig:
     """One update that begins with the last weights of another run."""
     train = config.train.with_total_steps(1)
-    return dataclasses.replace(config, train=dataclasses.replace(train, start_from=str(layout.checkpoint(REHEARSED))))
+    return dataclasses.replace(
+        config, train=dataclasses.replace(train, start_from=str(layout.checkpoint(REHEARSED)))
+    )
 
 
 def go_on_unsaved(layout: RunLayout) -> None:
-    """Lines of updates after the last checkpoint, as a process leaves them that was killed; a resume has to cut them off."""
+    """Lines of updates after the last checkpoint, as a process leaves them that was killed; a resume has to
+    cut them off.
+    """
     for path in layout.line_files():
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
         row = json.loads(lines[-1]) if lines else {}
@@ -134,15 +159,28 @@ def rehearsal_config(config: RunConfig) -> RunConfig:
     """The same settings around a model of two narrow layers, in REHEARSED updates of a few rows."""
     model, train = config.model, config.train.with_total_steps(REHEARSED)
     grouped = 1 if model.num_kv_heads < model.num_heads else 2
-    small = dataclasses.replace(model, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=grouped, ffn_hidden_size=48)
+    small = dataclasses.replace(
+        model, hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=grouped, ffn_hidden_size=48
+    )
     train = dataclasses.replace(
-        train, batch_size=2, grad_accumulation_steps=min(train.grad_accumulation_steps, 2), log_every=1, eval_every=STOP,
-        sample_every=REHEARSED, probe_every=REHEARSED - 1, checkpoint_every=STOP, keep_last=REHEARSED, compile="off", start_from=None,
-    )  # fmt: skip
+        train,
+        batch_size=2,
+        grad_accumulation_steps=min(train.grad_accumulation_steps, 2),
+        log_every=1,
+        eval_every=STOP,
+        sample_every=REHEARSED,
+        probe_every=REHEARSED - 1,
+        checkpoint_every=STOP,
+        keep_last=REHEARSED,
+        compile="off",
+        start_from=None,
+    )
     return dataclasses.replace(config, model=small, train=train)
 
 
-def _run(experiment: Experiment, variant: str, config: RunConfig, task: _RehearsedTask, folder: Path, run_id: str) -> None:
+def _run(
+    experiment: Experiment, variant: str, config: RunConfig, task: _RehearsedTask, folder: Path, run_id: str
+) -> None:
     from bitnet.train.choose import StartOptions
     from bitnet.train.device import choose_device
     from bitnet.train.start import run_experiment
@@ -150,7 +188,11 @@ def _run(experiment: Experiment, variant: str, config: RunConfig, task: _Rehears
     options = StartOptions(runs_dir=folder, run_id=run_id, device=choose_device("cpu"))
     as_task: Any = task
     rehearsed = dataclasses.replace(experiment, open=lambda _: as_task)
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()), noting_the_loop(task.source):
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+        noting_the_loop(task.source),
+    ):
         run_experiment(rehearsed, variant, config, options, lambda text: None)
 
 

@@ -1,4 +1,6 @@
-"""`bitnet report RUN [RUN]`: one self-contained HTML page about a run, or two runs compared; `--card`: its model card."""
+"""`bitnet report RUN [RUN]`: one self-contained HTML page about a run, or two runs compared; `--card`: its
+model card.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ class ReportFlags(RunFlags):
     card: bool = False
     """Write a model card (Markdown) instead of the page."""
     out: Path | None = None
-    """Where to write; by default report.html in the run, comparison.html in the first of two, MODEL_CARD.md with --card."""
+    """Where to write; by default report.html in the run, comparison.html in the first of two, MODEL_CARD.md
+    with --card."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -30,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(ReportFlags, arguments, "report")
     words = flags.run or ("latest",)
     if len(words) > 2:
-        raise ConfigError(f"{len(words)} runs were given; a report is about one or two. To overlay more: bitnet plot RUN...")
+        raise ConfigError(
+            f"{len(words)} runs were given; a report is about one or two. To overlay more: bitnet plot RUN..."
+        )
     if flags.card and len(words) > 1:
         raise ConfigError("a model card is about one run; give one, or leave --card out to compare two")
     from bitnet.report.card import write_card
@@ -39,7 +44,9 @@ def main(arguments: Sequence[str]) -> int:
 
     layouts = [find_run(word, flags.runs_dir).layout for word in words]
     if len({layout.root.resolve() for layout in layouts}) < len(layouts):
-        raise ConfigError(f"{words[0]} and {words[1]} are the same run, {layouts[0].run_id}; name two different ones")
+        raise ConfigError(
+            f"{words[0]} and {words[1]} are the same run, {layouts[0].run_id}; name two different ones"
+        )
     name = "MODEL_CARD.md" if flags.card else "report.html" if len(layouts) == 1 else "comparison.html"
     out = flags.out or layouts[0].root / name
     endings = (".md",) if flags.card else (".html", ".htm")
@@ -49,7 +56,9 @@ def main(arguments: Sequence[str]) -> int:
     notes = [f"{run.name}: {note}" for run in runs for note in run.notes]
     size = out.stat().st_size
     if flags.json:
-        print(json.dumps({"out": str(out), "bytes": size, "runs": [run.name for run in runs], "notes": notes}))
+        print(
+            json.dumps({"out": str(out), "bytes": size, "runs": [run.name for run in runs], "notes": notes})
+        )
     else:
         print("\n".join([*notes, f"wrote {out} ({size / 1e6:.1f} MB)"]))
     return 0

@@ -17,7 +17,9 @@ def main(arguments: Sequence[str]) -> int:
 
     flags = parse(RunFlags, arguments, "runs")
     if flags.runs_dir != RunFlags.runs_dir and not flags.runs_dir.is_dir():
-        raise NotFoundError(f"there is no folder {flags.runs_dir}; give the folder of your runs with --runs-dir")
+        raise NotFoundError(
+            f"there is no folder {flags.runs_dir}; give the folder of your runs with --runs-dir"
+        )
     rows = [run_summary(layout) for layout in list_runs(flags.runs_dir)]
     if flags.json:
         print(json.dumps(rows))

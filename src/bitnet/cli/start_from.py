@@ -1,4 +1,6 @@
-"""`--from RUN`: another run's model, weights and tokenizer as the beginning of a new one, and `--data` for conversations."""
+"""`--from RUN`: another run's model, weights and tokenizer as the beginning of a new one, and `--data` for
+conversations.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ if TYPE_CHECKING:
 
 
 def started_from(base: RunConfig, word: str, runs_dir: Path, *, trust: bool = False) -> RunConfig:
-    """The configuration with the model of a run, beginning with its newest good weights. trust: it may name the text it was trained on."""
+    """The configuration with the model of a run, beginning with its newest good weights. trust: it may name
+    the text it was trained on.
+    """
     from bitnet.run.layout import RunLayout, find_run
     from bitnet.trained_model import model_config, read_checkpoint
 
@@ -28,7 +32,11 @@ def started_from(base: RunConfig, word: str, runs_dir: Path, *, trust: bool = Fa
     for note in notes:
         print(f"skipping a damaged checkpoint: {note}", file=sys.stderr)
     model = model_config(layout)
-    train = dataclasses.replace(base.train, start_from=str(layout.checkpoint(step)), seq_len=min(base.train.seq_len, model.max_seq_length))
+    train = dataclasses.replace(
+        base.train,
+        start_from=str(layout.checkpoint(step)),
+        seq_len=min(base.train.seq_len, model.max_seq_length),
+    )
     return dataclasses.replace(base, model=model, train=train, data=_data_of(base.data, layout, trust))
 
 
@@ -64,10 +72,16 @@ def with_conversations(data: Any, place: str) -> Any:
     """The data settings with a folder or file of conversations; a folder has the voice that they are in."""
     path = Path(place)
     if not path.exists():
-        raise NotFoundError(f"there is no {place}; make it with: bitnet voice answers --prompts DIR --out {place}")
+        raise NotFoundError(
+            f"there is no {place}; make it with: bitnet voice answers --prompts DIR --out {place}"
+        )
     from bitnet.voice.answers import VOICE_FILE
     from bitnet.voice.voices import find_voice
 
     voice = path / VOICE_FILE
-    of_voice = {"voice": str(voice.resolve()), "speaker": find_voice(str(voice)).name} if voice.is_file() else {}
-    return dataclasses.replace(data, conversations=str(path.resolve()), dataset=path.resolve().name, **of_voice)
+    of_voice = (
+        {"voice": str(voice.resolve()), "speaker": find_voice(str(voice)).name} if voice.is_file() else {}
+    )
+    return dataclasses.replace(
+        data, conversations=str(path.resolve()), dataset=path.resolve().name, **of_voice
+    )

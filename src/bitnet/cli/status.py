@@ -68,20 +68,32 @@ def page(summary: dict[str, Any]) -> str:
 
 def _details(summary: dict[str, Any]) -> list[tuple[str, str]]:
     """Label and text of every line below the bar."""
-    last = {key: summary[key] for key in ("loss", "lr", "grad_norm", "tokens_per_sec") if summary[key] is not None}
-    evaluation = {key: value for key, value in (summary["evaluation"] or {}).items() if not key.endswith("_cases")}
+    last = {
+        key: summary[key] for key in ("loss", "lr", "grad_norm", "tokens_per_sec") if summary[key] is not None
+    }
+    evaluation = {
+        key: value for key, value in (summary["evaluation"] or {}).items() if not key.endswith("_cases")
+    }
     skipped = summary["unreadable_lines"]
     return [
         ("training", _pairs(last)),
         ("evaluation", _pairs(evaluation)),
         ("ternary", _pairs(summary["ternary"])),
-        *(("sample", f"step {one['step']}, {one['mode']}: {one['prompt']!r} {one['generated_text']!r}") for one in summary["samples"]),
+        *(
+            ("sample", f"step {one['step']}, {one['mode']}: {one['prompt']!r} {one['generated_text']!r}")
+            for one in summary["samples"]
+        ),
         ("anomalies", ", ".join(summary["anomalies"]) or "none"),
         ("checkpoints", ", ".join(str(step) for step in summary["checkpoints"]) or "none yet"),
-        ("unreadable", f"{skipped} lines of metrics at the ends of the files were passed over" if skipped else ""),
+        (
+            "unreadable",
+            f"{skipped} lines of metrics at the ends of the files were passed over" if skipped else "",
+        ),
     ]
 
 
 def _pairs(values: dict[str, Any]) -> str:
     shown = ((key, value) for key, value in values.items() if value is not None)
-    return "  ".join(f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown)
+    return "  ".join(
+        f"{key} {value:.4g}" if isinstance(value, float) else f"{key} {value}" for key, value in shown
+    )

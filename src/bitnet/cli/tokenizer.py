@@ -1,4 +1,6 @@
-"""`bitnet tokenizer train`: byte-level BPE from documents. `bitnet tokenizer inspect DIR`: what one does to text."""
+"""`bitnet tokenizer train`: byte-level BPE from documents. `bitnet tokenizer inspect DIR`: what one does to
+text.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ class TrainFlags(CorpusFlags):
 
 @dataclass(frozen=True, kw_only=True)
 class InspectFlags:
-    """Size, hash, longest tokens; with text or data also bytes per token and whether decoding gives it back."""
+    """Size, hash, longest tokens; with text or data also bytes per token and whether decoding gives it
+    back.
+    """
 
     tokenizer: Positional[str]
     """Folder of the tokenizer, or its name on the hub."""
@@ -81,7 +85,9 @@ def train(flags: TrainFlags) -> int:
     """Train, and put the folder in place in one step."""
     within("--max-documents", flags.max_documents, 1, MOST_DOCUMENTS)
     within("--vocab-size", flags.vocab_size, 1, MOST_ENTRIES)
-    if flags.out.exists() and not (flags.out.is_dir() and (_holds_tokenizer(flags.out) or not any(flags.out.iterdir()))):
+    if flags.out.exists() and not (
+        flags.out.is_dir() and (_holds_tokenizer(flags.out) or not any(flags.out.iterdir()))
+    ):
         raise DataError(f"{flags.out} exists and holds no tokenizer; name a new folder with --out")
     from bitnet.corpus.corpus import open_corpus
     from bitnet.corpus.documents import Skipped
@@ -89,9 +95,14 @@ def train(flags: TrainFlags) -> int:
     from bitnet.text.characters import CharacterTokenizer
 
     corpus = open_corpus(
-        flags.data, dataset=flags.dataset, split=flags.split, column=flags.column, validation=flags.validation,
-        one_in=flags.held_out_one_in, seed=flags.seed,
-    )  # fmt: skip
+        flags.data,
+        dataset=flags.dataset,
+        split=flags.split,
+        column=flags.column,
+        validation=flags.validation,
+        one_in=flags.held_out_one_in,
+        seed=flags.seed,
+    )
     skipped = Skipped()
     texts = _counted(corpus.sampled_texts(flags.max_documents, flags.seed, skipped))
     tokenizer: Tokenizer
@@ -99,7 +110,8 @@ def train(flags: TrainFlags) -> int:
         tokenizer = CharacterTokenizer.count(texts, flags.vocab_size)
         if tokenizer.used < flags.vocab_size:
             raise DataError(
-                f"the data supports a vocabulary of {tokenizer.used:,} entries only, each with a character of its own; "
+                f"the data supports a vocabulary of {tokenizer.used:,} entries only, each with a character "
+                "of its own; "
                 f"{flags.vocab_size:,} are asked for; give more text, or ask for {tokenizer.used}"
             )
     else:
@@ -123,9 +135,17 @@ def _counted(texts: Iterable[str]) -> Iterator[str]:
     for text in texts:
         count, characters = count + 1, characters + len(text)
         if count % SAY_EVERY_DOCUMENTS == 0:
-            print(f"{count:,} documents, {characters / 1e6:,.1f} million characters", file=sys.stderr, flush=True)
+            print(
+                f"{count:,} documents, {characters / 1e6:,.1f} million characters",
+                file=sys.stderr,
+                flush=True,
+            )
         yield text
-    print(f"{count:,} documents, {characters / 1e6:,.1f} million characters read; finding the vocabulary", file=sys.stderr, flush=True)
+    print(
+        f"{count:,} documents, {characters / 1e6:,.1f} million characters read; finding the vocabulary",
+        file=sys.stderr,
+        flush=True,
+    )
 
 
 def _holds_tokenizer(folder: Path) -> bool:
@@ -155,7 +175,11 @@ def inspect(flags: InspectFlags) -> int:
     from bitnet.text.pretrained import find_tokenizer
 
     tokenizer = find_tokenizer(flags.tokenizer)
-    summary: dict[str, Any] = {"vocab_size": tokenizer.vocab_size, **tokenizer.describe(), "longest_tokens": longest_tokens(tokenizer)}
+    summary: dict[str, Any] = {
+        "vocab_size": tokenizer.vocab_size,
+        **tokenizer.describe(),
+        "longest_tokens": longest_tokens(tokenizer),
+    }
     texts: Iterable[str] = [] if flags.text is None else [flags.text]
     skipped = Skipped()
     if flags.data:
@@ -176,7 +200,9 @@ def longest_tokens(tokenizer: Tokenizer) -> list[str]:
 
 
 def measured(tokenizer: Tokenizer, texts: Iterable[str]) -> dict[str, Any]:
-    """documents, bytes, tokens, bytes per token, and whether every text came back; nothing where there is no text."""
+    """documents, bytes, tokens, bytes per token, and whether every text came back; nothing where there is no
+    text.
+    """
     documents = size = tokens = lost = 0
     for text in texts:
         ids = tokenizer.encode(text)
@@ -202,10 +228,17 @@ def _page(summary: dict[str, Any], tokenizer: Tokenizer, text: str | None) -> st
     ]
     if "tokens" in summary:
         back = (
-            "every text came back" if summary["round_trip"] else f"{summary['changed']} of {summary['documents']} texts did NOT come back"
+            "every text came back"
+            if summary["round_trip"]
+            else f"{summary['changed']} of {summary['documents']} texts did NOT come back"
         )
         counts = f"{summary['bytes']:,} bytes, {summary['tokens']:,} tokens"
-        lines += [f"  bytes per token  {summary['bytes_per_token']:.3f}   ({counts})", f"  round trip       {back}"]
+        lines += [
+            f"  bytes per token  {summary['bytes_per_token']:.3f}   ({counts})",
+            f"  round trip       {back}",
+        ]
     if text is not None:
-        lines.append("  " + " ".join(f"{index}:{tokenizer.decode([index])!r}" for index in tokenizer.encode(text)))
+        lines.append(
+            "  " + " ".join(f"{index}:{tokenizer.decode([index])!r}" for index in tokenizer.encode(text))
+        )
     return "\n".join(lines)

@@ -69,13 +69,15 @@ class TextFlags:
     """Further flags of the experiments on real text."""
 
     files: Annotated[tuple[str, ...] | None, tyro.conf.arg(name="data")] = None
-    """Files, folders or patterns to train on instead of the hub's data set (.txt, .jsonl, .parquet; .gz, .xz, .zst)."""
+    """Files, folders or patterns to train on instead of the hub's data set (.txt, .jsonl, .parquet; .gz, .xz,
+    .zst)."""
     validation: tuple[str, ...] | None = None
     """Files that are the held-out set and are never trained on."""
     column: str | None = None
     """Column with the text."""
     tokenizer: str | None = None
-    """own (made from the data), auto (LLaMA-2's where you have access, else own), characters, a folder, or a name on the hub."""
+    """own (made from the data), auto (LLaMA-2's where you have access, else own), characters, a folder, or a
+    name on the hub."""
     cache_dir: str | None = None
     """Where tokenizers and token shards are kept."""
     allow_repeat: bool = False
@@ -91,7 +93,9 @@ class ConversationFlags:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time in full precision."""
+    """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time
+    in full precision.
+    """
     from bitnet.train.device import choose_device, processes
     from bitnet.train.loop import refuse_several_processes
 
@@ -100,12 +104,21 @@ def main(arguments: Sequence[str]) -> int:
     out = sys.stderr if flags.json else sys.stdout
     if flags.variant is None:
         others = ", ".join(other for other in experiment.variants if other != name)
-        print(f"variant {name}, the one for a {choose_device(flags.device).type}; with --variant there are also: {others}", file=out)
+        print(
+            f"variant {name}, the one for a {choose_device(flags.device).type}; with --variant there are "
+            f"also: {others}",
+            file=out,
+        )
     print(summary(experiment, name, config), file=out, flush=True)
     control = control_config(config) if flags.control else None
     if flags.dry_run:
         print("\n".join(outlook(config)), file=out)
-        print(json.dumps({"experiment": experiment.name, "variant": name, **config.to_json()}, indent=None if flags.json else 2))
+        print(
+            json.dumps(
+                {"experiment": experiment.name, "variant": name, **config.to_json()},
+                indent=None if flags.json else 2,
+            )
+        )
         return 0
     config = with_settled_tokenizer(config, lambda text: print(text, file=out, flush=True))
     refuse_beyond_memory(config, choose_device(flags.device).type)
@@ -115,7 +128,10 @@ def main(arguments: Sequence[str]) -> int:
     result: dict[str, Any] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
     if control is not None and ended.signal is None:
         print(f"the control: {summary(experiment, name, control)}", file=out, flush=True)
-        compared, ended = ended, _train(experiment, name, control, flags, f"{ended.layout.run_id}_control", out)
+        compared, ended = (
+            ended,
+            _train(experiment, name, control, flags, f"{ended.layout.run_id}_control", out),
+        )
         trained.append(ended.layout)
         result["control"] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
         if ended.state != "stopped":
@@ -128,14 +144,20 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _evaluated(layout: RunLayout, flags: TrainFlags) -> int:
-    """The exit code of `bitnet evaluate` for a run that was trained or found finished by this command, whichever run is the newest."""
+    """The exit code of `bitnet evaluate` for a run that was trained or found finished by this command,
+    whichever run is the newest.
+    """
     from bitnet.cli import evaluate
 
     switches = [*(["--check"] if flags.check else []), *(["--json"] if flags.json else [])]
-    return evaluate.main([str(layout.root), "--once", "--device", flags.device, "--runs-dir", str(flags.runs_dir), *switches])
+    return evaluate.main(
+        [str(layout.root), "--once", "--device", flags.device, "--runs-dir", str(flags.runs_dir), *switches]
+    )
 
 
-def _train(experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO) -> Ended:
+def _train(
+    experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO
+) -> Ended:
     """One run, from its beginning or from where it was."""
     from bitnet.train.choose import StartOptions
     from bitnet.train.device import choose_device
@@ -159,9 +181,14 @@ def _train(experiment: Experiment, name: str, config: RunConfig, flags: TrainFla
 
 
 def control_config(config: RunConfig) -> RunConfig:
-    """The same run with ordinary weights and unquantized inputs. Raises ConfigError where that is the run itself."""
+    """The same run with ordinary weights and unquantized inputs. Raises ConfigError where that is the run
+    itself.
+    """
     if config.model.weights == "full":
-        raise ConfigError("--control compares with full-precision weights, but this run has them already; leave out --weights full")
+        raise ConfigError(
+            "--control compares with full-precision weights, but this run has them already; leave out "
+            "--weights full"
+        )
     model = dataclasses.replace(config.model, weights="full", activations="full")
     product = "auto" if config.train.product == "int8" else config.train.product
     return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, product=product))
@@ -173,12 +200,16 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
         if {"-h", "--help"} & set(arguments):
             arguments = ["arithmetic", "--help"]
         else:
-            raise NotFoundError("name an experiment first, as in: bitnet train arithmetic. See: bitnet experiments")
+            raise NotFoundError(
+                "name an experiment first, as in: bitnet train arithmetic. See: bitnet experiments"
+            )
     from bitnet.train.device import choose_device
 
     experiment = find_experiment(arguments[0])
     rest = list(arguments[1:])
-    name = last_value(rest, "--variant") or experiment.default_variant(choose_device(last_value(rest, "--device") or "auto").type)
+    name = last_value(rest, "--variant") or experiment.default_variant(
+        choose_device(last_value(rest, "--device") or "auto").type
+    )
     base = find_variant(experiment, name).config
     origin = last_value(rest, "--from")
     if origin is not None:
@@ -195,10 +226,20 @@ def _flags_type(base: RunConfig) -> type[TrainFlags]:
 
     quiet = tyro.conf.arg(help="")
     sections: list[Any] = [
-        (section, Annotated[type(getattr(base, section)), quiet], dataclasses.field(default=getattr(base, section)))
+        (
+            section,
+            Annotated[type(getattr(base, section)), quiet],
+            dataclasses.field(default=getattr(base, section)),
+        )
         for section in ("model", "train", "data")
     ]
-    extra = (TextFlags,) if isinstance(base.data, TextData) else (ConversationFlags,) if isinstance(base.data, ConversationData) else ()
+    extra = (
+        (TextFlags,)
+        if isinstance(base.data, TextData)
+        else (ConversationFlags,)
+        if isinstance(base.data, ConversationData)
+        else ()
+    )
     bases = (*extra, TrainFlags)
     return dataclasses.make_dataclass("TrainFlags", sections, bases=bases, frozen=True, kw_only=True)
 
@@ -217,9 +258,14 @@ def apply_flags(flags: Any) -> RunConfig:
     if flags.num_steps is not None:
         train = train.with_total_steps(flags.num_steps)
     if flags.weights is not None:
-        model = dataclasses.replace(model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations)
+        model = dataclasses.replace(
+            model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations
+        )
     if train.product == "int8" and "full" in (model.weights, model.activations):
-        raise ConfigError("train.product is int8 but the model is not ternary with int8 activations; use --train.product float")
+        raise ConfigError(
+            "train.product is int8 but the model is not ternary with int8 activations; use --train.product "
+            "float"
+        )
     if isinstance(flags, TextFlags):
         data = apply_text_flags(flags, data)
     elif isinstance(flags, ConversationFlags) and flags.files is not None:
@@ -231,13 +277,21 @@ def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
     """The short flags about documents on top of the dotted ones. Files are looked for at once."""
     from bitnet.corpus.documents import LocalFiles
 
-    given = {name: getattr(flags, name) for name in ("validation", "column", "tokenizer", "cache_dir") if getattr(flags, name) is not None}
-    data = dataclasses.replace(data, **given, allow_repeat=data.allow_repeat or flags.allow_repeat, data=flags.files or data.data)
+    given = {
+        name: getattr(flags, name)
+        for name in ("validation", "column", "tokenizer", "cache_dir")
+        if getattr(flags, name) is not None
+    }
+    data = dataclasses.replace(
+        data, **given, allow_repeat=data.allow_repeat or flags.allow_repeat, data=flags.files or data.data
+    )
     return dataclasses.replace(data, dataset=LocalFiles(data.data, data.column).name) if data.data else data
 
 
 def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[str], None]) -> None:
-    """Tokenizer and token shards of an experiment on real text, with what is going on shown; nothing for others."""
+    """Tokenizer and token shards of an experiment on real text, with what is going on shown; nothing for
+    others.
+    """
     from bitnet.cli.prepare import progress_line
     from bitnet.experiments.real_text import TextData, Watch, ready_shards
 
@@ -256,17 +310,23 @@ def with_settled_tokenizer(config: RunConfig, say: Callable[[str], None]) -> Run
 
 
 def refuse_beyond_memory(config: RunConfig, device_type: str) -> None:
-    """Raise ConfigError where weights, gradients and optimizer alone are more than this machine has: the system would end the process."""
+    """Raise ConfigError where weights, gradients and optimizer alone are more than this machine has: the
+    system would end the process.
+    """
     from bitnet.cli.cost_page import size
     from bitnet.cost.memory import memory_of, numerics_on
 
     if device_type != "cpu":
         return
     memory = memory_of(config.model, config.train, numerics_on("cpu", config.model, config.train))
-    least, there = memory.weights + memory.gradients + memory.optimizer, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    least, there = (
+        memory.weights + memory.gradients + memory.optimizer,
+        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+    )
     if least > there:
         raise ConfigError(
-            f"this model takes {size(least)} for weights, gradients and optimizer alone, and the machine has {size(there)}; "
+            f"this model takes {size(least)} for weights, gradients and optimizer alone, and the machine has "
+            f"{size(there)}; "
             "lower --model.hidden-size, --model.num-layers or --model.vocab-size"
         )
 
@@ -288,7 +348,8 @@ def outlook(config: RunConfig) -> list[str]:
     return [
         f"  tokens for each parameter {found.tokens_per_parameter:.3g}",
         f"  memory of the whole process: {memory}",
-        f"  disk {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints of {size(found.checkpoint_bytes)} and one being written",
+        f"  disk {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints of "
+        f"{size(found.checkpoint_bytes)} and one being written",
         f"  time, assumed rates (bitnet cost tells more): {', '.join(times)}",
     ]
 
@@ -298,8 +359,10 @@ def summary(experiment: Experiment, variant: str, config: RunConfig) -> str:
     model, train = config.model, config.train
     parts = "  ".join(f"{part} {count:,}" for part, count in model.parameter_breakdown().items())
     return (
-        f"{experiment.name} ({variant}): {model.total_params:,} parameters, weights {model.weights}, activations {model.activations}\n"
+        f"{experiment.name} ({variant}): {model.total_params:,} parameters, weights {model.weights}, "
+        f"activations {model.activations}\n"
         f"  {parts}\n"
-        f"  {train.total_steps:,} updates of {train.batch_size * train.grad_accumulation_steps} x {train.seq_len} tokens"
+        f"  {train.total_steps:,} updates of {train.batch_size * train.grad_accumulation_steps} x "
+        f"{train.seq_len} tokens"
         f" = {train.total_tokens:,} tokens, {train.optimizer}"
     )

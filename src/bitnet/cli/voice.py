@@ -17,7 +17,8 @@ from bitnet.voice.teachers import DEFAULT, Teacher, TeacherOptions, open_teacher
 
 USAGE = """usage: bitnet voice prompts [--topics FILE] [--teacher T] --out DIR
        bitnet voice answers --prompts DIR [--voice FILE] [--teacher T] [--pairs] --out DIR
-T is rules (a built-in grammar), a Hugging Face causal model by name or folder, or http://HOST/v1 with --model NAME
+T is rules (a built-in grammar), a Hugging Face causal model by name or folder, or http://HOST/v1 with
+--model NAME
 with --help after prompts or answers: all flags"""
 LINE_EVERY_S = 5.0  # between lines of progress where they cannot be rewritten
 
@@ -29,7 +30,8 @@ class TeacherFlags:
     out: Path
     """Folder to write; repeat the command to continue after an interruption."""
     teacher: str = DEFAULT
-    """rules, a Hugging Face causal model by name or folder, or the address of an OpenAI-compatible endpoint."""
+    """rules, a Hugging Face causal model by name or folder, or the address of an OpenAI-compatible
+    endpoint."""
     model: str | None = None
     """Name of the endpoint's model."""
     batch_size: int = 8
@@ -100,7 +102,9 @@ def prompts(flags: PromptsFlags) -> int:
 
     topics = built_in_topics() if flags.topics is None else read_topics(flags.topics)
     options = PromptOptions(batches=flags.batches, per_batch=flags.per_batch, seed=flags.seed)
-    manifest = make_prompts(topics, built_in("human"), _teacher(flags), options, flags.out, progress("batches", "prompts"))
+    manifest = make_prompts(
+        topics, built_in("human"), _teacher(flags), options, flags.out, progress("batches", "prompts")
+    )
     lines = [
         f"{flags.out}: {manifest['prompts']:,} prompts about {manifest['topics']:,} topics, at least "
         f"{manifest['fewest_of_a_topic']:,} of each; {manifest['topics_held_out']:,} topics are held out",
@@ -108,7 +112,11 @@ def prompts(flags: PromptsFlags) -> int:
     ]
     if manifest["topics_without_prompt"]:
         lines.append(f"  without any prompt: {', '.join(manifest['topics_without_prompt'])}")
-    return _end(flags, manifest, [*lines, f"next: bitnet voice answers --prompts {flags.out} --teacher {flags.teacher} --out DIR"])
+    return _end(
+        flags,
+        manifest,
+        [*lines, f"next: bitnet voice answers --prompts {flags.out} --teacher {flags.teacher} --out DIR"],
+    )
 
 
 def answers(flags: AnswersFlags) -> int:
@@ -118,7 +126,9 @@ def answers(flags: AnswersFlags) -> int:
 
     voice = find_voice(flags.voice)
     options = AnswerOptions(attempts=flags.attempts, seed=flags.seed, pairs=flags.pairs)
-    manifest = make_answers(flags.prompts, voice, _teacher(flags), options, flags.out, progress("prompts", "answers"))
+    manifest = make_answers(
+        flags.prompts, voice, _teacher(flags), options, flags.out, progress("prompts", "answers")
+    )
     lines = [
         f"{flags.out}: {manifest['answers']:,} answers of {voice.name} to {manifest['prompts']:,} prompts on "
         f"{manifest['topics']:,} topics, at least {manifest['fewest_of_a_topic']:,} on each",
@@ -128,10 +138,14 @@ def answers(flags: AnswersFlags) -> int:
         f"  prompts given up after {manifest['attempts']} attempts: {manifest['given_up']:,}",
     ]
     if manifest["broken_prompts"]:
-        lines.append(f"  broken lines of the prompts left out: {manifest['broken_prompts']:,} (first: {manifest['first_broken']})")
+        lines.append(
+            f"  broken lines of the prompts left out: {manifest['broken_prompts']:,} (first: "
+            f"{manifest['first_broken']})"
+        )
     if flags.pairs:
         lines.append(
-            f"  preference pairs: {manifest['pair_count']:,}; {_dropped('plain answers refused', manifest['plain_refused']).strip()}"
+            f"  preference pairs: {manifest['pair_count']:,}; "
+            f"{_dropped('plain answers refused', manifest['plain_refused']).strip()}"
         )
     return _end(flags, manifest, lines)
 
@@ -144,9 +158,13 @@ def _teacher(flags: TeacherFlags) -> Teacher:
 
         device = str(choose_device(flags.device))
     options = TeacherOptions(
-        model=flags.model, batch_size=flags.batch_size, max_new_tokens=flags.max_new_tokens, temperature=flags.temperature,
-        timeout_s=flags.timeout_s, device=device,
-    )  # fmt: skip
+        model=flags.model,
+        batch_size=flags.batch_size,
+        max_new_tokens=flags.max_new_tokens,
+        temperature=flags.temperature,
+        timeout_s=flags.timeout_s,
+        device=device,
+    )
     return open_teacher(flags.teacher, options)
 
 
@@ -163,7 +181,9 @@ def _end(flags: TeacherFlags, manifest: dict[str, Any], lines: list[str]) -> int
 
 
 def progress(pieces: str, kept: str) -> Callable[[int, int, int], None]:
-    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few seconds."""
+    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few
+    seconds.
+    """
     from bitnet.run.wording import duration
 
     rewritten = sys.stderr.isatty()

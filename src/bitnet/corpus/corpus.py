@@ -1,7 +1,7 @@
 """What is prepared: a source of documents, which of them are held out, and how many are taken.
 
-One value decides it for everything that sees documents: the tokenizer is trained on the same side of the split as the
-model. Not here: reading (documents.py, hub.py), the rule itself (holdout.py).
+One value decides it for everything that sees documents: the tokenizer is trained on the same side of the
+split as the model. Not here: reading (documents.py, hub.py), the rule itself (holdout.py).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ RULE = 1  # changes when holdout.py decides otherwise about the same document
 
 @dataclass(frozen=True)
 class Corpus:
-    """validation: documents that are the held-out set and are never trained on; without it one_in decides by hash.
+    """validation: documents that are the held-out set and are never trained on; without it one_in decides by
+    hash.
 
     max_documents, max_tokens: where to stop; held-out documents count in the first only.
     """
@@ -64,7 +65,9 @@ class Corpus:
 
     @cached_property
     def hold_out(self) -> HoldOut:
-        """The rule, found by reading as much as it takes: all of a validation file, else the first few hundred documents."""
+        """The rule, found by reading as much as it takes: all of a validation file, else the first few
+        hundred documents.
+        """
         if self.validation is None:
             return choose_hold_out(self.source, self.one_in, self.max_documents)
         return HoldOut(0, frozenset(content_hashes(self.validation)))
@@ -76,8 +79,9 @@ class Corpus:
     def sampled_texts(self, count: int, seed: int, skipped: Skipped | None = None) -> Iterator[str]:
         """Documents that may be trained on, out of at most `count` drawn with the seed, each in its place.
 
-        Files are counted first and then read again, so that none has to be kept; a stream, which is shuffled already,
-        gives its first `count`. skipped: counts what was read and cannot be used. Raises DataError where nothing can.
+        Files are counted first and then read again, so that none has to be kept; a stream, which is shuffled
+        already, gives its first `count`. skipped: counts what was read and cannot be used. Raises DataError
+        where nothing can.
         """
         total = None if self.source.size_bytes is None else sum(1 for _ in usable_texts(self.source))
         if total is None:
@@ -85,7 +89,9 @@ class Corpus:
         if total <= count:
             return self._for_training(usable_texts(self.source, skipped))
         chosen = set(random.Random(seed).sample(range(total), count))
-        return self._for_training(text for index, text in enumerate(usable_texts(self.source, skipped)) if index in chosen)
+        return self._for_training(
+            text for index, text in enumerate(usable_texts(self.source, skipped)) if index in chosen
+        )
 
     def _for_training(self, texts: Iterable[str]) -> Iterator[str]:
         return (text for text in texts if self.hold_out.role(content_hash(text)) is Role.TRAIN)
@@ -105,16 +111,23 @@ def open_corpus(
     revision: str | None = None,
     cache: Path | None = None,
 ) -> Corpus:
-    """The corpus that a user's words describe. data, validation: files, folders, patterns; dataset: a name on the hub.
+    """The corpus that a user's words describe. data, validation: files, folders, patterns; dataset: a name on
+    the hub.
 
-    revision: the data set's commit, else its newest; cache: a folder that remembers the newest for when there is no network.
+    revision: the data set's commit, else its newest; cache: a folder that remembers the newest for when there
+    is no network.
     """
     within("--seed", seed, *SEEDS)
     if bool(data) == (dataset is not None):
-        raise ConfigError("name the data: either files, folders or patterns with --data, or a data set of the hub with --dataset")
+        raise ConfigError(
+            "name the data: either files, folders or patterns with --data, or a data set of the hub with "
+            "--dataset"
+        )
     source = (
         LocalFiles(data, column)
         if dataset is None
         else HubDataset(dataset, split=split, column=column, seed=seed, revision=revision, cache=cache)
     )
-    return Corpus(source, LocalFiles(validation, column) if validation else None, one_in, max_documents, max_tokens)
+    return Corpus(
+        source, LocalFiles(validation, column) if validation else None, one_in, max_documents, max_tokens
+    )

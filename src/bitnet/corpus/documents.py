@@ -1,7 +1,8 @@
 """Documents out of local files, one after another, with a position to go on from.
 
-`DocumentSource` is what preparing data asks of any source; `LocalFiles` is the one for files, folders and patterns.
-Not here: the kinds of file (readers.py), data sets of the hub (hub.py), what becomes of a document (prepare.py).
+`DocumentSource` is what preparing data asks of any source; `LocalFiles` is the one for files, folders and
+patterns. Not here: the kinds of file (readers.py), data sets of the hub (hub.py), what becomes of a document
+(prepare.py).
 """
 
 from __future__ import annotations
@@ -81,7 +82,9 @@ class LocalFiles:
     def name(self) -> str:
         """The file's name, or the folder's and how many."""
         first = self.files[0]
-        return first.name if len(self.files) == 1 else f"{first.resolve().parent.name} ({len(self.files)} files)"
+        return (
+            first.name if len(self.files) == 1 else f"{first.resolve().parent.name} ({len(self.files)} files)"
+        )
 
     @property
     def size_bytes(self) -> int:
@@ -91,7 +94,10 @@ class LocalFiles:
     def identity(self) -> dict[str, Any]:
         """Names, sizes and times of the files, and the column."""
         stats = [(file.name, file.stat()) for file in self.files]
-        return {"files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats], "column": self.column}
+        return {
+            "files": [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats],
+            "column": self.column,
+        }
 
     def open(self, position: Position | None = None) -> LocalReading:
         """Begin to read, or go on."""
@@ -138,7 +144,9 @@ class LocalReading:
 
 @dataclass
 class Skipped:
-    """Records that cannot be used: how many are empty, how many broken, and where and why the first of these."""
+    """Records that cannot be used: how many are empty, how many broken, and where and why the first of
+    these.
+    """
 
     empty: int = 0
     broken: int = 0
@@ -157,7 +165,10 @@ class Skipped:
 
     def __str__(self) -> str:
         broken = f"{self.broken:,} broken (first: {self.first_broken})" if self.broken else ""
-        return ", ".join(filter(None, (f"{self.empty:,} empty" if self.empty else "", broken))) or "nothing in it"
+        return (
+            ", ".join(filter(None, (f"{self.empty:,} empty" if self.empty else "", broken)))
+            or "nothing in it"
+        )
 
 
 def usable_texts(source: DocumentSource, skipped: Skipped | None = None) -> Iterator[str]:
@@ -183,13 +194,20 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 def _expand(path: Path) -> list[Path]:
     kinds = ", ".join(KINDS)
     if path.is_dir():
-        found = _bounded(path, (file for file in path.rglob("*") if file.name.endswith(KINDS) and not file.name.startswith(".")))
+        found = _bounded(
+            path,
+            (file for file in path.rglob("*") if file.name.endswith(KINDS) and not file.name.startswith(".")),
+        )
         if not found:
             raise NotFoundError(f"the folder {path} holds no file that can be read ({kinds}); name another")
         return found
     found = [path] if path.is_file() else _matches(path)
     if not found:
-        near = did_you_mean(path.name, [one.name for one in path.parent.iterdir()][:200]) if path.parent.is_dir() else ""
+        near = (
+            did_you_mean(path.name, [one.name for one in path.parent.iterdir()][:200])
+            if path.parent.is_dir()
+            else ""
+        )
         raise NotFoundError(f"there is no file, folder or match of {path}.{near}")
     for file in found:
         if not file.name.endswith(KINDS):
@@ -204,10 +222,14 @@ def _matches(pattern: Path) -> list[Path]:
 
 
 def _bounded(named: Path, found: Iterator[Path]) -> list[Path]:
-    """The regular files among those found, sorted. Raises DataError for more than MOST_FILES: their names are all held."""
+    """The regular files among those found, sorted. Raises DataError for more than MOST_FILES: their names are
+    all held.
+    """
     files = list(islice((file for file in found if file.is_file()), MOST_FILES + 1))
     if len(files) > MOST_FILES:
-        raise DataError(f"{named} holds more than {MOST_FILES:,} files; join them into fewer, or name a part of them")
+        raise DataError(
+            f"{named} holds more than {MOST_FILES:,} files; join them into fewer, or name a part of them"
+        )
     return sorted(files)
 
 
@@ -215,4 +237,6 @@ def _opened(path: Path) -> IO[bytes]:
     try:
         return path.open("rb", BUFFER_BYTES)
     except OSError as error:
-        raise DataError(f"{path} cannot be read ({error.strerror}); check its permissions, or leave it out") from None
+        raise DataError(
+            f"{path} cannot be read ({error.strerror}); check its permissions, or leave it out"
+        ) from None

@@ -1,9 +1,9 @@
 """Documents to token ids in several processes, results in the order of the documents.
 
-Workers are started anew (spawned), not forked: a fork would copy a process whose threads hold locks. They ignore Ctrl-C,
-which is the main process's to handle, and end when it does, even where it was killed. Documents wait for them packed
-into one block of bytes: blocks of one size leave no holes in the heap, as thousands of texts would, so that memory does not
-grow with the corpus. Not here: files (prepare.py).
+Workers are started anew (spawned), not forked: a fork would copy a process whose threads hold locks. They
+ignore Ctrl-C, which is the main process's to handle, and end when it does, even where it was killed.
+Documents wait for them packed into one block of bytes: blocks of one size leave no holes in the heap, as
+thousands of texts would, so that memory does not grow with the corpus. Not here: files (prepare.py).
 """
 
 from __future__ import annotations
@@ -49,7 +49,9 @@ class Texts(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Documents in a row, and what was left out on the way to the last of them. position: where to go on after it."""
+    """Documents in a row, and what was left out on the way to the last of them. position: where to go on
+    after it.
+    """
 
     texts: Texts
     skipped: Skipped
@@ -144,7 +146,9 @@ def encode_in_order(
             yield batch, encoder(batch.texts)
         return
     context = get_context("spawn")
-    pool = ProcessPoolExecutor(processes, context, initializer=_begin, initargs=(tokenizer_folder, hold_out, dtype))
+    pool = ProcessPoolExecutor(
+        processes, context, initializer=_begin, initargs=(tokenizer_folder, hold_out, dtype)
+    )
     waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
     try:
         for batch in work:
@@ -162,7 +166,8 @@ def _result(pair: tuple[Batch, Future[Encoded]]) -> tuple[Batch, Encoded]:
         return pair[0], pair[1].result()
     except BrokenProcessPool:
         raise DataError(
-            "a worker process ended (perhaps for lack of memory); repeat the command to continue, with fewer --processes"
+            "a worker process ended (perhaps for lack of memory); repeat the command to continue, with fewer "
+            "--processes"
         ) from None
 
 

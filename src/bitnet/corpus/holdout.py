@@ -1,10 +1,10 @@
 """Which documents are kept for evaluation: a question to their content, asked before anything else sees them.
 
-A document is hashed with its white space collapsed and its accents composed, so that copies that differ only there are
-one. Without a validation file, those whose hash falls below a threshold (one in a hundred) are held out, and with each
-all its copies. Where that would hold out none, the document with the smallest hash is. With a validation file, that file
-is the held-out set, and training documents equal to one of its documents are dropped.
-Not here: near-duplicates, which this does not see.
+A document is hashed with its white space collapsed and its accents composed, so that copies that differ only
+there are one. Without a validation file, those whose hash falls below a threshold (one in a hundred) are held
+out, and with each all its copies. Where that would hold out none, the document with the smallest hash is.
+With a validation file, that file is the held-out set, and training documents equal to one of its documents
+are dropped. Not here: near-duplicates, which this does not see.
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ class Role(IntEnum):
 
 
 def content_hash(text: str) -> bytes:
-    """16 bytes of the SHA-256 of a text whose white space is collapsed and whose accents are composed (NFC)."""
+    """16 bytes of the SHA-256 of a text whose white space is collapsed and whose accents are composed
+    (NFC).
+    """
     digest = hashlib.sha256()
     for piece in pieces(text):  # each begins with the space it was cut before
         composed = unicodedata.normalize("NFC", piece)  # returns at once what is composed already
@@ -44,7 +46,9 @@ def content_hash(text: str) -> bytes:
 
 @dataclass(frozen=True)
 class HoldOut:
-    """below: hashes under it, read as a number, are held out; validation: hashes that must never be trained on."""
+    """below: hashes under it, read as a number, are held out; validation: hashes that must never be trained
+    on.
+    """
 
     below: int
     validation: frozenset[bytes] = frozenset()
@@ -60,11 +64,13 @@ EVERYTHING = HoldOut(HASHES)
 """For the documents of a validation file."""
 
 
-def choose_hold_out(source: DocumentSource, one_in: int = ONE_IN, max_documents: int | None = None) -> HoldOut:
+def choose_hold_out(
+    source: DocumentSource, one_in: int = ONE_IN, max_documents: int | None = None
+) -> HoldOut:
     """The rule for a source without a validation file.
 
-    Reads until one document is held out and one is not; only a small source is read to its end. Raises DataError where
-    it has no two different documents.
+    Reads until one document is held out and one is not; only a small source is read to its end. Raises
+    DataError where it has no two different documents.
     """
     if one_in < 2:
         raise ConfigError(f"one document in {one_in} cannot be held out; it must be at least one in 2")
@@ -79,9 +85,13 @@ def choose_hold_out(source: DocumentSource, one_in: int = ONE_IN, max_documents:
             return HoldOut(below)
     if len(seen) < 2:
         if max_documents is not None and max_documents < 2:
-            raise ConfigError(f"--max-documents is {max_documents}, and one document must be held out; it must be at least 2")
+            raise ConfigError(
+                f"--max-documents is {max_documents}, and one document must be held out; it must be at least "
+                "2"
+            )
         raise DataError(
-            f"{source.name} has {len(seen)} different document{'s' * (len(seen) != 1)}, and some must be held out; give more documents "
+            f"{source.name} has {len(seen)} different document{'s' * (len(seen) != 1)}, and some must be "
+            "held out; give more documents "
             "(in a .txt they end at a line <|endoftext|>), or a validation file with --validation"
         )
     return HoldOut(min(seen) + 1)

@@ -1,10 +1,12 @@
-"""Documents streamed from a data set on the Hugging Face hub, shuffled with a seed, with a position to go on from.
+"""Documents streamed from a data set on the Hugging Face hub, shuffled with a seed, with a position to go on
+from.
 
-The data set's files are read in an order drawn with the seed. Documents are shuffled in blocks: read a block, permute it
-by (seed, block number), give it out. So the position is the library's state at the start of a block and how much of the
-block was given: nothing is repeated or lost after an interruption, and no buffer has to be stored. (The library's own
-`shuffle` leaves its buffer out of its state, so that what was in it is skipped; with a buffer of one, which loses nothing,
-it gave 3,000 to 6,500 documents a second where plain reading gave 32,000.)
+The data set's files are read in an order drawn with the seed. Documents are shuffled in blocks: read a block,
+permute it by (seed, block number), give it out. So the position is the library's state at the start of a
+block and how much of the block was given: nothing is repeated or lost after an interruption, and no buffer
+has to be stored. (The library's own `shuffle` leaves its buffer out of its state, so that what was in it is
+skipped; with a buffer of one, which loses nothing, it gave 3,000 to 6,500 documents a second where plain
+reading gave 32,000.)
 
 A folder of data files goes through the same calls. Not here: local files without that library (documents.py).
 """
@@ -35,18 +37,34 @@ class HubDataset:
     size_bytes = None
 
     def __init__(
-        self, name: str, *, split: str = "train", column: str = "text", seed: int = 42, block: int = BLOCK_DOCUMENTS,
-        revision: str | None = None, cache: Path | None = None,
-    ) -> None:  # fmt: skip
-        """name: NAME or NAME:CONFIG, or a local folder of data files. Raises NotFoundError where it cannot be had."""
+        self,
+        name: str,
+        *,
+        split: str = "train",
+        column: str = "text",
+        seed: int = 42,
+        block: int = BLOCK_DOCUMENTS,
+        revision: str | None = None,
+        cache: Path | None = None,
+    ) -> None:
+        """name: NAME or NAME:CONFIG, or a local folder of data files. Raises NotFoundError where it cannot be
+        had.
+        """
         self.name = name
         self._path, _, self._config = name.partition(":")
         self._split, self._column, self._seed, self._block = split, column, seed, block
-        self.revision = None if Path(self._path).is_dir() else revision or remembered_revision(self._path, cache)
+        self.revision = (
+            None if Path(self._path).is_dir() else revision or remembered_revision(self._path, cache)
+        )
 
     def identity(self) -> dict[str, Any]:
         """Name, revision, split, column and order; for a folder its files' names, sizes and times as well."""
-        values = {"dataset": self.name, "revision": self.revision, "split": self._split, "column": self._column}
+        values = {
+            "dataset": self.name,
+            "revision": self.revision,
+            "split": self._split,
+            "column": self._column,
+        }
         if self.revision is None:
             files = sorted(file for file in Path(self._path).rglob("*") if file.is_file())
             values["files"] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]  # type: ignore[assignment]
@@ -61,13 +79,18 @@ class HubDataset:
         try:
             import datasets
         except ImportError:
-            raise ConfigError(f"reading {self.name} needs the package datasets; install it with: pip install 'bitnet[text]'") from None
+            raise ConfigError(
+                f"reading {self.name} needs the package datasets; install it with: pip install 'bitnet[text]'"
+            ) from None
         datasets.logging.set_verbosity_error()
         try:
-            return datasets.load_dataset(self._path, self._config or None, split=self._split, revision=self.revision, streaming=True)
+            return datasets.load_dataset(
+                self._path, self._config or None, split=self._split, revision=self.revision, streaming=True
+            )
         except Exception as error:  # the library raises many kinds, down to plain Exception
             raise NotFoundError(
-                f"the data set {self.name} cannot be opened ({_one_line(error)}); check its name, NAME:CONFIG and --split"
+                f"the data set {self.name} cannot be opened ({_one_line(error)}); check its name, "
+                "NAME:CONFIG and --split"
             ) from error
 
     def file_order(self, count: int) -> list[int]:
@@ -82,7 +105,8 @@ class HubDataset:
             raise
         except Exception as error:  # network errors come as many kinds
             raise DataError(
-                f"reading {self.name} failed in block {number} ({_one_line(error)}); repeat the command to continue, {INSTEAD}"
+                f"reading {self.name} failed in block {number} ({_one_line(error)}); repeat the command to "
+                f"continue, {INSTEAD}"
             ) from error
         if block and number == 0:
             check_column(self._column, block[0], self.name)
@@ -119,7 +143,9 @@ class HubReading:
             yield from self._part
 
     def position(self) -> Position:
-        """Where the block began, by file and the library's state in it, the block's number, and how much of it was given."""
+        """Where the block began, by file and the library's state in it, the block's number, and how much of
+        it was given.
+        """
         return {**self._start, "given": self._given}
 
     def place(self) -> str:
@@ -131,9 +157,13 @@ class HubReading:
 
 
 def remembered_revision(name: str, cache: Path | None) -> str:
-    """The newest commit; without a network the one that was the newest last time, so that what is prepared can be used."""
+    """The newest commit; without a network the one that was the newest last time, so that what is prepared
+    can be used.
+    """
     path = None if cache is None else cache / REVISIONS
-    known: dict[str, str] = read_json(path, fix="delete it; it is made again") if path is not None and path.exists() else {}
+    known: dict[str, str] = (
+        read_json(path, fix="delete it; it is made again") if path is not None and path.exists() else {}
+    )
     try:
         revision = newest_revision(name)
     except NotFoundError:
@@ -147,26 +177,33 @@ def remembered_revision(name: str, cache: Path | None) -> str:
 
 
 def newest_revision(name: str) -> str:
-    """The commit of a data set on the hub. Raises NotFoundError at once where there is no network or no such name."""
+    """The commit of a data set on the hub. Raises NotFoundError at once where there is no network or no such
+    name.
+    """
     try:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
     except ImportError:
         raise ConfigError(
-            f"{name} is a name on the hub, which needs more packages; install them with: pip install 'bitnet[text]'"
+            f"{name} is a name on the hub, which needs more packages; install them with: pip install "
+            "'bitnet[text]'"
         ) from None
     try:
         revision = HfApi().dataset_info(name, timeout=20).sha
     except GatedRepoError:
         raise NotFoundError(
-            f"{name} is gated: accept its terms at huggingface.co/datasets/{name}, then run `hf auth login`; {INSTEAD}"
+            f"{name} is gated: accept its terms at huggingface.co/datasets/{name}, then run `hf auth login`; "
+            f"{INSTEAD}"
         ) from None
     except RepositoryNotFoundError:
         raise NotFoundError(
-            f"the hub has no data set {name!r}, or not for you (private: `hf auth login`); check the name, {INSTEAD}"
+            f"the hub has no data set {name!r}, or not for you (private: `hf auth login`); check the name, "
+            f"{INSTEAD}"
         ) from None
     except Exception as error:  # the HTTP library's own kinds, which differ between its versions
-        raise NotFoundError(f"the hub cannot be reached for {name} ({_one_line(error)}); check the network, {INSTEAD}") from error
+        raise NotFoundError(
+            f"the hub cannot be reached for {name} ({_one_line(error)}); check the network, {INSTEAD}"
+        ) from error
     assert revision is not None
     return revision
 

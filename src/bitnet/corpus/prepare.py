@@ -1,9 +1,11 @@
-"""Documents to token shards: several processes encode, this one writes, and a kill at any moment costs seconds.
+"""Documents to token shards: several processes encode, this one writes, and a kill at any moment costs
+seconds.
 
-Every few megabytes the files are flushed to disk and `progress.json` notes how long each was and where reading stood.
-Whoever repeats the command cuts the files back to that note and goes on, so that no document is missing or there twice,
-and the bytes are those of an uninterrupted run. The manifest is written last. Functions here print nothing; they call back.
-Not here: the shards' format and how they are read (shards.py), which documents are held out (holdout.py).
+Every few megabytes the files are flushed to disk and `progress.json` notes how long each was and where
+reading stood. Whoever repeats the command cuts the files back to that note and goes on, so that no document
+is missing or there twice, and the bytes are those of an uninterrupted run. The manifest is written last.
+Functions here print nothing; they call back. Not here: the shards' format and how they are read (shards.py),
+which documents are held out (holdout.py).
 """
 
 from __future__ import annotations
@@ -38,12 +40,16 @@ COMMIT_BYTES = 16 << 20
 MOST_PROCESSES = 1024
 SMALL_BYTES = 4 << 20  # less than this is encoded sooner than a second process starts
 BROKEN_SHARE = 0.05
-LEAST_HELD_OUT = 8  # documents: fewer would be a poor measure, and one in a hundred of a short run's may be none
+LEAST_HELD_OUT = (
+    8  # documents: fewer would be a poor measure, and one in a hundred of a short run's may be none
+)
 ROLES: dict[Split, Role] = {"train": Role.TRAIN, "held_out": Role.HELD_OUT}
 
 
 class Progress(NamedTuple):
-    """How far it is. documents, text_bytes, tokens: for training, in all; mb_per_s: of this call, 10^6 bytes of text."""
+    """How far it is. documents, text_bytes, tokens: for training, in all; mb_per_s: of this call, 10^6 bytes
+    of text.
+    """
 
     documents: int
     text_bytes: int
@@ -57,11 +63,18 @@ Report = Callable[[Progress], None]
 
 
 def prepare_cached(
-    corpus: Corpus, tokenizer: Tokenizer, cache: Path, *, processes: int | None = None, report: Report | None = None
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    cache: Path,
+    *,
+    processes: int | None = None,
+    report: Report | None = None,
 ) -> Shards:
     """The shards of a corpus from a cache folder, made if they are not there."""
     words = re.sub(r"[^A-Za-z0-9]+", "-", corpus.source.name).strip("-")[:40]
-    return prepare(corpus, tokenizer, cache / f"{words}-{corpus.key(tokenizer)}", processes=processes, report=report)
+    return prepare(
+        corpus, tokenizer, cache / f"{words}-{corpus.key(tokenizer)}", processes=processes, report=report
+    )
 
 
 def prepare(
@@ -76,8 +89,8 @@ def prepare(
 ) -> Shards:
     """Make, finish or find the shards in `out`. processes: all processors where None.
 
-    Raises DataError where the folder holds something else or a shard that was altered, no document is left, or more than 5%
-    of them are broken.
+    Raises DataError where the folder holds something else or a shard that was altered, no document is left,
+    or more than 5% of them are broken.
     """
     within("--processes", processes, 1, MOST_PROCESSES)
     settings = corpus.settings(tokenizer)
@@ -87,12 +100,22 @@ def prepare(
                 finished = Shards.open(out, tokenizer)
                 _check_settings(out, finished.manifest["settings"], settings, "holds other data")
             else:
-                work = Preparation(corpus, tokenizer, out, settings, processes or _processes(corpus.source), report, commit_bytes)
+                work = Preparation(
+                    corpus,
+                    tokenizer,
+                    out,
+                    settings,
+                    processes or _processes(corpus.source),
+                    report,
+                    commit_bytes,
+                )
                 return work.run(shard_tokens)
         finished.verify(tokenizer.vocab_size)  # without the lock: others may use what is finished meanwhile
         return finished
     except OSError as error:
-        raise DataError(f"writing to {out} failed ({error.strerror}); free some space and repeat the command to continue") from error
+        raise DataError(
+            f"writing to {out} failed ({error.strerror}); free some space and repeat the command to continue"
+        ) from error
 
 
 def _processes(source: DocumentSource) -> int:
@@ -102,10 +125,16 @@ def _processes(source: DocumentSource) -> int:
 
 @contextmanager
 def exclusive(out: Path) -> Iterator[None]:
-    """Hold the folder's lock; a lock left by a dead process never blocks. Refuses a folder with other content."""
+    """Hold the folder's lock; a lock left by a dead process never blocks. Refuses a folder with other
+    content.
+    """
     if out.exists() and not out.is_dir():
         raise DataError(f"{out} is a file; name a folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not any((out / name).exists() for name in (MANIFEST, PROGRESS, LOCK)):
+    if (
+        out.is_dir()
+        and any(out.iterdir())
+        and not any((out / name).exists() for name in (MANIFEST, PROGRESS, LOCK))
+    ):
         raise DataError(f"{out} holds other files; name a new or empty folder with --out")
     made = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
@@ -134,11 +163,15 @@ def _is_still(path: Path, file: IO[Any]) -> bool:
 def _check_settings(out: Path, there: dict[str, Any], wanted: dict[str, Any], what: str) -> None:
     different = [key for key in wanted if there.get(key) != wanted[key]]
     if different:
-        raise DataError(f"{out} {what} (another {', '.join(different)}); delete it, or name another folder with --out")
+        raise DataError(
+            f"{out} {what} (another {', '.join(different)}); delete it, or name another folder with --out"
+        )
 
 
 def _until(amounts: NDArray[Any], wanted: int) -> int:
-    """How many documents it takes until their amounts sum to what is wanted; one more than there are if they do not."""
+    """How many documents it takes until their amounts sum to what is wanted; one more than there are if they
+    do not.
+    """
     return int(np.searchsorted(np.cumsum(amounts), wanted, side="left")) + 1 if wanted > 0 else 0
 
 
@@ -146,9 +179,15 @@ class Preparation:
     """One pass over a corpus, from the start or from where another was cut off."""
 
     def __init__(
-        self, corpus: Corpus, tokenizer: Tokenizer, out: Path, settings: dict[str, Any], processes: int, report: Report | None,
+        self,
+        corpus: Corpus,
+        tokenizer: Tokenizer,
+        out: Path,
+        settings: dict[str, Any],
+        processes: int,
+        report: Report | None,
         commit_bytes: int,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.corpus, self.tokenizer, self.out, self.settings = corpus, tokenizer, out, settings
         self.processes, self.report, self.commit_bytes = processes, report, commit_bytes
         self.dtype = token_dtype(tokenizer.vocab_size)
@@ -165,7 +204,12 @@ class Preparation:
         if path.exists():
             try:
                 state = read_json(path, fix=f"delete {self.out} and begin again")
-                _check_settings(self.out, state["settings"], self.settings, "holds an unfinished preparation of other data")
+                _check_settings(
+                    self.out,
+                    state["settings"],
+                    self.settings,
+                    "holds an unfinished preparation of other data",
+                )
             except (KeyError, TypeError, AttributeError) as error:
                 raise DataError(f"{path} is damaged ({error}); delete {self.out} and begin again") from None
             return state
@@ -206,7 +250,9 @@ class Preparation:
 
     def _read(self, source: DocumentSource, hold_out: HoldOut) -> None:
         work = batches(source, self.state["position"])
-        for batch, encoded in encode_in_order(work, self.out / TOKENIZER, hold_out, self.dtype, self.processes):
+        for batch, encoded in encode_in_order(
+            work, self.out / TOKENIZER, hold_out, self.dtype, self.processes
+        ):
             full = self._take(batch, encoded)
             self.uncommitted += int(batch.texts.sizes.sum())
             if self.uncommitted >= self.commit_bytes:
@@ -223,19 +269,27 @@ class Preparation:
             chosen = taken & (encoded.roles == role)
             lengths, text_bytes = encoded.lengths[chosen], batch.texts.sizes[chosen]
             self.writers[split].add(encoded.tokens[np.repeat(chosen, encoded.lengths)], lengths, text_bytes)
-            for what, amount in (("documents", len(lengths)), ("tokens", lengths.sum()), ("text_bytes", text_bytes.sum())):
+            for what, amount in (
+                ("documents", len(lengths)),
+                ("tokens", lengths.sum()),
+                ("text_bytes", text_bytes.sum()),
+            ):
                 counts[f"{split}_{what}"] += int(amount)
         counts["equal_to_validation"] += int((taken & (encoded.roles == Role.DROPPED)).sum())
         counts["empty"] += batch.skipped.empty
         counts["broken"] += batch.skipped.broken
-        self.state |= {"position": batch.position, "first_broken": self.state["first_broken"] or batch.skipped.first_broken}
+        self.state |= {
+            "position": batch.position,
+            "first_broken": self.state["first_broken"] or batch.skipped.first_broken,
+        }
         return full
 
     def _within_limits(self, encoded: Encoded) -> tuple[NDArray[np.bool_], bool]:
         """Which documents of a batch are taken, (D,), and whether that is the end.
 
-        Where the tokens are enough but hardly any document is held out yet, reading goes on for held-out ones only: a short run
-        on a large source has something to be measured on, and does not read the source to its end.
+        Where the tokens are enough but hardly any document is held out yet, reading goes on for held-out ones
+        only: a short run on a large source has something to be measured on, and does not read the source to
+        its end.
         """
         count, counts = len(encoded.roles), self.counts
         numbers = np.arange(count)
@@ -243,7 +297,9 @@ class Preparation:
         if self.state["reading"] == "validation":
             return numbers < by_documents, False
         if self.corpus.max_documents is not None:
-            before = counts["train_documents"] + (0 if self.corpus.validation else counts["held_out_documents"])
+            before = counts["train_documents"] + (
+                0 if self.corpus.validation else counts["held_out_documents"]
+            )
             by_documents = _until(encoded.roles != Role.DROPPED, self.corpus.max_documents - before)
         if self.corpus.max_tokens is not None:
             tokens = np.where(encoded.roles == Role.TRAIN, encoded.lengths, 0)
@@ -251,7 +307,11 @@ class Preparation:
         taken = numbers < min(by_documents, by_tokens)
         if by_documents <= count or by_tokens > count or self.corpus.validation:
             return taken, min(by_documents, by_tokens) <= count
-        wanted = LEAST_HELD_OUT - counts["held_out_documents"] - int((taken & (encoded.roles == Role.HELD_OUT)).sum())
+        wanted = (
+            LEAST_HELD_OUT
+            - counts["held_out_documents"]
+            - int((taken & (encoded.roles == Role.HELD_OUT)).sum())
+        )
         more = np.flatnonzero(~taken & (encoded.roles == Role.HELD_OUT))[: max(wanted, 0)]
         taken[more] = True
         return taken, len(more) >= wanted
@@ -273,7 +333,16 @@ class Preparation:
             if fraction > self.first_fraction:
                 eta = elapsed * (1 - fraction) / (fraction - self.first_fraction)
         speed = (counts["train_text_bytes"] - self.bytes_before) / 1e6 / elapsed
-        self.report(Progress(counts["train_documents"], counts["train_text_bytes"], counts["train_tokens"], speed, fraction, eta))
+        self.report(
+            Progress(
+                counts["train_documents"],
+                counts["train_text_bytes"],
+                counts["train_tokens"],
+                speed,
+                fraction,
+                eta,
+            )
+        )
 
     def _fraction(self, source_fraction: float | None) -> float | None:
         """The furthest of: the source read, the documents taken, the tokens made."""
@@ -292,14 +361,22 @@ class Preparation:
         usable = counts["train_documents"] + counts["held_out_documents"] + counts["equal_to_validation"]
         first = self.state["first_broken"]
         if counts["broken"] > BROKEN_SHARE * (usable + counts["broken"]):
-            raise DataError(f"{counts['broken']:,} of {usable + counts['broken']:,} records are broken (first: {first}); repair the files")
+            raise DataError(
+                f"{counts['broken']:,} of {usable + counts['broken']:,} records are broken (first: {first}); "
+                "repair the files"
+            )
         if not counts["train_documents"] or not counts["held_out_documents"]:
             side = "to train on" if not counts["train_documents"] else "in the held-out set"
             found = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
-            raise DataError(f"no document is left {side} ({found or 'the files are empty'}); give other or more files")
+            raise DataError(
+                f"no document is left {side} ({found or 'the files are empty'}); give other or more files"
+            )
 
     def _write_manifest(self) -> None:
-        source, splits = self.corpus.source, {split: writer.finish() for split, writer in self.writers.items()}
+        source, splits = (
+            self.corpus.source,
+            {split: writer.finish() for split, writer in self.writers.items()},
+        )
         described = {**self.tokenizer.describe(), "tokenizer_vocab_size": self.tokenizer.vocab_size}
         manifest = {
             "format": FORMAT,

@@ -1,12 +1,13 @@
 """Records out of one open file, by its kind.
 
     .txt        documents end at a line `<|endoftext|>`; a file without such a line is one document
-    .jsonl      one object a line, its text in one column: a string, or a list of strings (joined by line breaks)
+    .jsonl      one object a line, its text in one column: a string, or a list of strings (joined by
+                line breaks)
     .parquet    the same from a column
 
-The first two may be compressed (.gz, .xz, .zst). A file is read as a stream: memory is bounded by its longest document, and that by
-LONGEST_DOCUMENT, also where 4 MB decompress to 6 GB. A record that cannot be used is not skipped in silence but handed on with
-what is wrong with it, so that it is counted.
+The first two may be compressed (.gz, .xz, .zst). A file is read as a stream: memory is bounded by its longest
+document, and that by LONGEST_DOCUMENT, also where 4 MB decompress to 6 GB. A record that cannot be used is
+not skipped in silence but handed on with what is wrong with it, so that it is counted.
 Not here: several files, and going on from a position (documents.py).
 """
 
@@ -29,18 +30,29 @@ from bitnet.files import lines_of
 DELIMITER = b"<|endoftext|>"
 EMPTY = "empty"
 COMPRESSIONS = (".gz", ".xz", ".zst")
-KINDS = (".txt", ".jsonl", *(kind + packed for kind in (".txt", ".jsonl") for packed in COMPRESSIONS), ".parquet")
+KINDS = (
+    ".txt",
+    ".jsonl",
+    *(kind + packed for kind in (".txt", ".jsonl") for packed in COMPRESSIONS),
+    ".parquet",
+)
 BUFFER_BYTES = 1 << 20
 LONGEST_DOCUMENT = 256 << 20
-"""Bytes of a document that is read: fifty times the Bible. A longer one is a dump without delimiters, or a compressed bomb."""
+"""Bytes of a document that is read: fifty times the Bible. A longer one is a dump without delimiters, or a
+compressed bomb."""
 LARGEST_ROW_GROUP = 2 << 30  # bytes of one column of a parquet file that are decoded together
 LONGEST_LINE = 32 << 20
-"""Bytes of a line of JSON that is parsed: lists and objects that are empty take thirty times the memory of their text."""
+"""Bytes of a line of JSON that is parsed: lists and objects that are empty take thirty times the memory of
+their text."""
 ROWS_AT_ONCE = 256
 LARGEST_BATCH = 256 << 20
-"""Bytes that rows of a parquet file may take together: each may be a repetition of the whole column as it is stored."""
+"""Bytes that rows of a parquet file may take together: each may be a repetition of the whole column as it is
+stored."""
 LINE_TOO_LONG = f"a line longer than the {LONGEST_LINE:,} bytes that are parsed; split the document"
-TOO_LONG = f"longer than the {LONGEST_DOCUMENT:,} bytes that a document may have; put a line {DELIMITER.decode()} between documents"
+TOO_LONG = (
+    f"longer than the {LONGEST_DOCUMENT:,} bytes that a document may have; put a line {DELIMITER.decode()} "
+    "between documents"
+)
 
 
 class Record(NamedTuple):
@@ -67,7 +79,9 @@ def read_file(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
     except MemoryError:
         raise DataError(f"{path} asks for more memory than there is; leave it out") from None
     except (EOFError, OSError, lzma.LZMAError, zlib.error, ValueError) as error:
-        raise DataError(f"{path} is cut short or damaged ({error}); fetch it again, or leave it out") from error
+        raise DataError(
+            f"{path} is cut short or damaged ({error}); fetch it again, or leave it out"
+        ) from error
 
 
 def _unpacked(raw: IO[bytes], suffix: str) -> AbstractContextManager[Any]:
@@ -77,7 +91,9 @@ def _unpacked(raw: IO[bytes], suffix: str) -> AbstractContextManager[Any]:
     if suffix == ".xz":
         return lzma.LZMAFile(raw)
     if suffix == ".zst":
-        return io.BufferedReader(_pyarrow("pyarrow", "a .zst file").CompressedInputStream(raw, "zstd"), BUFFER_BYTES)
+        return io.BufferedReader(
+            _pyarrow("pyarrow", "a .zst file").CompressedInputStream(raw, "zstd"), BUFFER_BYTES
+        )
     return nullcontext(raw)
 
 
@@ -86,7 +102,9 @@ def _pyarrow(module: str, what: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError:
-        raise ConfigError(f"reading {what} needs pyarrow; install it with: pip install 'bitnet[text]'") from None
+        raise ConfigError(
+            f"reading {what} needs pyarrow; install it with: pip install 'bitnet[text]'"
+        ) from None
 
 
 def _text_records(file: IO[bytes]) -> Iterator[Record]:
@@ -140,7 +158,9 @@ def _json_records(file: IO[bytes], path: Path, column: str) -> Iterator[Record]:
 
 
 def _parquet_records(path: Path, raw: IO[bytes], column: str) -> Iterator[Record]:
-    """Rows of a column. Arrow repeats what a file stores once: 524 bytes may hold 256 texts of 8 MB, or a list of a million of them."""
+    """Rows of a column. Arrow repeats what a file stores once: 524 bytes may hold 256 texts of 8 MB, or a
+    list of a million of them.
+    """
     parquet = _pyarrow("pyarrow.parquet", "a .parquet file")
     file = parquet.ParquetFile(raw, buffer_size=BUFFER_BYTES)
     check_column(column, file.schema_arrow.names, str(path))
@@ -154,21 +174,33 @@ def _parquet_records(path: Path, raw: IO[bytes], column: str) -> Iterator[Record
         size = _checked_size(path, file.metadata, column, group)
         rows = min(max(LARGEST_BATCH // max(size, 1), 1), ROWS_AT_ONCE)
         if inner and not _is_list_of_texts(kind):
-            yield from (Record(None, f"{kind} in the column, not text") for _ in range(file.metadata.row_group(group).num_rows))
+            yield from (
+                Record(None, f"{kind} in the column, not text")
+                for _ in range(file.metadata.row_group(group).num_rows)
+            )
             continue
         for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[column]):
             for value in batch.column(0):
-                yield Record(None, TOO_LONG) if inner and _length(value) > LONGEST_DOCUMENT else text_record(value.as_py())
+                yield (
+                    Record(None, TOO_LONG)
+                    if inner and _length(value) > LONGEST_DOCUMENT
+                    else text_record(value.as_py())
+                )
 
 
 def _checked_size(path: Path, metadata: Any, column: str, group: int) -> int:
-    """Bytes of a column in a group of rows, as they are stored. Raises DataError for too many to decode: that is done whole."""
+    """Bytes of a column in a group of rows, as they are stored. Raises DataError for too many to decode: that
+    is done whole.
+    """
     rows = metadata.row_group(group)
     chunks = (rows.column(number) for number in range(rows.num_columns))
-    size: int = sum(one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] == column)
+    size: int = sum(
+        one.total_uncompressed_size for one in chunks if one.path_in_schema.split(".")[0] == column
+    )
     if not 0 <= size <= LARGEST_ROW_GROUP:
         raise DataError(
-            f"{path} has {size:,} bytes of {column} in its group of rows {group}, above the {LARGEST_ROW_GROUP:,} that are "
+            f"{path} has {size:,} bytes of {column} in its group of rows {group}, above the "
+            f"{LARGEST_ROW_GROUP:,} that are "
             "read; write it again with smaller groups"
         )
     return size
@@ -195,7 +227,9 @@ def check_column(column: str, names: Iterable[str], where: str) -> None:
     """Raise NotFoundError, with the columns there are, unless `column` is one of them."""
     there = sorted(names)
     if column not in there:
-        raise NotFoundError(f"{where} has no column {column!r}; it has: {', '.join(there)}. Choose one with --column")
+        raise NotFoundError(
+            f"{where} has no column {column!r}; it has: {', '.join(there)}. Choose one with --column"
+        )
 
 
 def text_record(value: object) -> Record:
@@ -204,7 +238,11 @@ def text_record(value: object) -> Record:
         value = "\n".join(value)
     if value is None:
         return Record(None, EMPTY)
-    return _checked(value) if isinstance(value, str) else Record(None, f"a {type(value).__name__} in the column, not text")
+    return (
+        _checked(value)
+        if isinstance(value, str)
+        else Record(None, f"a {type(value).__name__} in the column, not text")
+    )
 
 
 def _checked(text: str) -> Record:

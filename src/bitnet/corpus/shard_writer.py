@@ -27,7 +27,9 @@ EMPTY_SHARD = {"tokens": 0, "documents": 0, "text_bytes": 0}
 class SplitWriter:
     """The shards of one split while they are written."""
 
-    def __init__(self, folder: Path, split: Split, dtype: str, shard_tokens: int, note: dict[str, Any] | None) -> None:
+    def __init__(
+        self, folder: Path, split: Split, dtype: str, shard_tokens: int, note: dict[str, Any] | None
+    ) -> None:
         self._folder, self._split, self._shard_tokens = folder, split, shard_tokens
         self._width = np.dtype(dtype).itemsize
         self._closed: list[dict[str, Any]] = list(note["closed"]) if note else []
@@ -42,11 +44,15 @@ class SplitWriter:
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._close_files()
 
     def _close_files(self) -> None:
-        """Close every file, also where the disk is too full for what is still in a buffer; the first error is raised at the end."""
+        """Close every file, also where the disk is too full for what is still in a buffer; the first error is
+        raised at the end.
+        """
         with ExitStack() as closing:
             for file in self._files.values():
                 closing.callback(file.close)
@@ -57,21 +63,33 @@ class SplitWriter:
 
     def _open_files(self) -> None:
         """The open shard's files, cut back to the note."""
-        for suffix, size in ((".bin", self._sizes["tokens"] * self._width), (".idx", self._sizes["documents"] * INDEX_BYTES)):
+        for suffix, size in (
+            (".bin", self._sizes["tokens"] * self._width),
+            (".idx", self._sizes["documents"] * INDEX_BYTES),
+        ):
             path = self._folder / f"{self._name}{suffix}"
             file = self._files[suffix] = path.open("ab")
             if path.stat().st_size < size:
-                raise DataError(f"{path} is shorter than {size:,} bytes, which were written already; delete {self._folder} and begin again")
+                raise DataError(
+                    f"{path} is shorter than {size:,} bytes, which were written already; delete "
+                    f"{self._folder} and begin again"
+                )
             file.truncate(size)
 
-    def add(self, tokens: NDArray[np.unsignedinteger], lengths: NDArray[np.int64], text_bytes: NDArray[np.int64]) -> None:
+    def add(
+        self, tokens: NDArray[np.unsignedinteger], lengths: NDArray[np.int64], text_bytes: NDArray[np.int64]
+    ) -> None:
         """Append D documents. tokens: (sum of lengths,); lengths, text_bytes: (D,)."""
         if not len(lengths):
             return
         starts = self._sizes["tokens"] + np.cumsum(lengths) - lengths
         self._files[".bin"].write(tokens.tobytes())
         self._files[".idx"].write(np.stack([starts, text_bytes], axis=1).astype("<i8").tobytes())
-        for key, value in (("tokens", lengths.sum()), ("documents", len(lengths)), ("text_bytes", text_bytes.sum())):
+        for key, value in (
+            ("tokens", lengths.sum()),
+            ("documents", len(lengths)),
+            ("text_bytes", text_bytes.sum()),
+        ):
             self._sizes[key] += int(value)
         if self._sizes["tokens"] >= self._shard_tokens:
             self._close_shard()

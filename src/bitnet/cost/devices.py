@@ -1,6 +1,8 @@
-"""The table of devices, their rates and prices: devices.toml beside this file, or a copy that the user edited.
+"""The table of devices, their rates and prices: devices.toml beside this file, or a copy that the user
+edited.
 
-A rate is what training sustains, in FLOP/s: given as such, or as a data sheet's peak times an assumed share of it.
+A rate is what training sustains, in FLOP/s: given as such, or as a data sheet's peak times an assumed share
+of it.
 """
 
 from __future__ import annotations
@@ -46,12 +48,21 @@ class Device:
         return self.peak_tflops * self.utilisation * 1e12
 
 
-NUMBERS = ("memory_gb", "peak_tflops", "utilisation", "sustained_tflops", "launch_ms_per_layer", "usd_per_hour")
+NUMBERS = (
+    "memory_gb",
+    "peak_tflops",
+    "utilisation",
+    "sustained_tflops",
+    "launch_ms_per_layer",
+    "usd_per_hour",
+)
 TEXTS = ("name", "kind", "basis", "price_basis")
 
 
 def load_devices(path: Path = TABLE) -> tuple[Device, ...]:
-    """The devices of a TOML file. Raises NotFoundError without the file, DataError for anything wrong in it."""
+    """The devices of a TOML file. Raises NotFoundError without the file, DataError for anything wrong in
+    it.
+    """
     try:
         content = tomllib.loads(read_text(path, MAX_BYTES, f"compare it with {TABLE}"))
     except NotFoundError:
@@ -89,4 +100,6 @@ def _device(row: Mapping[str, Any], where: str) -> Device:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    return (
+        isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and value > 0
+    )

@@ -1,8 +1,9 @@
 """What a run takes, as one value: parameters, tokens, operations, memory, disk, time and money.
 
 Everything follows from the configuration, except rates and prices, which come from a table of devices and are
-assumptions unless the row says measured. Time is operations divided by a device's sustained rate, and the launches of
-its kernels; reading data, evaluation and checkpoints come on top (about 3% in the quick arithmetic run).
+assumptions unless the row says measured. Time is operations divided by a device's sustained rate, and the
+launches of its kernels; reading data, evaluation and checkpoints come on top (about 3% in the quick
+arithmetic run).
 """
 
 from __future__ import annotations
@@ -16,7 +17,15 @@ from typing import Any
 
 from bitnet.cost.devices import Device
 from bitnet.cost.flops import optimizer_flops
-from bitnet.cost.memory import FLOAT, DeviceType, Memory, memory_of, numerics_on, optimizer_bytes, ternary_shapes
+from bitnet.cost.memory import (
+    FLOAT,
+    DeviceType,
+    Memory,
+    memory_of,
+    numerics_on,
+    optimizer_bytes,
+    ternary_shapes,
+)
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packing import PER_BYTE
@@ -28,17 +37,19 @@ CARDS_GB = (8, 12, 24, 80)
 MOST_ROWS = 1 << 20  # no search beyond
 MOST = 10**15  # parameters, updates, tokens an update: beyond this a figure is a slip of the finger
 
-# Beside tensors. CPU: what Python, torch and its compiled kernels held after one small update (torch 2.13, Linux x86-64).
-# CUDA: context and libraries, a guess.
+# Beside tensors. CPU: what Python, torch and its compiled kernels held after one small update (torch 2.13,
+# Linux x86-64). CUDA: context and libraries, a guess.
 PROCESS_BYTES: dict[DeviceType, int] = {"cpu": 360_000_000, "cuda": 500_000_000}
-# Bytes that the allocator holds for each byte of tensors at their peak. CPU: glibc's heap, which train/device.py tells to
-# keep what is freed, fitted to four runs (docs/costs.md). CUDA: a guess.
+# Bytes that the allocator holds for each byte of tensors at their peak. CPU: glibc's heap, which
+# train/device.py tells to keep what is freed, fitted to four runs (docs/costs.md). CUDA: a guess.
 HELD: dict[DeviceType, float] = {"cpu": 2.05, "cuda": 1.1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Whether a card of so many GB (10^9 bytes) holds the run, and the largest micro-batch that it holds (0: none)."""
+    """Whether a card of so many GB (10^9 bytes) holds the run, and the largest micro-batch that it holds (0:
+    none).
+    """
 
     gb: float
     fits: bool
@@ -47,7 +58,9 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice:
-    """Time and price on one device. usd is None without a price; fit is None where its memory is not known."""
+    """Time and price on one device. usd is None without a price; fit is None where its memory is not
+    known.
+    """
 
     device: Device
     seconds: float
@@ -94,7 +107,11 @@ def estimate(model: BitNetConfig, train: TrainConfig, devices: Sequence[Device])
     for name, value in {**sizes, "the number of tokens in an update": train.tokens_per_step}.items():
         if value > MOST:
             raise ConfigError(f"{name} is {value:.3g}; lower it to 10^15 at most")
-    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items()) if model.weights == "ternary" else 0
+    ternary = (
+        sum(out * width * count for (out, width), count in ternary_shapes(model).items())
+        if model.weights == "ternary"
+        else 0
+    )
     matrices = sum(ternary_shapes(model).values()) if ternary else 0
     rest = model.total_params - ternary
     per_token, per_update = model.flops_per_token(train.seq_len), optimizer_flops(model, train.optimizer)
@@ -138,20 +155,30 @@ def kept_checkpoints(train: TrainConfig) -> int:
     mandatory = train.mandatory_checkpoints()
     regular = range(0, train.total_steps + 1, train.checkpoint_every)
     candidates = {*mandatory, *regular[-train.keep_last or len(regular) :]}
-    kept = retained_steps(candidates, mandatory=mandatory, keep_last=train.keep_last, keep_every=train.keep_every)
-    periodic = range(0, train.total_steps + 1, math.lcm(train.checkpoint_every, train.keep_every))  # may be very many
+    kept = retained_steps(
+        candidates, mandatory=mandatory, keep_last=train.keep_last, keep_every=train.keep_every
+    )
+    periodic = range(
+        0, train.total_steps + 1, math.lcm(train.checkpoint_every, train.keep_every)
+    )  # may be very many
     return len(kept) + len(periodic) - sum(step in periodic for step in kept)
 
 
 def checkpoint_bytes(model: BitNetConfig, train: TrainConfig) -> int:
-    """Weights, optimizer state, and the packed codes of the last probe; a few kB of names and states are left out."""
+    """Weights, optimizer state, and the packed codes of the last probe; a few kB of names and states are left
+    out.
+    """
     codes = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
     return FLOAT * model.total_params + optimizer_bytes(model, train.optimizer) + codes // PER_BYTE
 
 
 def process_bytes(model: BitNetConfig, train: TrainConfig, kind: DeviceType) -> int:
-    """Memory of the whole process, or of the card: tensors at their peak, as the allocator holds them, and the rest."""
-    return PROCESS_BYTES[kind] + round(HELD[kind] * memory_of(model, train, numerics_on(kind, model, train)).peak)
+    """Memory of the whole process, or of the card: tensors at their peak, as the allocator holds them, and
+    the rest.
+    """
+    return PROCESS_BYTES[kind] + round(
+        HELD[kind] * memory_of(model, train, numerics_on(kind, model, train)).peak
+    )
 
 
 def fit(model: BitNetConfig, train: TrainConfig, kind: DeviceType, gb: float) -> Fit:
@@ -166,7 +193,13 @@ def fit(model: BitNetConfig, train: TrainConfig, kind: DeviceType, gb: float) ->
 
 
 def _on_device(device: Device, model: BitNetConfig, train: TrainConfig, flops: float) -> OnDevice:
-    launches = model.num_layers * train.grad_accumulation_steps * train.total_steps * device.launch_ms_per_layer / 1e3
+    launches = (
+        model.num_layers
+        * train.grad_accumulation_steps
+        * train.total_steps
+        * device.launch_ms_per_layer
+        / 1e3
+    )
     seconds = flops / device.flops_per_second + launches
     usd = None if device.usd_per_hour is None else device.usd_per_hour * seconds / 3600
     fitting = None if device.memory_gb is None else fit(model, train, device.kind, device.memory_gb)

@@ -1,8 +1,8 @@
 """Floating-point operations of a run: those of the model, and those of Muon's iteration.
 
-The model's are nn/config.py's count for each token. Muon's come once an update and do not depend on the batch, so in
-small batches they weigh more: for a matrix with sides n <= m one iteration takes 2 n^2 m for the Gram matrix, 2 n^3
-for its square and 2 n^2 m for the product with the matrix.
+The model's are nn/config.py's count for each token. Muon's come once an update and do not depend on the
+batch, so in small batches they weigh more: for a matrix with sides n <= m one iteration takes 2 n^2 m for the
+Gram matrix, 2 n^3 for its square and 2 n^2 m for the product with the matrix.
 """
 
 from __future__ import annotations
@@ -14,9 +14,11 @@ from bitnet.optim.optimizer import OptimizerKind
 
 
 def optimizer_flops(model: BitNetConfig, kind: OptimizerKind) -> float:
-    """Operations of one update outside of forward and backward; AdamW's dozen for each parameter are not counted.
+    """Operations of one update outside of forward and backward; AdamW's dozen for each parameter are not
+    counted.
 
-    Muon's as its iteration is published; in float32, on CPUs, long matrices take about a third fewer (optim/muon.py).
+    Muon's as its iteration is published; in float32, on CPUs, long matrices take about a third fewer
+    (optim/muon.py).
     """
     if kind == "adamw":
         return 0.0

@@ -1,11 +1,11 @@
 """How fast updates of a model are on this machine, from a few seconds of real ones.
 
-The functions are the training loop's own (loss, autocast, clipping, optimizers, the machine's choices); only the data
-are random ids, on which the time does not depend, and torch.compile is left out, since it takes longer than this.
-A model or batch that is too large for the time is measured in part: first one layer and one row, then more, up to
-the largest part that fits. From a part the whole follows in proportion to FLOPs (forward and backward) and to
-parameters or Muon's FLOPs (optimizer). Small parts waste more of a machine, so such a figure is on the slow side.
-Unlikelihood in one stage is timed as if in both.
+The functions are the training loop's own (loss, autocast, clipping, optimizers, the machine's choices); only
+the data are random ids, on which the time does not depend, and torch.compile is left out, since it takes
+longer than this. A model or batch that is too large for the time is measured in part: first one layer and one
+row, then more, up to the largest part that fits. From a part the whole follows in proportion to FLOPs
+(forward and backward) and to parameters or Muon's FLOPs (optimizer). Small parts waste more of a machine, so
+such a figure is on the slow side. Unlikelihood in one stage is timed as if in both.
 
 Not here: what reading data, evaluation, samples and checkpoints add to a run.
 """
@@ -70,7 +70,9 @@ class _Part:
         self.model = BitNetTransformer(model).to(device)
         self.model.set_product(self.machine.product, self.machine.gradient_dtype)
         self.optimizers = Optimizers(self.model, train.optimizer_config())
-        self.objective = NextToken(max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens)
+        self.objective = NextToken(
+            max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens
+        )
         ids = torch.randint(0, model.vocab_size, (train.batch_size, train.seq_len), device=device)
         self.batch = Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool))
         self.flops = micro_batch_flops(model, train)
@@ -79,12 +81,19 @@ class _Part:
         """Seconds of forward and backward, and of the optimizer, of one real update."""
         started = time.perf_counter()
         with autocast(self.device, self.machine.bf16, self.machine.fp16):
-            loss = self.objective.terms(self.model(self.batch.input_ids), self.batch).sum() / self.batch.input_ids.numel()
+            loss = (
+                self.objective.terms(self.model(self.batch.input_ids), self.batch).sum()
+                / self.batch.input_ids.numel()
+            )
         loss.backward()  # type: ignore[no-untyped-call]
         self._wait()
         between = time.perf_counter()
         apply_update(
-            self.model, self.optimizers, self.train.rates().rates_at(1), loss=float(loss.detach()), clip_norm=self.train.grad_clip_norm
+            self.model,
+            self.optimizers,
+            self.train.rates().rates_at(1),
+            loss=float(loss.detach()),
+            clip_norm=self.train.grad_clip_norm,
         )
         self._wait()
         return between - started, time.perf_counter() - between
@@ -102,7 +111,13 @@ def micro_batch_flops(model: BitNetConfig, train: TrainConfig) -> float:
 def parts(model: BitNetConfig, train: TrainConfig) -> Iterator[tuple[BitNetConfig, TrainConfig]]:
     """Ever larger parts of the run's micro-batch, the last one whole."""
     layers, rows, seq_len = model.num_layers, train.batch_size, train.seq_len
-    ladder = [(1, 1, min(SHORT, seq_len)), (1, 1, seq_len), (layers, 1, seq_len), (layers, -(-rows // 8), seq_len), (layers, rows, seq_len)]
+    ladder = [
+        (1, 1, min(SHORT, seq_len)),
+        (1, 1, seq_len),
+        (layers, 1, seq_len),
+        (layers, -(-rows // 8), seq_len),
+        (layers, rows, seq_len),
+    ]
     for some_layers, some_rows, some_tokens in dict.fromkeys(ladder):
         yield (
             dataclasses.replace(model, num_layers=some_layers),
@@ -110,8 +125,12 @@ def parts(model: BitNetConfig, train: TrainConfig) -> Iterator[tuple[BitNetConfi
         )
 
 
-def measure(model: BitNetConfig, train: TrainConfig, device: torch.device, seconds: float | None = None) -> Measured:
-    """Time updates for about so many seconds (10). Raises ConfigError where not even one layer fits the memory."""
+def measure(
+    model: BitNetConfig, train: TrainConfig, device: torch.device, seconds: float | None = None
+) -> Measured:
+    """Time updates for about so many seconds (10). Raises ConfigError where not even one layer fits the
+    memory.
+    """
     keep_freed_memory()
     deadline = time.perf_counter() + (SECONDS if seconds is None else seconds)
     part: _Part | None = None
@@ -123,7 +142,10 @@ def measure(model: BitNetConfig, train: TrainConfig, device: torch.device, secon
                 break
         if not _fits(some_model, some_train, device):
             if part is None:
-                raise ConfigError(f"one layer of this model on one row does not fit the memory of {device}; leave --measure out")
+                raise ConfigError(
+                    f"one layer of this model on one row does not fit the memory of {device}; leave "
+                    "--measure out"
+                )
             break
         part = None  # let the smaller one go first
         part = _Part(some_model, some_train, device)
@@ -135,7 +157,9 @@ def measure(model: BitNetConfig, train: TrainConfig, device: torch.device, secon
     return _measured(model, train, part, times)
 
 
-def _measured(model: BitNetConfig, train: TrainConfig, part: _Part, times: list[tuple[float, float]]) -> Measured:
+def _measured(
+    model: BitNetConfig, train: TrainConfig, part: _Part, times: list[tuple[float, float]]
+) -> Measured:
     forward_backward, optimizer = (statistics.median(column) for column in zip(*times, strict=True))
     flops = model.flops_per_token(train.seq_len) * train.tokens_per_step
     update = forward_backward * flops / part.flops + optimizer * _optimizer_ratio(model, part.config, train)
@@ -163,7 +187,9 @@ def _optimizer_ratio(model: BitNetConfig, part: BitNetConfig, train: TrainConfig
 def _fits(model: BitNetConfig, train: TrainConfig, device: torch.device) -> bool:
     """Whether twice the estimate is free; where the system does not tell, yes."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
-    needed = memory_of(model, train, numerics_on("cuda" if device.type == "cuda" else "cpu", model, train)).peak
+    needed = memory_of(
+        model, train, numerics_on("cuda" if device.type == "cuda" else "cpu", model, train)
+    ).peak
     return free is None or 2 * needed < free
 
 

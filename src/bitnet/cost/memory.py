@@ -1,16 +1,18 @@
-"""Memory of one training process, term by term, from what the modules of bitnet.nn keep for the backward pass.
+"""Memory of one training process, term by term, from what the modules of bitnet.nn keep for the backward
+pass.
 
-What is held at all times (weights, optimizer state, ternary codes with their dequantized copies) is joined by one of
-two things, and the larger decides the peak:
+What is held at all times (weights, optimizer state, ternary codes with their dequantized copies) is joined by
+one of two things, and the larger decides the peak:
 
-    backward pass   everything the forward pass kept (the ledgers below) and what the first steps back work with: at
-                    the head two more tensors of tokens x vocabulary (three with unlikelihood), or in the last
-                    feed-forward three of tokens x inner width. Where micro-batches accumulate, all gradients are there too.
+    backward pass   everything the forward pass kept (the ledgers below) and what the first steps back
+                    work with: at the head two more tensors of tokens x vocabulary (three with
+                    unlikelihood), or in the last feed-forward three of tokens x inner width. Where micro-
+                    batches accumulate, all gradients are there too.
     update          all gradients, and for Muon the directions and the stacked matrices of its iteration
 
-Tensors are counted as autograd keeps them in eager mode with a fused attention kernel (which keeps queries, keys,
-values, output and one number per head, never T x T). Tests hold the ledgers to the tensors that autograd saves, byte
-for byte, and the peak to the allocator's.
+Tensors are counted as autograd keeps them in eager mode with a fused attention kernel (which keeps queries,
+keys, values, output and one number per head, never T x T). Tests hold the ledgers to the tensors that
+autograd saves, byte for byte, and the peak to the allocator's.
 
 Not here: torch.compile, which fuses and usually needs less; fragmentation; what evaluation needs.
 """
@@ -60,12 +62,22 @@ def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> 
 def ternary_shapes(model: BitNetConfig) -> Counter[tuple[int, int]]:
     """How often each logical matrix (out, in) that can be ternary occurs in the model."""
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
-    shapes = [(width, width), (keys, width), (keys, width), (width, width), (inner, width), (inner, width), (width, inner)]
+    shapes = [
+        (width, width),
+        (keys, width),
+        (keys, width),
+        (width, width),
+        (inner, width),
+        (inner, width),
+        (width, inner),
+    ]
     return Counter({shape: count * model.num_layers for shape, count in Counter(shapes).items()})
 
 
 def factor_bytes(model: BitNetConfig, numerics: Numerics) -> int:
-    """Bytes of a number in the float product: quantized ones are multiplied in float32, also inside autocast (bitlinear.py)."""
+    """Bytes of a number in the float product: quantized ones are multiplied in float32, also inside autocast
+    (bitlinear.py).
+    """
     quantized = model.weights == "ternary" and model.activations == "int8"
     return FLOAT if quantized else numerics.half
 
@@ -75,7 +87,9 @@ def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
     half, integer = numerics.half, numerics.product == "int8"
     factor = factor_bytes(model, numerics)
-    wide = FLOAT if integer else factor  # quantized products return the dtype of their input, here of the norm: float32
+    wide = (
+        FLOAT if integer else factor
+    )  # quantized products return the dtype of their input, here of the norm: float32
     cast = wide > half  # attention then casts q, k and v, and nobody keeps the originals
     copied = model.activations == "int8" or model.sub_norm  # else the product shares the attention's output
     ledger = {
@@ -95,26 +109,36 @@ def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
 
 
 def head_ledger(model: BitNetConfig, numerics: Numerics, unlikely: int = 0) -> dict[str, int]:
-    """Bytes that the final norm, the head and the loss keep for each token. unlikely: tokens whose unlikelihood is minimised too."""
+    """Bytes that the final norm, the head and the loss keep for each token. unlikely: tokens whose
+    unlikelihood is minimised too.
+    """
     ledger = {
         "final norm": FLOAT * model.hidden_size + FLOAT,
         "input of head": numerics.half * model.hidden_size,
         "log-probabilities": FLOAT * model.vocab_size,
     }
-    if unlikely:  # logits and their normaliser; of each recent token its id, two numbers, and whether it counts
+    if (
+        unlikely
+    ):  # logits and their normaliser; of each recent token its id, two numbers, and whether it counts
         ledger["unlikelihood"] = FLOAT * (model.vocab_size + 1) + (INDEX + 2 * FLOAT + 1) * unlikely
     return ledger
 
 
 def kept_copies(model: BitNetConfig, numerics: Numerics, seq_len: int) -> int:
-    """Bytes that a micro-batch keeps whatever its size: weights as the float product sees them, and bf16 casts."""
+    """Bytes that a micro-batch keeps whatever its size: weights as the float product sees them, and bf16
+    casts.
+    """
     ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
     changed = numerics.product == "float" and (model.weights == "ternary" or numerics.bf16)
     factor = factor_bytes(model, numerics)
     copies = factor * ternary if changed else 0
     if numerics.bf16:
         copies += 2 * model.vocab_size * model.hidden_size
-        copies += 0 if numerics.product == "int8" or factor == FLOAT else 8 * model.num_layers * seq_len * model.head_dim  # rotary tables
+        copies += (
+            0
+            if numerics.product == "int8" or factor == FLOAT
+            else 8 * model.num_layers * seq_len * model.head_dim
+        )  # rotary tables
     return copies
 
 
@@ -136,7 +160,12 @@ class Memory:
     def peak(self) -> int:
         """The most that tensors take at once."""
         backward = self.activations + self.backward_work + (self.gradients if self.accumulates else 0)
-        return self.weights + self.optimizer + self.ternary_codes + max(backward, self.gradients + self.update_work)
+        return (
+            self.weights
+            + self.optimizer
+            + self.ternary_codes
+            + max(backward, self.gradients + self.update_work)
+        )
 
 
 def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Memory:
@@ -160,16 +189,19 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
 
 
 def optimizer_bytes(model: BitNetConfig, kind: OptimizerKind) -> int:
-    """AdamW keeps two float32 numbers for each parameter, Muon one for each ternary weight (optim/optimizer.py)."""
+    """AdamW keeps two float32 numbers for each parameter, Muon one for each ternary weight
+    (optim/optimizer.py).
+    """
     ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
     return 2 * FLOAT * model.total_params - (FLOAT * ternary if kind == "muon" else 0)
 
 
 def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: int, unlikely: int) -> int:
-    """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last feed-forward's.
+    """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last
+    feed-forward's.
 
-    With unlikelihood three gradients, while a number and a mark of each recent token are freed already, or, where these are
-    many beside the vocabulary, what marks them.
+    With unlikelihood three gradients, while a number and a mark of each recent token are freed already, or,
+    where these are many beside the vocabulary, what marks them.
     """
     wide = FLOAT if numerics.product == "int8" else numerics.half
     tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
@@ -181,7 +213,8 @@ def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: i
 
 
 def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -> int:
-    """Muon: a direction for each weight, and for the largest group of equal shapes three copies and two Gram matrices.
+    """Muon: a direction for each weight, and for the largest group of equal shapes three copies and two Gram
+    matrices.
 
     Else the sum of a tied embedding's two gradients, which stands just before the update.
     """
@@ -190,5 +223,7 @@ def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -
         return summing
     shapes = ternary_shapes(model)
     directions = FLOAT * sum(out * width * count for (out, width), count in shapes.items())
-    group = max(count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes.items())
+    group = max(
+        count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes.items()
+    )
     return max(directions + (2 if numerics.device == "cuda" else FLOAT) * group, summing)

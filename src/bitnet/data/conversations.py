@@ -1,14 +1,15 @@
-"""Conversations to training rows: loss on the answers, several conversations to a row, none of which sees another.
+"""Conversations to training rows: loss on the answers, several conversations to a row, none of which sees
+another.
 
-A file of JSON lines has one conversation a line, either `prompt` and `answer`, or `messages` (a list of `role` user and
-assistant in turn, and `content`). `held_out: true` keeps it from training. A line that cannot be read, or that has
-no answer, is counted and left out; above 5% the file is refused.
+A file of JSON lines has one conversation a line, either `prompt` and `answer`, or `messages` (a list of
+`role` user and assistant in turn, and `content`). `held_out: true` keeps it from training. A line that cannot
+be read, or that has no answer, is counted and left out; above 5% the file is refused.
 
-Rows are packed once, longest conversations first, each into the fullest row that has room. `Batch.segments` numbers the
-conversations of a row, and the model attends only within a number (nn/transformer.py); rotary positions are relative, so a
-conversation is read as if it began the row. Row r is a pure function of (seed, r): with a share s of pre-training windows mixed
-in, floor(r s) of the first r rows are windows, and the others go through the packed rows, each once an epoch, in an order that
-is computed (permutation.py).
+Rows are packed once, longest conversations first, each into the fullest row that has room. `Batch.segments`
+numbers the conversations of a row, and the model attends only within a number (nn/transformer.py); rotary
+positions are relative, so a conversation is read as if it began the row. Row r is a pure function of (seed,
+r): with a share s of pre-training windows mixed in, floor(r s) of the first r rows are windows, and the
+others go through the packed rows, each once an epoch, in an order that is computed (permutation.py).
 Not here: who made the conversations (voice/), and the form of a turn (text/chat.py).
 """
 
@@ -59,11 +60,16 @@ def read_conversations(path: Path) -> Conversations:
     """The conversations of a file, or of a folder that `bitnet voice answers` wrote."""
     file = path / FILE if path.is_dir() else path
     found = read_json_lines(file, _problem)
-    read = [Conversation(tuple(_turns(row)), bool(row.get("held_out")), str(row.get("topic", ""))) for row in found.rows]
+    read = [
+        Conversation(tuple(_turns(row)), bool(row.get("held_out")), str(row.get("topic", "")))
+        for row in found.rows
+    ]
     sides = ([one for one in read if one.held_out is side] for side in (False, True))
     train, held_out = sides
     if not train:
-        raise DataError(f"{file} has no conversation to train on, all {len(read)} are held out; give more topics")
+        raise DataError(
+            f"{file} has no conversation to train on, all {len(read)} are held out; give more topics"
+        )
     return Conversations(str(path), sha256(file), train, held_out, found.broken, found.first_broken)
 
 
@@ -84,8 +90,13 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
     """Both sides in turn; a question at the end has an empty answer. Raises ValueError for another form."""
     messages = row.get("messages")
     if messages is None:
-        messages = [{"role": "user", "content": row.get("prompt")}, {"role": "assistant", "content": row.get("answer", "")}]
-    if not isinstance(messages, list) or not all(isinstance(one, dict) and isinstance(one.get("content"), str) for one in messages):
+        messages = [
+            {"role": "user", "content": row.get("prompt")},
+            {"role": "assistant", "content": row.get("answer", "")},
+        ]
+    if not isinstance(messages, list) or not all(
+        isinstance(one, dict) and isinstance(one.get("content"), str) for one in messages
+    ):
         raise ValueError("neither prompt and answer nor messages with role and content")
     if any(one.get("role") != ROLES[number % 2] for number, one in enumerate(messages)):
         raise ValueError("messages are not user and assistant in turn")
@@ -94,7 +105,8 @@ def _turns(row: dict[str, Any]) -> list[Turn]:
 
 
 def chained(conversations: Sequence[Conversation], share: float) -> list[Conversation]:
-    """A share of conversations with the next one on the same topic as further turns, so that history is learned too.
+    """A share of conversations with the next one on the same topic as further turns, so that history is
+    learned too.
 
     Each is used once; topics keep their order. share: 0 to 1, of the conversations that begin one here.
     """
@@ -125,15 +137,25 @@ def encoded(conversations: Sequence[Conversation], tokenizer: Tokenizer, speaker
 
 
 class ConversationRows:
-    """An endless sequence of rows: packed conversations, epoch after epoch, with windows of other text in between."""
+    """An endless sequence of rows: packed conversations, epoch after epoch, with windows of other text in
+    between.
+    """
 
     def __init__(
-        self, conversations: Sequence[Encoded], *, seq_len: int, seed: int, pad_id: int, name: str,
-        other: RowSource | None = None, other_share: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        conversations: Sequence[Encoded],
+        *,
+        seq_len: int,
+        seed: int,
+        pad_id: int,
+        name: str,
+        other: RowSource | None = None,
+        other_share: float = 0.0,
+    ) -> None:
         """seq_len: targets per row. other: rows of the same length, for the share `other_share`.
 
-        Conversations longer than a row are left out and counted in `too_long`. Raises DataError where none is left.
+        Conversations longer than a row are left out and counted in `too_long`. Raises DataError where none is
+        left.
         """
         if not 0 <= other_share < 1:
             raise ConfigError(f"the share of other text is {other_share}; it must be at least 0 and below 1")
@@ -152,7 +174,9 @@ class ConversationRows:
         is_other = self._others_before(numbers + 1) > before
         own = numbers[~is_other] - before[~is_other]
         count = len(self.packed)
-        batch = self._laid_out([self.packed[place] for place in permuted(own % count, count, self.seed, own // count)])
+        batch = self._laid_out(
+            [self.packed[place] for place in permuted(own % count, count, self.seed, own // count)]
+        )
         if self.other is None or not is_other.any():
             return batch
         return _merged(batch, self.other.rows(before[is_other]), is_other)
@@ -163,7 +187,9 @@ class ConversationRows:
         return counts
 
     def _laid_out(self, rows: Sequence[Sequence[int]]) -> Batch:
-        return laid_out([[self.conversations[index] for index in row] for row in rows], self.seq_len, self.pad_id)
+        return laid_out(
+            [[self.conversations[index] for index in row] for row in rows], self.seq_len, self.pad_id
+        )
 
     def epochs(self, rows: int) -> float:
         """How often a run of so many rows reads each conversation."""
@@ -190,7 +216,9 @@ class ConversationRows:
 
 
 def packed(lengths: Sequence[int], room: int) -> list[list[int]]:
-    """Which conversations share a row: longest first, each into the row that it fills best. lengths: each at most room."""
+    """Which conversations share a row: longest first, each into the row that it fills best. lengths: each at
+    most room.
+    """
     rows: list[list[int]] = []
     free: list[tuple[int, int]] = []  # (tokens left, row), ascending
     for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
@@ -206,7 +234,9 @@ def packed(lengths: Sequence[int], room: int) -> list[list[int]]:
 
 
 def laid_out(rows: Sequence[Sequence[Encoded]], seq_len: int, pad_id: int) -> Batch:
-    """Rows of conversations one after another, padded; segments number them from 0, padding has the number after the last."""
+    """Rows of conversations one after another, padded; segments number them from 0, padding has the number
+    after the last.
+    """
     tokens = np.full((len(rows), seq_len + 1), pad_id, dtype=np.int64)
     learned = np.zeros(tokens.shape, dtype=bool)
     segments = np.zeros(tokens.shape, dtype=np.int64)
@@ -214,20 +244,31 @@ def laid_out(rows: Sequence[Sequence[Encoded]], seq_len: int, pad_id: int) -> Ba
         place = 0
         for segment, one in enumerate(row):
             end = place + len(one.tokens)
-            tokens[number, place:end], learned[number, place:end], segments[number, place:end] = one.tokens, one.learned, segment
+            tokens[number, place:end], learned[number, place:end], segments[number, place:end] = (
+                one.tokens,
+                one.learned,
+                segment,
+            )
             place = end
         segments[number, place:] = len(row)
-    return shifted(tokens, learned)._replace(segments=torch.from_numpy(np.ascontiguousarray(segments[:, :-1])))
+    return shifted(tokens, learned)._replace(
+        segments=torch.from_numpy(np.ascontiguousarray(segments[:, :-1]))
+    )
 
 
-def single_batches(conversations: Sequence[Encoded], *, seq_len: int, batch_size: int, pad_id: int) -> list[Batch]:
+def single_batches(
+    conversations: Sequence[Encoded], *, seq_len: int, batch_size: int, pad_id: int
+) -> list[Batch]:
     """One conversation a row, for measuring a loss; nothing stands before it that could leak.
 
     Those too long are left out. Raises DataError where none is left.
     """
     fitting = [[one] for one in conversations if len(one.tokens) <= seq_len + 1]
     if not fitting:
-        raise DataError(f"none of {len(conversations)} held-out conversations fits a row of {seq_len} tokens; raise --seq-len")
+        raise DataError(
+            f"none of {len(conversations)} held-out conversations fits a row of {seq_len} tokens; raise "
+            "--seq-len"
+        )
     parts = (fitting[first : first + batch_size] for first in range(0, len(fitting), batch_size))
     return [laid_out(part, seq_len, pad_id)._replace(segments=None) for part in parts]
 

@@ -1,7 +1,7 @@
 """Batches of a task that a rule can generate: prompts with one right answer.
 
-An `ExampleTable` holds examples as token ids. A `TableRows` draws from it with a counter-based hash, so that slot k
-of row i is a pure function of (seed, i, k), and lays the examples in rows in one of two ways:
+An `ExampleTable` holds examples as token ids. A `TableRows` draws from it with a counter-based hash, so that
+slot k of row i is a pure function of (seed, i, k), and lays the examples in rows in one of two ways:
 
     single   one example a row, padded to the longest; nothing is wasted on attention between examples
     packed   examples one after another until the row is full, cut at its end
@@ -37,13 +37,17 @@ class Example(NamedTuple):
 
 
 def held_out(key: str, one_in: int = 10) -> bool:
-    """Whether the thing named by `key` is kept for evaluation. Stable across machines and versions (SHA-256)."""
+    """Whether the thing named by `key` is kept for evaluation. Stable across machines and versions
+    (SHA-256).
+    """
     return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % one_in == 0
 
 
 @dataclass(frozen=True)
 class ExampleTable:
-    """tokens: int16 (N, longest), padded; lengths, answer_starts: int64 (N,); weights: float64 (N,) or None."""
+    """tokens: int16 (N, longest), padded; lengths, answer_starts: int64 (N,); weights: float64 (N,) or
+    None.
+    """
 
     tokens: NDArray[np.int16]
     lengths: NDArray[np.int64]
@@ -51,16 +55,22 @@ class ExampleTable:
     weights: NDArray[np.float64] | None = None
 
     @classmethod
-    def of(cls, examples: Iterable[Example], tokenizer: Tokenizer, weights: ArrayLike | None = None) -> ExampleTable:
+    def of(
+        cls, examples: Iterable[Example], tokenizer: Tokenizer, weights: ArrayLike | None = None
+    ) -> ExampleTable:
         """Encode examples; weights, if given, say how often each is drawn relative to the others."""
         rows = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer)) for example in examples]
         lengths = np.array([len(prompt) + len(answer) for prompt, answer in rows], dtype=np.int64)
-        assert tokenizer.vocab_size <= 2**15, "generated tasks have small vocabularies; their tables are int16"
+        assert tokenizer.vocab_size <= 2**15, (
+            "generated tasks have small vocabularies; their tables are int16"
+        )
         tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int16)
         for index, (prompt, answer) in enumerate(rows):
             tokens[index, : lengths[index]] = prompt + answer
         starts = np.array([len(prompt) for prompt, _ in rows], dtype=np.int64)
-        return cls(tokens, lengths, starts, None if weights is None else np.asarray(weights, dtype=np.float64))
+        return cls(
+            tokens, lengths, starts, None if weights is None else np.asarray(weights, dtype=np.float64)
+        )
 
     def scored(self, loss_on: LossOn) -> NDArray[np.bool_]:
         """Which tokens count in the loss: (N, longest)."""
@@ -78,7 +88,9 @@ def random_fractions(seed: int, rows: NDArray[np.int64], slots: int) -> NDArray[
 
     SplitMix64 (Steele et al., OOPSLA 2014) of a counter. Returns (len(rows), slots).
     """
-    counter: NDArray[np.uint64] = rows.astype(np.uint64)[:, None] * np.uint64(0x100000001B3) + np.arange(slots).astype(np.uint64)
+    counter: NDArray[np.uint64] = rows.astype(np.uint64)[:, None] * np.uint64(0x100000001B3) + np.arange(
+        slots
+    ).astype(np.uint64)
     state = np.bitwise_xor(counter, _mix(np.array([seed], dtype=np.uint64)))
     return (_mix(state) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
@@ -95,12 +107,17 @@ def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
 class TableRows:
     """An endless sequence of rows drawn from a table with replacement."""
 
-    def __init__(self, table: ExampleTable, *, seed: int, seq_len: int, layout: Layout, loss_on: LossOn, name: str) -> None:
+    def __init__(
+        self, table: ExampleTable, *, seed: int, seq_len: int, layout: Layout, loss_on: LossOn, name: str
+    ) -> None:
         """seq_len: targets per row. Raises ConfigError when an example does not fit one."""
         self.table, self.seed, self.layout, self.name = table, seed, layout, name
         longest = table.tokens.shape[1]
         if longest > seq_len + 1:
-            raise ConfigError(f"the longest example has {longest} tokens, train.seq_len is {seq_len}; it must be at least {longest - 1}")
+            raise ConfigError(
+                f"the longest example has {longest} tokens, train.seq_len is {seq_len}; it must be at least "
+                f"{longest - 1}"
+            )
         self.scored = table.scored(loss_on)
         self.seq_len = seq_len
         self.slots = 1 if layout == "single" else -(-(seq_len + 1) // int(table.lengths.min()))
@@ -118,7 +135,9 @@ class TableRows:
     def _choose(self, fractions: NDArray[np.float64]) -> NDArray[np.int64]:
         if self._cumulative is None:
             return (fractions * len(self.table.lengths)).astype(np.int64)
-        return np.minimum(np.searchsorted(self._cumulative, fractions, side="right"), len(self.table.lengths) - 1)
+        return np.minimum(
+            np.searchsorted(self._cumulative, fractions, side="right"), len(self.table.lengths) - 1
+        )
 
     def _pack(self, chosen: NDArray[np.int64]) -> Batch:
         """Lay each row's examples end to end and cut at seq_len + 1 tokens. chosen: (B, slots)."""
@@ -134,7 +153,9 @@ class TableRows:
         return shifted(tokens, scored)
 
     def epochs(self, rows: int) -> float:
-        """Examples that so many rows show, over the examples there are: on average, as they are drawn with replacement."""
+        """Examples that so many rows show, over the examples there are: on average, as they are drawn with
+        replacement.
+        """
         per_row = 1.0 if self.layout == "single" else (self.seq_len + 1) / float(self.table.lengths.mean())
         return rows * per_row / len(self.table.lengths)
 

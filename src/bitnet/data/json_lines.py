@@ -1,7 +1,8 @@
-"""Records of a file of JSON lines. A broken one is counted and skipped; more than one in twenty stop the reading.
+"""Records of a file of JSON lines. A broken one is counted and skipped; more than one in twenty stop the
+reading.
 
-Broken is a line that is no JSON object, or an object that its reader cannot use and says why. Not here: documents, whose
-records may also be text or columns (readers.py).
+Broken is a line that is no JSON object, or an object that its reader cannot use and says why. Not here:
+documents, whose records may also be text or columns (readers.py).
 """
 
 from __future__ import annotations
@@ -28,14 +29,19 @@ class JsonLines(NamedTuple):
 
 
 def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | None]) -> JsonLines:
-    """The objects of a file in which `problem_of` finds no problem. Raises DataError above MAX_BROKEN, or where nothing is left."""
+    """The objects of a file in which `problem_of` finds no problem. Raises DataError above MAX_BROKEN, or
+    where nothing is left.
+    """
     rows: list[dict[str, Any]] = []
     broken, first = 0, None
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
             if size > MOST_BYTES:
-                raise DataError(f"{path} has {size:,} bytes, above the {MOST_BYTES:,} that are held in memory; split the file")
+                raise DataError(
+                    f"{path} has {size:,} bytes, above the {MOST_BYTES:,} that are held in memory; split the "
+                    "file"
+                )
             for number, line in enumerate(lines_of(file, LONGEST_LINE), start=1):
                 if line is not None and not line.strip():
                     continue
@@ -49,14 +55,17 @@ def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | Non
     lines = broken + len(rows)
     if broken > MAX_BROKEN * lines:
         raise DataError(
-            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {first}); repair the file or make it again"
+            f"{broken} of {lines} lines of {path} are broken, more than {MAX_BROKEN:.0%} (first: {first}); "
+            "repair the file or make it again"
         )
     if not rows:
         raise DataError(f"{path} has no record; make it again")
     return JsonLines(rows, broken, first)
 
 
-def _parsed(line: bytes | None, problem_of: Callable[[dict[str, Any]], str | None]) -> tuple[dict[str, Any] | None, str | None]:
+def _parsed(
+    line: bytes | None, problem_of: Callable[[dict[str, Any]], str | None]
+) -> tuple[dict[str, Any] | None, str | None]:
     """The object, or what is wrong with the line; None is a line that was too long to be read."""
     if line is None:
         return None, f"longer than {LONGEST_LINE:,} bytes"

@@ -1,8 +1,9 @@
 """A permutation of 0..n-1 that is computed, not stored: element i costs the same at the start and at the end.
 
-A Feistel network (Luby and Rackoff, 1988) is a bijection on 2b-bit numbers whatever its round function is; numbers that land
-outside 0..n-1 are put through again until they land inside ("cycle walking", Black and Rogaway, 2002), which keeps it a
-bijection. The key is a hash of (seed, epoch). Not here: cryptography; four rounds of a mixer are for shuffling.
+A Feistel network (Luby and Rackoff, 1988) is a bijection on 2b-bit numbers whatever its round function is;
+numbers that land outside 0..n-1 are put through again until they land inside ("cycle walking", Black and
+Rogaway, 2002), which keeps it a bijection. The key is a hash of (seed, epoch). Not here: cryptography; four
+rounds of a mixer are for shuffling.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ ROUNDS = 4
 
 
 def permuted(numbers: NDArray[np.int64], n: int, seed: int, epochs: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each number stands in the permutation of its epoch. numbers: (B,), each in 0..n-1; epochs: (B,)."""
+    """Where each number stands in the permutation of its epoch. numbers: (B,), each in 0..n-1; epochs:
+    (B,).
+    """
     half = max((n - 1).bit_length() + 1, 2) // 2
     keys = mix(mix(np.full(len(epochs), seed, dtype=np.uint64)) ^ epochs.astype(np.uint64))
     values = _network(numbers.astype(np.uint64), keys, half)

@@ -1,10 +1,11 @@
 """Pairs of answers to training rows: the one to prefer, then the other, to the same prompt.
 
-A file of JSON lines has one pair a line: `prompt`, `chosen`, `rejected`, and `held_out: true` for those kept from training
-(`bitnet voice answers --pairs` writes pairs.jsonl). Row 2p is the chosen side of a pair and row 2p + 1 its rejected side, where
-the pairs of an epoch go by in an order that is computed (permutation.py); so row r is a pure function of (seed, r), and a
-batch with an even number of rows holds whole pairs. Each row also carries `Batch.reference`, which its maker supplies.
-Not here: the loss (train/objective.py), the form of a turn (text/chat.py).
+A file of JSON lines has one pair a line: `prompt`, `chosen`, `rejected`, and `held_out: true` for those kept
+from training (`bitnet voice answers --pairs` writes pairs.jsonl). Row 2p is the chosen side of a pair and row
+2p + 1 its rejected side, where the pairs of an epoch go by in an order that is computed (permutation.py); so
+row r is a pure function of (seed, r), and a batch with an even number of rows holds whole pairs. Each row
+also carries `Batch.reference`, which its maker supplies. Not here: the loss (train/objective.py), the form of
+a turn (text/chat.py).
 """
 
 from __future__ import annotations
@@ -48,10 +49,14 @@ class Pairs(NamedTuple):
 
 
 def read_pairs(path: Path) -> Pairs:
-    """The pairs of a file, or of a folder that `bitnet voice answers --pairs` wrote. Above 5% broken lines it is refused."""
+    """The pairs of a file, or of a folder that `bitnet voice answers --pairs` wrote. Above 5% broken lines it
+    is refused.
+    """
     file = path / FILE if path.is_dir() else path
     if not file.is_file():
-        raise NotFoundError(f"there is no {file}; make the pairs with: bitnet voice answers --pairs, and a new --out")
+        raise NotFoundError(
+            f"there is no {file}; make the pairs with: bitnet voice answers --pairs, and a new --out"
+        )
     found = read_json_lines(file, _problem)
     sides: tuple[list[Pair], list[Pair]] = ([], [])
     for row in found.rows:
@@ -73,7 +78,10 @@ def _problem(row: dict[str, Any]) -> str | None:
 def encoded_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, speaker: str) -> list[tuple[Encoded, Encoded]]:
     """Both sides of each pair as ids; scored are the answers with their ends."""
     chosen, rejected = (
-        encoded([Conversation((Turn(pair.prompt, getattr(pair, side)),)) for pair in pairs], tokenizer, speaker) for side in SIDES
+        encoded(
+            [Conversation((Turn(pair.prompt, getattr(pair, side)),)) for pair in pairs], tokenizer, speaker
+        )
+        for side in SIDES
     )
     return list(zip(chosen, rejected, strict=True))
 
@@ -82,14 +90,27 @@ class PairRows:
     """An endless sequence of rows, two for each pair, epoch after epoch."""
 
     def __init__(
-        self, pairs: Sequence[tuple[Encoded, Encoded]], *, seq_len: int, seed: int, pad_id: int, name: str,
+        self,
+        pairs: Sequence[tuple[Encoded, Encoded]],
+        *,
+        seq_len: int,
+        seed: int,
+        pad_id: int,
+        name: str,
         reference: Callable[[Batch], Tensor],
-    ) -> None:  # fmt: skip
-        """reference: `Batch.reference` of rows, (B,). Pairs with a side longer than a row are left out and counted in `too_long`.
+    ) -> None:
+        """reference: `Batch.reference` of rows, (B,). Pairs with a side longer than a row are left out and
+        counted in `too_long`.
 
         Raises DataError where none is left.
         """
-        self.seq_len, self.seed, self.pad_id, self.name, self.reference = seq_len, seed, pad_id, name, reference
+        self.seq_len, self.seed, self.pad_id, self.name, self.reference = (
+            seq_len,
+            seed,
+            pad_id,
+            name,
+            reference,
+        )
         self.pairs = [pair for pair in pairs if max(len(side.tokens) for side in pair) <= seq_len + 1]
         self.too_long = len(pairs) - len(self.pairs)
         if not self.pairs:
@@ -99,12 +120,17 @@ class PairRows:
         """Batch of the rows with these numbers."""
         count, pair = len(self.pairs), numbers // 2
         places = permuted(pair % count, count, self.seed, pair // count)
-        return self._with_reference([self.pairs[place][side] for place, side in zip(places, numbers % 2, strict=True)])
+        return self._with_reference(
+            [self.pairs[place][side] for place, side in zip(places, numbers % 2, strict=True)]
+        )
 
     def in_order(self, batch_size: int) -> list[Batch]:
         """Every pair once, as batches of at most so many rows."""
         sides = [side for pair in self.pairs for side in pair]
-        return [self._with_reference(sides[first : first + batch_size]) for first in range(0, len(sides), batch_size)]
+        return [
+            self._with_reference(sides[first : first + batch_size])
+            for first in range(0, len(sides), batch_size)
+        ]
 
     def _with_reference(self, sides: Sequence[Encoded]) -> Batch:
         batch = laid_out([[side] for side in sides], self.seq_len, self.pad_id)._replace(segments=None)

@@ -6,9 +6,9 @@
         train-00000.idx          int64 pairs per document: its first token in this shard, its bytes of text
         held_out-00000.bin, .idx the same for the documents that are never trained on
 
-Each document ends with the tokenizer's end-of-text id; nothing stands before it, since that id also says "here begins the
-next". Files are memory-mapped: what is read lies in the system's file cache, not in the process's own memory.
-Not here: writing (prepare.py), windows for training (windows.py).
+Each document ends with the tokenizer's end-of-text id; nothing stands before it, since that id also says
+"here begins the next". Files are memory-mapped: what is read lies in the system's file cache, not in the
+process's own memory. Not here: writing (prepare.py), windows for training (windows.py).
 """
 
 from __future__ import annotations
@@ -38,8 +38,13 @@ AGAIN = "prepare the data again into another folder"
 _NAME = re.compile(r"(train|held_out)-[0-9]{5,9}")
 _TYPES: dict[str, Any] = {"dtype": Literal["<u2", "<u4"], "splits": dict, "tokenizer": dict, "settings": dict}
 _ENTRY_TYPES: dict[str, Any] = {
-    "name": str, "tokens": int, "documents": int, "text_bytes": int, "bin_sha256": str, "idx_sha256": str,
-}  # fmt: skip
+    "name": str,
+    "tokens": int,
+    "documents": int,
+    "text_bytes": int,
+    "bin_sha256": str,
+    "idx_sha256": str,
+}
 
 
 def token_dtype(vocab_size: int) -> str:
@@ -60,7 +65,10 @@ class TokenStream:
 
     @cached_property
     def _shards(self) -> list[NDArray[np.unsignedinteger]]:
-        return [np.memmap(self._folder / f"{entry['name']}.bin", dtype=self._dtype, mode="r") for entry in self._entries]
+        return [
+            np.memmap(self._folder / f"{entry['name']}.bin", dtype=self._dtype, mode="r")
+            for entry in self._entries
+        ]
 
     @cached_property
     def _starts(self) -> list[int]:
@@ -90,21 +98,29 @@ class Shards:
 
     def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
         self.folder, self.manifest = folder, manifest
-        self.train, self.held_out = (TokenStream(folder, split, manifest["splits"][split], manifest["dtype"]) for split in SPLITS)
+        self.train, self.held_out = (
+            TokenStream(folder, split, manifest["splits"][split], manifest["dtype"]) for split in SPLITS
+        )
 
     @classmethod
     def open(cls, folder: Path, tokenizer: Tokenizer | None = None) -> Shards:
-        """Check the files' sizes, and the tokenizer if one is given. Raises DataError naming what does not fit."""
+        """Check the files' sizes, and the tokenizer if one is given. Raises DataError naming what does not
+        fit.
+        """
         try:
             manifest = read_json(folder / MANIFEST, fix=AGAIN)
             if manifest["format"] != FORMAT:
-                raise DataError(f"{folder} has format {manifest['format']}, this version reads {FORMAT}; prepare the data again")
+                raise DataError(
+                    f"{folder} has format {manifest['format']}, this version reads {FORMAT}; prepare the "
+                    "data again"
+                )
             _check_manifest(manifest, folder / MANIFEST)
             shards = cls(folder, manifest)
             shards._check_sizes()
         except NotFoundError:
             raise NotFoundError(
-                f"there is no prepared data in {folder} (no {MANIFEST}); run bitnet prepare, or repeat it to finish"
+                f"there is no prepared data in {folder} (no {MANIFEST}); run bitnet prepare, or repeat it to "
+                "finish"
             ) from None
         except (KeyError, TypeError, AttributeError) as error:
             raise DataError(f"{folder / MANIFEST} is damaged ({error}); {AGAIN}") from None
@@ -117,7 +133,8 @@ class Shards:
         here, given = self.manifest["tokenizer"]["tokenizer_sha256"], tokenizer.describe()["tokenizer_sha256"]
         if here != given:
             raise DataError(
-                f"the data in {self.folder} was made with another tokenizer (sha256 {here[:12]}, not {given[:12]}); use the one in "
+                f"the data in {self.folder} was made with another tokenizer (sha256 {here[:12]}, not "
+                f"{given[:12]}); use the one in "
                 f"{self.folder / TOKENIZER}, or prepare the data again"
             )
 
@@ -128,14 +145,23 @@ class Shards:
         return tokenizer
 
     def verify(self, vocab_size: int) -> None:
-        """Hash every file, once in a process. Raises DataError naming the first that was altered, and for ids beyond the vocabulary."""
+        """Hash every file, once in a process. Raises DataError naming the first that was altered, and for ids
+        beyond the vocabulary.
+        """
         for path, entry in self._files():
             stat = path.stat()
             if _known_sha256(path, stat.st_size, stat.st_mtime_ns) != entry[f"{path.suffix[1:]}_sha256"]:
-                raise DataError(f"{path} was altered since it was written; delete {self.folder} and prepare the data again")
-            largest = _largest_id(path, self.manifest["dtype"]) if path.suffix == ".bin" and entry["tokens"] else 0
+                raise DataError(
+                    f"{path} was altered since it was written; delete {self.folder} and prepare the data "
+                    "again"
+                )
+            largest = (
+                _largest_id(path, self.manifest["dtype"]) if path.suffix == ".bin" and entry["tokens"] else 0
+            )
             if largest >= vocab_size:
-                raise DataError(f"{path} holds the id {largest}, beyond the {vocab_size:,} of its tokenizer; {AGAIN}")
+                raise DataError(
+                    f"{path} holds the id {largest}, beyond the {vocab_size:,} of its tokenizer; {AGAIN}"
+                )
 
     def _check_sizes(self) -> None:
         width = np.dtype(self.manifest["dtype"]).itemsize
@@ -154,12 +180,19 @@ class Shards:
 
 
 def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Raise DataError for values of another kind, and for names that are no shard's: they might lead out of the folder."""
+    """Raise DataError for values of another kind, and for names that are no shard's: they might lead out of
+    the folder.
+    """
     check_types(manifest, _TYPES, str(path), _TYPES)
-    check_types(manifest["tokenizer"], {"tokenizer_sha256": str}, f"{path}, tokenizer,", ("tokenizer_sha256",))
+    check_types(
+        manifest["tokenizer"], {"tokenizer_sha256": str}, f"{path}, tokenizer,", ("tokenizer_sha256",)
+    )
     for entry in (one for split in SPLITS for one in manifest["splits"][split]):
         check_types(entry, _ENTRY_TYPES, f"{path}, a shard", _ENTRY_TYPES)
-        if not _NAME.fullmatch(entry["name"]) or min(entry["tokens"], entry["documents"], entry["text_bytes"]) < 0:
+        if (
+            not _NAME.fullmatch(entry["name"])
+            or min(entry["tokens"], entry["documents"], entry["text_bytes"]) < 0
+        ):
             raise DataError(f"{path} describes {entry['name'][:80]!r}, which is no shard; {AGAIN}")
     if not any(entry["tokens"] for entry in manifest["splits"]["train"]):
         raise DataError(f"{path} has no token to train on; {AGAIN}")

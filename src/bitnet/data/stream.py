@@ -1,15 +1,16 @@
 """Training data as an endless numbered sequence of rows.
 
-Row i is a pure function of (seed, i). Which rows an update reads is a pure function of (step, rank, world size), so
-the data position is never stored: resuming, or changing the number of processes while the rows per update stay
-equal, gives the same stream. Update n reads rows (n-1)*R .. n*R-1, where
+Row i is a pure function of (seed, i). Which rows an update reads is a pure function of (step, rank, world
+size), so the data position is never stored: resuming, or changing the number of processes while the rows per
+update stay equal, gives the same stream. Update n reads rows (n-1)*R .. n*R-1, where
 
     R = batch_size * world_size * grad_accumulation_steps
 
-and micro-batch m of rank k is the slice of batch_size rows that begins at (n-1)*R + (m * world_size + k) * batch_size.
+and micro-batch m of rank k is the slice of batch_size rows that begins at (n-1)*R + (m * world_size + k) *
+batch_size.
 
-Data that led to values that are not finite is skipped (train/roll_back.py): then update n reads the rows that belong to the
-later data step `data_step(n, skips)`. The skips are few, and recorded in the run.
+Data that led to values that are not finite is skipped (train/roll_back.py): then update n reads the rows that
+belong to the later data step `data_step(n, skips)`. The skips are few, and recorded in the run.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from torch import Tensor
 class Batch(NamedTuple):
     """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T).
 
-    segments: int64 (B, T), or None where a row is one text. The model attends only between tokens of equal number.
-    reference: float (B,), or None; summed log-probability of a row's scored targets under fixed weights, for a preference.
+    segments: int64 (B, T), or None where a row is one text. The model attends only between tokens of equal
+    number. reference: float (B,), or None; summed log-probability of a row's scored targets under fixed
+    weights, for a preference.
     """
 
     input_ids: Tensor
@@ -46,7 +48,9 @@ class Batch(NamedTuple):
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(**{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()})
+        return Batch(
+            **{name: tensor.to(device, non_blocking=True) for name, tensor in self.tensors().items()}
+        )
 
     def equals(self, other: Batch) -> bool:
         """Whether all of it is the same, bit for bit."""
@@ -86,7 +90,9 @@ class RowSource(Protocol):
         ...
 
 
-def row_numbers(step: int, micro_batch: int, *, batch_size: int, accumulation: int, rank: int, world_size: int) -> NDArray[np.int64]:
+def row_numbers(
+    step: int, micro_batch: int, *, batch_size: int, accumulation: int, rank: int, world_size: int
+) -> NDArray[np.int64]:
     """Rows of one micro-batch. step: 1..N; micro_batch: 0..accumulation-1; batch_size: rows per process."""
     per_update = batch_size * world_size * accumulation
     first = (step - 1) * per_update + (micro_batch * world_size + rank) * batch_size
@@ -102,4 +108,6 @@ def shifted(tokens: NDArray[np.int64], scored: NDArray[np.bool_]) -> Batch:
 
 def concatenate(batches: Sequence[Batch]) -> Batch:
     """Rows of several batches of equal width as one. All of them have segments, or none has."""
-    return Batch(**{name: torch.cat([batch.tensors()[name] for batch in batches]) for name in batches[0].tensors()})
+    return Batch(
+        **{name: torch.cat([batch.tensors()[name] for batch in batches]) for name in batches[0].tensors()}
+    )

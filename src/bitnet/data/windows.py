@@ -1,10 +1,11 @@
 """Rows for training out of token shards: every window once an epoch, in an order that is computed.
 
-The training tokens are one long row, cut into windows of T + 1 tokens that overlap by one, so that each token is a target
-once. Row r of a run is window permuted(r mod n) of epoch r // n, with n windows; the permutation is a function of (seed,
-epoch), so that any step is read at once, by any number of processes, with nothing to restore. A window may begin and end
-inside a document: the end-of-text id between two of them is learned like any token, and padding does not occur.
-Not here: the files (shards.py), which rows an update reads (stream.py).
+The training tokens are one long row, cut into windows of T + 1 tokens that overlap by one, so that each token
+is a target once. Row r of a run is window permuted(r mod n) of epoch r // n, with n windows; the permutation
+is a function of (seed, epoch), so that any step is read at once, by any number of processes, with nothing to
+restore. A window may begin and end inside a document: the end-of-text id between two of them is learned like
+any token, and padding does not occur. Not here: the files (shards.py), which rows an update reads
+(stream.py).
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from bitnet.files import sha256_of
 from bitnet.text.tokenizer import Tokenizer
 
 PUBLISHED: dict[str, tuple[float, str]] = {"HuggingFaceFW/fineweb-edu": (1.3e12, "1.3T (GPT-2 tokenization)")}
-"""Size of a whole data set in tokens, as its page gives it (huggingface.co/datasets/HuggingFaceFW/fineweb-edu)."""
+"""Size of a whole data set in tokens, as its page gives it
+(huggingface.co/datasets/HuggingFaceFW/fineweb-edu)."""
 
 MAX_EPOCHS = 4.0
 """More repetition than this has to be asked for: up to about four epochs are worth nearly as much as new data
@@ -40,7 +42,8 @@ class WindowRows:
         self.windows = (shards.train.tokens - 1) // seq_len
         if self.windows < 1:
             raise DataError(
-                f"{shards.folder} has {shards.train.tokens:,} training tokens, one row of {seq_len} needs {seq_len + 1:,}; give more text "
+                f"{shards.folder} has {shards.train.tokens:,} training tokens, one row of {seq_len} needs "
+                f"{seq_len + 1:,}; give more text "
                 "or lower --seq-len"
             )
 
@@ -51,7 +54,9 @@ class WindowRows:
     def rows(self, numbers: NDArray[np.int64]) -> Batch:
         """Batch of the rows with these numbers; every target counts."""
         starts = self.window_numbers(numbers) * self.seq_len
-        tokens = np.stack([self.shards.train.read(int(start), self.seq_len + 1) for start in starts])  # (B, T + 1)
+        tokens = np.stack(
+            [self.shards.train.read(int(start), self.seq_len + 1) for start in starts]
+        )  # (B, T + 1)
         return shifted(tokens, np.ones(tokens.shape, dtype=bool))
 
     def epochs(self, rows: int) -> float:
@@ -63,7 +68,8 @@ class WindowRows:
         epochs = self.epochs(rows)
         if epochs > MAX_EPOCHS and not allow_repeat:
             raise ConfigError(
-                f"the run reads {rows * self.seq_len:,} tokens and the data has {self.shards.train.tokens:,}, which makes {epochs:.1f} "
+                f"the run reads {rows * self.seq_len:,} tokens and the data has "
+                f"{self.shards.train.tokens:,}, which makes {epochs:.1f} "
                 f"epochs; above {MAX_EPOCHS:g}, lower --num-steps, give more text, or say --allow-repeat"
             )
         return epochs
@@ -94,7 +100,8 @@ class WindowRows:
 
 
 def corpus_facts(shards: Shards) -> tuple[float | None, str | int | None, str]:
-    """Tokens of the whole corpus that the shards were taken from, the same in its publisher's words, and how it was sampled.
+    """Tokens of the whole corpus that the shards were taken from, the same in its publisher's words, and how
+    it was sampled.
 
     None where nobody says how large it is and it was not read to its end.
     """
@@ -110,8 +117,12 @@ def corpus_facts(shards: Shards) -> tuple[float | None, str | int | None, str]:
     return None, None, "first_documents"
 
 
-def text_batches(texts: Iterable[str], tokenizer: Tokenizer, *, seq_len: int, batch_size: int) -> Iterator[Batch]:
-    """Every token of the texts as targets, in batches of windows as training has them; the last one is padded."""
+def text_batches(
+    texts: Iterable[str], tokenizer: Tokenizer, *, seq_len: int, batch_size: int
+) -> Iterator[Batch]:
+    """Every token of the texts as targets, in batches of windows as training has them; the last one is
+    padded.
+    """
     waiting = np.empty(0, dtype=np.int64)
     size = batch_size * seq_len
     for text in texts:
@@ -135,7 +146,9 @@ def _windows(tokens: NDArray[np.int64], seq_len: int, pad_id: int) -> Batch:
     return shifted(rows, real)
 
 
-def held_out_batches(shards: Shards, *, seq_len: int, batch_size: int, max_windows: int, pad_id: int) -> list[Batch]:
+def held_out_batches(
+    shards: Shards, *, seq_len: int, batch_size: int, max_windows: int, pad_id: int
+) -> list[Batch]:
     """Windows of the held-out documents, at most max_windows, spread evenly over them, always the same.
 
     The windows cover every token; the last one is padded, and padding is not scored.
@@ -143,7 +156,10 @@ def held_out_batches(shards: Shards, *, seq_len: int, batch_size: int, max_windo
     stream = shards.held_out
     there = -(-(stream.tokens - 1) // seq_len)
     if there < 1:
-        raise DataError(f"{shards.folder} has {stream.tokens} held-out tokens, too few to measure a loss; hold out more documents")
+        raise DataError(
+            f"{shards.folder} has {stream.tokens} held-out tokens, too few to measure a loss; hold out more "
+            "documents"
+        )
     count = min(there, max_windows)
     chosen = np.arange(count) * there // count
     tokens = np.full((count, seq_len + 1), pad_id, dtype=np.int64)
@@ -151,4 +167,7 @@ def held_out_batches(shards: Shards, *, seq_len: int, batch_size: int, max_windo
     for row, window in enumerate(chosen):
         part = stream.read(int(window) * seq_len, seq_len + 1)
         tokens[row, : len(part)], real[row, : len(part)] = part, True
-    return [shifted(tokens[first : first + batch_size], real[first : first + batch_size]) for first in range(0, count, batch_size)]
+    return [
+        shifted(tokens[first : first + batch_size], real[first : first + batch_size])
+        for first in range(0, count, batch_size)
+    ]

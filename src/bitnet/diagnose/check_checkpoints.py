@@ -1,4 +1,5 @@
-"""The checkpoints of a run: whole, loaded as they were stored, the newest first, and begun as the seed says. Suspect: checkpoint.
+"""The checkpoints of a run: whole, loaded as they were stored, the newest first, and begun as the seed says.
+Suspect: checkpoint.
 
 Not here: whether updates repeat from them (check_run.py).
 """
@@ -36,29 +37,49 @@ def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
             problems.append(str(error))
     steps = layout.checkpoint_steps()
     yield Check(
-        name="checkpoints are whole", suspect="checkpoint", ok=bool(steps) and not problems, value=len(set(problems)),
-        expected=f"0 of {len(steps)} damaged, and at least one there", source="sizes and SHA-256 of manifest.json",
+        name="checkpoints are whole",
+        suspect="checkpoint",
+        ok=bool(steps) and not problems,
+        value=len(set(problems)),
+        expected=f"0 of {len(steps)} damaged, and at least one there",
+        source="sizes and SHA-256 of manifest.json",
         detail=problems[0] if problems else "there is none",
-    )  # fmt: skip
+    )
     if subject.step in steps:
         try:
             stored = checkpoints.load_checkpoint(layout.checkpoint(subject.step))
         except BitnetError:
             return
         model = dict(subject.model.named_parameters())
-        other = [name for name in model if name not in stored.model or not torch.equal(model[name].detach().cpu(), stored.model[name])]
+        other = [
+            name
+            for name in model
+            if name not in stored.model or not torch.equal(model[name].detach().cpu(), stored.model[name])
+        ]
         odd = sorted(stored.model.keys() ^ model.keys())
-        bad = [name for name, tensor in stored.optimizer.items() if not bool(torch.isfinite(tensor.float()).all())]
+        bad = [
+            name
+            for name, tensor in stored.optimizer.items()
+            if not bool(torch.isfinite(tensor.float()).all())
+        ]
         yield Check(
-            name="checkpoint loads as it was stored", suspect="checkpoint", ok=not other and not odd and not bad,
-            value=len(other) + len(odd) + len(bad), expected="0 tensors changed, missing or not finite",
-            source="what is saved is restored, bit for bit", detail=f"differs: {', '.join((other + odd + bad)[:3])}",
-        )  # fmt: skip
+            name="checkpoint loads as it was stored",
+            suspect="checkpoint",
+            ok=not other and not odd and not bad,
+            value=len(other) + len(odd) + len(bad),
+            expected="0 tensors changed, missing or not finite",
+            source="what is saved is restored, bit for bit",
+            detail=f"differs: {', '.join((other + odd + bad)[:3])}",
+        )
         yield Check(
-            name="checkpoint knows its step", suspect="checkpoint", ok=stored.state.get("step") == subject.step == stored.step,
-            value=stored.state.get("step"), expected=str(subject.step), source="state.json",
+            name="checkpoint knows its step",
+            suspect="checkpoint",
+            ok=stored.state.get("step") == subject.step == stored.step,
+            value=stored.state.get("step"),
+            expected=str(subject.step),
+            source="state.json",
             detail="the folder's name and its state disagree",
-        )  # fmt: skip
+        )
 
 
 def newest(subject: Subject, layout: RunLayout) -> Iterator[Check]:
@@ -67,14 +88,34 @@ def newest(subject: Subject, layout: RunLayout) -> Iterator[Check]:
     if not steps or subject.damaged:
         return
     resumed = checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
-    found = [subject.step if not subject.step_named else max(steps), resumed.step if resumed is not None else None]
-    yield CHECKPOINT.equal("the newest checkpoint is the one that loads", found, [max(steps)] * 2,
-                           "an older checkpoint is loaded, and later updates are lost")  # fmt: skip
-    told = {step: checkpoints.load_checkpoint(layout.checkpoint(step), optimizer=False).state for step in {steps[0], steps[-1]} if step}
+    found = [
+        subject.step if not subject.step_named else max(steps),
+        resumed.step if resumed is not None else None,
+    ]
+    yield CHECKPOINT.equal(
+        "the newest checkpoint is the one that loads",
+        found,
+        [max(steps)] * 2,
+        "an older checkpoint is loaded, and later updates are lost",
+    )
+    told = {
+        step: checkpoints.load_checkpoint(layout.checkpoint(step), optimizer=False).state
+        for step in {steps[0], steps[-1]}
+        if step
+    }
     per_step = int(subject.training["tokens_per_step"])
-    wrong = [step for step, state in told.items() if state.get("tokens_seen") != step * per_step or state.get("step") != step]
-    yield CHECKPOINT.holds("checkpoints count their tokens", not wrong, wrong, f"step * {per_step:,} in state.json",
-                           "the state belongs to another update")  # fmt: skip
+    wrong = [
+        step
+        for step, state in told.items()
+        if state.get("tokens_seen") != step * per_step or state.get("step") != step
+    ]
+    yield CHECKPOINT.holds(
+        "checkpoints count their tokens",
+        not wrong,
+        wrong,
+        f"step * {per_step:,} in state.json",
+        "the state belongs to another update",
+    )
 
 
 def began_as_seeded(subject: Subject, layout: RunLayout) -> Iterator[Check]:
@@ -86,10 +127,16 @@ def began_as_seeded(subject: Subject, layout: RunLayout) -> Iterator[Check]:
         first = checkpoints.load_checkpoint(layout.checkpoint(0), optimizer=False).model
     except BitnetError:
         return  # damaged: another check's finding
-    fresh = {name: weight.detach().cpu() for name, weight in subject.new_model(subject.config).named_parameters()}
+    fresh = {
+        name: weight.detach().cpu() for name, weight in subject.new_model(subject.config).named_parameters()
+    }
     other = [name for name in fresh if name not in first or not torch.equal(fresh[name], first[name])]
     yield CHECKPOINT.holds(
-        "the run began with the weights of its seed", not other, len(other), "0 parameters that differ from checkpoint 0",
-        f"begins otherwise now: {other[:2]}; the seed, or how a model is initialised, has changed", weight=STRONG,
+        "the run began with the weights of its seed",
+        not other,
+        len(other),
+        "0 parameters that differ from checkpoint 0",
+        f"begins otherwise now: {other[:2]}; the seed, or how a model is initialised, has changed",
+        weight=STRONG,
         explained_by=frozenset({"quantization"}),
-    )  # fmt: skip
+    )

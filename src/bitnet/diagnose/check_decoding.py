@@ -1,8 +1,9 @@
-"""Does generation do what it is asked: the model's own next tokens, chosen by the rule that was named? Suspect: decoding.
+"""Does generation do what it is asked: the model's own next tokens, chosen by the rule that was named?
+Suspect: decoding.
 
-Cached steps are compared with the model's own logits for the whole prefix, so that a wrong model decodes "right" here; choosing is
-compared with definitions (check_sampling.py). A decoder that fails here prints garbage
-whatever the model has learned.
+Cached steps are compared with the model's own logits for the whole prefix, so that a wrong model decodes
+"right" here; choosing is compared with definitions (check_sampling.py). A decoder that fails here prints
+garbage whatever the model has learned.
 """
 
 from __future__ import annotations
@@ -26,8 +27,9 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 
 CACHED, LOUD_CACHED = 1e-2, 0.05
-"""Relative error between cached and whole logits: equal products in another order, and now and then a value on the edge of a code.
-Where attention is made loud, so that a wrong position shows, such a value weighs more; a wrong position moves the logits by 0.2."""
+"""Relative error between cached and whole logits: equal products in another order, and now and then a value
+on the edge of a code. Where attention is made loud, so that a wrong position shows, such a value weighs more;
+a wrong position moves the logits by 0.2."""
 LAST, PIECE = 12, 24  # tokens decoded one by one at the end of a row; a twin's prompt
 LONGEST_TRIED = 1 << 14
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
@@ -47,30 +49,49 @@ def decoding(subject: Subject) -> Iterator[Check]:
 
 
 def _prompt(subject: Subject, rows: int, tokens: int) -> Tensor:
-    return random_ids(subject.config.vocab_size, rows, min(tokens, subject.config.max_seq_length // 2), subject.device)
+    return random_ids(
+        subject.config.vocab_size, rows, min(tokens, subject.config.max_seq_length // 2), subject.device
+    )
 
 
 @torch.no_grad()
 def cache(subject: Subject) -> Iterator[Check]:
-    """Prompt in one piece, in two, and token by token: always the logits of the whole. Once more where attention is loud."""
+    """Prompt in one piece, in two, and token by token: always the logits of the whole. Once more where
+    attention is loud.
+    """
     ids = _prompt(subject, 3, 24)
-    for kind, model, limit in (("", subject.model, CACHED), (", loud attention", made_loud(copy_of(subject, subject.model)), LOUD_CACHED)):
+    for kind, model, limit in (
+        ("", subject.model, CACHED),
+        (", loud attention", made_loud(copy_of(subject, subject.model)), LOUD_CACHED),
+    ):
         error, where = worst(_cached_errors(model, ids))
         yield Check(
-            name=f"cached decoding equals full recomputation{kind}", suspect="decoding", ok=below(error, limit), value=error,
-            expected=f"relative error <= {limit:g}", source="the model's own logits for the whole prefix",
-            detail=f"{where}: keys, values or positions in the cache are wrong", explained_by=FORWARD,
-        )  # fmt: skip
+            name=f"cached decoding equals full recomputation{kind}",
+            suspect="decoding",
+            ok=below(error, limit),
+            value=error,
+            expected=f"relative error <= {limit:g}",
+            source="the model's own logits for the whole prefix",
+            detail=f"{where}: keys, values or positions in the cache are wrong",
+            explained_by=FORWARD,
+        )
 
 
 def _cached_errors(model: BitNetTransformer, ids: Tensor) -> dict[str, float]:
     """How far cached logits are from whole ones, by the way that they were computed. ids: (3, T)."""
     whole = model(ids)
     errors: dict[str, float] = {}
-    cuts = {"in one piece": [0], "in two pieces": [0, ids.shape[1] // 2], "token by token": list(range(ids.shape[1]))}
+    cuts = {
+        "in one piece": [0],
+        "in two pieces": [0, ids.shape[1] // 2],
+        "token by token": list(range(ids.shape[1])),
+    }
     for way, starts in cuts.items():
         store = model.new_cache(len(ids), ids.shape[1])
-        parts = [model(ids[:, begin:end], store) for begin, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True)]
+        parts = [
+            model(ids[:, begin:end], store)
+            for begin, end in zip(starts, [*starts[1:], ids.shape[1]], strict=True)
+        ]
         errors[way] = off(torch.cat(parts, dim=1), whole)
     store = model.new_cache(len(ids), ids.shape[1])
     model(ids[:, :-1], store)
@@ -86,9 +107,11 @@ def _cached_errors(model: BitNetTransformer, ids: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def late_positions(subject: Subject) -> Iterator[Check]:
-    """Up to the last position that the model has: the examined model's last tokens, and a twin in small pieces all the way.
+    """Up to the last position that the model has: the examined model's last tokens, and a twin in small
+    pieces all the way.
 
-    Nothing for models of more than LONGEST_TRIED positions, whose attention over all of them takes minutes to days.
+    Nothing for models of more than LONGEST_TRIED positions, whose attention over all of them takes minutes to
+    days.
     """
     length = subject.config.max_seq_length
     if length > LONGEST_TRIED:
@@ -100,22 +123,32 @@ def late_positions(subject: Subject) -> Iterator[Check]:
     ids = random_ids(VOCABULARY, 2, twin.config.max_seq_length, subject.device)
     errors["a twin in small pieces"] = _pieces(twin.model, ids, PIECE, PIECE)
     yield Check(
-        name="cached decoding equals full recomputation, to the last position", suspect="decoding",
-        ok=below(max(errors.values()), LOUD_CACHED), value=max(errors.values()), expected=f"relative error <= {LOUD_CACHED:g}",
-        source="the model's own logits for the whole prefix", explained_by=FORWARD,
+        name="cached decoding equals full recomputation, to the last position",
+        suspect="decoding",
+        ok=below(max(errors.values()), LOUD_CACHED),
+        value=max(errors.values()),
+        expected=f"relative error <= {LOUD_CACHED:g}",
+        source="the model's own logits for the whole prefix",
+        explained_by=FORWARD,
         detail=f"{worst(errors)[1]}: keys, values or positions are wrong late in a row",
-    )  # fmt: skip
+    )
     room = min(4, length - 1)
     made = decode.generate(model, last[:, : length - room], max_new_tokens=10 * length).shape[1]
     yield Check(
-        name="generation goes on to the last position", suspect="decoding", ok=made == length + 1, value=made,
-        expected=f"{length + 1}: the token after the last position that is read", source="model.max_seq_length",
+        name="generation goes on to the last position",
+        suspect="decoding",
+        ok=made == length + 1,
+        value=made,
+        expected=f"{length + 1}: the token after the last position that is read",
+        source="model.max_seq_length",
         detail="generation stops before the model's length is used, or goes beyond it",
-    )  # fmt: skip
+    )
 
 
 def _pieces(model: BitNetTransformer, ids: Tensor, first: int, last: int) -> float:
-    """Error of cached logits: a prompt of `first` tokens, then pieces of 1 to 7, and the last `last` tokens one by one."""
+    """Error of cached logits: a prompt of `first` tokens, then pieces of 1 to 7, and the last `last` tokens
+    one by one.
+    """
     whole = model(ids)
     store = model.new_cache(len(ids), ids.shape[1])
     parts, place, size = [model(ids[:, :first], store)], first, 0
@@ -128,7 +161,9 @@ def _pieces(model: BitNetTransformer, ids: Tensor, first: int, last: int) -> flo
 
 @torch.no_grad()
 def greedy(subject: Subject) -> Iterator[Check]:
-    """What `generate` returns greedily is the prompt and the argmax of the whole prefix, step by step, up to the model's length."""
+    """What `generate` returns greedily is the prompt and the argmax of the whole prefix, step by step, up to
+    the model's length.
+    """
     model = made_loud(copy_of(subject, subject.model))
     ids = _prompt(subject, 2, 8)
     count = min(16, model.config.max_seq_length - ids.shape[1])
@@ -147,17 +182,26 @@ def greedy(subject: Subject) -> Iterator[Check]:
             gaps.append(math.inf)
     gap = max(gaps, default=math.inf)
     yield Check(
-        name="greedy takes the most likely token", suspect="decoding", ok=kept and gap <= 0.05, value=gap,
+        name="greedy takes the most likely token",
+        suspect="decoding",
+        ok=kept and gap <= 0.05,
+        value=gap,
         expected="within 0.05 standard deviations of the largest logit, at every step",
         source="definition of greedy decoding, on the model's own logits",
-        detail="another token than the most likely is taken, or the prompt is changed", explained_by=FORWARD,
-    )  # fmt: skip
+        detail="another token than the most likely is taken, or the prompt is changed",
+        explained_by=FORWARD,
+    )
     error, where = worst(errors)
     yield Check(
-        name="streamed logits are the model's", suspect="decoding", ok=below(error, LOUD_CACHED), value=error,
-        expected=f"relative error <= {LOUD_CACHED:g}", source="the model's own logits for the whole prefix",
-        detail=f"{where}: the decoder reads other logits", explained_by=FORWARD,
-    )  # fmt: skip
+        name="streamed logits are the model's",
+        suspect="decoding",
+        ok=below(error, LOUD_CACHED),
+        value=error,
+        expected=f"relative error <= {LOUD_CACHED:g}",
+        source="the model's own logits for the whole prefix",
+        detail=f"{where}: the decoder reads other logits",
+        explained_by=FORWARD,
+    )
 
 
 def draws(subject: Subject) -> Iterator[Check]:
@@ -166,30 +210,46 @@ def draws(subject: Subject) -> Iterator[Check]:
     wild = Sampling(temperature=50.0, seed=11)
     count = min(12, subject.config.max_seq_length - ids.shape[1])
     first, again, other = (
-        decode.generate(subject.model, ids, max_new_tokens=count, sampling=dataclasses.replace(wild, seed=seed)) for seed in (11, 11, 12)
+        decode.generate(
+            subject.model, ids, max_new_tokens=count, sampling=dataclasses.replace(wild, seed=seed)
+        )
+        for seed in (11, 11, 12)
     )
     same, differ = torch.equal(first, again), not torch.equal(first, other)
     rows_differ = not bool((first[:, ids.shape[1] :] == first[:1, ids.shape[1] :]).all())
-    most = max(int(torch.bincount(row).max()) for row in first[:, ids.shape[1] :].cpu())  # nearly even draws: hardly one twice
+    most = max(
+        int(torch.bincount(row).max()) for row in first[:, ids.shape[1] :].cpu()
+    )  # nearly even draws: hardly one twice
     moves_on = count < 6 or most <= count / 2
     yield Check(
-        name="seeds decide the draws", suspect="decoding", ok=same and differ and rows_differ and moves_on,
+        name="seeds decide the draws",
+        suspect="decoding",
+        ok=same and differ and rows_differ and moves_on,
         value={"repeats": same, "differs": differ, "rows_differ": rows_differ, "positions_differ": moves_on},
         expected="equal seeds equal text, other seeds other text, new numbers for each row and position",
-        source="definition of a seed", detail="the seed is ignored, or fixed",
-    )  # fmt: skip
+        source="definition of a seed",
+        detail="the seed is ignored, or fixed",
+    )
     seeds = {
         (index, step, mode): snapshot.stable_seed(index, step, mode)
         for index in (0, 1, 4)
         for step in (1, 500, 1_000, 60_000, 400_000)
         for mode in ("greedy", "typical")
     }
-    right = {key: int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big") for key in seeds}
+    right = {
+        key: int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big")
+        for key in seeds
+    }
     yield Check(
-        name="sample seeds are stable", suspect="decoding", ok=seeds == right, value=seeds == right,
-        expected="SHA-256 of prompt number, step and mode", source="docs/run-directory.md",
-        detail="samples of different steps cannot be compared or repeated", weight=STRONG,
-    )  # fmt: skip
+        name="sample seeds are stable",
+        suspect="decoding",
+        ok=seeds == right,
+        value=seeds == right,
+        expected="SHA-256 of prompt number, step and mode",
+        source="docs/run-directory.md",
+        detail="samples of different steps cannot be compared or repeated",
+        weight=STRONG,
+    )
 
 
 class _Ending:
@@ -204,7 +264,9 @@ class _Ending:
 
 def _new_ids(subject: Subject, prompt: Tensor, count: int) -> list[int]:
     """Varied continuation of one prompt: by a fixed seed, at a temperature that keeps it from repeating."""
-    out = decode.generate(subject.model, prompt, max_new_tokens=count, sampling=Sampling(temperature=50.0, seed=5))
+    out = decode.generate(
+        subject.model, prompt, max_new_tokens=count, sampling=Sampling(temperature=50.0, seed=5)
+    )
     return [int(token) for token in out[0, prompt.shape[1] :]]
 
 
@@ -214,14 +276,22 @@ def stops(subject: Subject) -> Iterator[Check]:
     new = _new_ids(subject, prompt, min(12, subject.config.max_seq_length - prompt.shape[1]))
     place = next((i for i in range(2, len(new)) if new[i] not in new[:i]), 0)
     wild = Sampling(temperature=50.0, seed=5)
-    ended = decode.generate(subject.model, prompt, max_new_tokens=len(new), sampling=wild, stop_ids=(new[place],))
-    lists = decode.continue_prompts(subject.model, [prompt[0].tolist()], max_new_tokens=len(new), stop_id=new[place], sampling=wild)
+    ended = decode.generate(
+        subject.model, prompt, max_new_tokens=len(new), sampling=wild, stop_ids=(new[place],)
+    )
+    lists = decode.continue_prompts(
+        subject.model, [prompt[0].tolist()], max_new_tokens=len(new), stop_id=new[place], sampling=wild
+    )
     got = [ended.shape[1] - prompt.shape[1], len(lists[0])]
     yield Check(
-        name="generation ends at the stop token", suspect="decoding", ok=got == [place + 1] * 2, value=got,
-        expected=f"{place + 1} new tokens, the stop token the last", source="definition of a stop token",
+        name="generation ends at the stop token",
+        suspect="decoding",
+        ok=got == [place + 1] * 2,
+        value=got,
+        expected=f"{place + 1} new tokens, the stop token the last",
+        source="definition of a stop token",
         detail="the end of text does not end it, or it ends too early",
-    )  # fmt: skip
+    )
     text = next((p for p in subject.task.prompts if subject.task.tokenizer.encode(p)), None)
     if text is None:
         return
@@ -231,26 +301,41 @@ def stops(subject: Subject) -> Iterator[Check]:
     tokenizer: object = _Ending(subject.task.tokenizer, greedy_ids[0])
     row = snapshot.snapshot(subject.model, tokenizer, text, mode="greedy", seed=1, max_new_tokens=room)  # type: ignore[arg-type]
     yield Check(
-        name="samples end at the end of text", suspect="decoding", ok=row["total_tokens"] == 1, value=row["total_tokens"],
-        expected="1: the end of text came first", source="definition", detail="samples run on after the end of text",
-    )  # fmt: skip
+        name="samples end at the end of text",
+        suspect="decoding",
+        ok=row["total_tokens"] == 1,
+        value=row["total_tokens"],
+        expected="1: the end of text came first",
+        source="definition",
+        detail="samples run on after the end of text",
+    )
 
 
 def prompts_in_order(subject: Subject) -> Iterator[Check]:
     """Answers come back in the order of the prompts, each as if asked alone."""
     vocabulary = subject.config.vocab_size
     lengths = [5, 3, 5, 4]
-    prompts = [random_ids(vocabulary, 1, length + index, subject.device)[0, index:].tolist() for index, length in enumerate(lengths)]
+    prompts = [
+        random_ids(vocabulary, 1, length + index, subject.device)[0, index:].tolist()
+        for index, length in enumerate(lengths)
+    ]
     together = decode.continue_prompts(subject.model, prompts, max_new_tokens=4, stop_id=vocabulary)
     alone = [
-        decode.generate(subject.model, torch.tensor([p], device=subject.device), max_new_tokens=4)[0, len(p) :].tolist() for p in prompts
+        decode.generate(subject.model, torch.tensor([p], device=subject.device), max_new_tokens=4)[
+            0, len(p) :
+        ].tolist()
+        for p in prompts
     ]
     share = sum(a == b for a, b in zip(together, alone, strict=True)) / len(prompts)
     yield Check(
-        name="answers belong to their prompts", suspect="decoding", ok=share >= 0.75, value=share,
-        expected=">= 0.75 equal to the prompt's own continuation (ties)", source="prompts of a batch do not see each other",
+        name="answers belong to their prompts",
+        suspect="decoding",
+        ok=share >= 0.75,
+        value=share,
+        expected=">= 0.75 equal to the prompt's own continuation (ties)",
+        source="prompts of a batch do not see each other",
         detail="answers are given to other prompts, or batching changes them",
-    )  # fmt: skip
+    )
 
 
 def completions(subject: Subject) -> Iterator[Check]:
@@ -259,16 +344,21 @@ def completions(subject: Subject) -> Iterator[Check]:
     text = next(iter(subject.task.prompts))
     ids = tokenizer.encode(text)
     room = min(8, subject.config.max_seq_length - len(ids))
-    new = decode.generate(subject.model, torch.tensor([ids], device=subject.device), max_new_tokens=room)[0, len(ids) :].tolist()
+    new = decode.generate(subject.model, torch.tensor([ids], device=subject.device), max_new_tokens=room)[
+        0, len(ids) :
+    ].tolist()
     right = tokenizer.decode(new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new)
     told = subject.complete(tokenizer, text, room)
     early = subject.complete(_Ending(tokenizer, new[0]), text, room)
     yield Check(
-        name="completions are the model's greedy text", suspect="decoding",
-        ok=told.rstrip("\ufffd") == right.rstrip("\ufffd") and not early, value=[told, early],
-        expected=f"{[right, '']}: the whole, and nothing where the end of text comes first", source="the model's own greedy ids",
+        name="completions are the model's greedy text",
+        suspect="decoding",
+        ok=told.rstrip("\ufffd") == right.rstrip("\ufffd") and not early,
+        value=[told, early],
+        expected=f"{[right, '']}: the whole, and nothing where the end of text comes first",
+        source="the model's own greedy ids",
         detail="bitnet complete shows another text than the model's",
-    )  # fmt: skip
+    )
 
 
 def samples(subject: Subject) -> Iterator[Check]:
@@ -276,7 +366,9 @@ def samples(subject: Subject) -> Iterator[Check]:
     text = next(iter(subject.task.prompts))
     ids = subject.task.tokenizer.encode(text)
     room = min(8, subject.config.max_seq_length - len(ids))
-    row = snapshot.snapshot(subject.model, subject.task.tokenizer, text, mode="greedy", seed=1, max_new_tokens=room)
+    row = snapshot.snapshot(
+        subject.model, subject.task.tokenizer, text, mode="greedy", seed=1, max_new_tokens=room
+    )
     with torch.no_grad():
         first = subject.model(torch.tensor([ids], device=subject.device))[0, -1].double().log_softmax(-1)
     entropy = float(-(first.exp() * first).sum())
@@ -285,7 +377,13 @@ def samples(subject: Subject) -> Iterator[Check]:
     whole = len(new) == room or new[-1:] == [subject.task.tokenizer.eos_id]
     kept = whole and row["generated_ids"][: len(ids)] == ids and row["generated_text"].startswith(text)
     yield Check(
-        name="samples are recorded as they are", suspect="decoding", ok=kept and abs(told - entropy) < 0.02 * max(1.0, entropy), value=told,
-        expected=f"entropy of the first token {entropy:.4f} nats", source="the model's own logits",
-        detail="what samples.jsonl says about a sample is not what the model said", weight=STRONG, explained_by=FORWARD,
-    )  # fmt: skip
+        name="samples are recorded as they are",
+        suspect="decoding",
+        ok=kept and abs(told - entropy) < 0.02 * max(1.0, entropy),
+        value=told,
+        expected=f"entropy of the first token {entropy:.4f} nats",
+        source="the model's own logits",
+        detail="what samples.jsonl says about a sample is not what the model said",
+        weight=STRONG,
+        explained_by=FORWARD,
+    )

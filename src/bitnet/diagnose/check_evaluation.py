@@ -1,7 +1,7 @@
 """Do the numbers that judge the model mean what they say? Suspect: evaluation.
 
-The loss is recomputed from the model's own logits; the held-out rows must be the same at every call and must not be trained on.
-Not here: what the experiment's judge makes of a model (check_judge.py).
+The loss is recomputed from the model's own logits; the held-out rows must be the same at every call and must
+not be trained on. Not here: what the experiment's judge makes of a model (check_judge.py).
 """
 
 from __future__ import annotations
@@ -22,11 +22,15 @@ from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.evaluate import loss as loss_module
 
 STRETCH, LEAKED_TEXT, LEAKED_EXAMPLES = 24, 0.25, 0.01
-"""Running text is compared by stretches of 24 tokens: stock phrases are shorter; a leaked row has nearly all of its stretches in
-the training rows. Tasks with examples hold each out as a whole. Both limits are ours."""
+"""Running text is compared by stretches of 24 tokens: stock phrases are shorter; a leaked row has nearly all
+of its stretches in the training rows. Tasks with examples hold each out as a whole. Both limits are ours."""
 ROWS, COLUMNS, USUAL = 8, 128, 20
 UPSTREAM: frozenset[Suspect] = frozenset({"data"})
-LOSS = Part(suspect="evaluation", source="independent float64 computation on a twin of the model", explained_by=frozenset({"quantization"}))
+LOSS = Part(
+    suspect="evaluation",
+    source="independent float64 computation on a twin of the model",
+    explained_by=frozenset({"quantization"}),
+)
 
 
 def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
@@ -43,18 +47,29 @@ def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
 def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     """The same held-out rows at every call, with next tokens as targets."""
     again = subject.task.frozen_evaluation()
-    same = len(frozen) == len(again) and all(one.equals(other) for one, other in zip(frozen, again, strict=False))
+    same = len(frozen) == len(again) and all(
+        one.equals(other) for one, other in zip(frozen, again, strict=False)
+    )
     yield Check(
-        name="frozen evaluation is frozen", suspect="evaluation", ok=same and bool(frozen), value=same,
-        expected="the same rows at every call", source="losses of different steps must be comparable",
+        name="frozen evaluation is frozen",
+        suspect="evaluation",
+        ok=same and bool(frozen),
+        value=same,
+        expected="the same rows at every call",
+        source="losses of different steps must be comparable",
         detail="the held-out rows change from call to call",
-    )  # fmt: skip
+    )
     shifted = [bool(torch.equal(b.targets[:, :-1], b.input_ids[:, 1:])) for b in frozen]
     yield Check(
-        name="held-out targets are the next tokens", suspect="evaluation", ok=all(shifted), value=all(shifted),
-        expected="true of every row", source="definition of next-token prediction",
-        detail="the held-out loss is taken of other targets than the training loss", explained_by=UPSTREAM,
-    )  # fmt: skip
+        name="held-out targets are the next tokens",
+        suspect="evaluation",
+        ok=all(shifted),
+        value=all(shifted),
+        expected="true of every row",
+        source="definition of next-token prediction",
+        detail="the held-out loss is taken of other targets than the training loss",
+        explained_by=UPSTREAM,
+    )
 
 
 def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterator[Check]:
@@ -65,24 +80,38 @@ def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterato
     end = tokenizer.encode(subject.task.end_mark)[0] if subject.task.end_mark else None
     share, limit, what = _leaked_text(kept, trained) if end is None else _leaked_examples(kept, trained, end)
     yield Check(
-        name="held-out text is not trained on", suspect="evaluation", ok=share <= limit, value=share,
-        expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows", source="held-out means never trained on",
-        detail="evaluation measures memory, not learning: the good numbers mean nothing", explained_by=UPSTREAM,
-    )  # fmt: skip
+        name="held-out text is not trained on",
+        suspect="evaluation",
+        ok=share <= limit,
+        value=share,
+        expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows",
+        source="held-out means never trained on",
+        detail="evaluation measures memory, not learning: the good numbers mean nothing",
+        explained_by=UPSTREAM,
+    )
 
 
 def same_tokens(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterator[Check]:
     """What is usual in training occurs in the held-out rows: all operators, all kinds of examples."""
     pad = subject.task.tokenizer.pad_id
-    trained, kept = (np.concatenate(rows) for rows in (rows_of(training, pad), [row for one in frozen for row in rows_of(one, pad)]))
+    trained, kept = (
+        np.concatenate(rows)
+        for rows in (rows_of(training, pad), [row for one in frozen for row in rows_of(one, pad)])
+    )
     wanted = np.bincount(trained, minlength=subject.config.vocab_size) / max(len(trained), 1) * len(kept)
     missing = [int(token) for token in np.nonzero(wanted >= USUAL)[0] if token not in kept]
     names = [subject.task.tokenizer.decode([token]) for token in missing[:3]]
     yield Check(
-        name="held-out rows have the usual tokens of training", suspect="evaluation", ok=not missing, value=len(missing),
-        expected=f"0 tokens missing of those that should come {USUAL} times or more", source="held out by chance, so alike on average",
-        detail=f"{names} never occur: part of the task is not evaluated", weight=STRONG, explained_by=UPSTREAM,
-    )  # fmt: skip
+        name="held-out rows have the usual tokens of training",
+        suspect="evaluation",
+        ok=not missing,
+        value=len(missing),
+        expected=f"0 tokens missing of those that should come {USUAL} times or more",
+        source="held out by chance, so alike on average",
+        detail=f"{names} never occur: part of the task is not evaluated",
+        weight=STRONG,
+        explained_by=UPSTREAM,
+    )
 
 
 def _leaked_examples(kept: Rows, trained: Rows, end: int) -> tuple[float, float, str]:
@@ -107,7 +136,9 @@ def measured_loss(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     batch = _small(frozen)
     pieces = [batch.select(slice(3)), batch.select(slice(3, None))]
     pieces = [piece for piece in pieces if len(piece.input_ids)]
-    found, again = (loss_module.held_out_loss(subject.model, pieces, subject.task.tokenizer) for _ in range(2))
+    found, again = (
+        loss_module.held_out_loss(subject.model, pieces, subject.task.tokenizer) for _ in range(2)
+    )
     nats, tokens = 0.0, 0
     for piece in pieces:
         logits = subject.model(piece.input_ids.to(subject.device)).cpu()
@@ -118,22 +149,37 @@ def measured_loss(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     right = nats / max(tokens, 1)
     gap = abs(found["nats_per_token"] - right)
     yield Check(
-        name="held-out loss is what it says", suspect="evaluation", ok=below(gap, 1e-3 * max(1.0, right)), value=found["nats_per_token"],
-        expected=f"{right:.5f} nats/token", source="mean cross-entropy over the scored targets of the model's own logits",
+        name="held-out loss is what it says",
+        suspect="evaluation",
+        ok=below(gap, 1e-3 * max(1.0, right)),
+        value=found["nats_per_token"],
+        expected=f"{right:.5f} nats/token",
+        source="mean cross-entropy over the scored targets of the model's own logits",
         detail="evaluation measures something else than the model's loss",
-    )  # fmt: skip
+    )
     per_byte = nats / math.log(2) / size if size else math.nan
     agree = abs(found["bits_per_byte"] / per_byte - 1) <= 0.05 if size else True
     yield Check(
-        name="bits per byte count the text's bytes", suspect="evaluation", ok=agree, value=found["bits_per_byte"],
-        expected=f"{per_byte:.4f}, within 5% (cut characters)", source="nats / ln 2 / UTF-8 bytes of the decoded targets",
-        detail="the byte count does not belong to this text", weight=STRONG, explained_by=UPSTREAM,
-    )  # fmt: skip
+        name="bits per byte count the text's bytes",
+        suspect="evaluation",
+        ok=agree,
+        value=found["bits_per_byte"],
+        expected=f"{per_byte:.4f}, within 5% (cut characters)",
+        source="nats / ln 2 / UTF-8 bytes of the decoded targets",
+        detail="the byte count does not belong to this text",
+        weight=STRONG,
+        explained_by=UPSTREAM,
+    )
     drift = abs(found["nats_per_token"] - again["nats_per_token"])
     yield Check(
-        name="evaluation repeats", suspect="evaluation", ok=below(drift, 1e-6), value=drift,
-        expected="<= 1e-6 nats between two measurements", source="nothing in it is random", detail="there is noise in the evaluation",
-    )  # fmt: skip
+        name="evaluation repeats",
+        suspect="evaluation",
+        ok=below(drift, 1e-6),
+        value=drift,
+        expected="<= 1e-6 nats between two measurements",
+        source="nothing in it is random",
+        detail="there is noise in the evaluation",
+    )
 
 
 def two_modes(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
@@ -148,15 +194,22 @@ def two_modes(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     subject.model.train(was)
     error = max(off(other, seen[0]) for other in seen[1:])
     yield Check(
-        name="evaluation computes as training does", suspect="evaluation", ok=below(error, 1e-4), value=error,
-        expected="relative error <= 1e-4 between train and eval mode", source="the model has no dropout",
-        detail="the model behaves differently when it is evaluated", explained_by=frozenset({"quantization"}),
-    )  # fmt: skip
+        name="evaluation computes as training does",
+        suspect="evaluation",
+        ok=below(error, 1e-4),
+        value=error,
+        expected="relative error <= 1e-4 between train and eval mode",
+        source="the model has no dropout",
+        detail="the model behaves differently when it is evaluated",
+        explained_by=frozenset({"quantization"}),
+    )
 
 
 @torch.no_grad()
 def other_weights(subject: Subject) -> Iterator[Check]:
-    """held_out_loss where means differ: losses from 0 to 10 nats, batches with few and with many scored targets."""
+    """held_out_loss where means differ: losses from 0 to 10 nats, batches with few and with many scored
+    targets.
+    """
     twin = twin_of(subject, KINDS[0])
     rows = twin.task.source.rows(np.arange(12, dtype=np.int64))
     pieces = [rows.select(slice(0, 2)), rows.select(slice(2, 9)), rows.select(slice(9, None))]
@@ -166,8 +219,17 @@ def other_weights(subject: Subject) -> Iterator[Check]:
         nats += float(reference.summed_loss(scores.cpu(), piece.targets, piece.loss_mask))
         tokens += int(piece.loss_mask.sum())
     found = loss_module.held_out_loss(twin.model, pieces, _Ids())  # type: ignore[arg-type]
-    gap = {"nats per token": abs(found["nats_per_token"] - nats / tokens), "tokens": abs(found["tokens"] - tokens)}
-    yield LOSS.below("held-out loss is the mean over scored tokens", gap, 0.02, "nats", "is another mean, or of other targets or texts")
+    gap = {
+        "nats per token": abs(found["nats_per_token"] - nats / tokens),
+        "tokens": abs(found["tokens"] - tokens),
+    }
+    yield LOSS.below(
+        "held-out loss is the mean over scored tokens",
+        gap,
+        0.02,
+        "nats",
+        "is another mean, or of other targets or texts",
+    )
 
 
 class _Ids:

@@ -1,10 +1,11 @@
 """Do the ternary layers compute the same in every number format that a run may use? Suspect: quantization.
 
-On a GPU most of a layer's inputs are bfloat16, and the product runs on int8 codes; a fault there is invisible in float32. Each layer
-of a twin is given inputs in float32, bfloat16 and float16, multiplies them both ways, and every token's output is compared with
-float64: steps and codes are exact functions of the input, whatever its format, so only the last rounding may differ. Rows differ
-because a fault may strike few of them: where the largest input rounds to 128 and wraps to -128, one row of ten changes its sign.
-Then the whole forward pass, under autocast. Not here: float32 by itself (check_numerics.py).
+On a GPU most of a layer's inputs are bfloat16, and the product runs on int8 codes; a fault there is invisible
+in float32. Each layer of a twin is given inputs in float32, bfloat16 and float16, multiplies them both ways,
+and every token's output is compared with float64: steps and codes are exact functions of the input, whatever
+its format, so only the last rounding may differ. Rows differ because a fault may strike few of them: where
+the largest input rounds to 128 and wraps to -128, one row of ten changes its sign. Then the whole forward
+pass, under autocast. Not here: float32 by itself (check_numerics.py).
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.nn.bitlinear import BitLinear, Product
 from bitnet.nn.transformer import BitNetTransformer
 
-QUANTIZATION = Part(suspect="quantization", source="arXiv:2402.17764, section 2; independent float64 computation")
+QUANTIZATION = Part(
+    suspect="quantization", source="arXiv:2402.17764, section 2; independent float64 computation"
+)
 FORMATS = {torch.float32: 1e-3, torch.bfloat16: 0.01, torch.float16: 0.0065}
-"""Error allowed of one token's output, in units of its norm: a code on an edge in float32; rounding of inputs, products and sums to 8
-and 11 bits in the others (measured 0.0055 and 0.0041). Steps computed in the input's format cost 0.017 and 0.008; a code that wraps 0.3
-and more."""
+"""Error allowed of one token's output, in units of its norm: a code on an edge in float32; rounding of
+inputs, products and sums to 8 and 11 bits in the others (measured 0.0055 and 0.0041). Steps computed in the
+input's format cost 0.017 and 0.008; a code that wraps 0.3 and more."""
 WHOLE_FORMATS = {torch.bfloat16: 0.1, torch.float16: 0.06}
-"""Of a lively twin's logits, where codes near an edge fall to the other side in every layer (measured 0.022 and 0.014)."""
+"""Of a lively twin's logits, where codes near an edge fall to the other side in every layer (measured 0.022
+and 0.014)."""
 TOKENS, ONCE = 256, 0.05
 PRODUCTS: tuple[Product, ...] = ("float", "int8")
 
@@ -47,8 +51,13 @@ def formats(subject: Subject) -> Iterator[Check]:
             model.set_product(product)
             for name, layer in model.bit_linears().items():
                 errors[f"{name}, {product} product"] = worst_token(layer, kind)
-        yield QUANTIZATION.below(f"layers compute the same in {named(kind)}", errors, limit, "relative error of any token",
-                                 f"the output differs by more than rounding where inputs are {named(kind)}")  # fmt: skip
+        yield QUANTIZATION.below(
+            f"layers compute the same in {named(kind)}",
+            errors,
+            limit,
+            "relative error of any token",
+            f"the output differs by more than rounding where inputs are {named(kind)}",
+        )
     yield norms(model)
     yield from whole(model)
     yield small_inputs(model)
@@ -88,27 +97,43 @@ def _in_format(layer: BitLinear, x: Tensor) -> Tensor:
 def norms(model: BitNetTransformer) -> Check:
     """Norms compute in float32 whatever comes in: what comes out is the exact value, rounded once."""
     norm = model.final_norm
-    x = torch.randn(TOKENS, len(norm.weight), generator=torch.Generator().manual_seed(3)).to(norm.weight.device)
+    x = torch.randn(TOKENS, len(norm.weight), generator=torch.Generator().manual_seed(3)).to(
+        norm.weight.device
+    )
     other: dict[str, float] = {}
     for kind in (torch.bfloat16, torch.float16):
         right = reference.norm(x.to(kind), norm.weight, norm.eps).to(kind)
         other[named(kind)] = float((norm(x.to(kind)) != right).double().mean())
-    return QUANTIZATION.below("norms round once", other, ONCE, "share of values that are not the exact one rounded",
-                              "the norm is computed in the input's format", source="arXiv:1910.07467, in float32")  # fmt: skip
+    return QUANTIZATION.below(
+        "norms round once",
+        other,
+        ONCE,
+        "share of values that are not the exact one rounded",
+        "the norm is computed in the input's format",
+        source="arXiv:1910.07467, in float32",
+    )
 
 
 def whole(model: BitNetTransformer) -> Iterator[Check]:
     """The twin's logits under autocast, by both products."""
     ids = random_ids(VOCABULARY, 4, 40, model.final_norm.weight.device)
-    right = reference.logits({name: weight.detach() for name, weight in model.named_parameters()}, model.config, ids)
+    right = reference.logits(
+        {name: weight.detach() for name, weight in model.named_parameters()}, model.config, ids
+    )
     for kind, limit in WHOLE_FORMATS.items():
         errors = {}
         for product in PRODUCTS:
             model.set_product(product, kind)
             with torch.autocast(ids.device.type, kind):
                 errors[f"{product} product"] = off(model(ids), right)
-        yield QUANTIZATION.below(f"logits under {named(kind)} autocast", errors, limit, "relative error",
-                                 "the forward pass differs by more than rounding", weight=STRONG)  # fmt: skip
+        yield QUANTIZATION.below(
+            f"logits under {named(kind)} autocast",
+            errors,
+            limit,
+            "relative error",
+            "the forward pass differs by more than rounding",
+            weight=STRONG,
+        )
     model.set_product("float")
 
 
@@ -121,5 +146,10 @@ def small_inputs(model: BitNetTransformer) -> Check:
             x[1, 0] = 1e-7
             found.append(float(_in_format(layer, x).double().abs().max()))
     ok = all(value <= 1e-5 for value in found)  # and no NaN
-    return QUANTIZATION.holds("an input of zeros gives zeros", ok, max(found), "finite and <= 1e-5",
-                              "the step of an input of zeros is not bounded by the epsilon of 1e-5")  # fmt: skip
+    return QUANTIZATION.holds(
+        "an input of zeros gives zeros",
+        ok,
+        max(found),
+        "finite and <= 1e-5",
+        "the step of an input of zeros is not bounded by the epsilon of 1e-5",
+    )

@@ -1,9 +1,10 @@
-"""What the loop hands to the optimizers, against the straight-through gradient of an independent float64 model. Suspect: gradients.
+"""What the loop hands to the optimizers, against the straight-through gradient of an independent float64
+model. Suspect: gradients.
 
-The loop makes two real updates of two micro-batches each, on narrow rows. Its reported loss must be the mean cross-entropy over the
-scored tokens of both micro-batches, and the gradient that reaches the optimizers must be the gradient of that mean, clipped.
-A gradient that points elsewhere is a fault of the backward pass; one that only has the wrong length is a fault of scaling (a mean
-that is none) or of clipping.
+The loop makes two real updates of two micro-batches each, on narrow rows. Its reported loss must be the mean
+cross-entropy over the scored tokens of both micro-batches, and the gradient that reaches the optimizers must
+be the gradient of that mean, clipped. A gradient that points elsewhere is a fault of the backward pass; one
+that only has the wrong length is a fault of scaling (a mean that is none) or of clipping.
 """
 
 from __future__ import annotations
@@ -22,14 +23,19 @@ from bitnet.diagnose.trace import off, worst
 
 COLUMNS, ROWS, MICRO = 48, 2, 2
 DIRECTION, LENGTH, LOSS = 0.05, 0.02, 2e-3
-"""Allowed: relative distance of directions (values on the edge of an int8 code add up through the layers; healthy models measured
-below 0.01), relative error of the norm, and of the loss in nats. With bf16 products four times as much."""
+"""Allowed: relative distance of directions (values on the edge of an int8 code add up through the layers;
+healthy models measured below 0.01), relative error of the norm, and of the loss in nats. With bf16 products
+four times as much."""
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
 
 
 def first_updates(subject: Subject, source: RowSource) -> list[Update]:
     """Two real updates from the weights under examination, on narrow rows."""
-    sizes = {"batch_size": ROWS, "grad_accumulation_steps": MICRO, "seq_len": min(COLUMNS, int(subject.training["seq_len"]))}
+    sizes = {
+        "batch_size": ROWS,
+        "grad_accumulation_steps": MICRO,
+        "seq_len": min(COLUMNS, int(subject.training["seq_len"])),
+    }
     return watch(subject, copy_of(subject, subject.model), source, 2, **sizes)
 
 
@@ -38,10 +44,18 @@ def gradients(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
     slack = 4.0 if subject.bf16 else 1.0
     done = [update for update in updates if update.report is not None and update.rates is not None]
     yield Check(
-        name="updates are made", suspect="gradients", ok=len(done) == 2, value=len(done), expected="2 of 2", source="the loop itself",
-        detail=f"the optimizers were not asked to move: {[u.report.refused for u in updates if u.report is not None]}",
+        name="updates are made",
+        suspect="gradients",
+        ok=len(done) == 2,
+        value=len(done),
+        expected="2 of 2",
+        source="the loop itself",
+        detail=(
+            "the optimizers were not asked to move: "
+            f"{[u.report.refused for u in updates if u.report is not None]}"
+        ),
         explained_by=FORWARD | {"data"},
-    )  # fmt: skip
+    )
     if not done:
         return
     yield reaches(done[0])
@@ -52,7 +66,9 @@ def gradients(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
 
 
 def expected(subject: Subject, update: Update) -> tuple[float, dict[str, Tensor]]:
-    """Loss and gradient that this update should have had, from the weights before it and the batches that the loop reports."""
+    """Loss and gradient that this update should have had, from the weights before it and the batches that the
+    loop reports.
+    """
     assert update.report is not None
     batches = [(batch.input_ids, batch.targets, batch.loss_mask) for batch in update.report.batches]
     return reference.loss_and_gradients(update.before, subject.config, batches)
@@ -60,15 +76,27 @@ def expected(subject: Subject, update: Update) -> tuple[float, dict[str, Tensor]
 
 def reaches(update: Update) -> Check:
     """Every parameter has a gradient, and one that is not zero."""
-    without = [name for name, gradient in update.gradients.items() if gradient is None or not bool(gradient.any())]
+    without = [
+        name for name, gradient in update.gradients.items() if gradient is None or not bool(gradient.any())
+    ]
     return Check(
-        name="gradient reaches every parameter", suspect="gradients", ok=not without, value=len(without),
-        expected="0 parameters without gradient", source="every parameter is used in every forward pass",
-        detail=f"no gradient: {', '.join(without[:3])}", explained_by=FORWARD,
-    )  # fmt: skip
+        name="gradient reaches every parameter",
+        suspect="gradients",
+        ok=not without,
+        value=len(without),
+        expected="0 parameters without gradient",
+        source="every parameter is used in every forward pass",
+        detail=f"no gradient: {', '.join(without[:3])}",
+        explained_by=FORWARD,
+    )
 
 
-def losses(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Tensor]]], slack: float, subject: Subject) -> Iterator[Check]:
+def losses(
+    updates: Sequence[Update],
+    right: Sequence[tuple[float, dict[str, Tensor]]],
+    slack: float,
+    subject: Subject,
+) -> Iterator[Check]:
     """The loss that the loop reports is the mean cross-entropy of the next token."""
     reported = [update.report.loss for update in updates if update.report is not None]
     true = [loss for loss, _ in right]
@@ -76,11 +104,15 @@ def losses(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Ten
     ok = below(gap, slack * LOSS * max(1.0, *true))
     shift = None if ok else _explained_by_shift(updates[0], subject, reported[0])
     yield Check(
-        name="training loss is the mean over scored next tokens", suspect="data" if shift else "gradients", ok=ok,
-        value=[round(x, 5) for x in reported], expected=f"{[round(x, 5) for x in true]} nats/token",
+        name="training loss is the mean over scored next tokens",
+        suspect="data" if shift else "gradients",
+        ok=ok,
+        value=[round(x, 5) for x in reported],
+        expected=f"{[round(x, 5) for x in true]} nats/token",
         source="independent float64 computation on the batches that the loop reports",
-        detail=f"the loss is taken of {shift}" if shift else "the loop optimises another loss", explained_by=FORWARD,
-    )  # fmt: skip
+        detail=f"the loss is taken of {shift}" if shift else "the loop optimises another loss",
+        explained_by=FORWARD,
+    )
 
 
 def _explained_by_shift(update: Update, subject: Subject, reported: float) -> str | None:
@@ -94,7 +126,8 @@ def _explained_by_shift(update: Update, subject: Subject, reported: float) -> st
         for words, batches in others.items():
             scored = max(sum(int(mask.sum()) for _, _, mask in batches), 1)
             parts = [
-                reference.summed_loss(reference.logits(update.before, subject.config, ids), targets, mask) for ids, targets, mask in batches
+                reference.summed_loss(reference.logits(update.before, subject.config, ids), targets, mask)
+                for ids, targets, mask in batches
             ]
             if abs(float(sum(parts)) / scored - reported) < LOSS * max(1.0, abs(reported)):
                 return words
@@ -107,7 +140,9 @@ def _shifted(batches: Sequence[Batch], by: int) -> list[tuple[Tensor, Tensor, Te
     return [(b.input_ids[:, :-1], b.targets[:, 1:], b.loss_mask[:, 1:]) for b in batches]
 
 
-def directions(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Tensor]]], slack: float) -> Iterator[Check]:
+def directions(
+    updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Tensor]]], slack: float
+) -> Iterator[Check]:
     """Each parameter's gradient points where the straight-through gradient does."""
     errors: dict[str, float] = {}
     for number, (update, (_, wanted)) in enumerate(zip(updates, right, strict=True), start=1):
@@ -115,33 +150,62 @@ def directions(updates: Sequence[Update], right: Sequence[tuple[float, dict[str,
             true = wanted.get(name)
             if true is None or gradient is None or not bool(true.any()):
                 continue
-            errors[f"{name}, update {number}"] = off(gradient.double() / max(float(gradient.double().norm()), 1e-300), true / true.norm())
+            errors[f"{name}, update {number}"] = off(
+                gradient.double() / max(float(gradient.double().norm()), 1e-300), true / true.norm()
+            )
     error, where = worst(errors)
     meaning = "opposite" if error > 1.9 else "unrelated" if error > 1 else "different"
     yield Check(
-        name="gradient equals the straight-through reference", suspect="gradients", ok=below(error, slack * DIRECTION), value=error,
-        expected=f"distance of unit vectors <= {slack * DIRECTION:g}", source="arXiv:1308.3432; independent float64 backward pass",
-        detail=f"{where}: the direction is {meaning}", explained_by=FORWARD | {"data"},
-    )  # fmt: skip
+        name="gradient equals the straight-through reference",
+        suspect="gradients",
+        ok=below(error, slack * DIRECTION),
+        value=error,
+        expected=f"distance of unit vectors <= {slack * DIRECTION:g}",
+        source="arXiv:1308.3432; independent float64 backward pass",
+        detail=f"{where}: the direction is {meaning}",
+        explained_by=FORWARD | {"data"},
+    )
 
 
-def lengths(updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Tensor]]], slack: float, limit: float) -> Iterator[Check]:
-    """The norm before clipping is that of the mean's gradient; after clipping it is at most the limit, and not less than it should be."""
+def lengths(
+    updates: Sequence[Update], right: Sequence[tuple[float, dict[str, Tensor]]], slack: float, limit: float
+) -> Iterator[Check]:
+    """The norm before clipping is that of the mean's gradient; after clipping it is at most the limit, and
+    not less than it should be.
+    """
     true = [reference_updates.norm_of(wanted) for _, wanted in right]
     reported = [update.report.grad_norm for update in updates if update.report is not None]
-    error = max(abs(mine / other - 1) if other else math.inf for mine, other in zip(reported, true, strict=True))
+    error = max(
+        abs(mine / other - 1) if other else math.inf for mine, other in zip(reported, true, strict=True)
+    )
     yield Check(
-        name="gradient has the length of the mean's", suspect="gradients", ok=below(error, slack * LENGTH),
-        value=[round(x, 6) for x in reported], expected=f"{[round(x, 6) for x in true]} before clipping",
+        name="gradient has the length of the mean's",
+        suspect="gradients",
+        ok=below(error, slack * LENGTH),
+        value=[round(x, 6) for x in reported],
+        expected=f"{[round(x, 6) for x in true]} before clipping",
         source="one mean over all scored tokens of an update, however they are split",
-        detail=f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed instead of averaged, or "
-        "scaled", explained_by=FORWARD | {"data"},
-    )  # fmt: skip
-    clipped = [reference_updates.norm_of({k: g for k, g in update.gradients.items() if g is not None}) for update in updates]
+        detail=(
+            f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed "
+            "instead of averaged, or scaled"
+        ),
+        explained_by=FORWARD | {"data"},
+    )
+    clipped = [
+        reference_updates.norm_of({k: g for k, g in update.gradients.items() if g is not None})
+        for update in updates
+    ]
     wanted = [min(norm, limit) for norm in reported]
-    error = max(abs(mine / other - 1) if other else math.inf for mine, other in zip(clipped, wanted, strict=True))
+    error = max(
+        abs(mine / other - 1) if other else math.inf for mine, other in zip(clipped, wanted, strict=True)
+    )
     yield Check(
-        name="clipping to the norm that was set", suspect="optimizer", ok=below(error, LENGTH), value=[round(x, 8) for x in clipped],
-        expected=f"{[round(x, 6) for x in wanted]}: min(norm, {limit:g})", source="arXiv:1211.5063; train.grad_clip_norm",
-        detail="what reaches the optimizers is shorter or longer than clipping leaves it", weight=STRONG,
-    )  # fmt: skip
+        name="clipping to the norm that was set",
+        suspect="optimizer",
+        ok=below(error, LENGTH),
+        value=[round(x, 8) for x in clipped],
+        expected=f"{[round(x, 6) for x in wanted]}: min(norm, {limit:g})",
+        source="arXiv:1211.5063; train.grad_clip_norm",
+        detail="what reaches the optimizers is shorter or longer than clipping leaves it",
+        weight=STRONG,
+    )

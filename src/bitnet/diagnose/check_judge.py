@@ -1,7 +1,8 @@
 """Does the experiment's judge say what a model can do? Suspect: evaluation.
 
-A model that never trained must not pass; one that has the held-out examples by heart must; and one that is wrong in its last
-character only, that never ends or ends too early must not. Where text is judged, a model that repeats itself is called looping.
+A model that never trained must not pass; one that has the held-out examples by heart must; and one that is
+wrong in its last character only, that never ends or ends too early must not. Where text is judged, a model
+that repeats itself is called looping.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ from bitnet.diagnose.ngrams import examples, rows_of
 from bitnet.diagnose.subject import Subject
 from bitnet.nn.transformer import BitNetTransformer
 
-JUDGE = Part(suspect="evaluation", source="the task's own interface", explained_by=frozenset({"data", "decoding"}))
+JUDGE = Part(
+    suspect="evaluation", source="the task's own interface", explained_by=frozenset({"data", "decoding"})
+)
 JUDGED = 6
 Text = tuple[int, ...]
 
@@ -38,21 +41,39 @@ def judged(subject: Subject) -> Iterator[Check]:
     fresh = subject.model if subject.fresh else subject.new_model(subject.config)
     metrics, again = (subject.task.judge(fresh, JUDGED) for _ in range(2))
     counts = {name: value for name, value in metrics.items() if name.endswith("_cases")}
-    shares = {name: metrics[name.removesuffix("_cases")] for name in counts if name.removesuffix("_cases") in metrics}
-    sound = bool(counts) and all(math.isfinite(value) for value in metrics.values()) and all(value >= 0 for value in shares.values())
+    shares = {
+        name: metrics[name.removesuffix("_cases")]
+        for name in counts
+        if name.removesuffix("_cases") in metrics
+    }
+    sound = (
+        bool(counts)
+        and all(math.isfinite(value) for value in metrics.values())
+        and all(value >= 0 for value in shares.values())
+    )
     same = metrics == again
     yield Check(
-        name="judge counts its cases and repeats", suspect="evaluation", ok=sound and same, value=f"{len(counts)} counted, repeats: {same}",
-        expected="every figure with its cases, twice the same", source="the task's own interface",
-        detail="the judge's figures are not finite, not counted, or change from call to call", weight=STRONG,
-    )  # fmt: skip
+        name="judge counts its cases and repeats",
+        suspect="evaluation",
+        ok=sound and same,
+        value=f"{len(counts)} counted, repeats: {same}",
+        expected="every figure with its cases, twice the same",
+        source="the task's own interface",
+        detail="the judge's figures are not finite, not counted, or change from call to call",
+        weight=STRONG,
+    )
     known = [criterion for criterion in subject.criteria if criterion.metric in metrics]
     passed = [str(criterion) for criterion in known if criterion.met(metrics[criterion.metric])]
     yield Check(
-        name="an untrained model does not pass", suspect="evaluation", ok=not known or len(passed) < len(known), value=passed,
-        expected="not all criteria met", source="weights that never trained",
-        detail="the judge is satisfied with a model that knows nothing", weight=STRONG,
-    )  # fmt: skip
+        name="an untrained model does not pass",
+        suspect="evaluation",
+        ok=not known or len(passed) < len(known),
+        value=passed,
+        expected="not all criteria met",
+        source="weights that never trained",
+        detail="the judge is satisfied with a model that knows nothing",
+        weight=STRONG,
+    )
 
 
 class _History:
@@ -68,7 +89,9 @@ class _History:
 
 
 class Oracle(torch.nn.Module):
-    """A model that has the given texts by heart: after a beginning of one of them it is sure of the next token."""
+    """A model that has the given texts by heart: after a beginning of one of them it is sure of the next
+    token.
+    """
 
     def __init__(self, model: BitNetTransformer, texts: Iterable[Text], otherwise: int = 0) -> None:
         """otherwise: what it says after any other text."""
@@ -80,7 +103,9 @@ class Oracle(torch.nn.Module):
     def new_cache(self, rows: int, capacity: int | None = None) -> _History:
         return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
 
-    def forward(self, input_ids: Tensor, cache: _History | None = None, segments: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, cache: _History | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """Logits (B, T, V): sure of the known next token, whether the texts come whole or piece by piece."""
         history = _History(len(input_ids), 0) if cache is None else cache
         logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=input_ids.device)
@@ -92,7 +117,9 @@ class Oracle(torch.nn.Module):
 
 
 def judged_as(subject: Subject, model: Oracle, metric: str) -> float | None:
-    """A metric of a stand-in; None where the judge asks for more of a model than a stand-in has, which is no fault of the judge."""
+    """A metric of a stand-in; None where the judge asks for more of a model than a stand-in has, which is no
+    fault of the judge.
+    """
     stand_in: Any = model
     try:
         return float(subject.task.judge(stand_in, JUDGED)[metric])
@@ -112,14 +139,20 @@ def spoiled(text: Text, end: int, other: Callable[[int], int]) -> dict[str, Text
 
 
 def answer_start(subject: Subject, text: Text) -> int:
-    """Where the answer begins: after the last place that looks like the end of the task's prompts; 0 where they have none in common."""
+    """Where the answer begins: after the last place that looks like the end of the task's prompts; 0 where
+    they have none in common.
+    """
     before = tuple(before_answers(subject))
-    places = [end for end in range(len(before), len(text) - 1) if before and text[end - len(before) : end] == before]
+    places = [
+        end for end in range(len(before), len(text) - 1) if before and text[end - len(before) : end] == before
+    ]
     return places[-1] if places else 0
 
 
 def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
-    """Where success is an exact match: right answers pass, and answers that are wrong in one character count as wrong."""
+    """Where success is an exact match: right answers pass, and answers that are wrong in one character count
+    as wrong.
+    """
     wanted = [criterion for criterion in subject.criteria if criterion.metric == "exact_match"]
     if not wanted or subject.task.end_mark is None:
         return
@@ -131,22 +164,39 @@ def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     if share is None:
         return
     yield JUDGE.holds(
-        "right answers pass", wanted[0].met(share), share, str(wanted[0]), "the judge does not recognise right answers",
+        "right answers pass",
+        wanted[0].met(share),
+        share,
+        str(wanted[0]),
+        "the judge does not recognise right answers",
         source="a stand-in for the model that has the held-out examples by heart",
-    )  # fmt: skip
+    )
     used = sorted({token for text in known for token in text[answer_start(subject, text) or -3 : -1]})
     if len(used) < 2:
         return
     wrong: dict[str, set[Text]] = {}
     for text in known:
-        for way, changed in spoiled(text, end, lambda token: next(one for one in used if one != token)).items():
+        for way, changed in spoiled(
+            text, end, lambda token: next(one for one in used if one != token)
+        ).items():
             wrong.setdefault(way, set()).add(changed)
     for token in used:  # a sign before a number, for one
         way = f"{tokenizer.decode([token])!r} stands before the answer"
-        wrong[way] = {(*text[:start], token, *text[start:]) for text in known if (start := answer_start(subject, text))}
-    shares = {way: judged_as(subject, Oracle(subject.model, texts), "exact_match") or 0.0 for way, texts in wrong.items()}
-    yield JUDGE.below("wrong answers do not pass", shares, 0.0, "share that counts as right", "and the answer counts as right",
-                      source="stand-ins that are wrong in one character")  # fmt: skip
+        wrong[way] = {
+            (*text[:start], token, *text[start:]) for text in known if (start := answer_start(subject, text))
+        }
+    shares = {
+        way: judged_as(subject, Oracle(subject.model, texts), "exact_match") or 0.0
+        for way, texts in wrong.items()
+    }
+    yield JUDGE.below(
+        "wrong answers do not pass",
+        shares,
+        0.0,
+        "share that counts as right",
+        "and the answer counts as right",
+        source="stand-ins that are wrong in one character",
+    )
 
 
 def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
@@ -154,17 +204,32 @@ def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     if not any(criterion.metric == "greedy_looping" for criterion in subject.criteria):
         return
     scored = torch.cat([batch.targets[batch.loss_mask] for batch in frozen])
-    usual = next((token for token in torch.bincount(scored).argsort(descending=True).tolist() if _is_word(subject, token)), None)
+    usual = next(
+        (
+            token
+            for token in torch.bincount(scored).argsort(descending=True).tolist()
+            if _is_word(subject, token)
+        ),
+        None,
+    )
     if usual is None:
         return
     found = judged_as(subject, Oracle(subject.model, (), otherwise=usual), "greedy_looping")
     if found is None:
         return
-    yield JUDGE.holds("repetition is called looping", found == 1.0, found, "1.0 of the texts of a model that says one word for ever",
-                      "loops are not noticed", weight=STRONG)  # fmt: skip
+    yield JUDGE.holds(
+        "repetition is called looping",
+        found == 1.0,
+        found,
+        "1.0 of the texts of a model that says one word for ever",
+        "loops are not noticed",
+        weight=STRONG,
+    )
 
 
 def _is_word(subject: Subject, token: int) -> bool:
-    """Whether a token by itself is a word with the space before it, so that saying it again is saying a word again."""
+    """Whether a token by itself is a word with the space before it, so that saying it again is saying a word
+    again.
+    """
     text = subject.task.tokenizer.decode([token])
     return text[:1] == " " and text[1:].isalpha()

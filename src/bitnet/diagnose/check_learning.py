@@ -1,10 +1,12 @@
-"""Does it learn, is it large enough, has it trained long enough? Suspects: training and size, when nothing above them is broken.
+"""Does it learn, is it large enough, has it trained long enough? Suspects: training and size, when nothing
+above them is broken.
 
-Learning is a symptom: it fails for any broken part, so these checks speak only where every direct check was silent. The control is
-the same trial with full-precision weights: if both fail alike, it is not the ternary part.
+Learning is a symptom: it fails for any broken part, so these checks speak only where every direct check was
+silent. The control is the same trial with full-precision weights: if both fail alike, it is not the ternary
+part.
 
-Known to suffice: 20 tokens per parameter for text (Chinchilla, arXiv:2203.15556); the tasks here reach their criteria with 3 to 9
-(README). Loss is S-shaped, so a run that is still going is not judged by its criteria.
+Known to suffice: 20 tokens per parameter for text (Chinchilla, arXiv:2203.15556); the tasks here reach their
+criteria with 3 to 9 (README). Loss is S-shaped, so a run that is still going is not judged by its criteria.
 """
 
 from __future__ import annotations
@@ -28,18 +30,22 @@ from bitnet.train.observe.ternary import ternary_codes
 TRIAL, FULL_TRIAL = 40, 400
 TRIAL_ROWS, TRIAL_COLUMNS = 8, 48
 FALLS_TO, NEAR_ZERO = 0.8, 0.1
-"""40 updates on one batch brought every experiment here below 0.8 of its first loss (tests/test_experiments.py holds 30 updates to
-it); 400 bring it near zero."""
+"""40 updates on one batch brought every experiment here below 0.8 of its first loss
+(tests/test_experiments.py holds 30 updates to it); 400 bring it near zero."""
 TOKENS_PER_PARAMETER = 0.1
-"""Below this nothing is published to have learned a task from nothing. Ours reach theirs with 1.2 and more. Admitted doubt: wide."""
+"""Below this nothing is published to have learned a task from nothing. Ours reach theirs with 1.2 and more.
+Admitted doubt: wide."""
 WEIGHTS_PER_ENTRY = 16
-"""Weights in the blocks for each entry of the vocabulary. TinyStories' smallest models that still wrote sentences had about 40 in full
-precision (1M, arXiv:2305.07759); the 95M baseline has 2,200. Admitted doubt: half an order of magnitude."""
+"""Weights in the blocks for each entry of the vocabulary. TinyStories' smallest models that still wrote
+sentences had about 40 in full precision (1M, arXiv:2305.07759); the 95M baseline has 2,200. Admitted doubt:
+half an order of magnitude."""
 
 
 def learning(subject: Subject, training: Batch) -> Iterator[Check]:
     """All checks of this file."""
-    from_nothing = not subject.training.get("start_from")  # the rates of fine-tuning teach a fresh model little, and its tokens are few
+    from_nothing = not subject.training.get(
+        "start_from"
+    )  # the rates of fine-tuning teach a fresh model little, and its tokens are few
     if from_nothing:
         yield from overfits(subject)
     yield from large_enough(subject)
@@ -50,14 +56,23 @@ def learning(subject: Subject, training: Batch) -> Iterator[Check]:
 
 
 def trial(subject: Subject, config: BitNetConfig, updates: int) -> tuple[list[float], float]:
-    """Losses of a fresh model on one narrow batch, and the share of codes that flipped. Ends early once enough was learned."""
+    """Losses of a fresh model on one narrow batch, and the share of codes that flipped. Ends early once
+    enough was learned.
+    """
     columns = min(TRIAL_COLUMNS, int(subject.training["seq_len"]))
     batch = Narrow(subject.task.source, columns).rows(np.arange(TRIAL_ROWS, dtype=np.int64))
     model = subject.new_model(config)
     before = ternary_codes(model)
-    settings: dict[str, Any] = {"batch_size": TRIAL_ROWS, "grad_accumulation_steps": 1, "seq_len": columns, **PLAIN}
+    settings: dict[str, Any] = {
+        "batch_size": TRIAL_ROWS,
+        "grad_accumulation_steps": 1,
+        "seq_len": columns,
+        **PLAIN,
+    }
     losses: list[float] = []
-    for report in subject.train(model, subject.new_optimizers(model), OneBatch(batch), num_steps=updates, **settings):
+    for report in subject.train(
+        model, subject.new_optimizers(model), OneBatch(batch), num_steps=updates, **settings
+    ):
         losses.append(report.loss)
         if len(losses) > 3 and max(losses[-3:]) < limit_of(losses, full=subject.full):
             break
@@ -77,18 +92,31 @@ def overfits(subject: Subject) -> Iterator[Check]:
     first, last = losses[0], min(losses[-3:], default=math.nan)
     limit = limit_of(losses, full=subject.full)
     found = Check(
-        name="one batch can be learned by heart", suspect="training", ok=below(last, limit), value=[round(first, 4), round(last, 4)],
+        name="one batch can be learned by heart",
+        suspect="training",
+        ok=below(last, limit),
+        value=[round(first, 4), round(last, 4)],
         expected=f"below {limit:.3f} nats/token within {updates} updates",
         source="tests/test_experiments.py; a model with more weights than targets can store them",
-        detail="the loss of the same few rows does not fall", weight=STRONG,
-    )  # fmt: skip
+        detail="the loss of the same few rows does not fall",
+        weight=STRONG,
+    )
     yield symptom(found)
     if subject.config.weights == "ternary":
-        yield symptom(Check(
-            name="codes flip in the trial", suspect="optimizer", ok=0 < flipped < 0.8, value=flipped,
-            expected="a share above 0 and below 0.8", source="codes must move for a ternary model to learn",
-            detail="latent weights move, or not, but no code does" if not flipped else "codes are thrown about", weight=HINT,
-        ))  # fmt: skip
+        yield symptom(
+            Check(
+                name="codes flip in the trial",
+                suspect="optimizer",
+                ok=0 < flipped < 0.8,
+                value=flipped,
+                expected="a share above 0 and below 0.8",
+                source="codes must move for a ternary model to learn",
+                detail="latent weights move, or not, but no code does"
+                if not flipped
+                else "codes are thrown about",
+                weight=HINT,
+            )
+        )
         if subject.full or not found.ok:
             yield from control(subject, updates, last, limit)
 
@@ -103,11 +131,18 @@ def control(subject: Subject, updates: int, ternary_end: float, limit: float) ->
         if both
         else "learns where the ternary model does not: it is the ternary part"
     )
-    yield symptom(Check(
-        name="control with full-precision weights", suspect="quantization", ok=both or below(ternary_end, limit),
-        value=[round(ternary_end, 4), round(end, 4)], expected="both learn, or both fail",
-        source="every run has a control (--weights full)", detail=f"the same model with full-precision weights {words}", weight=STRONG,
-    ))  # fmt: skip
+    yield symptom(
+        Check(
+            name="control with full-precision weights",
+            suspect="quantization",
+            ok=both or below(ternary_end, limit),
+            value=[round(ternary_end, 4), round(end, 4)],
+            expected="both learn, or both fail",
+            source="every run has a control (--weights full)",
+            detail=f"the same model with full-precision weights {words}",
+            weight=STRONG,
+        )
+    )
 
 
 def large_enough(subject: Subject) -> Iterator[Check]:
@@ -116,40 +151,61 @@ def large_enough(subject: Subject) -> Iterator[Check]:
     inner = parts["attention"] + parts["feedforward"]
     ratio = inner / subject.config.vocab_size
     yield Check(
-        name="large enough for its vocabulary", suspect="size", ok=ratio >= WEIGHTS_PER_ENTRY, value=ratio,
-        expected=f">= {WEIGHTS_PER_ENTRY} weights in the blocks for each of {subject.config.vocab_size:,} ids",
+        name="large enough for its vocabulary",
+        suspect="size",
+        ok=ratio >= WEIGHTS_PER_ENTRY,
+        value=ratio,
+        expected=(
+            f">= {WEIGHTS_PER_ENTRY} weights in the blocks for each of {subject.config.vocab_size:,} ids"
+        ),
         source="arXiv:2305.07759 had about 40 at its smallest; the 95M baseline has 2,200",
-        detail="nearly all parameters are embeddings: a larger model or a smaller vocabulary is needed", weight=STRONG,
-    )  # fmt: skip
+        detail="nearly all parameters are embeddings: a larger model or a smaller vocabulary is needed",
+        weight=STRONG,
+    )
     yield Check(
-        name="rows fit the model's length", suspect="size", ok=int(subject.training["seq_len"]) <= subject.config.max_seq_length,
-        value=int(subject.training["seq_len"]), expected=f"<= {subject.config.max_seq_length}", source="model.max_seq_length",
+        name="rows fit the model's length",
+        suspect="size",
+        ok=int(subject.training["seq_len"]) <= subject.config.max_seq_length,
+        value=int(subject.training["seq_len"]),
+        expected=f"<= {subject.config.max_seq_length}",
+        source="model.max_seq_length",
         detail="rows are longer than the model's positions",
-    )  # fmt: skip
+    )
 
 
 def plan(subject: Subject) -> Iterator[Check]:
     """Whether the plan of a fresh experiment has enough tokens."""
     ratio = int(subject.training["total_tokens"]) / subject.config.total_params
     yield Check(
-        name="planned tokens per parameter", suspect="training", ok=ratio >= TOKENS_PER_PARAMETER, value=ratio,
-        expected=f">= {TOKENS_PER_PARAMETER:g}; 20 for text (arXiv:2203.15556)", source="nothing is published to learn from less",
-        detail="the plan ends before anything can be learned: more updates", weight=STRONG,
-    )  # fmt: skip
+        name="planned tokens per parameter",
+        suspect="training",
+        ok=ratio >= TOKENS_PER_PARAMETER,
+        value=ratio,
+        expected=f">= {TOKENS_PER_PARAMETER:g}; 20 for text (arXiv:2203.15556)",
+        source="nothing is published to learn from less",
+        detail="the plan ends before anything can be learned: more updates",
+        weight=STRONG,
+    )
 
 
 def trained(subject: Subject, training: Batch) -> Iterator[Check]:
-    """A run's losses, its figures against its criteria, and what is most likely missing where they are not met."""
+    """A run's losses, its figures against its criteria, and what is most likely missing where they are not
+    met.
+    """
     assert subject.layout is not None
     rows = [
-        row for row in read_lines(subject.layout.scalars).rows if isinstance(row.get("loss"), float) and row["step"] <= max(subject.step, 1)
+        row
+        for row in read_lines(subject.layout.scalars).rows
+        if isinstance(row.get("loss"), float) and row["step"] <= max(subject.step, 1)
     ]
     losses = [float(row["loss"]) for row in rows]
     if not losses:
         return
     yield from curve(subject, losses)
     finished = subject.step >= int(subject.training["total_steps"])
-    predicts = subject.training.get("objective") != "preference"  # its loss is no cross-entropy, and compares with none
+    predicts = (
+        subject.training.get("objective") != "preference"
+    )  # its loss is no cross-entropy, and compares with none
     if predicts:
         yield from consistent(subject, losses)
     if finished and predicts:
@@ -162,20 +218,34 @@ def curve(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
     """Began near ln(V), fell, and did not end above where it had been."""
     uniform = math.log(subject.config.vocab_size)
     yield Check(
-        name="recorded loss begins at ln(V)", suspect="quantization", ok=losses[0] <= uniform + 1.0, value=losses[0],
-        expected=f"<= {uniform + 1:.2f} nats/token at the first update", source="a uniform guess",
-        detail="the run began sure of wrong answers: its initialisation was broken", weight=STRONG,
-    )  # fmt: skip
+        name="recorded loss begins at ln(V)",
+        suspect="quantization",
+        ok=losses[0] <= uniform + 1.0,
+        value=losses[0],
+        expected=f"<= {uniform + 1:.2f} nats/token at the first update",
+        source="a uniform guess",
+        detail="the run began sure of wrong answers: its initialisation was broken",
+        weight=STRONG,
+    )
     if len(losses) < 20:
         return
     window = max(len(losses) // 20, 5)
-    means = [float(np.mean(losses[begin : begin + window])) for begin in range(0, len(losses) - window + 1, window)]
+    means = [
+        float(np.mean(losses[begin : begin + window])) for begin in range(0, len(losses) - window + 1, window)
+    ]
     risen = means[-1] - min(means)
-    yield symptom(Check(
-        name="loss ends where it was lowest", suspect="training", ok=risen <= max(0.5, 0.25 * min(means)), value=risen,
-        expected="at most 0.5 nats above its lowest average", source="S-shaped, but not rising (recipes)",
-        detail="training went well and then apart: the rate is too high, or the data changed", weight=STRONG,
-    ))  # fmt: skip
+    yield symptom(
+        Check(
+            name="loss ends where it was lowest",
+            suspect="training",
+            ok=risen <= max(0.5, 0.25 * min(means)),
+            value=risen,
+            expected="at most 0.5 nats above its lowest average",
+            source="S-shaped, but not rising (recipes)",
+            detail="training went well and then apart: the rate is too high, or the data changed",
+            weight=STRONG,
+        )
+    )
 
 
 def consistent(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
@@ -187,24 +257,42 @@ def consistent(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
         if row["step"] <= subject.step and isinstance(row.get("eval_loss"), float)
     ]
     if not told or read_json(subject.layout.fingerprint).get("other_share"):
-        return  # nothing to compare, or rows of another text are mixed in, which the held-out ones have none of
+        # nothing to compare, or rows of another text are mixed in, which the held-out ones have none of
+        return
     at = losses[: int(told[-1]["step"])]  # up to the update that was evaluated
-    recent = min(float(np.mean(at[-20:])), float(np.mean(at[-3:])))  # a loss that still falls is ahead of its average
+    recent = min(
+        float(np.mean(at[-20:])), float(np.mean(at[-3:]))
+    )  # a loss that still falls is ahead of its average
     gap = float(told[-1]["eval_loss"]) - recent
     yield Check(
-        name="held-out loss is not far below the training loss", suspect="evaluation", ok=gap >= -max(0.3, 0.3 * recent), value=gap,
-        expected=">= -0.3 nats or 30%: held out is not easier", source="train and held-out rows are drawn alike (ours)",
-        detail="evaluation is easier than training: it sees training rows, or the answers", weight=HINT, explained_by=frozenset({"data"}),
-    )  # fmt: skip
+        name="held-out loss is not far below the training loss",
+        suspect="evaluation",
+        ok=gap >= -max(0.3, 0.3 * recent),
+        value=gap,
+        expected=">= -0.3 nats or 30%: held out is not easier",
+        source="train and held-out rows are drawn alike (ours)",
+        detail="evaluation is easier than training: it sees training rows, or the answers",
+        weight=HINT,
+        explained_by=frozenset({"data"}),
+    )
     over = gap > max(1.0, recent)
     epochs = subject.task.source.epochs(
         int(subject.training["batch_size"]) * int(subject.training["grad_accumulation_steps"]) * subject.step
     )
-    yield symptom(Check(
-        name="held-out loss follows the training loss", suspect="training", ok=not over, value=gap,
-        expected="at most a nat, and at most twice, above the training loss", source="generalisation gap (ours)",
-        detail=f"the training rows are learned by heart ({epochs:.1f} epochs): more data, or fewer updates", weight=HINT,
-    ))  # fmt: skip
+    yield symptom(
+        Check(
+            name="held-out loss follows the training loss",
+            suspect="training",
+            ok=not over,
+            value=gap,
+            expected="at most a nat, and at most twice, above the training loss",
+            source="generalisation gap (ours)",
+            detail=(
+                f"the training rows are learned by heart ({epochs:.1f} epochs): more data, or fewer updates"
+            ),
+            weight=HINT,
+        )
+    )
 
 
 def against_counting(subject: Subject, training: Batch, losses: Sequence[float]) -> Iterator[Check]:
@@ -212,14 +300,25 @@ def against_counting(subject: Subject, training: Batch, losses: Sequence[float])
     if subject.task.end_mark is not None and float(training.loss_mask.float().mean()) < 0.5:
         return  # scored on answers only: their surprise is not that of the text
     rows = rows_of(training, subject.task.tokenizer.pad_id)
-    alone, pairs = Counts.of(rows[: len(rows) * 3 // 4], subject.config.vocab_size).surprise(rows[len(rows) * 3 // 4 :])
+    alone, pairs = Counts.of(rows[: len(rows) * 3 // 4], subject.config.vocab_size).surprise(
+        rows[len(rows) * 3 // 4 :]
+    )
     recent = float(np.mean(losses[-min(20, len(losses)) :]))
-    yield symptom(Check(
-        name="loss below that of counting", suspect="training", ok=recent < pairs, value=recent,
-        expected=f"< {pairs:.3f} nats/token by pairs of tokens ({alone:.3f} by single ones)", source="counted in the training rows",
-        detail=f"the model knows no more than {'the frequencies of tokens' if recent > 0.97 * alone else 'pairs of tokens'}",
-        weight=STRONG,
-    ))  # fmt: skip
+    yield symptom(
+        Check(
+            name="loss below that of counting",
+            suspect="training",
+            ok=recent < pairs,
+            value=recent,
+            expected=f"< {pairs:.3f} nats/token by pairs of tokens ({alone:.3f} by single ones)",
+            source="counted in the training rows",
+            detail=(
+                "the model knows no more than "
+                f"{'the frequencies of tokens' if recent > 0.97 * alone else 'pairs of tokens'}"
+            ),
+            weight=STRONG,
+        )
+    )
 
 
 def success(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
@@ -232,14 +331,29 @@ def success(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
     planned = tokens / subject.planned_tokens if subject.planned_tokens else 1.0
     flat = _flat(losses)
     small = flat and ratio >= 20
-    detail = f"{', '.join(missed)} not met after {ratio:.3g} tokens per parameter, {planned:.0%} of the variant's plan" + (
-        "; the loss no longer falls: more weights" if small else "; the loss still falls" if not flat else "")  # fmt: skip
-    yield symptom(Check(
-        name="criteria of success", suspect="size" if small else "training", ok=not missed,
-        value={c.metric: round(metrics[c.metric], 4) for c in known}, expected=", ".join(map(str, known)) or "none measured",
-        source="the variant's own criteria; 20 tokens per parameter for text (arXiv:2203.15556)", detail=detail,
-        weight=STRONG if planned < 0.5 or small else HINT,
-    ))  # fmt: skip
+    detail = (
+        f"{', '.join(missed)} not met after {ratio:.3g} tokens per parameter, {planned:.0%} of the variant's "
+        "plan"
+        + (
+            "; the loss no longer falls: more weights"
+            if small
+            else "; the loss still falls"
+            if not flat
+            else ""
+        )
+    )
+    yield symptom(
+        Check(
+            name="criteria of success",
+            suspect="size" if small else "training",
+            ok=not missed,
+            value={c.metric: round(metrics[c.metric], 4) for c in known},
+            expected=", ".join(map(str, known)) or "none measured",
+            source="the variant's own criteria; 20 tokens per parameter for text (arXiv:2203.15556)",
+            detail=detail,
+            weight=STRONG if planned < 0.5 or small else HINT,
+        )
+    )
 
 
 def _flat(losses: Sequence[float]) -> bool:
@@ -250,7 +364,9 @@ def _flat(losses: Sequence[float]) -> bool:
 
 
 def _measured(subject: Subject) -> dict[str, Any]:
-    """The figures of `bitnet evaluate` for this checkpoint, if it was asked; else of the last evaluation in training."""
+    """The figures of `bitnet evaluate` for this checkpoint, if it was asked; else of the last evaluation in
+    training.
+    """
     assert subject.layout is not None
     if subject.layout.verdict.is_file():
         verdict = read_json(subject.layout.verdict)
@@ -258,4 +374,8 @@ def _measured(subject: Subject) -> dict[str, Any]:
             return dict(verdict.get("metrics", {}))
     rows = [row for row in read_lines(subject.layout.evaluations).rows if row["step"] == subject.step]
     named = {"eval_loss": "nats_per_token"}
-    return {named.get(key, key): value for key, value in (rows[-1] if rows else {}).items() if isinstance(value, int | float)}
+    return {
+        named.get(key, key): value
+        for key, value in (rows[-1] if rows else {}).items()
+        if isinstance(value, int | float)
+    }

@@ -1,8 +1,10 @@
-"""What the marks in a row mean: what is scored, where an example or a document ends, what counts as held out. Suspects: data, evaluation.
+"""What the marks in a row mean: what is scored, where an example or a document ends, what counts as held out.
+Suspects: data, evaluation.
 
-Where answers are learned, a prompt is not scored and its answer is, end mark included; where everything is, no real token is left
-out. Each document of a text ends with the end-of-text id. An example that says the same as a held-out one (a + b for b + a; a copy
-that differs in white space) is held out with it. Not here: whether rows are in order (check_data.py, check_plan.py).
+Where answers are learned, a prompt is not scored and its answer is, end mark included; where everything is,
+no real token is left out. Each document of a text ends with the end-of-text id. An example that says the same
+as a held-out one (a + b for b + a; a copy that differs in white space) is held out with it. Not here: whether
+rows are in order (check_data.py, check_plan.py).
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from bitnet.diagnose.subject import Subject
 from bitnet.run import checkpoint as checkpoints
 
 MARKS = Part(suspect="data", source="docs/experiments; loss_on")
-HELD_OUT = Part(suspect="evaluation", source="held-out means never trained on", explained_by=frozenset({"data"}))
+HELD_OUT = Part(
+    suspect="evaluation", source="held-out means never trained on", explained_by=frozenset({"data"})
+)
 RIGHT, NEARLY = 0.99, 0.7
 LEAKED = 0.01
 ENOUGH_ENDS = 12  # documents that must be expected in what was read before their number says something
@@ -62,19 +66,27 @@ def scored(subject: Subject, batch: Batch, part: Part, which: str) -> Check:
     """Whether what should be scored is, and nothing else."""
     if not learns_answers(subject, batch):
         share = _all_scored(batch, subject.task.tokenizer.pad_id)
-        meant = subject.data.get("loss_on") is None and share < NEARLY  # an experiment of the user's own with a mask of its own
+        meant = (
+            subject.data.get("loss_on") is None and share < NEARLY
+        )  # an experiment of the user's own with a mask of its own
         return part.holds(
-            f"every real token is scored: {which}", share == 1.0 or meant, share, "1.0 of text scored, and none of the padding",
+            f"every real token is scored: {which}",
+            share == 1.0 or meant,
+            share,
+            "1.0 of text scored, and none of the padding",
             "part of the text is not learned from, or padding is",
-        )  # fmt: skip
+        )
     end = end_id(subject)
     before = before_answers(subject)
     found = [one for one in marked(batch, end, subject.task.tokenizer.pad_id) if not all(one.scored[1:])]
     share = sum(_answer_scored(one, before) for one in found) / max(len(found), 1)
     return part.holds(
-        f"answers with their end are scored, prompts are not: {which}", share >= RIGHT, share,
-        f">= {RIGHT:g} of {len(found)} whole examples", "prompts are scored, or answers or their end marks are not",
-    )  # fmt: skip
+        f"answers with their end are scored, prompts are not: {which}",
+        share >= RIGHT,
+        share,
+        f">= {RIGHT:g} of {len(found)} whole examples",
+        "prompts are scored, or answers or their end marks are not",
+    )
 
 
 def end_id(subject: Subject) -> int:
@@ -84,10 +96,14 @@ def end_id(subject: Subject) -> int:
 
 
 def _all_scored(batch: Batch, pad_id: int) -> float:
-    """Share of targets that are scored where they are text, and not where they are padding at the end of a row."""
+    """Share of targets that are scored where they are text, and not where they are padding at the end of a
+    row.
+    """
     targets, mask = batch.targets.numpy(), batch.loss_mask.numpy()
     real = np.cumsum((targets != pad_id)[:, ::-1], axis=1)[:, ::-1] > 0
-    padded = ~real & (targets[:, -2:] == pad_id).all(axis=1, keepdims=True)  # one such id at the end may be the end of a text
+    padded = ~real & (targets[:, -2:] == pad_id).all(
+        axis=1, keepdims=True
+    )  # one such id at the end may be the end of a text
     return float((mask == real)[real | padded].mean()) if real.any() else 0.0
 
 
@@ -103,7 +119,9 @@ def before_answers(subject: Subject) -> list[int]:
 
 def marked(batch: Batch, end: int, pad_id: int) -> Iterator[Marked]:
     """The whole examples of a batch: what stands between end marks, the mark included."""
-    for ids, targets, mask in zip(batch.input_ids.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True):
+    for ids, targets, mask in zip(
+        batch.input_ids.tolist(), batch.targets.tolist(), batch.loss_mask.tolist(), strict=True
+    ):
         row, learned = [ids[0], *targets], [False, *mask]
         begin = 0
         for place, token in enumerate(row):
@@ -114,7 +132,9 @@ def marked(batch: Batch, end: int, pad_id: int) -> Iterator[Marked]:
 
 
 def _answer_scored(one: Marked, before: Sequence[int]) -> bool:
-    """Nothing up to the answer, everything from there to the end mark, and the answer begins where the prompts end."""
+    """Nothing up to the answer, everything from there to the end mark, and the answer begins where the
+    prompts end.
+    """
     if True not in one.scored or not one.scored[-1]:
         return False
     start = one.scored.index(True)
@@ -132,8 +152,15 @@ def document_ends(subject: Subject, batch: Batch) -> Iterator[Check]:
     found = int((batch.targets == subject.task.tokenizer.eos_id).sum())
     if wanted >= ENOUGH_ENDS:
         ok = 0.5 * wanted <= found <= 1.5 * wanted
-        yield MARKS.holds("documents end in the end-of-text id", ok, found, f"{wanted:.0f} in {tokens:,} tokens, within half of it",
-                          "the model never learns where a text ends", source="documents of the fingerprint", weight=STRONG)  # fmt: skip
+        yield MARKS.holds(
+            "documents end in the end-of-text id",
+            ok,
+            found,
+            f"{wanted:.0f} in {tokens:,} tokens, within half of it",
+            "the model never learns where a text ends",
+            source="documents of the fingerprint",
+            weight=STRONG,
+        )
 
 
 def equal_examples(subject: Subject, batch: Batch) -> Iterator[Check]:
@@ -151,9 +178,13 @@ def equal_examples(subject: Subject, batch: Batch) -> Iterator[Check]:
         return
     found = [text for text in asked.values() if tuple(tokenizer.encode(text)) in trained]
     share = len(found) / len(asked)
-    yield HELD_OUT.holds("an example that says the same is held out too", share <= LEAKED, share,
-                         f"<= {LEAKED:g} of {len(asked)} held-out examples with their operands changed over occur in training",
-                         f"trained on {found[:1]}: the held-out one is known by its twin")  # fmt: skip
+    yield HELD_OUT.holds(
+        "an example that says the same is held out too",
+        share <= LEAKED,
+        share,
+        f"<= {LEAKED:g} of {len(asked)} held-out examples with their operands changed over occur in training",
+        f"trained on {found[:1]}: the held-out one is known by its twin",
+    )
 
 
 def one_answer(subject: Subject, batch: Batch) -> Iterator[Check]:
@@ -161,24 +192,42 @@ def one_answer(subject: Subject, batch: Batch) -> Iterator[Check]:
     if not learns_answers(subject, batch) or not subject.task.end_mark:
         return
     answers: dict[tuple[int, ...], set[tuple[int, ...]]] = {}
-    found = [one for one in marked(batch, end_id(subject), subject.task.tokenizer.pad_id) if True in one.scored]
+    found = [
+        one for one in marked(batch, end_id(subject), subject.task.tokenizer.pad_id) if True in one.scored
+    ]
     for one in found:
         start = one.scored.index(True)
         answers.setdefault(tuple(one.ids[:start]), set()).add(tuple(one.ids[start:]))
     twice = sum(len(said) > 1 for said in answers.values())
-    yield MARKS.holds("a prompt has one answer", not twice, twice, f"0 of {len(answers)} prompts with two answers",
-                      "the same question is answered differently", source="data/generated.py")  # fmt: skip
+    yield MARKS.holds(
+        "a prompt has one answer",
+        not twice,
+        twice,
+        f"0 of {len(answers)} prompts with two answers",
+        "the same question is answered differently",
+        source="data/generated.py",
+    )
 
 
 def examples_differ(subject: Subject, batch: Batch) -> Iterator[Check]:
     """Where several examples share a row, they are drawn one by one."""
     end, pad = end_id(subject), subject.task.tokenizer.pad_id
-    rows = [[tuple(one.ids) for one in marked(batch.select(slice(row, row + 1)), end, pad)] for row in range(min(len(batch.input_ids), 64))]
+    rows = [
+        [tuple(one.ids) for one in marked(batch.select(slice(row, row + 1)), end, pad)]
+        for row in range(min(len(batch.input_ids), 64))
+    ]
     several = [set_of for set_of in rows if len(set_of) >= 3]
     if subject.task.end_mark and len(several) >= 8:
         share = sum(len(set(one)) / len(one) for one in several) / len(several)
-        yield MARKS.holds("examples of a row differ", share >= 0.5, share, ">= 0.5 of the examples of a row are different ones",
-                          "one example fills a row again and again", source="data/generated.py", weight=STRONG)  # fmt: skip
+        yield MARKS.holds(
+            "examples of a row differ",
+            share >= 0.5,
+            share,
+            ">= 0.5 of the examples of a row are different ones",
+            "one example fills a row again and again",
+            source="data/generated.py",
+            weight=STRONG,
+        )
 
 
 def swapped(text: str) -> str | None:
@@ -190,15 +239,22 @@ def swapped(text: str) -> str | None:
 
 
 def equal_documents() -> Check:
-    """Copies of a document that differ in white space or in how accents are written are held out together, different ones apart."""
+    """Copies of a document that differ in white space or in how accents are written are held out together,
+    different ones apart.
+    """
     one = "The caf\u00e9 is  old.\nIt has two rooms."
     copies = ["The cafe\u0301 is old. It has two rooms.", " The caf\u00e9 is old.\n\nIt has two rooms. \n"]
     others = ["The cafe is old. It has two rooms.", "The caf\u00e9 is old. It has three rooms.", ""]
     equal = [holdout.content_hash(text) == holdout.content_hash(one) for text in copies]
     apart = [holdout.content_hash(text) != holdout.content_hash(one) for text in others]
-    return HELD_OUT.holds("copies of a document are held out together", all(equal + apart), {"copies": equal, "others": apart},
-                          "copies that differ in white space or composition equal, other texts apart",
-                          "a copy of a held-out document is trained on", source="corpus/holdout.py")  # fmt: skip
+    return HELD_OUT.holds(
+        "copies of a document are held out together",
+        all(equal + apart),
+        {"copies": equal, "others": apart},
+        "copies that differ in white space or composition equal, other texts apart",
+        "a copy of a held-out document is trained on",
+        source="corpus/holdout.py",
+    )
 
 
 @torch.no_grad()
@@ -210,7 +266,15 @@ def references(subject: Subject) -> Iterator[Check]:
         return
     weights = checkpoints.load_checkpoint(Path(begun), optimizer=False).model
     scores = reference.logits(weights, subject.config, rows.input_ids, rows.segments)
-    right = torch.stack([-reference.summed_loss(scores[row], rows.targets[row], rows.loss_mask[row]) for row in range(PAIRS)])
+    right = torch.stack(
+        [-reference.summed_loss(scores[row], rows.targets[row], rows.loss_mask[row]) for row in range(PAIRS)]
+    )
     gap = (rows.reference.double() - right).abs() / right.abs().clamp(min=1.0)
-    yield MARKS.below("a preference's rows carry the start weights' view", {"a row": float(gap.max())}, 0.01, "relative error",
-                      "log p0 is of other weights, targets or rows", source="arXiv:2305.18290; weights of train.start_from")  # fmt: skip
+    yield MARKS.below(
+        "a preference's rows carry the start weights' view",
+        {"a row": float(gap.max())},
+        0.01,
+        "relative error",
+        "log p0 is of other weights, targets or rows",
+        source="arXiv:2305.18290; weights of train.start_from",
+    )

@@ -1,9 +1,11 @@
-"""The numbers of the forward pass: what the model computes against what the papers say it computes. Suspect: quantization.
+"""The numbers of the forward pass: what the model computes against what the papers say it computes. Suspect:
+quantization.
 
-Every part is judged on the very input it was given, by an independent float64 computation (reference.py), so that a fault is found
-where it is and does not spread to what comes after. Tolerances: float32 arithmetic leaves 1e-6 to 1e-5; a value that sits on
-the edge between two int8 codes may fall to either side and moves a layer's output by about 1e-4; leaving out the int8 step moves
-it by 5e-3 and more. Hence EXACT for parts without quantization and ROUNDED for those with it.
+Every part is judged on the very input it was given, by an independent float64 computation (reference.py), so
+that a fault is found where it is and does not spread to what comes after. Tolerances: float32 arithmetic
+leaves 1e-6 to 1e-5; a value that sits on the edge between two int8 codes may fall to either side and moves a
+layer's output by about 1e-4; leaving out the int8 step moves it by 5e-3 and more. Hence EXACT for parts
+without quantization and ROUNDED for those with it.
 """
 
 from __future__ import annotations
@@ -22,11 +24,12 @@ from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_
 from bitnet.nn.transformer import BitNetTransformer
 
 EXACT, ROUNDED, WHOLE = 1e-4, 1e-3, 2e-2
-"""Relative errors allowed: of a part without rounding, of one ternary layer, of all layers one after another (where values on the
-edge of a code add up; measured below 1e-2 on healthy models)."""
+"""Relative errors allowed: of a part without rounding, of one ternary layer, of all layers one after another
+(where values on the edge of a code add up; measured below 1e-2 on healthy models)."""
 EDGE = 0.02  # of a code's width
 STEP0_NATS = 0.5
-"""How far the loss of a fresh model may be from ln(V). The seeds' broken start was 164; healthy ones here are within 0.1."""
+"""How far the loss of a fresh model may be from ln(V). The seeds' broken start was 164; healthy ones here are
+within 0.1."""
 ROWS, TOKENS = 2, 128
 SOURCE = "independent float64 computation"
 
@@ -50,42 +53,64 @@ def stored(model: BitNetTransformer) -> Iterator[Check]:
     weights = dict(model.named_parameters())
     broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
     yield Check(
-        name="weights are finite", suspect="quantization", ok=not broken, value=len(broken), expected="0 parameters with NaN or infinity",
-        source="definition", detail=f"not finite: {', '.join(broken[:3])}",
-    )  # fmt: skip
+        name="weights are finite",
+        suspect="quantization",
+        ok=not broken,
+        value=len(broken),
+        expected="0 parameters with NaN or infinity",
+        source="definition",
+        detail=f"not finite: {', '.join(broken[:3])}",
+    )
     low = [name for name, weight in weights.items() if weight.dtype != torch.float32 or _is_coarse(weight)]
     yield Check(
-        name="latent weights have full precision", suspect="quantization", ok=not low, value=len(low),
-        expected="0 parameters coarser than float32", source="b1.58 training tips: latent weights stay in high precision",
+        name="latent weights have full precision",
+        suspect="quantization",
+        ok=not low,
+        value=len(low),
+        expected="0 parameters coarser than float32",
+        source="b1.58 training tips: latent weights stay in high precision",
         detail=f"stored or rounded to fewer bits: {', '.join(low[:3])}",
-    )  # fmt: skip
+    )
     count = sum(weight.numel() for weight in weights.values())
     yield Check(
-        name="parameter count", suspect="quantization", ok=count == model.config.total_params, value=count,
-        expected=f"{model.config.total_params:,}", source="exact sum of the configuration's shapes",
+        name="parameter count",
+        suspect="quantization",
+        ok=count == model.config.total_params,
+        value=count,
+        expected=f"{model.config.total_params:,}",
+        source="exact sum of the configuration's shapes",
         detail="parts of the model are missing, doubled, or a tied head is not tied",
-    )  # fmt: skip
+    )
     tied = model.lm_head.weight is model.token_embeddings.weight
     yield Check(
-        name="head tied as configured", suspect="quantization", ok=tied == model.config.embeddings_tied, value=tied,
-        expected=str(model.config.embeddings_tied), source="model.embeddings_tied",
+        name="head tied as configured",
+        suspect="quantization",
+        ok=tied == model.config.embeddings_tied,
+        value=tied,
+        expected=str(model.config.embeddings_tied),
+        source="model.embeddings_tied",
         detail="the output head is not the embedding, or should not be",
-    )  # fmt: skip
+    )
 
 
 def _is_coarse(weight: Tensor) -> bool:
-    """Whether all values happen to be bfloat16 or float16 numbers, which float32 values are once in 65,536; norms begin as all ones."""
+    """Whether all values happen to be bfloat16 or float16 numbers, which float32 values are once in 65,536;
+    norms begin as all ones.
+    """
     if weight.dim() < 2:
         return False
     values = weight.detach().flatten()[:4096].float()
     values = values[values != 0]
     return len(values) > 0 and any(
-        float((values.to(kind).float() == values).float().mean()) > 0.5 for kind in (torch.bfloat16, torch.float16)
+        float((values.to(kind).float() == values).float().mean()) > 0.5
+        for kind in (torch.bfloat16, torch.float16)
     )
 
 
 def layers(model: BitNetTransformer) -> Iterator[Check]:
-    """The matrices that really multiply: three values, the right ones, the right scale; and the int8 step of the inputs."""
+    """The matrices that really multiply: three values, the right ones, the right scale; and the int8 step of
+    the inputs.
+    """
     config = model.config
     values: dict[str, float] = {}
     scales: dict[str, float] = {}
@@ -100,23 +125,35 @@ def layers(model: BitNetTransformer) -> Iterator[Check]:
         right = reference.effective(layer.weight.detach(), rows, config)
         values[name] = max(_distinct(part) for part in torch.split(used, list(rows)))
         scales[name] = max(
-            _scale_error(mine, true) for mine, true in zip(torch.split(used, list(rows)), torch.split(right, list(rows)), strict=True)
+            _scale_error(mine, true)
+            for mine, true in zip(torch.split(used, list(rows)), torch.split(right, list(rows)), strict=True)
         )
-        codes[name] = float((used.sign() != right.sign()).double().mean()) + float((layer.weight_quantized != right.sign()).double().mean())
+        codes[name] = float((used.sign() != right.sign()).double().mean()) + float(
+            (layer.weight_quantized != right.sign()).double().mean()
+        )
         zeros[name] = float((used == 0).double().mean())
-        x = off_the_edges(torch.randn(16, layer.in_features, generator=generator) * torch.logspace(-1, 1, 16)[:, None]).to(used.device)
+        x = off_the_edges(
+            torch.randn(16, layer.in_features, generator=generator) * torch.logspace(-1, 1, 16)[:, None]
+        ).to(used.device)
         with torch.no_grad():
             y = layer(x)
-        # by the matrix that it really multiplies by: a weight on the edge of a code is the codes' matter, not the inputs'
+        # by the matrix that it really multiplies by: a weight on the edge of a code is the codes' matter, not
+        # the inputs'
         plain[name] = off(y, x.double() @ used.T)
-        inputs[name] = off(y, reference.int8_values(x.double()) @ used.T) if config.activations == "int8" else plain[name]
+        inputs[name] = (
+            off(y, reference.int8_values(x.double()) @ used.T)
+            if config.activations == "int8"
+            else plain[name]
+        )
     if config.weights == "ternary":
         yield from _ternary(values, scales, codes, zeros)
     yield _activations(inputs, plain, config.activations == "int8")
 
 
 def off_the_edges(x: Tensor) -> Tensor:
-    """The same inputs, but none within a fiftieth of the edge between two int8 codes, where float32 may round either way. x: (N, in)."""
+    """The same inputs, but none within a fiftieth of the edge between two int8 codes, where float32 may round
+    either way. x: (N, in).
+    """
     step = x.double().abs().amax(dim=-1, keepdim=True) / 127
     units = x.double() / step
     over = units - torch.floor(units) - 0.5  # 0 on an edge
@@ -125,7 +162,9 @@ def off_the_edges(x: Tensor) -> Tensor:
 
 
 def _kind(short_name: str) -> str:
-    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[short_name.rsplit("_", 1)[-1]]
+    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[
+        short_name.rsplit("_", 1)[-1]
+    ]
 
 
 def _distinct(matrix: Tensor) -> float:
@@ -134,56 +173,90 @@ def _distinct(matrix: Tensor) -> float:
     largest = float(magnitudes.max())
     if not math.isfinite(largest):
         return math.inf
-    return float(len(torch.unique((magnitudes / max(largest, 1e-30) * 1e4).round())) - bool((magnitudes == 0).any()))
+    return float(
+        len(torch.unique((magnitudes / max(largest, 1e-30) * 1e4).round())) - bool((magnitudes == 0).any())
+    )
 
 
 def _scale_error(used: Tensor, right: Tensor) -> float:
     """Relative error of the one magnitude of a logical matrix."""
-    return abs(float(used.abs().max() / right.abs().max()) - 1) if bool(right.any()) else float(used.abs().max())
+    return (
+        abs(float(used.abs().max() / right.abs().max()) - 1) if bool(right.any()) else float(used.abs().max())
+    )
 
 
-def _ternary(values: dict[str, float], scales: dict[str, float], codes: dict[str, float], zeros: dict[str, float]) -> Iterator[Check]:
+def _ternary(
+    values: dict[str, float], scales: dict[str, float], codes: dict[str, float], zeros: dict[str, float]
+) -> Iterator[Check]:
     most, where = worst(values)
     yield Check(
-        name="weights in the forward pass are ternary", suspect="quantization", ok=most <= 1, value=most,
-        expected="one magnitude besides 0 in each logical matrix", source="arXiv:2402.17764, section 2; columns measured from outside",
+        name="weights in the forward pass are ternary",
+        suspect="quantization",
+        ok=most <= 1,
+        value=most,
+        expected="one magnitude besides 0 in each logical matrix",
+        source="arXiv:2402.17764, section 2; columns measured from outside",
         detail=f"{where} multiplies by {most:g} different magnitudes",
-    )  # fmt: skip
+    )
     error, where = worst(scales)
     yield Check(
-        name="scale is the mean magnitude", suspect="quantization", ok=below(error, EXACT), value=error,
-        expected=f"relative error <= {EXACT:g}", source="arXiv:2402.17764, section 2",
+        name="scale is the mean magnitude",
+        suspect="quantization",
+        ok=below(error, EXACT),
+        value=error,
+        expected=f"relative error <= {EXACT:g}",
+        source="arXiv:2402.17764, section 2",
         detail=f"the scale of {where} is off by a factor of {error:.3g}",
-    )  # fmt: skip
+    )
     share, where = worst(codes)
     yield Check(
-        name="codes are those of the present weights", suspect="quantization", ok=below(share, 1e-3), value=share,
-        expected="share of other codes <= 0.001 (ties)", source=SOURCE,
+        name="codes are those of the present weights",
+        suspect="quantization",
+        ok=below(share, 1e-3),
+        value=share,
+        expected="share of other codes <= 0.001 (ties)",
+        source=SOURCE,
         detail=f"{where} uses codes that do not belong to its weights: stale, or by another rule",
-    )  # fmt: skip
+    )
     odd = {name: share for name, share in zeros.items() if not 0.005 < share < 0.995}
     lowest, highest = min(zeros.values()), max(zeros.values())
     note = "" if lowest >= 0.2 and highest <= 0.6 else "; outside 20-60%, unusual"
     yield Check(
-        name="zeros among the codes", suspect="quantization", ok=not odd, value=[round(lowest, 4), round(highest, 4)],
+        name="zeros among the codes",
+        suspect="quantization",
+        ok=not odd,
+        value=[round(lowest, 4), round(highest, 4)],
         expected=f"no layer all zero or without zeros; trained models have 0.20-0.60{note}",
-        source="a Gaussian has 0.31; published models 0.30-0.47", detail=f"dead or saturated: {', '.join(list(odd)[:3])}",
+        source="a Gaussian has 0.31; published models 0.30-0.47",
+        detail=f"dead or saturated: {', '.join(list(odd)[:3])}",
         explained_by=frozenset(),
-    )  # fmt: skip
+    )
 
 
 def _activations(inputs: dict[str, float], plain: dict[str, float], int8: bool) -> Check:
     error, where = worst(inputs)
     unquantised = int8 and not below(error, ROUNDED) and plain[where] < error
     return Check(
-        name="inputs quantized to int8 per token" if int8 else "inputs left unquantized", suspect="quantization", ok=below(error, ROUNDED),
-        value=error, expected=f"relative error of a layer's output <= {ROUNDED:g}", source=f"arXiv:2402.17764, section 2; {SOURCE}",
-        detail=f"{where}: " + ("the inputs are not quantized at all" if unquantised else "the layer's product is not codes * step * scale"),
-    )  # fmt: skip
+        name="inputs quantized to int8 per token" if int8 else "inputs left unquantized",
+        suspect="quantization",
+        ok=below(error, ROUNDED),
+        value=error,
+        expected=f"relative error of a layer's output <= {ROUNDED:g}",
+        source=f"arXiv:2402.17764, section 2; {SOURCE}",
+        detail=f"{where}: "
+        + (
+            "the inputs are not quantized at all"
+            if unquantised
+            else "the layer's product is not codes * step * scale"
+        ),
+    )
 
 
-def parts(runs: Sequence[tuple[BitNetTransformer, Tensor, dict[str, Passed]]], ids: Tensor) -> Iterator[Check]:
-    """Embedding, norms, attention with its rotary positions, feed-forward, residual stream and head, each on its own input.
+def parts(
+    runs: Sequence[tuple[BitNetTransformer, Tensor, dict[str, Passed]]], ids: Tensor
+) -> Iterator[Check]:
+    """Embedding, norms, attention with its rotary positions, feed-forward, residual stream and head, each on
+    its own input.
 
     runs: models with their logits and what passed in them: the one under examination, and its loud twin.
     """
@@ -194,13 +267,19 @@ def parts(runs: Sequence[tuple[BitNetTransformer, Tensor, dict[str, Passed]]], i
     for kind, found in errors.items():
         error, where = worst(found)
         yield Check(
-            name=f"{kind} as in the papers", suspect="quantization", ok=below(error, EXACT), value=error,
-            expected=f"relative error <= {EXACT:g}", source=SOURCE,
+            name=f"{kind} as in the papers",
+            suspect="quantization",
+            ok=below(error, EXACT),
+            value=error,
+            expected=f"relative error <= {EXACT:g}",
+            source=SOURCE,
             detail=f"{where} computes something else than its formula on the input it was given",
-        )  # fmt: skip
+        )
 
 
-def _part_errors(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[str, Passed]) -> dict[str, dict[str, float]]:
+def _part_errors(
+    model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[str, Passed]
+) -> dict[str, dict[str, float]]:
     """Relative errors by kind of part and name."""
     config, weights = model.config, {name: weight.detach() for name, weight in model.named_parameters()}
     errors: dict[str, dict[str, float]] = defaultdict(dict)
@@ -208,18 +287,28 @@ def _part_errors(model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: 
     errors["embedding"]["token_embeddings"] = off(stream, weights["token_embeddings.weight"].double()[ids])
     for name, (entered, left) in passed.items():
         if name.endswith("norm"):
-            errors["norms"][name] = off(left, reference.norm(entered, weights[f"{name}.weight"], config.norm_eps))
+            errors["norms"][name] = off(
+                left, reference.norm(entered, weights[f"{name}.weight"], config.norm_eps)
+            )
     inner = ("sub_norm",) if config.sub_norm else ()
     for layer in range(config.num_layers):
         at = f"blocks.{layer}"
         into_out = passed[f"{at}.attention." + (inner or ("out_proj",))[0]].entered
-        errors["attention and rotary"][at] = off(into_out, reference.attend(passed[f"{at}.attention.qkv_proj"].left, config))
+        errors["attention and rotary"][at] = off(
+            into_out, reference.attend(passed[f"{at}.attention.qkv_proj"].left, config)
+        )
         into_down = passed[f"{at}.feedforward." + (inner or ("down",))[0]].entered
-        errors["feed-forward"][at] = off(into_down, reference.gate(passed[f"{at}.feedforward.gate_up"].left, config))
+        errors["feed-forward"][at] = off(
+            into_down, reference.gate(passed[f"{at}.feedforward.gate_up"].left, config)
+        )
         middle = stream + passed[f"{at}.attention.out_proj"].left.double()
         end = middle + passed[f"{at}.feedforward.down"].left.double()
-        errors["residual stream"][f"{at} (before attention)"] = off(passed[f"{at}.pre_attn_norm"].entered, stream)
-        errors["residual stream"][f"{at} (after attention)"] = off(passed[f"{at}.pre_ffn_norm"].entered, middle)
+        errors["residual stream"][f"{at} (before attention)"] = off(
+            passed[f"{at}.pre_attn_norm"].entered, stream
+        )
+        errors["residual stream"][f"{at} (after attention)"] = off(
+            passed[f"{at}.pre_ffn_norm"].entered, middle
+        )
         errors["residual stream"][at] = off(passed[at].left, end)
         stream = passed[at].left.double()
     head = weights["token_embeddings.weight" if config.embeddings_tied else "lm_head.weight"].double()
@@ -235,17 +324,27 @@ def whole(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> Iterator[Che
         right = reference.logits(weights, model.config, ids)
     error = off(logits, right)
     yield Check(
-        name="logits as in the papers", suspect="quantization", ok=below(error, WHOLE), value=error,
-        expected=f"relative error <= {WHOLE:g}", source=SOURCE,
-        detail="the forward pass as a whole differs although it may be right in its parts", weight=STRONG,
-    )  # fmt: skip
+        name="logits as in the papers",
+        suspect="quantization",
+        ok=below(error, WHOLE),
+        value=error,
+        expected=f"relative error <= {WHOLE:g}",
+        source=SOURCE,
+        detail="the forward pass as a whole differs although it may be right in its parts",
+        weight=STRONG,
+    )
     again, _ = traced(model, ids, grad=True)
     error = off(again, logits)
     yield Check(
-        name="the same input gives the same logits", suspect="quantization", ok=below(error, 1e-4), value=error,
-        expected="relative error <= 1e-4", source="the model has no random part",
-        detail="something in the forward pass is random or keeps a memory", weight=STRONG,
-    )  # fmt: skip
+        name="the same input gives the same logits",
+        suspect="quantization",
+        ok=below(error, 1e-4),
+        value=error,
+        expected="relative error <= 1e-4",
+        source="the model has no random part",
+        detail="something in the forward pass is random or keeps a memory",
+        weight=STRONG,
+    )
 
 
 @torch.no_grad()
@@ -257,10 +356,14 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     changed, _ = traced(model, future)
     leak = off(changed[:, :cut], logits[:, :cut])
     yield Check(
-        name="causal mask holds", suspect="quantization", ok=below(leak, 1e-4), value=leak,
-        expected="changed future tokens change no earlier logit (1e-4)", source="definition of next-token prediction",
+        name="causal mask holds",
+        suspect="quantization",
+        ok=below(leak, 1e-4),
+        value=leak,
+        expected="changed future tokens change no earlier logit (1e-4)",
+        source="definition of next-token prediction",
         detail="earlier positions see later tokens: the loss falls to nothing and generation is garbage",
-    )  # fmt: skip
+    )
     swapped = ids.clone()
     swapped[:, [0, cut]] = ids[:, [cut, 0]]
     _, first = traced(model, ids)
@@ -269,11 +372,15 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     moved = off(second[name].entered[:, -1], first[name].entered[:, -1])
     unlike = bool((ids[:, 0] != ids[:, cut]).any())
     yield Check(
-        name="positions matter", suspect="quantization", ok=not unlike or moved > 1e-5, value=moved,
+        name="positions matter",
+        suspect="quantization",
+        ok=not unlike or moved > 1e-5,
+        value=moved,
         expected="two earlier tokens swapped change the attention (> 1e-5)",
         source="arXiv:2104.09864: without positions attention is blind to order",
-        detail="the attention of the first layer does not see positions", weight=STRONG,
-    )  # fmt: skip
+        detail="the attention of the first layer does not see positions",
+        weight=STRONG,
+    )
 
 
 @torch.no_grad()
@@ -286,13 +393,22 @@ def start(fresh: BitNetTransformer) -> Iterator[Check]:
     mask = torch.ones_like(ids[:, 1:], dtype=torch.bool)
     loss = float(reference.summed_loss(logits, ids[:, 1:], mask)) / mask.sum().item()
     yield Check(
-        name="step-0 loss is ln(V)", suspect="quantization", ok=abs(loss - uniform) < STEP0_NATS, value=loss,
-        expected=f"{uniform:.2f} +- {STEP0_NATS:g} nats/token", source="a uniform guess; 164 was seen with embeddings of N(0, 1)",
+        name="step-0 loss is ln(V)",
+        suspect="quantization",
+        ok=abs(loss - uniform) < STEP0_NATS,
+        value=loss,
+        expected=f"{uniform:.2f} +- {STEP0_NATS:g} nats/token",
+        source="a uniform guess; 164 was seen with embeddings of N(0, 1)",
         detail="the model begins sure of wrong answers: look at the initialisation of embeddings and head",
-    )  # fmt: skip
+    )
     spread = float(logits.float().std(dim=-1).mean())
     yield Check(
-        name="logit spread at step 0", suspect="quantization", ok=below(spread, 2) and spread > 1e-4, value=spread,
-        expected="standard deviation in 0.0001..2", source="above 2 the start is far from uniform; at 0 no input gets through (ours)",
-        detail="logits begin too wide, or all equal", weight=HINT,
-    )  # fmt: skip
+        name="logit spread at step 0",
+        suspect="quantization",
+        ok=below(spread, 2) and spread > 1e-4,
+        value=spread,
+        expected="standard deviation in 0.0001..2",
+        source="above 2 the start is far from uniform; at 0 no input gets through (ours)",
+        detail="logits begin too wide, or all equal",
+        weight=HINT,
+    )

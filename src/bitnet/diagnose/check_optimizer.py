@@ -1,8 +1,8 @@
 """Does an update do what its definition says, at the rates that this step should have? Suspect: optimizer.
 
-Judged on what the optimizers were really given (gradients, rates) and on what the weights really did, against AdamW and Muon written
-down once more in float64 (reference_updates.py). The gradients themselves are check_gradients.py's matter: an optimizer that does
-the right thing with a wrong gradient passes here.
+Judged on what the optimizers were really given (gradients, rates) and on what the weights really did, against
+AdamW and Muon written down once more in float64 (reference_updates.py). The gradients themselves are
+check_gradients.py's matter: an optimizer that does the right thing with a wrong gradient passes here.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from bitnet.diagnose.subject import PLAIN, Narrow, Subject, Update, copy_of, wat
 from bitnet.diagnose.trace import multiplied_by, off, worst
 
 SIZE = 0.02
-"""Relative error allowed between the change of a parameter and the reference's: float32 rounding of w + dw is far below it, except in
-the very first steps of a long warm-up, where dw is small; MUON_BF16 where the iteration runs in bfloat16 (CUDA)."""
+"""Relative error allowed between the change of a parameter and the reference's: float32 rounding of w + dw is
+far below it, except in the very first steps of a long warm-up, where dw is small; MUON_BF16 where the
+iteration runs in bfloat16 (CUDA)."""
 MUON_BF16 = 0.15
 RATES = 1e-9
 WALKED = 5_000  # updates whose rates are looked at
@@ -50,7 +51,11 @@ def later_updates(subject: Subject) -> list[Update]:
     if not 2 < boundary < total:
         return []
     source = Narrow(subject.task.source, 24)
-    changes = {"batch_size": 1, "grad_accumulation_steps": 1, "seq_len": min(24, int(subject.training["seq_len"]))}
+    changes = {
+        "batch_size": 1,
+        "grad_accumulation_steps": 1,
+        "seq_len": min(24, int(subject.training["seq_len"])),
+    }
     return watch(subject, copy_of(subject, subject.model), source, 2, start_step=boundary - 1, **changes)
 
 
@@ -67,22 +72,39 @@ def schedule(subject: Subject) -> Iterator[Check]:
         gaps[f"update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
     gap, where = worst(gaps)
     yield Check(
-        name="schedule as configured", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(training["peak_lr"])), value=gap,
-        expected="rate and decay within 1e-9", source="recomputed from the settings: warm-up, lines between the corners",
+        name="schedule as configured",
+        suspect="optimizer",
+        ok=below(gap, RATES + 1e-6 * float(training["peak_lr"])),
+        value=gap,
+        expected="rate and decay within 1e-9",
+        source="recomputed from the settings: warm-up, lines between the corners",
         detail=f"at {where} the schedule gives other rates than its settings",
-    )  # fmt: skip
+    )
 
 
 def every_schedule(subject: Subject) -> Iterator[Check]:
     """All kinds of schedule, whichever this run uses, at every update of a short run."""
     gaps: dict[str, float] = {}
-    short = {"total_steps": 40, "warmup_steps": 6, "stage1_end": 23, "peak_lr": 0.003, "stage2_lr": 0.001, "final_lr": 0.0001}
+    short = {
+        "total_steps": 40,
+        "warmup_steps": 6,
+        "stage1_end": 23,
+        "peak_lr": 0.003,
+        "stage2_lr": 0.001,
+        "final_lr": 0.0001,
+    }
     for kind in ("two_stage", "linear", "warm_down", "cosine"):
         for step in range(1, 41):
             used = subject.rates_at(step, **short, schedule=kind)
             lr, wd = reference_updates.rates({**subject.training, **short, "schedule": kind}, step)
             gaps[f"{kind}, update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
-    yield SCHEDULE.below("every kind of schedule as defined", gaps, RATES, "difference of rate or decay", "another rate or decay")
+    yield SCHEDULE.below(
+        "every kind of schedule as defined",
+        gaps,
+        RATES,
+        "difference of rate or decay",
+        "another rate or decay",
+    )
 
 
 def rates_used(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
@@ -91,15 +113,23 @@ def rates_used(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
     for update in updates:
         assert update.report is not None
         lr, wd = reference_updates.rates(subject.training, update.report.step)
-        used = [(update.report.lr, update.report.wd)] + ([(update.rates.lr, update.rates.wd)] if update.rates else [])
+        used = [(update.report.lr, update.report.wd)] + (
+            [(update.rates.lr, update.rates.wd)] if update.rates else []
+        )
         gaps[f"update {update.report.step}"] = max(max(abs(a - lr), abs(b - wd)) for a, b in used)
     gap, where = worst(gaps)
     yield Check(
-        name="each update runs at its own rates", suspect="optimizer", ok=below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])),
-        value=gap, expected="rate and decay of the same step, within 1e-9",
+        name="each update runs at its own rates",
+        suspect="optimizer",
+        ok=below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])),
+        value=gap,
+        expected="rate and decay of the same step, within 1e-9",
         source="update n uses lr(n) and wd(n); the first is warm-up step 1, never the peak",
-        detail=f"{where} ran at, or reported, other rates: a schedule stepped after the update, or a stale one", explained_by=frozenset(),
-    )  # fmt: skip
+        detail=(
+            f"{where} ran at, or reported, other rates: a schedule stepped after the update, or a stale one"
+        ),
+        explained_by=frozenset(),
+    )
 
 
 def changes(subject: Subject, updates: Sequence[Update], which: str) -> Iterator[Check]:
@@ -111,30 +141,53 @@ def changes(subject: Subject, updates: Sequence[Update], which: str) -> Iterator
     still: list[str] = []
     for update in updates:
         assert update.report is not None
-        given = {name: torch.zeros_like(update.before[name]) if g is None else g for name, g in update.gradients.items()}
+        given = {
+            name: torch.zeros_like(update.before[name]) if g is None else g
+            for name, g in update.gradients.items()
+        }
         if not given:
             continue
-        wanted = reference_of.changes(update.before, given, *reference_updates.rates(subject.training, update.report.step))
+        wanted = reference_of.changes(
+            update.before, given, *reference_updates.rates(subject.training, update.report.step)
+        )
         for name, want in wanted.items():
             moved = update.after[name].double() - update.before[name].double()
             rounding = float(torch.linalg.vector_norm(update.before[name].double())) * 6e-8
-            allowed = (MUON_BF16 if on_gpu and name in muon else SIZE) + rounding / max(float(want.norm()), 1e-300)
-            errors[f"{name}, update {update.report.step}"] = off(moved, want) / allowed if bool(want.any()) or bool(moved.any()) else 0.0
-            if bool(want.any()) and not bool(moved.any()) and float(want.abs().max()) > 1e-7 * float(update.before[name].abs().max()):
+            allowed = (MUON_BF16 if on_gpu and name in muon else SIZE) + rounding / max(
+                float(want.norm()), 1e-300
+            )
+            errors[f"{name}, update {update.report.step}"] = (
+                off(moved, want) / allowed if bool(want.any()) or bool(moved.any()) else 0.0
+            )
+            if (
+                bool(want.any())
+                and not bool(moved.any())
+                and float(want.abs().max()) > 1e-7 * float(update.before[name].abs().max())
+            ):
                 still.append(name)
     yield Check(
-        name=f"every parameter moves: {which}", suspect="optimizer", ok=not still, value=len(still),
-        expected="0 parameters that stay although they have a gradient", source="definition of an update",
-        detail=f"not moved: {', '.join(still[:3])}", explained_by=PRECISION,
-    )  # fmt: skip
+        name=f"every parameter moves: {which}",
+        suspect="optimizer",
+        ok=not still,
+        value=len(still),
+        expected="0 parameters that stay although they have a gradient",
+        source="definition of an update",
+        detail=f"not moved: {', '.join(still[:3])}",
+        explained_by=PRECISION,
+    )
     error, where = worst(errors) if errors else (0.0, "")
     yield Check(
-        name=f"change of weights as defined: {which}", suspect="optimizer", ok=below(error, 1.0), value=error * SIZE,
+        name=f"change of weights as defined: {which}",
+        suspect="optimizer",
+        ok=below(error, 1.0),
+        value=error * SIZE,
         expected=f"relative error <= {SIZE:g}",
         source="AdamW arXiv:1711.05101, Muon (Jordan 2024), in float64 on the gradients that were given",
-        detail=f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas",
+        detail=(
+            f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas"
+        ),
         explained_by=PRECISION,
-    )  # fmt: skip
+    )
 
 
 def refuses(subject: Subject) -> Iterator[Check]:
@@ -143,21 +196,39 @@ def refuses(subject: Subject) -> Iterator[Check]:
     with torch.no_grad():
         model.final_norm.weight[0] = torch.nan
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    sizes: dict[str, Any] = {"batch_size": 1, "grad_accumulation_steps": 1, "seq_len": min(24, int(subject.training["seq_len"])), **PLAIN}
-    report = next(iter(subject.train(model, subject.new_optimizers(model), Narrow(subject.task.source, 24), **sizes)))
-    same = all(torch.equal(weight.nan_to_num(), before[name].nan_to_num()) for name, weight in model.named_parameters())
+    sizes: dict[str, Any] = {
+        "batch_size": 1,
+        "grad_accumulation_steps": 1,
+        "seq_len": min(24, int(subject.training["seq_len"])),
+        **PLAIN,
+    }
+    report = next(
+        iter(subject.train(model, subject.new_optimizers(model), Narrow(subject.task.source, 24), **sizes))
+    )
+    same = all(
+        torch.equal(weight.nan_to_num(), before[name].nan_to_num())
+        for name, weight in model.named_parameters()
+    )
     yield Check(
-        name="an update that is not finite is refused", suspect="optimizer", ok=same and report.refused is not None,
-        value=report.refused or "applied", expected="refused, and no weight changed", source="the loss of a model with a NaN weight",
+        name="an update that is not finite is refused",
+        suspect="optimizer",
+        ok=same and report.refused is not None,
+        value=report.refused or "applied",
+        expected="refused, and no weight changed",
+        source="the loss of a model with a NaN weight",
         detail="one bad batch destroys the weights for good",
-    )  # fmt: skip
+    )
 
 
 def muon_rows(subject: Subject) -> dict[str, tuple[int, ...]]:
     """Logical matrices of every parameter that Muon should move, by the settings."""
     if subject.training["optimizer"] != "muon":
         return {}
-    names = [name for name, weight in subject.model.named_parameters() if name.startswith("blocks.") and weight.dim() == 2]
+    names = [
+        name
+        for name, weight in subject.model.named_parameters()
+        if name.startswith("blocks.") and weight.dim() == 2
+    ]
     return {name: reference.matrix_rows(subject.config, name.split(".")[-2]) for name in names}
 
 
@@ -177,14 +248,20 @@ def codes_follow(subject: Subject) -> Iterator[Check]:
     optimizers.step(type(subject.rates_at(1))(lr=strong, wd=0.0))
     for name, layer in layers.items():
         used = multiplied_by(layer, layer.in_features, layer.weight)
-        right = reference.effective(layer.weight.detach(), reference.matrix_rows(subject.config, _projection(name)), subject.config)
+        right = reference.effective(
+            layer.weight.detach(), reference.matrix_rows(subject.config, _projection(name)), subject.config
+        )
         shares[name] = float((used.sign() != right.sign()).double().mean())
     share, where = worst(shares)
     yield Check(
-        name="forward pass uses the weights after the update", suspect="quantization", ok=below(share, 1e-3), value=share,
-        expected="share of stale codes <= 0.001", source="codes are a function of the present weights",
+        name="forward pass uses the weights after the update",
+        suspect="quantization",
+        ok=below(share, 1e-3),
+        value=share,
+        expected="share of stale codes <= 0.001",
+        source="codes are a function of the present weights",
         detail=f"{where} still multiplies by codes of earlier weights",
-    )  # fmt: skip
+    )
 
 
 def _push(parameter: Tensor) -> Tensor:
@@ -193,4 +270,6 @@ def _push(parameter: Tensor) -> Tensor:
 
 
 def _projection(short_name: str) -> str:
-    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[short_name.rsplit("_", 1)[-1]]
+    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[
+        short_name.rsplit("_", 1)[-1]
+    ]

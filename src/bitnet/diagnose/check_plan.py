@@ -1,8 +1,10 @@
-"""Is every row of the whole plan the right one, not only those of the first updates? Suspects: data, and the loop's others.
+"""Is every row of the whole plan the right one, not only those of the first updates? Suspects: data, and the
+loop's others.
 
-The row numbers of every update are walked through without a model; the loop itself is visited at many places of the run, with a
-small model and the run's own settings; the order of rows must not come again; and where the source says that it shows everything
-once an epoch, an epoch is read and counted. Not here: what is in a row (check_data.py, check_marks.py).
+The row numbers of every update are walked through without a model; the loop itself is visited at many places
+of the run, with a small model and the run's own settings; the order of rows must not come again; and where
+the source says that it shows everything once an epoch, an epoch is read and counted. Not here: what is in a
+row (check_data.py, check_marks.py).
 """
 
 from __future__ import annotations
@@ -32,9 +34,17 @@ EPOCH_TOKENS = 2_000_000  # an epoch of at most so many tokens is read twice
 DISTINCT = 0.75  # ours; whole windows are equal only where documents are copies in the same place
 SEQUENCE = 8  # rows whose order is recognised
 OWN = Kind(
-    "own settings", {"num_heads": 2, "num_kv_heads": 1, "hidden_size": 16, "num_layers": 1, "ffn_hidden_size": 24, "norm_eps": 1e-5},
+    "own settings",
+    {
+        "num_heads": 2,
+        "num_kv_heads": 1,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "ffn_hidden_size": 24,
+        "norm_eps": 1e-5,
+    },
     {"batch_size": 2, "grad_accumulation_steps": 2},
-)  # fmt: skip
+)
 
 
 def plan(subject: Subject) -> Iterator[Check]:
@@ -86,26 +96,51 @@ def numbers_of_every_update(subject: Subject) -> Check:
         if not np.array_equal(got, np.arange((step - 1) * per_update, step * per_update)):
             wrong.append(step)
     return DATA.holds(
-        "every update of the plan reads its own rows", not wrong, len(wrong), f"0 of {len(steps):,} updates with other rows",
+        "every update of the plan reads its own rows",
+        not wrong,
+        len(wrong),
+        f"0 of {len(steps):,} updates with other rows",
         f"other rows are read from update {wrong[:1]} on",
-    )  # fmt: skip
+    )
 
 
 def visits(subject: Subject) -> Iterator[Check]:
-    """The loop in a row from the beginning, and at places all along the run: rows, step, tokens; there also everything else."""
+    """The loop in a row from the beginning, and at places all along the run: rows, step, tokens; there also
+    everything else.
+    """
     small = _small(subject)
-    total, boundary, warmup = (int(small.training[key]) for key in ("total_steps", "stage1_end", "warmup_steps"))
+    total, boundary, warmup = (
+        int(small.training[key]) for key in ("total_steps", "stage1_end", "warmup_steps")
+    )
     asked, problems = _made_in_a_row(small, min(IN_A_ROW, total))
-    yield DATA.holds("the loop counts its steps, rows and tokens", not problems, problems[:3], f"{asked} updates, each its own",
-                     "step, tokens_seen or the rows of an update are not its own")  # fmt: skip
-    places = {warmup - 1, warmup, boundary // 2, boundary - 1, 99, 999, total // 3, 2 * total // 3, 9 * total // 10, total - 2}
+    yield DATA.holds(
+        "the loop counts its steps, rows and tokens",
+        not problems,
+        problems[:3],
+        f"{asked} updates, each its own",
+        "step, tokens_seen or the rows of an update are not its own",
+    )
+    places = {
+        warmup - 1,
+        warmup,
+        boundary // 2,
+        boundary - 1,
+        99,
+        999,
+        total // 3,
+        2 * total // 3,
+        9 * total // 10,
+        total - 2,
+    }
     found: dict[str, list[Check]] = {}
     for start in sorted(place for place in places if 1 < place <= total - 2):
         for check in check_twin.judged(small, check_twin.watched(small, start, 2), "late updates"):
             found.setdefault(check.name, []).append(check)
     for name, checks in found.items():
         failed = [check for check in checks if not check.ok]
-        yield dataclasses.replace((failed or checks)[0], name=f"{name.removesuffix(': late updates')}, late updates")
+        yield dataclasses.replace(
+            (failed or checks)[0], name=f"{name.removesuffix(': late updates')}, late updates"
+        )
 
 
 def _small(subject: Subject) -> Subject:
@@ -155,18 +190,33 @@ def order_never_repeats(subject: Subject) -> Check:
     per_update, total = rows_per_update(subject), int(subject.training["total_steps"])
     last = per_update * total
     first = _digests(subject, np.arange(SEQUENCE))
-    periods = {per_update, 2 * per_update, 100 * per_update, 1000 * per_update, *(2**power for power in range(3, 31)), 100, 1000, 10_000,
-               _rows_of_an_epoch(subject), last // 2}  # fmt: skip
+    periods = {
+        per_update,
+        2 * per_update,
+        100 * per_update,
+        1000 * per_update,
+        *(2**power for power in range(3, 31)),
+        100,
+        1000,
+        10_000,
+        _rows_of_an_epoch(subject),
+        last // 2,
+    }
     again = [
         period
         for period in sorted(periods)
-        if SEQUENCE <= period < max(last, 2) and _digests(subject, np.arange(period, period + SEQUENCE)) == first
+        if SEQUENCE <= period < max(last, 2)
+        and _digests(subject, np.arange(period, period + SEQUENCE)) == first
     ]
     known = len(set(first)) < SEQUENCE // 2  # a handful of different rows comes again in any order
     return DATA.holds(
-        "the order of rows does not come again", known or not again, again[:3], "no period after which the first rows return",
-        "the rows of the beginning are read again, in the same order", source="rows are drawn anew, epochs ordered anew",
-    )  # fmt: skip
+        "the order of rows does not come again",
+        known or not again,
+        again[:3],
+        "no period after which the first rows return",
+        "the rows of the beginning are read again, in the same order",
+        source="rows are drawn anew, epochs ordered anew",
+    )
 
 
 def _digests(subject: Subject, numbers: NDArray[np.int64]) -> list[bytes]:
@@ -182,25 +232,44 @@ def _rows_of_an_epoch(subject: Subject) -> int:
 
 
 def epochs(subject: Subject) -> Iterator[Check]:
-    """Where each piece of data is said to be shown once an epoch: two epochs hold the same rows, and all of the data."""
+    """Where each piece of data is said to be shown once an epoch: two epochs hold the same rows, and all of
+    the data.
+    """
     facts = subject.task.source.fingerprint()
     count, width = _rows_of_an_epoch(subject), int(subject.training["seq_len"])
     once = "once" in str(facts.get("sampling_strategy", ""))
     if not once or facts.get("other_share") or count * width > EPOCH_TOKENS:
         return
     seen = [_epoch(subject, number * count, count) for number in range(2)]
-    yield DATA.holds("an epoch shows each row once", seen[0][0] == seen[1][0], sum((seen[0][0] - seen[1][0]).values()),
-                     "0 rows of an epoch that the next one lacks", "rows are lost or shown twice within an epoch",
-                     source=str(facts["sampling_strategy"]))  # fmt: skip
+    yield DATA.holds(
+        "an epoch shows each row once",
+        seen[0][0] == seen[1][0],
+        sum((seen[0][0] - seen[1][0]).values()),
+        "0 rows of an epoch that the next one lacks",
+        "rows are lost or shown twice within an epoch",
+        source=str(facts["sampling_strategy"]),
+    )
     distinct = len(seen[0][0]) / count
-    yield DATA.holds("rows of an epoch differ", distinct >= DISTINCT, distinct, f">= {DISTINCT:g} of the {count:,} rows of an epoch",
-                     "pieces of the data are shown twice in an epoch, others never", weight=STRONG)  # fmt: skip
+    yield DATA.holds(
+        "rows of an epoch differ",
+        distinct >= DISTINCT,
+        distinct,
+        f">= {DISTINCT:g} of the {count:,} rows of an epoch",
+        "pieces of the data are shown twice in an epoch, others never",
+        weight=STRONG,
+    )
     size = int(facts.get("dataset_size_tokens", 0))
     shown = seen[0][1] if facts.get("windows_per_epoch") is None else count * width
     missing = size - shown
     slack = width + 1 if facts.get("windows_per_epoch") is not None else 0
-    yield DATA.holds("an epoch covers the data", 0 <= missing <= slack, missing, f"0..{slack} of {size:,} tokens left out",
-                     "part of the data is never read, or read more than once", source="dataset_size_tokens of the fingerprint")  # fmt: skip
+    yield DATA.holds(
+        "an epoch covers the data",
+        0 <= missing <= slack,
+        missing,
+        f"0..{slack} of {size:,} tokens left out",
+        "part of the data is never read, or read more than once",
+        source="dataset_size_tokens of the fingerprint",
+    )
 
 
 def _epoch(subject: Subject, first: int, count: int) -> tuple[Counter[bytes], int]:

@@ -1,8 +1,9 @@
-"""The rehearsal: two short runs of the real trainer, one of them stopped and resumed. Suspects: checkpoint, data, optimizer.
+"""The rehearsal: two short runs of the real trainer, one of them stopped and resumed. Suspects: checkpoint,
+data, optimizer.
 
-What is saved must be restored: rows, losses, weights, optimizer state, random state, and every line of every file. Which
-checkpoints are kept, what their state says, and that the newest is the one that loads, is looked at in their folders.
-Not here: how the runs are made (cli/rehearsal.py), runs of the user's (check_run.py).
+What is saved must be restored: rows, losses, weights, optimizer state, random state, and every line of every
+file. Which checkpoints are kept, what their state says, and that the newest is the one that loads, is looked
+at in their folders. Not here: how the runs are made (cli/rehearsal.py), runs of the user's (check_run.py).
 """
 
 from __future__ import annotations
@@ -22,8 +23,19 @@ from bitnet.run import checkpoint as checkpoints
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 
-SAVED = Part(suspect="checkpoint", source="what is saved is restored; tested bit for bit on CPUs", explained_by=UPSTREAM - {"optimizer"})
-TIMES = ("step_time_ms", "tokens_per_sec", "process_mem_gb", "gpu_mem_allocated_gb", "gpu_mem_reserved_gb", "mfu")
+SAVED = Part(
+    suspect="checkpoint",
+    source="what is saved is restored; tested bit for bit on CPUs",
+    explained_by=UPSTREAM - {"optimizer"},
+)
+TIMES = (
+    "step_time_ms",
+    "tokens_per_sec",
+    "process_mem_gb",
+    "gpu_mem_allocated_gb",
+    "gpu_mem_reserved_gb",
+    "mfu",
+)
 """Keys of metric lines that differ from run to run."""
 
 
@@ -34,25 +46,41 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
     yield from _same_rows(rehearsal.whole_rows, rehearsal.parts_rows, stop, total)
     yield from scalars(parts, rehearsal.training, resumed=False)
     losses = [[row.get("loss") for row in read_lines(layout.scalars).rows] for layout in (whole, parts)]
-    gap = max((abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None), default=math.inf)
+    gap = max(
+        (abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None),
+        default=math.inf,
+    )
     yield Check(
-        name="a resumed run has the same losses", suspect="checkpoint", ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5), value=gap,
-        expected="<= 1e-5 nats between a run in one go and one resumed", source="what is saved is restored; tested bit for bit on CPUs",
-        detail="something that decides the loss was not restored", explained_by=UPSTREAM - {"optimizer"},
-    )  # fmt: skip
+        name="a resumed run has the same losses",
+        suspect="checkpoint",
+        ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5),
+        value=gap,
+        expected="<= 1e-5 nats between a run in one go and one resumed",
+        source="what is saved is restored; tested bit for bit on CPUs",
+        detail="something that decides the loss was not restored",
+        explained_by=UPSTREAM - {"optimizer"},
+    )
     ends = [checkpoints.load_checkpoint(layout.checkpoint(total)) for layout in (whole, parts)]
     errors = {
         name: float((first[name].double() - second[name].double()).abs().max())
         for first, second in ((ends[0].model, ends[1].model), (ends[0].optimizer, ends[1].optimizer))
-        for name in first if name in second
-    }  # fmt: skip
-    keys = ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
+        for name in first
+        if name in second
+    }
+    keys = (
+        ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
+    )
     error, where = worst(errors)
     yield Check(
-        name="a resumed run has the same weights and optimizer state", suspect="checkpoint", ok=keys and below(error, 1e-6), value=error,
-        expected="<= 1e-6 after a stop and a resume", source="what is saved is restored; tested bit for bit on CPUs",
-        detail=f"{where}: weights, optimizer state or random state come back changed", explained_by=UPSTREAM - {"optimizer"},
-    )  # fmt: skip
+        name="a resumed run has the same weights and optimizer state",
+        suspect="checkpoint",
+        ok=keys and below(error, 1e-6),
+        value=error,
+        expected="<= 1e-6 after a stop and a resume",
+        source="what is saved is restored; tested bit for bit on CPUs",
+        detail=f"{where}: weights, optimizer state or random state come back changed",
+        explained_by=UPSTREAM - {"optimizer"},
+    )
     held = {
         f"{key}.{name}"
         for name in ends[0].model
@@ -60,10 +88,15 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
     }
     missing = sorted(held - ends[0].optimizer.keys())
     yield Check(
-        name="the optimizer remembers every parameter", suspect="optimizer", ok=not missing, value=len(missing),
-        expected="0 parameters without optimizer state", source="optimizer.safetensors", detail=f"no state: {', '.join(missing[:3])}",
+        name="the optimizer remembers every parameter",
+        suspect="optimizer",
+        ok=not missing,
+        value=len(missing),
+        expected="0 parameters without optimizer state",
+        source="optimizer.safetensors",
+        detail=f"no state: {', '.join(missing[:3])}",
         explained_by=frozenset({"quantization", "gradients"}),
-    )  # fmt: skip
+    )
     yield from same_lines(whole, parts)
     yield from averages(parts)
     if rehearsal.weights == "ternary":
@@ -77,16 +110,22 @@ def _by_muon(name: str, rehearsal: Rehearsal) -> bool:
     return rehearsal.training["optimizer"] == "muon" and name.startswith("blocks.") and "norm" not in name
 
 
-def _same_rows(whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], stop: int, total: int) -> Iterator[Check]:
+def _same_rows(
+    whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], stop: int, total: int
+) -> Iterator[Check]:
     per_update = len(whole[0]) if whole else 0
     wanted = [list(range(n * per_update, (n + 1) * per_update)) for n in range(total)]
     first = [list(rows) for rows in whole] == wanted
     second = [list(rows) for rows in parts] == wanted
     yield Check(
-        name="a resumed run reads on where it stopped", suspect="data", ok=first and second, value={"in one go": first, "resumed": second},
-        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}", source="update n reads rows (n-1)R .. nR-1",
+        name="a resumed run reads on where it stopped",
+        suspect="data",
+        ok=first and second,
+        value={"in one go": first, "resumed": second},
+        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}",
+        source="update n reads rows (n-1)R .. nR-1",
         detail="after a resume the data begins elsewhere: rows are skipped or read again",
-    )  # fmt: skip
+    )
 
 
 def same_lines(whole: RunLayout, parts: RunLayout) -> Iterator[Check]:
@@ -94,29 +133,55 @@ def same_lines(whole: RunLayout, parts: RunLayout) -> Iterator[Check]:
     errors: dict[str, float] = {}
     for one, other in zip(whole.line_files(), parts.line_files(), strict=True):
         mine, theirs = (read_lines(path).rows for path in (one, other))
-        errors[one.name] = math.inf if len(mine) != len(theirs) else max(map(_apart, mine, theirs), default=0.0)
-    yield SAVED.below("a resumed run writes the same lines", errors, 1e-4, "relative difference of any figure",
-                      "says something else after a resume, or has other lines")  # fmt: skip
+        errors[one.name] = (
+            math.inf if len(mine) != len(theirs) else max(map(_apart, mine, theirs), default=0.0)
+        )
+    yield SAVED.below(
+        "a resumed run writes the same lines",
+        errors,
+        1e-4,
+        "relative difference of any figure",
+        "says something else after a resume, or has other lines",
+    )
 
 
 def averages(layout: RunLayout) -> Iterator[Check]:
-    """The training loss beside a held-out one is the mean of the updates up to there, at most a hundred, and the gap their difference."""
-    losses = {row["step"]: row["loss"] for row in read_lines(layout.scalars).rows if isinstance(row.get("loss"), float)}
+    """The training loss beside a held-out one is the mean of the updates up to there, at most a hundred, and
+    the gap their difference.
+    """
+    losses = {
+        row["step"]: row["loss"]
+        for row in read_lines(layout.scalars).rows
+        if isinstance(row.get("loss"), float)
+    }
     gaps: dict[str, float] = {}
     for row in read_lines(layout.evaluations).rows:
         before = [loss for step, loss in sorted(losses.items()) if step <= row["step"]][-100:]
         mean = sum(before) / max(len(before), 1)
-        gaps[f"update {row['step']}"] = max(abs(row["train_loss"] - mean), abs(row["train_eval_gap"] - (mean - row["eval_loss"])))
-    yield SAVED.below("evaluations stand beside the mean training loss", gaps, 1e-6, "nats", "train_loss is another mean",
-                      suspect="evaluation", source="docs/run-directory.md")  # fmt: skip
+        gaps[f"update {row['step']}"] = max(
+            abs(row["train_loss"] - mean), abs(row["train_eval_gap"] - (mean - row["eval_loss"]))
+        )
+    yield SAVED.below(
+        "evaluations stand beside the mean training loss",
+        gaps,
+        1e-6,
+        "nats",
+        "train_loss is another mean",
+        suspect="evaluation",
+        source="docs/run-directory.md",
+    )
 
 
 def probed(layout: RunLayout, total: int) -> Iterator[Check]:
     """The shares and scales of the last probe are those of the last weights, counted once more."""
     rows = [row for row in read_lines(layout.quantization).rows if row["step"] == total]
     weights = checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).model
-    names = {"attention.qkv_proj": "attn_qkv", "attention.out_proj": "attn_out", "feedforward.gate_up": "ffn_gate_up",
-             "feedforward.down": "ffn_down"}  # fmt: skip
+    names = {
+        "attention.qkv_proj": "attn_qkv",
+        "attention.out_proj": "attn_out",
+        "feedforward.gate_up": "ffn_gate_up",
+        "feedforward.down": "ffn_down",
+    }
     gaps: dict[str, float] = {}
     for name, weight in weights.items():
         block, layer, *rest = name.split(".")
@@ -126,16 +191,30 @@ def probed(layout: RunLayout, total: int) -> Iterator[Check]:
             heights = _heights(weight, len(scales), weights[f"blocks.{layer}.attention.out_proj.weight"])
             codes, scale = reference.ternary(weight, heights)
             told = [rows[-1][f"L{layer}_{kind}_{share}_pct"] for share in ("neg1", "zero", "pos1")]
-            gaps[f"shares of {name}"] = max(abs(a - float((codes == v).double().mean())) for a, v in zip(told, (-1, 0, 1), strict=True))
+            gaps[f"shares of {name}"] = max(
+                abs(a - float((codes == v).double().mean())) for a, v in zip(told, (-1, 0, 1), strict=True)
+            )
             starts = [sum(heights[:index]) for index in range(len(heights))]
-            gaps[f"scales of {name}"] = max(abs(a / float(scale[b]) - 1) for a, b in zip(scales, starts, strict=True))
+            gaps[f"scales of {name}"] = max(
+                abs(a / float(scale[b]) - 1) for a, b in zip(scales, starts, strict=True)
+            )
     if gaps:
-        yield SAVED.below("probes count the codes", gaps, 1e-3, "difference", "is another in metrics/quantization.jsonl",
-                          suspect="evaluation", source="independent float64 computation", explained_by=UPSTREAM)  # fmt: skip
+        yield SAVED.below(
+            "probes count the codes",
+            gaps,
+            1e-3,
+            "difference",
+            "is another in metrics/quantization.jsonl",
+            suspect="evaluation",
+            source="independent float64 computation",
+            explained_by=UPSTREAM,
+        )
 
 
 def _heights(weight: torch.Tensor, parts: int, out_proj: torch.Tensor) -> tuple[int, ...]:
-    """Rows of each logical matrix: halves of gate and up; queries as wide as the model, keys and values the rest."""
+    """Rows of each logical matrix: halves of gate and up; queries as wide as the model, keys and values the
+    rest.
+    """
     height = weight.shape[0]
     if parts == 3:
         query = out_proj.shape[1]
@@ -144,7 +223,9 @@ def _heights(weight: torch.Tensor, parts: int, out_proj: torch.Tensor) -> tuple[
 
 
 def _apart(one: Any, other: Any) -> float:
-    """The largest difference of two values as JSON has them; infinite where they differ in kind, keys or text."""
+    """The largest difference of two values as JSON has them; infinite where they differ in kind, keys or
+    text.
+    """
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         if one.keys() != other.keys():
             return math.inf
@@ -157,34 +238,74 @@ def _apart(one: Any, other: Any) -> float:
 
 
 def states(rehearsal: Rehearsal) -> Iterator[Check]:
-    """state.json of the last checkpoints: counted right, random states equal although random numbers were drawn on the way."""
+    """state.json of the last checkpoints: counted right, random states equal although random numbers were
+    drawn on the way.
+    """
     total = int(rehearsal.training["total_steps"])
-    told = [checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).state for layout in (rehearsal.whole, rehearsal.parts)]
-    yield SAVED.holds("random states are restored", told[0].get("rng_states") == told[1].get("rng_states"),
-                      told[0].get("rng_states") == told[1].get("rng_states"), "the same after a stop and a resume",
-                      "random numbers after a resume are other ones")  # fmt: skip
-    right = {"step": total, "tokens_seen": total * int(rehearsal.training["tokens_per_step"]),
-             "loss": read_lines(rehearsal.whole.scalars).rows[-1].get("loss")}  # fmt: skip
-    for key, name in (("lr_scheduler_state", ("peak_lr", "stage2_lr", "final_lr")), ("wd_scheduler_state", ("stage1_wd", "stage2_wd"))):
+    told = [
+        checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).state
+        for layout in (rehearsal.whole, rehearsal.parts)
+    ]
+    yield SAVED.holds(
+        "random states are restored",
+        told[0].get("rng_states") == told[1].get("rng_states"),
+        told[0].get("rng_states") == told[1].get("rng_states"),
+        "the same after a stop and a resume",
+        "random numbers after a resume are other ones",
+    )
+    right = {
+        "step": total,
+        "tokens_seen": total * int(rehearsal.training["tokens_per_step"]),
+        "loss": read_lines(rehearsal.whole.scalars).rows[-1].get("loss"),
+    }
+    for key, name in (
+        ("lr_scheduler_state", ("peak_lr", "stage2_lr", "final_lr")),
+        ("wd_scheduler_state", ("stage1_wd", "stage2_wd")),
+    ):
         right[key] = {"current_step": total, **{one: rehearsal.training[one] for one in name}}
     wrong = [key for key, value in right.items() if told[0].get(key) != value]
-    yield SAVED.holds("a checkpoint's state is that of its update", not wrong, wrong, ", ".join(right), "state.json says something else",
-                      source="the seeds' keys, recomputed")  # fmt: skip
+    yield SAVED.holds(
+        "a checkpoint's state is that of its update",
+        not wrong,
+        wrong,
+        ", ".join(right),
+        "state.json says something else",
+        source="the seeds' keys, recomputed",
+    )
 
 
 def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
-    """The last weights of a run are those that a run begun from it starts with, and those that a user loads."""
+    """The last weights of a run are those that a run begun from it starts with, and those that a user
+    loads.
+    """
     total = int(rehearsal.training["total_steps"])
     last = checkpoints.load_checkpoint(rehearsal.whole.checkpoint(total), optimizer=False).model
     first = checkpoints.load_checkpoint(rehearsal.begun.checkpoint(0), optimizer=False).model
-    other = [name for name, weight in last.items() if name not in first or not torch.equal(first[name], weight)]
-    yield SAVED.holds("a run begins with the weights it is begun from", not other, len(other), "0 parameters that differ",
-                      f"fine-tuning begins with other weights: {other[:2]}", source="train.start_from")  # fmt: skip
+    other = [
+        name for name, weight in last.items() if name not in first or not torch.equal(first[name], weight)
+    ]
+    yield SAVED.holds(
+        "a run begins with the weights it is begun from",
+        not other,
+        len(other),
+        "0 parameters that differ",
+        f"fine-tuning begins with other weights: {other[:2]}",
+        source="train.start_from",
+    )
     mine = rehearsal.loaded
-    other = [name for name, weight in last.items() if name not in mine or not torch.equal(mine[name].detach().cpu(), weight)]
+    other = [
+        name
+        for name, weight in last.items()
+        if name not in mine or not torch.equal(mine[name].detach().cpu(), weight)
+    ]
     other += sorted(mine.keys() ^ last.keys())  # a tied head that came apart, for one
-    yield SAVED.holds("a user loads the newest weights", not other and rehearsal.loaded_step == total, [rehearsal.loaded_step, len(other)],
-                      f"[{total}, 0]: step, and parameters that differ", f"bitnet.load gives others: {other[:2]}")  # fmt: skip
+    yield SAVED.holds(
+        "a user loads the newest weights",
+        not other and rehearsal.loaded_step == total,
+        [rehearsal.loaded_step, len(other)],
+        f"[{total}, 0]: step, and parameters that differ",
+        f"bitnet.load gives others: {other[:2]}",
+    )
 
 
 def kept(rehearsal: Rehearsal) -> Iterator[Check]:
@@ -193,11 +314,22 @@ def kept(rehearsal: Rehearsal) -> Iterator[Check]:
     promised = {0, boundary - 1, boundary, total}
     there = [set(layout.checkpoint_steps()) for layout in (rehearsal.whole, rehearsal.parts)]
     missing = [sorted(promised - steps) for steps in there]
-    yield SAVED.holds("the promised checkpoints are there", not any(missing), missing, f"{sorted(promised)}, at least",
-                      "a checkpoint that is promised was not written, or deleted", source="docs/run-directory.md")  # fmt: skip
-    loaded = [checkpoints.newest_good(layout, lambda problem: None, optimizer=False) for layout in (rehearsal.whole, rehearsal.parts)]
+    yield SAVED.holds(
+        "the promised checkpoints are there",
+        not any(missing),
+        missing,
+        f"{sorted(promised)}, at least",
+        "a checkpoint that is promised was not written, or deleted",
+        source="docs/run-directory.md",
+    )
+    loaded = [
+        checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
+        for layout in (rehearsal.whole, rehearsal.parts)
+    ]
     found = [one.step if one is not None else None for one in loaded]
-    yield SAVED.equal("the newest checkpoint is the one that loads", found, [total] * 2, "an older one is resumed from")
+    yield SAVED.equal(
+        "the newest checkpoint is the one that loads", found, [total] * 2, "an older one is resumed from"
+    )
     yield retention()
     yield damage_is_seen(rehearsal)
 
@@ -206,8 +338,13 @@ def retention() -> Check:
     """The last few, every so many, and the mandatory ones stay."""
     steps = [0, 10, 20, 100, 110, 120, 130, 200, 210]
     found = checkpoints.retained_steps(steps, mandatory={0, 20}, keep_last=3, keep_every=100)
-    return SAVED.equal("retention keeps what it should", sorted(found), [0, 20, 100, 130, 200, 210],
-                       "checkpoints are deleted that should stay, or kept for ever", source="docs/run-directory.md")  # fmt: skip
+    return SAVED.equal(
+        "retention keeps what it should",
+        sorted(found),
+        [0, 20, 100, 130, 200, 210],
+        "checkpoints are deleted that should stay, or kept for ever",
+        source="docs/run-directory.md",
+    )
 
 
 def damage_is_seen(rehearsal: Rehearsal) -> Check:
@@ -220,5 +357,10 @@ def damage_is_seen(rehearsal: Rehearsal) -> Check:
     found = checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
     step = found.step if found is not None else None
     before = max(step for step in layout.checkpoint_steps() if step != total)
-    return SAVED.equal("a damaged checkpoint is passed over", step, before, "damage is not noticed, or nothing is loaded any more",
-                       source="SHA-256 of the manifest")  # fmt: skip
+    return SAVED.equal(
+        "a damaged checkpoint is passed over",
+        step,
+        before,
+        "damage is not noticed, or nothing is loaded any more",
+        source="SHA-256 of the manifest",
+    )

@@ -1,9 +1,11 @@
-"""A recorded run: are its checkpoints whole, do its files say what happened, and does it happen again? Suspects: checkpoint, others.
+"""A recorded run: are its checkpoints whole, do its files say what happened, and does it happen again?
+Suspects: checkpoint, others.
 
-The strongest question that a run can be asked is to repeat itself. The update after a checkpoint is done again from its weights: the
-loss must be the recorded one (or the rows, the weights or the loss have changed), then the loss after it (or the optimizer has), and
-where the next checkpoint was kept too, the weights must come out the same. Update 1 is repeated from the checkpoint of the start.
-Not here: the rehearsal, two short runs of the real trainer (check_rehearsal.py).
+The strongest question that a run can be asked is to repeat itself. The update after a checkpoint is done
+again from its weights: the loss must be the recorded one (or the rows, the weights or the loss have changed),
+then the loss after it (or the optimizer has), and where the next checkpoint was kept too, the weights must
+come out the same. Update 1 is repeated from the checkpoint of the start. Not here: the rehearsal, two short
+runs of the real trainer (check_rehearsal.py).
 """
 
 from __future__ import annotations
@@ -28,15 +30,19 @@ from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 
 LOSS_GAP = 5e-3
-"""Nats by which a repeated loss may differ: sums in another order on another machine; the same machine repeats to the bit."""
+"""Nats by which a repeated loss may differ: sums in another order on another machine; the same machine
+repeats to the bit."""
 UPDATE_WORK = 2e11
-"""Tokens times parameters of an update that is still repeated without --full: about ten seconds on two cores."""
+"""Tokens times parameters of an update that is still repeated without --full: about ten seconds on two
+cores."""
 OTHER_MODEL = "was computed by another forward pass or loss than the present one"
 OTHER_ROWS = "was trained on other rows than its own: resumed at the wrong place, or the data changed"
 OPTIMIZER = Part(
-    suspect="optimizer", source="two updates in a row from a checkpoint", weight=STRONG,
+    suspect="optimizer",
+    source="two updates in a row from a checkpoint",
+    weight=STRONG,
     explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
-)  # fmt: skip
+)
 UPSTREAM: frozenset[Suspect] = frozenset({"data", "quantization", "gradients", "optimizer"})
 
 
@@ -61,91 +67,152 @@ def scalars(layout: RunLayout, training: Mapping[str, Any], *, resumed: bool) ->
     rows = lines.rows
     steps = [row["step"] for row in rows]
     yield Check(
-        name="every update is recorded once", suspect="checkpoint", ok=steps == list(range(1, len(steps) + 1)) and not lines.skipped,
-        value=len(steps), expected="1, 2, 3 ... without gap or repeat", source="files are cut back to the checkpoint on resume",
-        detail="a resume left a gap or a repeat in metrics/scalars.jsonl", weight=STRONG,
-    )  # fmt: skip
-    broken = [row["step"] for row in rows if not isinstance(row.get("loss"), int | float) or not math.isfinite(row["loss"])]
+        name="every update is recorded once",
+        suspect="checkpoint",
+        ok=steps == list(range(1, len(steps) + 1)) and not lines.skipped,
+        value=len(steps),
+        expected="1, 2, 3 ... without gap or repeat",
+        source="files are cut back to the checkpoint on resume",
+        detail="a resume left a gap or a repeat in metrics/scalars.jsonl",
+        weight=STRONG,
+    )
+    broken = [
+        row["step"]
+        for row in rows
+        if not isinstance(row.get("loss"), int | float) or not math.isfinite(row["loss"])
+    ]
     yield Check(
-        name="recorded losses are numbers", suspect="training", ok=len(broken) <= len(rows) // 100, value=len(broken),
-        expected="at most 1 of 100 updates refused", source="NaN and infinities are written as null",
-        detail=f"no finite loss at updates {broken[:5]}: training diverged", weight=STRONG, explained_by=UPSTREAM,
-    )  # fmt: skip
+        name="recorded losses are numbers",
+        suspect="training",
+        ok=len(broken) <= len(rows) // 100,
+        value=len(broken),
+        expected="at most 1 of 100 updates refused",
+        source="NaN and infinities are written as null",
+        detail=f"no finite loss at updates {broken[:5]}: training diverged",
+        weight=STRONG,
+        explained_by=UPSTREAM,
+    )
     gaps = {}
     for row in rows:
         lr, wd = reference_updates.rates(training, row["step"])
         gaps[f"update {row['step']}"] = (
-            max(abs(row["lr"] - lr), abs(row["wd"] - wd)) if isinstance(row.get("lr"), float | int) else math.inf
+            max(abs(row["lr"] - lr), abs(row["wd"] - wd))
+            if isinstance(row.get("lr"), float | int)
+            else math.inf
         )
     gap, where = worst(gaps) if gaps else (0.0, "")
     yield Check(
-        name="recorded rates follow the schedule", suspect="optimizer", ok=below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12), value=gap,
-        expected="learning rate and decay of every update", source="recomputed from meta/config.json",
-        detail=f"{where} did not run at its rates", weight=STRONG if resumed else 1.0,
-    )  # fmt: skip
-    per_step = int(training["batch_size"]) * int(training["grad_accumulation_steps"]) * int(training["seq_len"])
+        name="recorded rates follow the schedule",
+        suspect="optimizer",
+        ok=below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12),
+        value=gap,
+        expected="learning rate and decay of every update",
+        source="recomputed from meta/config.json",
+        detail=f"{where} did not run at its rates",
+        weight=STRONG if resumed else 1.0,
+    )
+    per_step = (
+        int(training["batch_size"]) * int(training["grad_accumulation_steps"]) * int(training["seq_len"])
+    )
     wrong = [row["step"] for row in rows if row.get("tokens_seen", 0) % (row["step"] * per_step)]
     yield Check(
-        name="tokens are counted right", suspect="data", ok=not wrong, value=len(wrong),
-        expected=f"{per_step:,} tokens an update and process", source="batch_size * accumulation * seq_len",
-        detail=f"tokens_seen is wrong from update {wrong[:1]}", weight=HINT,
-    )  # fmt: skip
+        name="tokens are counted right",
+        suspect="data",
+        ok=not wrong,
+        value=len(wrong),
+        expected=f"{per_step:,} tokens an update and process",
+        source="batch_size * accumulation * seq_len",
+        detail=f"tokens_seen is wrong from update {wrong[:1]}",
+        weight=HINT,
+    )
 
 
 def same_tokenizer(subject: Subject, layout: RunLayout) -> Iterator[Check]:
     """The run's tokenizer is the data's."""
     from bitnet.text.tokenizer import load_tokenizer
 
-    then, now = (t.describe()["tokenizer_sha256"] for t in (load_tokenizer(layout.tokenizer), subject.task.tokenizer))
+    then, now = (
+        t.describe()["tokenizer_sha256"] for t in (load_tokenizer(layout.tokenizer), subject.task.tokenizer)
+    )
     made = read_json(layout.fingerprint)
     size = made.get("tokenizer_vocab_size")
-    ok = then == now and size == subject.task.tokenizer.vocab_size and made.get("tokenizer_sha256", now) == now
+    ok = (
+        then == now and size == subject.task.tokenizer.vocab_size and made.get("tokenizer_sha256", now) == now
+    )
     yield Check(
-        name="run and data have one tokenizer", suspect="data", ok=ok, value=then[:12], expected=now[:12],
-        source="SHA-256 of both, and of the shards'", detail="the model was trained on other ids than those it is given now",
-    )  # fmt: skip
+        name="run and data have one tokenizer",
+        suspect="data",
+        ok=ok,
+        value=then[:12],
+        expected=now[:12],
+        source="SHA-256 of both, and of the shards'",
+        detail="the model was trained on other ids than those it is given now",
+    )
 
 
 @torch.no_grad()
 def frozen_and_evaluated(subject: Subject, layout: RunLayout) -> Iterator[Check]:
-    """The frozen set is the one of the start, and the checkpoint still has the loss that was recorded for it."""
+    """The frozen set is the one of the start, and the checkpoint still has the loss that was recorded for
+    it.
+    """
     try:
         frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     except BitnetError as error:
         yield Check(
-            name="frozen evaluation set is intact", suspect="evaluation", ok=False, value="damaged",
-            expected="the SHA-256 of meta/dataset_fingerprint.json", source="meta/dataset_fingerprint.json", detail=str(error),
-        )  # fmt: skip
+            name="frozen evaluation set is intact",
+            suspect="evaluation",
+            ok=False,
+            value="damaged",
+            expected="the SHA-256 of meta/dataset_fingerprint.json",
+            source="meta/dataset_fingerprint.json",
+            detail=str(error),
+        )
         return
     now = subject.task.frozen_evaluation()
     same = len(frozen) == len(now) and all(one.equals(other) for one, other in zip(frozen, now, strict=False))
     yield Check(
-        name="frozen evaluation set is intact", suspect="evaluation", ok=same, value=same, expected="the task's held-out rows",
-        source="eval/frozen_set.safetensors", detail="the run was measured on other rows than its task holds out",
+        name="frozen evaluation set is intact",
+        suspect="evaluation",
+        ok=same,
+        value=same,
+        expected="the task's held-out rows",
+        source="eval/frozen_set.safetensors",
+        detail="the run was measured on other rows than its task holds out",
         explained_by=frozenset({"data"}),
-    )  # fmt: skip
+    )
     told = [row for row in read_lines(layout.evaluations).rows if row["step"] == subject.step]
     if told:
         found = loss_module.held_out_loss(subject.model, frozen, subject.task.tokenizer)["nats_per_token"]
         gap = abs(found - float(told[-1]["eval_loss"]))
         yield Check(
-            name="checkpoint reloads to the recorded loss", suspect="checkpoint", ok=below(gap, LOSS_GAP), value=found,
-            expected=f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}", source="eval/eval_results.jsonl",
+            name="checkpoint reloads to the recorded loss",
+            suspect="checkpoint",
+            ok=below(gap, LOSS_GAP),
+            value=found,
+            expected=f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}",
+            source="eval/eval_results.jsonl",
             detail="the weights are not those that were evaluated, or evaluation has changed",
             explained_by=frozenset({"quantization", "evaluation"}),
-        )  # fmt: skip
+        )
 
 
 def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[Check]:
-    """The two updates after a checkpoint again: same losses; and the same weights where both checkpoints were kept.
+    """The two updates after a checkpoint again: same losses; and the same weights where both checkpoints were
+    kept.
 
-    The first one that is kept (of update 1, where the start was), the last, and the last that was followed by another.
+    The first one that is kept (of update 1, where the start was), the last, and the last that was followed by
+    another.
 
-    reloads: whether the checkpoint has its recorded held-out loss. If it has not, and updates after other checkpoints do not repeat
-    either, then it is the model that computed otherwise, and neither the rows nor the one file.
+    reloads: whether the checkpoint has its recorded held-out loss. If it has not, and updates after other
+    checkpoints do not repeat either, then it is the model that computed otherwise, and neither the rows nor
+    the one file.
     """
     by_step = {row["step"]: row for row in read_lines(layout.scalars).rows}
-    steps = [step for step in layout.checkpoint_steps() if step + 1 in by_step and isinstance(by_step[step + 1].get("loss"), float)]
+    steps = [
+        step
+        for step in layout.checkpoint_steps()
+        if step + 1 in by_step and isinstance(by_step[step + 1].get("loss"), float)
+    ]
     followed = [step for step in steps if step + 1 in layout.checkpoint_steps()][-1:]
     chosen = sorted({*steps[:1], *steps[-1:], *followed}) if _affordable(subject) else []
     gaps: dict[str, float] = {}
@@ -166,24 +233,39 @@ def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[C
         gap, where = worst(gaps)
         another_model = not reloads and not below(gap, LOSS_GAP)
         yield Check(
-            name="updates repeat with the recorded loss", suspect="quantization" if another_model else "data", ok=below(gap, LOSS_GAP),
-            value=gap, expected=f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl",
+            name="updates repeat with the recorded loss",
+            suspect="quantization" if another_model else "data",
+            ok=below(gap, LOSS_GAP),
+            value=gap,
+            expected=f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl",
             source="loss of the update after a checkpoint, on the rows of that step",
             detail=f"{where} " + (OTHER_MODEL if another_model else OTHER_ROWS),
             weight=PROOF if another_model else STRONG,
-            explained_by=frozenset() if another_model else frozenset({"quantization", "gradients", "checkpoint"}),
-        )  # fmt: skip
+            explained_by=frozenset()
+            if another_model
+            else frozenset({"quantization", "gradients", "checkpoint"}),
+        )
     if later:
-        yield OPTIMIZER.below("the update after it repeats too", later, 4 * LOSS_GAP, "nats from metrics/scalars.jsonl",
-                              "the update before it moved the weights otherwise than it does now")  # fmt: skip
+        yield OPTIMIZER.below(
+            "the update after it repeats too",
+            later,
+            4 * LOSS_GAP,
+            "nats from metrics/scalars.jsonl",
+            "the update before it moved the weights otherwise than it does now",
+        )
     if moved:
         error, where = worst(moved)
         yield Check(
-            name="updates repeat with the recorded weights", suspect="optimizer", ok=below(error, 0.05), value=error,
-            expected="relative error of the change <= 0.05", source="two checkpoints in a row",
-            detail=f"{where} moved the weights otherwise than it does now", weight=STRONG,
+            name="updates repeat with the recorded weights",
+            suspect="optimizer",
+            ok=below(error, 0.05),
+            value=error,
+            expected="relative error of the change <= 0.05",
+            source="two checkpoints in a row",
+            detail=f"{where} moved the weights otherwise than it does now",
+            weight=STRONG,
             explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
-        )  # fmt: skip
+        )
 
 
 def _affordable(subject: Subject) -> bool:
@@ -193,7 +275,9 @@ def _affordable(subject: Subject) -> bool:
 
 
 def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[list[float], float | None]:
-    """Losses of the next two updates, and how far the first one's change of the weights is from the recorded one, where it is known."""
+    """Losses of the next two updates, and how far the first one's change of the weights is from the recorded
+    one, where it is known.
+    """
     model = subject.new_model(subject.config)
     checkpoints.load_weights(model, before)
     optimizers = subject.new_optimizers(model)
@@ -205,7 +289,11 @@ def _again(subject: Subject, layout: RunLayout, before: Any) -> tuple[list[float
         if len(losses) == 2:
             break
         if before.step + 1 in layout.checkpoint_steps():
-            error = _moved_otherwise(model, before, checkpoints.load_checkpoint(layout.checkpoint(before.step + 1), optimizer=False))
+            error = _moved_otherwise(
+                model,
+                before,
+                checkpoints.load_checkpoint(layout.checkpoint(before.step + 1), optimizer=False),
+            )
     return losses, error
 
 
@@ -231,8 +319,13 @@ def probes(layout: RunLayout, step: int, *, finished: bool) -> Iterator[Check]:
     early, late = max(flips[: max(len(flips) // 2, 1)]), flips[-1]
     settled = not finished or len(flips) < 4 or late <= max(early, 0.02)
     yield Check(
-        name="codes flip early and settle late", suspect="optimizer", ok=0 < early < 0.75 and settled,
-        value={"early": round(early, 5), "late": round(late, 5)}, expected="some flip in the first half of the probes, fewer at the last",
-        source="the magnitude of a latent weight is its confidence (b1.58 training tips)", detail="codes never move, or never come to rest",
-        weight=HINT, explained_by=UPSTREAM - {"optimizer"},
-    )  # fmt: skip
+        name="codes flip early and settle late",
+        suspect="optimizer",
+        ok=0 < early < 0.75 and settled,
+        value={"early": round(early, 5), "late": round(late, 5)},
+        expected="some flip in the first half of the probes, fewer at the last",
+        source="the magnitude of a latent weight is its confidence (b1.58 training tips)",
+        detail="codes never move, or never come to rest",
+        weight=HINT,
+        explained_by=UPSTREAM - {"optimizer"},
+    )

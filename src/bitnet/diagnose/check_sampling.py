@@ -1,7 +1,8 @@
 """Are tokens chosen by the rule that was named: greedy, temperature, top-k, top-p, seeds? Suspect: decoding.
 
-Both the distribution that is written down and the tokens that are really drawn are compared with the definitions, written down once
-more in plain float64 (`allowed`). No model is needed here; what a decoder does with the choice is check_decoding.py's matter.
+Both the distribution that is written down and the tokens that are really drawn are compared with the
+definitions, written down once more in plain float64 (`allowed`). No model is needed here; what a decoder does
+with the choice is check_decoding.py's matter.
 """
 
 from __future__ import annotations
@@ -17,19 +18,25 @@ from bitnet.generate import sampling, snapshot
 from bitnet.generate.sampling import Sampling
 
 DRAWS, FAR = 4096, 0.06
-"""Total variation distance allowed between DRAWS draws and their distribution over at most 24 ids: expected about 0.03."""
+"""Total variation distance allowed between DRAWS draws and their distribution over at most 24 ids: expected
+about 0.03."""
 WAYS = (
-    Sampling(temperature=0.7), Sampling(temperature=1.0), Sampling(temperature=2.0), Sampling(temperature=1.0, top_k=3),
-    Sampling(temperature=1.5, top_k=10), Sampling(temperature=1.0, top_p=0.5), Sampling(temperature=0.9, top_p=0.95),
+    Sampling(temperature=0.7),
+    Sampling(temperature=1.0),
+    Sampling(temperature=2.0),
+    Sampling(temperature=1.0, top_k=3),
+    Sampling(temperature=1.5, top_k=10),
+    Sampling(temperature=1.0, top_p=0.5),
+    Sampling(temperature=0.9, top_p=0.95),
     Sampling(temperature=1.3, top_k=8, top_p=0.8),
-)  # fmt: skip
+)
 
 
 def allowed(logits: Tensor, how: Sampling) -> Tensor:
     """The distribution that a way of sampling means, in float64. logits: (V,).
 
-    softmax(logits / temperature); of it the top_k most likely; of those the fewest most likely that hold top_p; renormalised
-    (arXiv:1904.09751 for top-p).
+    softmax(logits / temperature); of it the top_k most likely; of those the fewest most likely that hold
+    top_p; renormalised (arXiv:1904.09751 for top-p).
     """
     exact = logits.double() / how.temperature
     probs = (exact - exact.max()).exp()
@@ -55,7 +62,9 @@ def _test_logits() -> Tensor:
 
 def _words(how: Sampling) -> str:
     return (
-        f"temperature {how.temperature:g}" + (f", top-k {how.top_k}" if how.top_k else "") + (f", top-p {how.top_p:g}" if how.top_p else "")
+        f"temperature {how.temperature:g}"
+        + (f", top-k {how.top_k}" if how.top_k else "")
+        + (f", top-p {how.top_p:g}" if how.top_p else "")
     )
 
 
@@ -68,32 +77,52 @@ def distributions() -> Iterator[Check]:
     outside: list[str] = []
     for how in WAYS:
         right = allowed(logits, how)
-        written[_words(how)] = 0.5 * float((sampling.probabilities(logits[None], how)[0].double() - right).abs().sum())
+        written[_words(how)] = 0.5 * float(
+            (sampling.probabilities(logits[None], how)[0].double() - right).abs().sum()
+        )
         chosen = sampling.choose(rows, how, how.generator(rows.device))
         shares = torch.bincount(chosen, minlength=len(logits)).double() / DRAWS
         drawn[_words(how)] = 0.5 * float((shares - right).abs().sum())
         outside += [_words(how)] if bool((shares[right == 0] > 0).any()) else []
     error, where = worst(written)
     yield Check(
-        name="temperature, top-k and top-p as defined", suspect="decoding", ok=below(error, 1e-3), value=error,
-        expected="total variation distance <= 0.001", source="definitions, recomputed in float64; top-p arXiv:1904.09751",
+        name="temperature, top-k and top-p as defined",
+        suspect="decoding",
+        ok=below(error, 1e-3),
+        value=error,
+        expected="total variation distance <= 0.001",
+        source="definitions, recomputed in float64; top-p arXiv:1904.09751",
         detail=f"{where}: another distribution is sampled from",
-    )  # fmt: skip
+    )
     error, where = worst(drawn)
     yield Check(
-        name="draws follow their distribution", suspect="decoding", ok=below(error, FAR) and not outside, value=error,
-        expected=f"total variation distance <= {FAR:g} over {DRAWS} draws", source="definitions, recomputed in float64",
+        name="draws follow their distribution",
+        suspect="decoding",
+        ok=below(error, FAR) and not outside,
+        value=error,
+        expected=f"total variation distance <= {FAR:g} over {DRAWS} draws",
+        source="definitions, recomputed in float64",
         detail=f"{(outside or [where])[0]}: tokens are drawn that should not be, or in other shares",
-    )  # fmt: skip
+    )
     best = sampling.choose(logits[None], sampling.GREEDY, sampling.GREEDY.generator(logits.device))
     yield Check(
-        name="greedy choice is argmax", suspect="decoding", ok=int(best) == int(logits.argmax()), value=int(best),
-        expected=str(int(logits.argmax())), source="definition", detail="temperature 0 does not take the largest logit",
-    )  # fmt: skip
+        name="greedy choice is argmax",
+        suspect="decoding",
+        ok=int(best) == int(logits.argmax()),
+        value=int(best),
+        expected=str(int(logits.argmax())),
+        source="definition",
+        detail="temperature 0 does not take the largest logit",
+    )
     plan = {"greedy": (0.0, None, None), "typical": (0.9, 0.95, None), "stress": (1.5, None, 10)}
     named = {mode: (how.temperature, how.top_p, how.top_k) for mode, how in snapshot.MODES.items()} == plan
     yield Check(
-        name="named modes are the plan's", suspect="decoding", ok=named, value=named,
-        expected="greedy; 0.9 and top-p 0.95; 1.5 and top-k 10", source="config-95m, section 5E",
-        detail="greedy, typical or stress means something else", weight=STRONG,
-    )  # fmt: skip
+        name="named modes are the plan's",
+        suspect="decoding",
+        ok=named,
+        value=named,
+        expected="greedy; 0.9 and top-p 0.95; 1.5 and top-k 10",
+        source="config-95m, section 5E",
+        detail="greedy, typical or stress means something else",
+        weight=STRONG,
+    )

@@ -1,8 +1,10 @@
-"""Are the settings themselves such that something can be learned? Suspects: optimizer, quantization, evaluation.
+"""Are the settings themselves such that something can be learned? Suspects: optimizer, quantization,
+evaluation.
 
-Everything else takes the settings as what was asked for; here they are asked whether they make sense: each in the range that is
-known to work, and in relation to the others (betas in order, rates that fall, a warm-up that ends, decay that acts and is switched
-off). Ranges are wide: they hold every published recipe and every variant here. Not here: whether the settings are followed.
+Everything else takes the settings as what was asked for; here they are asked whether they make sense: each in
+the range that is known to work, and in relation to the others (betas in order, rates that fall, a warm-up
+that ends, decay that acts and is switched off). Ranges are wide: they hold every published recipe and every
+variant here. Not here: whether the settings are followed.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ MODEL = Part(suspect="quantization", source="published models", weight=STRONG)
 JUDGED = Part(suspect="evaluation", source="ours", weight=STRONG)
 PREFERENCE_PEAK, FINE_TUNING_LOWEST = (1e-8, 3e-5), 1e-6
 ADAMW_PEAK, MUON_PEAK, CLIP, DECAY = (2e-4, 8e-3), (4e-3, 0.1), (0.05, 20.0), 0.3
-"""AdamW: 1.0e-3 to 2.4e-3 is published for ternary models of 30 to 700M, three times that still trains small ones here; Muon's 0.02 to
-0.04 likewise (parameter-golf's ternary records). 10 times either diverges, a tenth hardly moves a code."""
+"""AdamW: 1.0e-3 to 2.4e-3 is published for ternary models of 30 to 700M, three times that still trains small
+ones here; Muon's 0.02 to 0.04 likewise (parameter-golf's ternary records). 10 times either diverges, a tenth
+hardly moves a code."""
 WARM_UP, LONG_RUN = 0.25, 200
 """Share of the run at most; runs of fewer updates are trials, whose periods and shares are nobody's plan."""
 EPSILONS, THETAS = (1e-8, 1e-3), (500.0, 1e7)
@@ -42,15 +45,30 @@ def rates(subject: Subject) -> Iterator[Check]:
     training = subject.training
     (low, high), source = ADAMW_PEAK, "published for ternary models: 1.0e-3 to 2.4e-3"
     if training.get("objective") == "preference":
-        (low, high), source = PREFERENCE_PEAK, "2e-7 for 2B parameters (arXiv:2504.12285); at 5e-5 sentences fell apart here (docs/log.md)"
+        (low, high), source = (
+            PREFERENCE_PEAK,
+            "2e-7 for 2B parameters (arXiv:2504.12285); at 5e-5 sentences fell apart here (docs/log.md)",
+        )
     elif training.get("start_from"):
         low = FINE_TUNING_LOWEST  # what is learned already is to be kept
     yield RATES.within("peak learning rate", float(training["peak_lr"]), low, high, OUTSIDE, source=source)
     if training["optimizer"] == "muon":
         muon_low = 0.1 * MUON_PEAK[0] if training.get("start_from") else MUON_PEAK[0]
-        yield RATES.within("Muon's peak rate", float(training["muon_lr"]), muon_low, MUON_PEAK[1], OUTSIDE,
-                           source="published for ternary models: 0.02 to 0.04")  # fmt: skip
-    yield RATES.within("clipping norm", float(training["grad_clip_norm"]), *CLIP, OUTSIDE, source="1.0 in the seeds and most recipes")
+        yield RATES.within(
+            "Muon's peak rate",
+            float(training["muon_lr"]),
+            muon_low,
+            MUON_PEAK[1],
+            OUTSIDE,
+            source="published for ternary models: 0.02 to 0.04",
+        )
+    yield RATES.within(
+        "clipping norm",
+        float(training["grad_clip_norm"]),
+        *CLIP,
+        OUTSIDE,
+        source="1.0 in the seeds and most recipes",
+    )
 
 
 def shape_of_the_schedule(subject: Subject) -> Iterator[Check]:
@@ -58,19 +76,37 @@ def shape_of_the_schedule(subject: Subject) -> Iterator[Check]:
     training = subject.training
     total, boundary, warmup = (int(training[key]) for key in ("total_steps", "stage1_end", "warmup_steps"))
     peak, final = float(training["peak_lr"]), float(training["final_lr"])
-    points = [peak, final] if training["schedule"] != "two_stage" else [peak, float(training["stage2_lr"]), final]
+    points = (
+        [peak, final] if training["schedule"] != "two_stage" else [peak, float(training["stage2_lr"]), final]
+    )
     falls = points == sorted(points, reverse=True) and final <= 0.5 * peak
     yield RATES.holds(
-        "rates fall to the end", falls, points, "each at most the one before, the last at most half of the peak",
-        "the rate does not fall, and codes never settle", source="b1.58 training tips: two stages of falling rates",
-    )  # fmt: skip
+        "rates fall to the end",
+        falls,
+        points,
+        "each at most the one before, the last at most half of the peak",
+        "the rate does not fall, and codes never settle",
+        source="b1.58 training tips: two stages of falling rates",
+    )
     if total < LONG_RUN:
         return
-    yield RATES.within("warm-up as a share of the run", warmup / total, 0.0, WARM_UP, "most of the run is warm-up",
-                       source="375 of 60,000 in the seeds, at most a tenth in published recipes")  # fmt: skip
+    yield RATES.within(
+        "warm-up as a share of the run",
+        warmup / total,
+        0.0,
+        WARM_UP,
+        "most of the run is warm-up",
+        source="375 of 60,000 in the seeds, at most a tenth in published recipes",
+    )
     if training["schedule"] in ("two_stage", "warm_down"):
-        yield RATES.within("stage boundary as a share of the run", boundary / total, 0.1, 0.95, "one of the two stages hardly exists",
-                           source="half in the seeds; 0.5 to 0.8 in published two-stage recipes")  # fmt: skip
+        yield RATES.within(
+            "stage boundary as a share of the run",
+            boundary / total,
+            0.1,
+            0.95,
+            "one of the two stages hardly exists",
+            source="half in the seeds; 0.5 to 0.8 in published two-stage recipes",
+        )
 
 
 def decay(subject: Subject) -> Iterator[Check]:
@@ -78,14 +114,22 @@ def decay(subject: Subject) -> Iterator[Check]:
     training = subject.training
     first, second = float(training["stage1_wd"]), float(training["stage2_wd"])
     yield RATES.holds(
-        "weight decay is switched off", second == 0 and 0 <= first <= DECAY, [first, second], f"0..{DECAY:g} in stage 1, 0 in stage 2",
+        "weight decay is switched off",
+        second == 0 and 0 <= first <= DECAY,
+        [first, second],
+        f"0..{DECAY:g} in stage 1, 0 in stage 2",
         "latent weights are pulled to zero to the end and codes never settle",
         source="b1.58 training tips; Spectra: the removal helps below 1B",
-    )  # fmt: skip
+    )
     none_meant = first == 0 and not (training["schedule"] == "two_stage" and training["optimizer"] == "adamw")
-    yield RATES.holds("weight decay acts", none_meant or bool(training.get("start_from")) or first >= 1e-3, first,
-                      "at least 0.001 where it is asked for, as the two-stage schedule does", "decay is on, and too small to do anything",
-                      source="0.1 in the seeds")  # fmt: skip
+    yield RATES.holds(
+        "weight decay acts",
+        none_meant or bool(training.get("start_from")) or first >= 1e-3,
+        first,
+        "at least 0.001 where it is asked for, as the two-stage schedule does",
+        "decay is on, and too small to do anything",
+        source="0.1 in the seeds",
+    )
 
 
 def moments(subject: Subject) -> Iterator[Check]:
@@ -93,24 +137,51 @@ def moments(subject: Subject) -> Iterator[Check]:
     training = subject.training
     first, second = float(training["adam_beta1"]), float(training["adam_beta2"])
     ok = 0.8 <= first <= 0.95 and 0.9 <= second <= 0.9999 and first <= second
-    yield RATES.holds("Adam's betas", ok, [first, second], "0.8..0.95 and 0.9..0.9999, the second not below the first",
-                      "moments that forget at once or never, or in each other's place",
-                      source="0.9 and 0.95 in the seeds, 0.999 in arXiv:1412.6980")  # fmt: skip
+    yield RATES.holds(
+        "Adam's betas",
+        ok,
+        [first, second],
+        "0.8..0.95 and 0.9..0.9999, the second not below the first",
+        "moments that forget at once or never, or in each other's place",
+        source="0.9 and 0.95 in the seeds, 0.999 in arXiv:1412.6980",
+    )
     if training["optimizer"] == "muon":
-        yield RATES.within("Muon's momentum", float(training["muon_momentum"]), 0.8, 0.99, OUTSIDE, source="0.95 (K. Jordan, 2024)")
+        yield RATES.within(
+            "Muon's momentum",
+            float(training["muon_momentum"]),
+            0.8,
+            0.99,
+            OUTSIDE,
+            source="0.95 (K. Jordan, 2024)",
+        )
 
 
 def model(subject: Subject) -> Iterator[Check]:
     """Epsilon, rotary base and widths."""
     config = subject.config
-    yield MODEL.within("epsilon of the norms", config.norm_eps, *EPSILONS, "norms divide by the epsilon instead of their input, or by zero",
-                       source="1e-5 and 1e-6 in published models")  # fmt: skip
-    yield MODEL.within("base of the rotary positions", config.rope_theta, *THETAS, "positions turn all alike, or not at all",
-                       source="10,000 (arXiv:2104.09864) to 1,000,000")  # fmt: skip
+    yield MODEL.within(
+        "epsilon of the norms",
+        config.norm_eps,
+        *EPSILONS,
+        "norms divide by the epsilon instead of their input, or by zero",
+        source="1e-5 and 1e-6 in published models",
+    )
+    yield MODEL.within(
+        "base of the rotary positions",
+        config.rope_theta,
+        *THETAS,
+        "positions turn all alike, or not at all",
+        source="10,000 (arXiv:2104.09864) to 1,000,000",
+    )
     slowest = config.rope_theta ** (1 - 2 / config.head_dim) * 6.3
-    yield MODEL.holds("the slowest rotary pair turns less than once in a row", config.head_dim <= 4 or slowest >= config.max_seq_length / 2,
-                      slowest, f">= {config.max_seq_length // 2} positions", "far positions look like near ones",
-                      source="2 pi theta^(1 - 2/D) positions a turn")  # fmt: skip
+    yield MODEL.holds(
+        "the slowest rotary pair turns less than once in a row",
+        config.head_dim <= 4 or slowest >= config.max_seq_length / 2,
+        slowest,
+        f">= {config.max_seq_length // 2} positions",
+        "far positions look like near ones",
+        source="2 pi theta^(1 - 2/D) positions a turn",
+    )
 
 
 def objective(subject: Subject) -> Iterator[Check]:
@@ -118,21 +189,55 @@ def objective(subject: Subject) -> Iterator[Check]:
     training = subject.training
     if training.get("objective") == "preference":
         yield RATES.within(
-            "beta of the preference", float(training["preference_beta"]), 0.01, 1.0, OUTSIDE, source="0.1 (arXiv:2305.18290)"
+            "beta of the preference",
+            float(training["preference_beta"]),
+            0.01,
+            1.0,
+            OUTSIDE,
+            source="0.1 (arXiv:2305.18290)",
         )
         return
-    largest = max(float(training.get("stage1_unlikelihood") or 0), float(training.get("stage2_unlikelihood") or 0))
-    yield RATES.within("weight of the unlikelihood", largest, 0.0, 10.0, "the penalty outweighs the loss", source="1.0 in arXiv:1908.04319")
+    largest = max(
+        float(training.get("stage1_unlikelihood") or 0), float(training.get("stage2_unlikelihood") or 0)
+    )
+    yield RATES.within(
+        "weight of the unlikelihood",
+        largest,
+        0.0,
+        10.0,
+        "the penalty outweighs the loss",
+        source="1.0 in arXiv:1908.04319",
+    )
 
 
 def watching(subject: Subject) -> Iterator[Check]:
-    """A run is evaluated more than once, alarms can tell a spike, and enough is held out to measure anything."""
+    """A run is evaluated more than once, alarms can tell a spike, and enough is held out to measure
+    anything.
+    """
     training = subject.training
     total, every = int(training["total_steps"]), int(training["eval_every"])
     if total >= 10 * LONG_RUN:
-        yield JUDGED.holds("evaluations during the run", every <= total / 2, every, f"every {total // 2:,} updates or more often",
-                           "nothing is known of the run before its end", source="10 to 60 evaluations in the plan's runs")  # fmt: skip
-    yield JUDGED.holds("alarms are above the noise", float(training["spike_factor"]) > 1, float(training["spike_factor"]), "above 1",
-                       "every update is called a spike", weight=HINT)  # fmt: skip
+        yield JUDGED.holds(
+            "evaluations during the run",
+            every <= total / 2,
+            every,
+            f"every {total // 2:,} updates or more often",
+            "nothing is known of the run before its end",
+            source="10 to 60 evaluations in the plan's runs",
+        )
+    yield JUDGED.holds(
+        "alarms are above the noise",
+        float(training["spike_factor"]) > 1,
+        float(training["spike_factor"]),
+        "above 1",
+        "every update is called a spike",
+        weight=HINT,
+    )
     scored = sum(int(batch.loss_mask.sum()) for batch in subject.task.frozen_evaluation())
-    yield JUDGED.holds("held-out tokens to measure with", scored >= 16, scored, ">= 16 scored tokens", "the held-out loss is chance")
+    yield JUDGED.holds(
+        "held-out tokens to measure with",
+        scored >= 16,
+        scored,
+        ">= 16 scored tokens",
+        "the held-out loss is chance",
+    )

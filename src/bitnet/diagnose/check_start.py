@@ -1,7 +1,8 @@
 """How a new model begins: random, small, each matrix differently, and knowing nothing. Suspect: quantization.
 
-The standard deviations are those that nn/transformer.py documents: 0.02 (GPT-2), projections that write to the residual stream
-1/sqrt(2L) of it, a tied embedding at most 1/C. Not here: what the model computes with its weights (check_numerics.py).
+The standard deviations are those that nn/transformer.py documents: 0.02 (GPT-2), projections that write to
+the residual stream 1/sqrt(2L) of it, a tied embedding at most 1/C. Not here: what the model computes with its
+weights (check_numerics.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from bitnet.nn.config import BitNetConfig
 START = Part(suspect="quantization", source="docstring of nn/transformer.py; GPT-2, section 2.3")
 STD, SIGMAS = 0.02, 6.0
 ALIKE = 0.5
-"""Share of equal entries, or correlation, above which two matrices are the same one; independent ones of 512 entries reach 0.2."""
+"""Share of equal entries, or correlation, above which two matrices are the same one; independent ones of 512
+entries reach 0.2."""
 COMPARED = 4096  # entries of each matrix
 MOST = 160  # matrices compared with each other
 
@@ -34,7 +36,13 @@ def beginning(subject: Subject) -> Iterator[Check]:
     yield spread(parts, subject.config)
     yield differ(parts)
     ones = [name for name, weight in weights.items() if weight.dim() == 1 and not bool((weight == 1).all())]
-    yield START.holds("norm weights begin at one", not ones, len(ones), "0 norms with other weights", f"begins otherwise: {ones[:3]}")
+    yield START.holds(
+        "norm weights begin at one",
+        not ones,
+        len(ones),
+        "0 norms with other weights",
+        f"begins otherwise: {ones[:3]}",
+    )
     yield from seeded(subject, weights)
 
 
@@ -68,7 +76,9 @@ def spread(parts: dict[str, Tensor], config: BitNetConfig) -> Check:
         std = abs(float(part.double().std()) / right - 1) * math.sqrt(2 * count)
         gaps[name] = max(std, abs(float(part.double().mean())) / right * math.sqrt(count)) / SIGMAS
     what = f"distance from mean 0 and the documented deviation, in {SIGMAS:g} sigma"
-    return START.below("initial matrices have their spread", gaps, 1.0, what, "is initialised with another mean or deviation")
+    return START.below(
+        "initial matrices have their spread", gaps, 1.0, what, "is initialised with another mean or deviation"
+    )
 
 
 def differ(parts: dict[str, Tensor]) -> Check:
@@ -78,13 +88,27 @@ def differ(parts: dict[str, Tensor]) -> Check:
     for (first, one), (second, two) in combinations(flat.items(), 2):
         count = min(len(one), len(two))
         a, b = one[:count] - one[:count].mean(), two[:count] - two[:count].mean()
-        alike[f"{first} and {second}"] = abs(float(a @ b)) / max(float(a.norm() * b.norm()), 1e-30) if count >= 64 else 0.0
-    return START.below("initial matrices differ from each other", alike or {"": 0.0}, ALIKE, "correlation", "begin as the same numbers")
+        alike[f"{first} and {second}"] = (
+            abs(float(a @ b)) / max(float(a.norm() * b.norm()), 1e-30) if count >= 64 else 0.0
+        )
+    return START.below(
+        "initial matrices differ from each other",
+        alike or {"": 0.0},
+        ALIKE,
+        "correlation",
+        "begin as the same numbers",
+    )
 
 
 def seeded(subject: Subject, weights: dict[str, Tensor]) -> Iterator[Check]:
     """The seed decides how a model begins: the same again."""
     again = {name: weight.detach() for name, weight in subject.new_model(subject.config).named_parameters()}
     other = [name for name, weight in weights.items() if not torch.equal(weight, again[name])]
-    yield START.holds("the seed decides the beginning", not other, len(other), "0 parameters that differ when made again",
-                      f"other random numbers: {other[:2]}", source="train.seed")  # fmt: skip
+    yield START.holds(
+        "the seed decides the beginning",
+        not other,
+        len(other),
+        "0 parameters that differ when made again",
+        f"other random numbers: {other[:2]}",
+        source="train.seed",
+    )

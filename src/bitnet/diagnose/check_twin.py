@@ -1,7 +1,9 @@
-"""The same questions to twins of the model in which every mechanism acts (twin.py). Suspects: quantization, gradients, optimizer.
+"""The same questions to twins of the model in which every mechanism acts (twin.py). Suspects: quantization,
+gradients, optimizer.
 
-Forward pass part by part over all positions that a row may have; texts of one row kept apart; then updates in warm-up and on both
-sides of the stage boundary, with accumulation, clipping, decay and each objective, against float64.
+Forward pass part by part over all positions that a row may have; texts of one row kept apart; then updates in
+warm-up and on both sides of the stage boundary, with accumulation, clipping, decay and each objective,
+against float64.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from bitnet.diagnose.trace import off, random_ids, traced
 from bitnet.diagnose.twin import KINDS, VOCABULARY, Kind, twin_of
 
 FORWARD = Part(suspect="quantization", source="independent float64 computation")
-BACKWARD = Part(suspect="gradients", source="independent float64 computation", explained_by=frozenset({"quantization"}))
+BACKWARD = Part(
+    suspect="gradients", source="independent float64 computation", explained_by=frozenset({"quantization"})
+)
 CLIPPING = Part(suspect="optimizer", source="arXiv:1211.5063; train.grad_clip_norm")
 SHORT = 48  # tokens of a row where all layers are computed one after another
 
@@ -54,8 +58,13 @@ def texts_apart(model: torch.nn.Module, ids: torch.Tensor) -> Check:
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     right = reference.logits(weights, model.config, ids, segments)  # type: ignore[arg-type]
     error = off(model(ids, segments=segments), right)
-    return FORWARD.below("texts of one row are kept apart", {"logits": error}, check_numerics.WHOLE, "relative error",
-                         "tokens attend to another text of their row, or not to their own")  # fmt: skip
+    return FORWARD.below(
+        "texts of one row are kept apart",
+        {"logits": error},
+        check_numerics.WHOLE,
+        "relative error",
+        "tokens attend to another text of their row, or not to their own",
+    )
 
 
 def updates(twin: Subject) -> Iterator[Check]:
@@ -106,12 +115,18 @@ def reported(done: Sequence[Update], right: Sequence[Wanted]) -> Iterator[Check]
         at = f"update {update.report.step}"
         gaps[at] = abs(update.report.loss - true.loss) / max(1.0, abs(true.loss))
         penalties[at] = abs(update.report.penalty - true.penalty) / max(1.0, abs(true.penalty))
-    yield BACKWARD.below("training loss is the mean over cases", gaps, LOSS, "nats", "the loop reports another loss")
-    yield BACKWARD.below("penalty is the mean over cases", penalties, LOSS, "nats", "unlikelihood is another one than defined")
+    yield BACKWARD.below(
+        "training loss is the mean over cases", gaps, LOSS, "nats", "the loop reports another loss"
+    )
+    yield BACKWARD.below(
+        "penalty is the mean over cases", penalties, LOSS, "nats", "unlikelihood is another one than defined"
+    )
 
 
 def given(twin: Subject, done: Sequence[Update], right: Sequence[Wanted]) -> Iterator[Check]:
-    """The gradient that the optimizers are given: its direction, its length, and what clipping leaves of it."""
+    """The gradient that the optimizers are given: its direction, its length, and what clipping leaves of
+    it.
+    """
     limit = float(twin.training["grad_clip_norm"])
     turned: dict[str, float] = {}
     lengths: dict[str, float] = {}
@@ -120,18 +135,35 @@ def given(twin: Subject, done: Sequence[Update], right: Sequence[Wanted]) -> Ite
         assert update.report is not None
         at = f"update {update.report.step}"
         norm = reference_updates.norm_of(true.gradients)
-        kept = reference_updates.norm_of({name: gradient for name, gradient in update.gradients.items() if gradient is not None})
+        kept = reference_updates.norm_of(
+            {name: gradient for name, gradient in update.gradients.items() if gradient is not None}
+        )
         lengths[at] = abs(update.report.grad_norm / norm - 1) if norm else math.inf
         clipped[at] = abs(kept / min(update.report.grad_norm, limit) - 1)
         for name, wish in true.gradients.items():
             gradient = update.gradients.get(name)
             turned[f"{name}, {at}"] = math.inf if gradient is None else off(_unit(gradient), _unit(wish))
-    yield BACKWARD.below("gradient equals the straight-through reference", turned, DIRECTION, "distance of unit vectors",
-                         "the direction is different")  # fmt: skip
-    yield BACKWARD.below("gradient has the length of the mean's", lengths, LENGTH, "relative error",
-                         "micro-batches are weighted otherwise than by their cases, or the sum is divided otherwise")  # fmt: skip
-    yield CLIPPING.below("clipping to the norm that was set", clipped, LENGTH, "relative error",
-                         "what reaches the optimizers is shorter or longer than clipping leaves it")  # fmt: skip
+    yield BACKWARD.below(
+        "gradient equals the straight-through reference",
+        turned,
+        DIRECTION,
+        "distance of unit vectors",
+        "the direction is different",
+    )
+    yield BACKWARD.below(
+        "gradient has the length of the mean's",
+        lengths,
+        LENGTH,
+        "relative error",
+        "micro-batches are weighted otherwise than by their cases, or the sum is divided otherwise",
+    )
+    yield CLIPPING.below(
+        "clipping to the norm that was set",
+        clipped,
+        LENGTH,
+        "relative error",
+        "what reaches the optimizers is shorter or longer than clipping leaves it",
+    )
 
 
 def _unit(gradient: torch.Tensor) -> torch.Tensor:

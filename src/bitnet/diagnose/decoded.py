@@ -3,7 +3,8 @@ r"""Rows as text, as a person would look at them first: what the model is given,
     training row 0      25 + 17 = «42\n»
     held-out row 0      3 + 88 = «91\n»
 
-Scored targets stand in «»; control characters are shown, not executed. Not here: checks on rows (check_data.py).
+Scored targets stand in «»; control characters are shown, not executed. Not here: checks on rows
+(check_data.py).
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ def decoded_rows(subject: Subject) -> list[str]:
     training = subject.task.source.rows(np.array(numbers, dtype=np.int64))
     held_out = subject.task.frozen_evaluation()[0]
     tokenizer = subject.task.tokenizer
-    shown = [f"{f'training row {number:,}':<22}{marked(training, place, tokenizer)}" for place, number in enumerate(numbers)]
+    shown = [
+        f"{f'training row {number:,}':<22}{marked(training, place, tokenizer)}"
+        for place, number in enumerate(numbers)
+    ]
     return [*shown, f"{'held-out row 0':<22}{marked(held_out, 0, tokenizer)}"]
 
 
@@ -60,4 +64,6 @@ def shown_text(ids: list[int], tokenizer: Tokenizer) -> str:
         pieces.append(tokenizer.decode(rest[:cut]))
         rest = rest[cut + 1 :]
     text = "<end>".join([*pieces, tokenizer.decode(rest)])
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return "".join(
+        letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text
+    )

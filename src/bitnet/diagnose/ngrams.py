@@ -1,10 +1,11 @@
-"""What counting tokens tells about a text: how surprising it is to someone who knows only single tokens, or pairs of them.
+"""What counting tokens tells about a text: how surprising it is to someone who knows only single tokens, or
+pairs of them.
 
-    unigram   -log p(x_t)                    pair   -log p(x_t | x_{t-1}),  p = (n(a, b) + K * p(b)) / (n(a) + K)
+    unigram   -log p(x_t)           pair   -log p(x_t | x_{t-1}),  p = (n(a, b) + K * p(b)) / (n(a) + K)
 
-The pair model falls back to single tokens where a pair was not seen (Dirichlet smoothing, K = 2). Text has order, so pairs must
-surprise less than single tokens; tokens in random order, or read by another tokenizer, lose exactly that. A trained transformer
-has to beat both.
+The pair model falls back to single tokens where a pair was not seen (Dirichlet smoothing, K = 2). Text has
+order, so pairs must surprise less than single tokens; tokens in random order, or read by another tokenizer,
+lose exactly that. A trained transformer has to beat both.
 Not here: any model with weights.
 """
 
@@ -34,7 +35,9 @@ def _trimmed(row: NDArray[np.int64], pad_id: int) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Counts:
-    """single: (V,); pairs: sorted keys a * V + b with their counts; first: (V,) how often a token is followed by any."""
+    """single: (V,); pairs: sorted keys a * V + b with their counts; first: (V,) how often a token is followed
+    by any.
+    """
 
     vocabulary: int
     single: NDArray[np.float64]
@@ -84,7 +87,9 @@ def shingles(rows: Rows, length: int) -> NDArray[np.uint64]:
 
 
 def examples(rows: Rows, end: int) -> set[tuple[int, ...]]:
-    """The whole examples in rows: what stands between end marks, the mark included. What was cut at a row's end is left out."""
+    """The whole examples in rows: what stands between end marks, the mark included. What was cut at a row's
+    end is left out.
+    """
     found: set[tuple[int, ...]] = set()
     for row in rows:
         stops = np.nonzero(row == end)[0] + 1

@@ -9,9 +9,16 @@ from bitnet.diagnose.finding import Check
 from bitnet.diagnose.verdict import Verdict
 
 TITLES = {
-    "data": "data", "quantization": "forward pass and quantization", "gradients": "gradients", "optimizer": "optimizer",
-    "evaluation": "evaluation", "decoding": "decoding", "checkpoint": "checkpoint", "training": "training", "size": "size",
-}  # fmt: skip
+    "data": "data",
+    "quantization": "forward pass and quantization",
+    "gradients": "gradients",
+    "optimizer": "optimizer",
+    "evaluation": "evaluation",
+    "decoding": "decoding",
+    "checkpoint": "checkpoint",
+    "training": "training",
+    "size": "size",
+}
 
 ELSEWHERE = (" twin", ", late updates")
 """Ends of the names of checks that are made again elsewhere; those that hold are only counted on the page."""
@@ -45,7 +52,11 @@ def verdict_lines(verdict: Verdict, checks: Sequence[Check]) -> list[str]:
         if verdict.unfinished:
             state = f"unfinished ({verdict.unfinished}); nothing is broken so far"
         lines = [f"verdict: {state} ({len(checks)} checks)", *incomplete, f"next: {verdict.next}"]
-        plan = ["if a model of full size still writes garbage, the plan's next experiments are:"] if verdict.experiments else []
+        plan = (
+            ["if a model of full size still writes garbage, the plan's next experiments are:"]
+            if verdict.experiments
+            else []
+        )
         return [*lines, *plan, *(f"  {command}   # {question}" for command, question in verdict.experiments)]
     sure = verdict.words if verdict.words == "unfinished" else f"{verdict.words}, {verdict.sureness:.0%}"
     lines = [f"verdict: {verdict.suspect} ({sure})"]

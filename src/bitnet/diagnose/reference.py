@@ -1,13 +1,14 @@
 """The model once more, in float64, from the formulas of the papers, to judge the model by.
 
-Written to share nothing with bitnet.nn: no import, other operations (complex numbers for the rotary embedding, a plain softmax
-with a mask, one matrix at a time), double precision. Slow, and short enough to be checked by reading.
+Written to share nothing with bitnet.nn: no import, other operations (complex numbers for the rotary
+embedding, a plain softmax with a mask, one matrix at a time), double precision. Slow, and short enough to be
+checked by reading.
 
     codes = clip(round(W / mean|W|), -1, 1)                       BitNet b1.58, arXiv:2402.17764, section 2
     x_q   = round(x * 127 / max|x|) * max|x| / 127, per token     the same
     straight-through: the derivative of both is 1                 arXiv:1308.3432
     norm  = w * x / sqrt(mean(x^2) + eps)                         RMSNorm, arXiv:1910.07467
-    (x_i + i x_{i+D/2}) * exp(i * position * theta^(-2i/D))       RoFormer, arXiv:2104.09864, rotate-half pairs
+    (x_i + i x_{i+D/2}) * exp(i * position * theta^(-2i/D))    RoFormer, arXiv:2104.09864, rotate-half pairs
     softmax(q k^T / sqrt(D) + mask) v, heads share k and v        arXiv:1706.03762, arXiv:2305.13245
     down(act(gate(x)) * up(x)), act = silu or relu^2              arXiv:2002.05202, arXiv:2504.12285
 
@@ -34,7 +35,9 @@ def matrix_rows(config: BitNetConfig, kind: str) -> tuple[int, ...]:
     width, inner = config.hidden_size, config.ffn_hidden_size
     head = width // config.num_heads
     key = head * config.num_kv_heads
-    return {"qkv_proj": (width, key, key), "out_proj": (width,), "gate_up": (inner, inner), "down": (width,)}[kind]
+    return {"qkv_proj": (width, key, key), "out_proj": (width,), "gate_up": (inner, inner), "down": (width,)}[
+        kind
+    ]
 
 
 def ternary(weight: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -87,7 +90,8 @@ def turn(x: Tensor, theta: float) -> Tensor:
 
 
 def attend(qkv: Tensor, config: BitNetConfig, segments: Tensor | None = None) -> Tensor:
-    """From the fused projection to what goes into the next norm or projection. qkv: (B, T, (H + 2G) D). Returns (B, T, C).
+    """From the fused projection to what goes into the next norm or projection. qkv: (B, T, (H + 2G) D).
+    Returns (B, T, C).
 
     segments: (B, T), or None; tokens of another number are not seen.
     """
@@ -95,8 +99,14 @@ def attend(qkv: Tensor, config: BitNetConfig, segments: Tensor | None = None) ->
     width = config.hidden_size // config.num_heads
     groups, heads = config.num_kv_heads, config.num_heads
     split = qkv.double().view(rows, tokens, heads + 2 * groups, width)
-    q, k, v = turn(split[:, :, :heads], config.rope_theta), turn(split[:, :, heads:-groups], config.rope_theta), split[:, :, -groups:]
-    hidden = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1).expand(rows, -1, -1)  # (B, T, T)
+    q, k, v = (
+        turn(split[:, :, :heads], config.rope_theta),
+        turn(split[:, :, heads:-groups], config.rope_theta),
+        split[:, :, -groups:],
+    )
+    hidden = (
+        torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1).expand(rows, -1, -1)
+    )  # (B, T, T)
     if segments is not None:
         hidden = hidden | (segments[:, :, None] != segments[:, None, :])
     parts = []
@@ -129,9 +139,13 @@ def _block(weights: Weights, config: BitNetConfig, x: Tensor, at: str, segments:
     eps = config.norm_eps
 
     def project(value: Tensor, name: str) -> Tensor:
-        return linear(value, weights[f"{at}{name}.weight"], matrix_rows(config, name.rsplit(".", 1)[-1]), config)
+        return linear(
+            value, weights[f"{at}{name}.weight"], matrix_rows(config, name.rsplit(".", 1)[-1]), config
+        )
 
-    y = attend(project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config, segments)
+    y = attend(
+        project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config, segments
+    )
     if config.sub_norm:
         y = norm(y, weights[f"{at}attention.sub_norm.weight"], eps)
     x = x + project(y, "attention.out_proj")
@@ -150,7 +164,9 @@ def summed_loss(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
 def loss_and_gradients(
     weights: Weights, config: BitNetConfig, batches: list[tuple[Tensor, Tensor, Tensor]]
 ) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss over the scored tokens of all micro-batches, and its straight-through gradient by parameter name."""
+    """Mean loss over the scored tokens of all micro-batches, and its straight-through gradient by parameter
+    name.
+    """
     leaves = {name: weight.detach().double().requires_grad_(True) for name, weight in weights.items()}
     scored = max(sum(int(mask.sum()) for _, _, mask in batches), 1)
     total = torch.zeros((), dtype=torch.float64)
@@ -158,4 +174,6 @@ def loss_and_gradients(
         part = summed_loss(logits(leaves, config, ids), targets, mask) / scored
         part.backward()  # type: ignore[no-untyped-call]
         total += part.detach().cpu()
-    return float(total), {name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()}
+    return float(total), {
+        name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()
+    }

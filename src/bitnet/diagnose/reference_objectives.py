@@ -1,11 +1,15 @@
-"""What an update minimises, once more in float64 from the definitions, to judge the loop and its objectives by.
+"""What an update minimises, once more in float64 from the definitions, to judge the loop and its objectives
+by.
 
     next token      -log p(x_t), summed over the scored targets                                 definition
-    unlikelihood    -log(1 - p(c)) for each distinct c among the `last` tokens read, c != x_t   arXiv:1908.04319, token level
-    preference      -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected))))   arXiv:2305.18290
+    unlikelihood    -log(1 - p(c)) for each distinct c among the `last` tokens read, c != x_t
+                    (arXiv:1908.04319, token level)
+    preference    -log sigmoid(beta ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected))))
+                    (arXiv:2305.18290)
 
-The reported loss and penalty are means over the cases of the whole update (scored targets, or pairs), and the gradient is of their
-sum divided by the cases, or not divided where `loss_reduction` is sum. Shares nothing with bitnet.train.
+The reported loss and penalty are means over the cases of the whole update (scored targets, or pairs), and the
+gradient is of their sum divided by the cases, or not divided where `loss_reduction` is sum. Shares nothing
+with bitnet.train.
 """
 
 from __future__ import annotations
@@ -33,8 +37,16 @@ class Wanted(NamedTuple):
     gradients: dict[str, Tensor]
 
 
-def wanted(weights: reference.Weights, config: BitNetConfig, batches: Sequence[Batch], training: Mapping[str, Any], step: int) -> Wanted:
-    """Loss, penalty and straight-through gradient of update `step` from these weights on these micro-batches."""
+def wanted(
+    weights: reference.Weights,
+    config: BitNetConfig,
+    batches: Sequence[Batch],
+    training: Mapping[str, Any],
+    step: int,
+) -> Wanted:
+    """Loss, penalty and straight-through gradient of update `step` from these weights on these
+    micro-batches.
+    """
     preference = training["objective"] == "preference"
     cases = sum(len(batch.input_ids) // 2 if preference else int(batch.loss_mask.sum()) for batch in batches)
     divisor = max(cases, 1) if training["loss_reduction"] == "mean" else 1
@@ -43,15 +55,30 @@ def wanted(weights: reference.Weights, config: BitNetConfig, batches: Sequence[B
     for batch in batches:
         scores = reference.logits(leaves, config, batch.input_ids, batch.segments)
         if preference:
-            terms = torch.stack([preference_loss(scores, batch, training["preference_beta"]), scores.new_zeros(())])
+            terms = torch.stack(
+                [preference_loss(scores, batch, training["preference_beta"]), scores.new_zeros(())]
+            )
         else:
-            weight = training["stage1_unlikelihood" if step <= training["stage1_end"] else "stage2_unlikelihood"]
-            penalty = weight * unlikelihood(scores, batch, training["unlikelihood_tokens"]) if weight else scores.new_zeros(())
+            weight = training[
+                "stage1_unlikelihood" if step <= training["stage1_end"] else "stage2_unlikelihood"
+            ]
+            penalty = (
+                weight * unlikelihood(scores, batch, training["unlikelihood_tokens"])
+                if weight
+                else scores.new_zeros(())
+            )
             terms = torch.stack([reference.summed_loss(scores, batch.targets, batch.loss_mask), penalty])
         (terms.sum() / divisor).backward()  # type: ignore[no-untyped-call]
         totals += terms.detach().cpu()
     loss, penalised = (totals / max(cases, 1)).tolist()
-    return Wanted(loss, penalised, {name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()})
+    return Wanted(
+        loss,
+        penalised,
+        {
+            name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
+            for name, leaf in leaves.items()
+        },
+    )
 
 
 def unlikelihood(scores: Tensor, batch: Batch, last: int) -> Tensor:
@@ -71,6 +98,8 @@ def unlikelihood(scores: Tensor, batch: Batch, last: int) -> Tensor:
 def preference_loss(scores: Tensor, batch: Batch, beta: float) -> Tensor:
     """Summed over pairs: rows 0, 2, 4 ... are the chosen sides, rows 1, 3, 5 ... the rejected ones."""
     assert batch.reference is not None
-    log_p = torch.log_softmax(scores.double(), dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)  # (B, T)
+    log_p = (
+        torch.log_softmax(scores.double(), dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
+    )  # (B, T)
     gained = (log_p * batch.loss_mask).sum(dim=1) - batch.reference.double()
     return torch.log1p(torch.exp(-beta * (gained[0::2] - gained[1::2]))).sum()

@@ -1,4 +1,5 @@
-"""The update once more: rates, clipping, AdamW and Muon in float64, from their definitions, to judge an update by.
+"""The update once more: rates, clipping, AdamW and Muon in float64, from their definitions, to judge an
+update by.
 
     rates     warm-up to the peak, then the schedule's line (design of the project; training tips of b1.58)
     clipping  g * min(1, c / |g|), |g| over all parameters               arXiv:1211.5063
@@ -20,12 +21,15 @@ import torch
 from torch import Tensor
 
 ADAM_EPSILON = 1e-8
-IN_DOUBLE = 65_536  # elements of a matrix up to which Muon's iteration runs in float64; above, float32 costs a tenth and errs by 1e-5
+# Elements of a matrix up to which Muon's iteration runs in float64; above, float32 costs a tenth, errs 1e-5.
+IN_DOUBLE = 65_536
 COEFFICIENTS, ITERATIONS = (3.4445, -4.7750, 2.0315), 5  # Jordan's quintic
 
 
 def rates(training: Mapping[str, Any], step: int) -> tuple[float, float]:
-    """Learning rate and weight decay of update `step`, 1..N, from the settings as meta/config.json has them."""
+    """Learning rate and weight decay of update `step`, 1..N, from the settings as meta/config.json has
+    them.
+    """
     total, warmup, boundary = training["total_steps"], training["warmup_steps"], training["stage1_end"]
     peak, final = training["peak_lr"], training["final_lr"]
     decay = training["stage1_wd"] if step <= boundary else training["stage2_wd"]
@@ -33,9 +37,15 @@ def rates(training: Mapping[str, Any], step: int) -> tuple[float, float]:
         return peak * step / warmup, decay
     kind = training["schedule"]
     if kind == "cosine":
-        return final + 0.5 * (peak - final) * (1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))), decay
+        return final + 0.5 * (peak - final) * (
+            1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))
+        ), decay
     middle = {"two_stage": training["stage2_lr"], "warm_down": peak}.get(kind)
-    points = [(warmup, peak), (total, final)] if middle is None else [(warmup, peak), (boundary, middle), (total, final)]
+    points = (
+        [(warmup, peak), (total, final)]
+        if middle is None
+        else [(warmup, peak), (boundary, middle), (total, final)]
+    )
     if middle is not None and boundary <= warmup:
         points = [(warmup, middle), (total, final)]
     for (x0, y0), (x1, y1) in pairwise(points):
@@ -51,7 +61,9 @@ def norm_of(gradients: Mapping[str, Tensor]) -> float:
 
 @dataclass
 class Updater:
-    """Both optimizers with their memory. muon_rows: logical matrices of each parameter that Muon moves, by name."""
+    """Both optimizers with their memory. muon_rows: logical matrices of each parameter that Muon moves, by
+    name.
+    """
 
     training: Mapping[str, Any]
     muon_rows: Mapping[str, Sequence[int]]
@@ -59,7 +71,9 @@ class Updater:
     first: dict[str, Tensor] = field(default_factory=dict)
     second: dict[str, Tensor] = field(default_factory=dict)
 
-    def changes(self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float, wd: float) -> dict[str, Tensor]:
+    def changes(
+        self, weights: Mapping[str, Tensor], gradients: Mapping[str, Tensor], lr: float, wd: float
+    ) -> dict[str, Tensor]:
         """What this update adds to each parameter."""
         self.count += 1
         return {
@@ -72,7 +86,9 @@ class Updater:
     def _adamw(self, name: str, weight: Tensor, gradient: Tensor, lr: float, wd: float) -> Tensor:
         beta1, beta2 = self.training["adam_beta1"], self.training["adam_beta2"]
         self.first[name] = beta1 * self.first.get(name, torch.zeros_like(gradient)) + (1 - beta1) * gradient
-        self.second[name] = beta2 * self.second.get(name, torch.zeros_like(gradient)) + (1 - beta2) * gradient**2
+        self.second[name] = (
+            beta2 * self.second.get(name, torch.zeros_like(gradient)) + (1 - beta2) * gradient**2
+        )
         m, v = self.first[name] / (1 - beta1**self.count), self.second[name] / (1 - beta2**self.count)
         decay = wd * weight if weight.dim() > 1 else torch.zeros_like(weight)
         change: Tensor = -lr * (m / (torch.sqrt(v) + ADAM_EPSILON) + decay)

@@ -1,8 +1,11 @@
-"""The examination: every check in the order of the tree, from what is stored to what is learned, and the page about it.
+"""The examination: every check in the order of the tree, from what is stored to what is learned, and the page
+about it.
 
-    data -> numbers of the forward pass -> gradients -> optimizer -> evaluation -> decoding -> checkpoint -> learning, size
+    data -> numbers of the forward pass -> gradients -> optimizer -> evaluation -> decoding -> checkpoint ->
+    learning, size
 
-Each group is guarded: if a part is so broken that looking at it raises, that is a finding, and the next group is looked at.
+Each group is guarded: if a part is so broken that looking at it raises, that is a finding, and the next group
+is looked at.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
 """What is examined, as values: the task, the settings, and the functions that training itself would call.
 
-`bitnet.diagnose` stands below `bitnet.train` and may not import it, so whoever calls (the command line) hands over the real
-objects: the loop, the schedule, the way a model is made and judged. Whatever is broken in them is broken here too.
+`bitnet.diagnose` stands below `bitnet.train` and may not import it, so whoever calls (the command line) hands
+over the real objects: the loop, the schedule, the way a model is made and judged. Whatever is broken in them
+is broken here too.
 
-Also the two ways to look at training without touching it: `Watched` optimizers, which note what every update was given, and
-row sources that show the loop fewer columns, the same rows again, or count what is read.
+Also the two ways to look at training without touching it: `Watched` optimizers, which note what every update
+was given, and row sources that show the loop fewer columns, the same rows again, or count what is read.
 """
 
 from __future__ import annotations
@@ -77,7 +78,9 @@ class Criterion(Protocol):
 
 
 class Trainer(Protocol):
-    """The training loop. changes: fields of its settings to replace; num_steps: the same recipe in so many updates."""
+    """The training loop. changes: fields of its settings to replace; num_steps: the same recipe in so many
+    updates.
+    """
 
     def __call__(
         self,
@@ -93,7 +96,9 @@ class Trainer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Rehearsal:
-    """Two short runs of the real trainer in a temporary folder: one in one go, one stopped after `stop` updates and resumed."""
+    """Two short runs of the real trainer in a temporary folder: one in one go, one stopped after `stop`
+    updates and resumed.
+    """
 
     whole: RunLayout
     parts: RunLayout
@@ -162,7 +167,9 @@ class Subject:
 
 @dataclass
 class Update:
-    """What one update was given and did. gradients: as the optimizers got them, after clipping; None: no gradient at all."""
+    """What one update was given and did. gradients: as the optimizers got them, after clipping; None: no
+    gradient at all.
+    """
 
     report: Report | None = None
     rates: Rates | None = None
@@ -181,7 +188,9 @@ class Watched:
     def step(self, rates: Rates) -> None:
         """Note what comes in, let the real optimizers work, note what came of it."""
         parameters = dict(self._model.named_parameters())
-        gradients = {name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()}
+        gradients = {
+            name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()
+        }
         before = {name: p.detach().clone() for name, p in parameters.items()}
         self._inner.step(rates)
         after = {name: p.detach().clone() for name, p in parameters.items()}
@@ -192,7 +201,13 @@ class Watched:
 
 
 def watch(
-    subject: Subject, model: BitNetTransformer, source: RowSource, count: int, *, start_step: int = 0, **changes: Any
+    subject: Subject,
+    model: BitNetTransformer,
+    source: RowSource,
+    count: int,
+    *,
+    start_step: int = 0,
+    **changes: Any,
 ) -> list[Update]:
     """Let the loop make `count` updates of the model and return what each was given and did."""
     watched = Watched(model, subject.new_optimizers(model))
@@ -208,12 +223,20 @@ def watch(
     return watched.updates
 
 
-PLAIN: dict[str, Any] = {"objective": "next_token", "stage1_unlikelihood": 0.0, "stage2_unlikelihood": 0.0, "loss_reduction": "mean"}
-"""Settings of the loop for an update that is compared with an independent one, whatever the experiment minimises."""
+PLAIN: dict[str, Any] = {
+    "objective": "next_token",
+    "stage1_unlikelihood": 0.0,
+    "stage2_unlikelihood": 0.0,
+    "loss_reduction": "mean",
+}
+"""Settings of the loop for an update that is compared with an independent one, whatever the experiment
+minimises."""
 
 
 def narrow(batch: Batch, columns: int) -> Batch:
-    """The first `columns` targets of each row, read as one text. Scores everything that is there where nothing scored would be left."""
+    """The first `columns` targets of each row, read as one text. Scores everything that is there where
+    nothing scored would be left.
+    """
     cut = Batch(batch.input_ids[:, :columns], batch.targets[:, :columns], batch.loss_mask[:, :columns])
     return cut if bool(cut.loss_mask.any()) else cut._replace(loss_mask=torch.ones_like(cut.loss_mask))
 

@@ -1,7 +1,8 @@
-"""Looking into a forward pass: the input and output of every part, and the matrix that a layer really multiplies by.
+"""Looking into a forward pass: the input and output of every part, and the matrix that a layer really
+multiplies by.
 
-The matrix is found from outside: fed with the unit vectors one by one, a linear layer answers with its columns, and quantizing a
-unit vector to int8 is exact. What the layer's code claims plays no part.
+The matrix is found from outside: fed with the unit vectors one by one, a linear layer answers with its
+columns, and quantizing a unit vector to int8 is exact. What the layer's code claims plays no part.
 """
 
 from __future__ import annotations
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 
 from bitnet.nn.transformer import BitNetTransformer
 
-LOUD = 2.0  # standard deviation of queries and keys, about; their products are then of the order of one and more
+LOUD = (
+    2.0  # standard deviation of queries and keys, about; their products are then of the order of one and more
+)
 
 
 class Passed(NamedTuple):
@@ -52,7 +55,7 @@ def multiplied_by(layer: nn.Module, width: int, like: Tensor) -> Tensor:
 
 
 def off(measured: Tensor, right: Tensor) -> float:
-    """|measured - right| / |right| in the L2 norm; infinite where the shapes differ or a value is not finite."""
+    """|measured - right| / |right| in the L2 norm; infinite where shapes differ or a value is not finite."""
     if measured.shape != right.shape:
         return float("inf")
     difference = float(torch.linalg.vector_norm(measured.double() - right.double()))

@@ -1,10 +1,12 @@
-"""Small stand-ins for the examined model in which every mechanism acts, so that none of them can be wrong without being seen.
+"""Small stand-ins for the examined model in which every mechanism acts, so that none of them can be wrong
+without being seen.
 
-The examined model may have one key/value head, no weight decay, no sub-norm, a clipping limit that is never reached, and a fresh
-model has norm weights of one and a loss of ln(V) for whatever it is asked. Each twin is made, trained and updated by the same
-functions as the examined model, with other settings: grouped heads, an epsilon that counts, norm weights that differ, losses that
-differ from token to token, micro-batches with unequal numbers of scored targets, decay that is switched off, and each objective.
-Not here: what is asked of them (check_twin.py).
+The examined model may have one key/value head, no weight decay, no sub-norm, a clipping limit that is never
+reached, and a fresh model has norm weights of one and a loss of ln(V) for whatever it is asked. Each twin is
+made, trained and updated by the same functions as the examined model, with other settings: grouped heads, an
+epsilon that counts, norm weights that differ, losses that differ from token to token, micro-batches with
+unequal numbers of scored targets, decay that is switched off, and each objective. Not here: what is asked of
+them (check_twin.py).
 """
 
 from __future__ import annotations
@@ -27,9 +29,14 @@ SHORTEST, LONGEST = 160, 1024  # of a twin's positions
 EPSILON = 0.02  # large beside the mean square of some inputs, so that its place in the formula matters
 SPREAD = 1.5  # standard deviation of a twin's logits, about
 STEPS: dict[str, Any] = {
-    "total_steps": 12, "warmup_steps": 3, "stage1_end": 6, "seq_len": COLUMNS, "grad_accumulation_steps": 3, "start_from": None,
+    "total_steps": 12,
+    "warmup_steps": 3,
+    "stage1_end": 6,
+    "seq_len": COLUMNS,
+    "grad_accumulation_steps": 3,
+    "start_from": None,
     "precision": "fp32",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -48,32 +55,77 @@ class Kind:
 KINDS = (
     Kind(
         "AdamW",
-        {"num_heads": 6, "num_kv_heads": 2, "embeddings_tied": False, "activation": "relu2", "sub_norm": True},
-        {"optimizer": "adamw", "schedule": "two_stage", "peak_lr": 0.002, "stage2_lr": 0.001, "final_lr": 0.0001, "stage1_wd": 0.2,
-         "stage2_wd": 0.05, "grad_clip_norm": 0.25, "batch_size": 2, "objective": "next_token", "loss_reduction": "mean",
-         "stage1_unlikelihood": 1.5, "stage2_unlikelihood": 0.5, "unlikelihood_tokens": 4},
+        {
+            "num_heads": 6,
+            "num_kv_heads": 2,
+            "embeddings_tied": False,
+            "activation": "relu2",
+            "sub_norm": True,
+        },
+        {
+            "optimizer": "adamw",
+            "schedule": "two_stage",
+            "peak_lr": 0.002,
+            "stage2_lr": 0.001,
+            "final_lr": 0.0001,
+            "stage1_wd": 0.2,
+            "stage2_wd": 0.05,
+            "grad_clip_norm": 0.25,
+            "batch_size": 2,
+            "objective": "next_token",
+            "loss_reduction": "mean",
+            "stage1_unlikelihood": 1.5,
+            "stage2_unlikelihood": 0.5,
+            "unlikelihood_tokens": 4,
+        },
         segments=True,
     ),
     Kind(
         "Muon",
         {"num_heads": 6, "num_kv_heads": 3, "embeddings_tied": True, "activation": "silu", "sub_norm": False},
-        {"optimizer": "muon", "schedule": "warm_down", "peak_lr": 0.003, "final_lr": 0.0, "muon_lr": 0.02, "stage1_wd": 0.2,
-         "stage2_wd": 0.0, "grad_clip_norm": 5.0, "batch_size": 2, "objective": "next_token", "loss_reduction": "sum",
-         "stage1_unlikelihood": 0.0, "stage2_unlikelihood": 0.0},
+        {
+            "optimizer": "muon",
+            "schedule": "warm_down",
+            "peak_lr": 0.003,
+            "final_lr": 0.0,
+            "muon_lr": 0.02,
+            "stage1_wd": 0.2,
+            "stage2_wd": 0.0,
+            "grad_clip_norm": 5.0,
+            "batch_size": 2,
+            "objective": "next_token",
+            "loss_reduction": "sum",
+            "stage1_unlikelihood": 0.0,
+            "stage2_unlikelihood": 0.0,
+        },
     ),
     Kind(
         "preference",
         {"num_heads": 6, "num_kv_heads": 2, "embeddings_tied": True, "activation": "silu", "sub_norm": True},
-        {"optimizer": "adamw", "schedule": "cosine", "peak_lr": 0.001, "final_lr": 0.0, "stage1_wd": 0.1, "stage2_wd": 0.0,
-         "grad_clip_norm": 1.0, "batch_size": 4, "objective": "preference", "preference_beta": 0.3, "loss_reduction": "mean",
-         "stage1_unlikelihood": 0.0, "stage2_unlikelihood": 0.0},
+        {
+            "optimizer": "adamw",
+            "schedule": "cosine",
+            "peak_lr": 0.001,
+            "final_lr": 0.0,
+            "stage1_wd": 0.1,
+            "stage2_wd": 0.0,
+            "grad_clip_norm": 1.0,
+            "batch_size": 4,
+            "objective": "preference",
+            "preference_beta": 0.3,
+            "loss_reduction": "mean",
+            "stage1_unlikelihood": 0.0,
+            "stage2_unlikelihood": 0.0,
+        },
         pairs=True,
     ),
-)  # fmt: skip
+)
 
 
 class LivelyRows:
-    """Random rows with random masks, few targets scored in some micro-batches and many in others; a function of the number."""
+    """Random rows with random masks, few targets scored in some micro-batches and many in others; a function
+    of the number.
+    """
 
     def __init__(self, kind: Kind) -> None:
         self.kind = kind
@@ -86,7 +138,9 @@ class LivelyRows:
         if not self.kind.pairs:
             return batch
         return batch._replace(
-            reference=torch.tensor([-3.0 * float(row.sum()) - float(n % 5) for row, n in zip(mask, numbers, strict=True)])
+            reference=torch.tensor(
+                [-3.0 * float(row.sum()) - float(n % 5) for row, n in zip(mask, numbers, strict=True)]
+            )
         )
 
     def _row(self, number: int) -> tuple[NDArray[Any], ...]:
@@ -122,8 +176,13 @@ def twin_of(subject: Subject, kind: Kind) -> Subject:
     """The examined subject with a small model of this kind, its settings and its rows."""
     length = min(max(subject.config.max_seq_length, SHORTEST), LONGEST)
     shape: dict[str, Any] = {
-        "vocab_size": VOCABULARY, "hidden_size": 48, "num_layers": 2, "ffn_hidden_size": 72, "max_seq_length": length, "norm_eps": EPSILON,
-    }  # fmt: skip
+        "vocab_size": VOCABULARY,
+        "hidden_size": 48,
+        "num_layers": 2,
+        "ffn_hidden_size": 72,
+        "max_seq_length": length,
+        "norm_eps": EPSILON,
+    }
     config = dataclasses.replace(subject.config, **{**shape, **kind.shape})
     settings = {**STEPS, **kind.settings}
     tokens = {"tokens_per_step": settings["batch_size"] * settings["grad_accumulation_steps"] * COLUMNS}
@@ -136,11 +195,16 @@ def twin_of(subject: Subject, kind: Kind) -> Subject:
         return subject.train(model, optimizers, source, **{**settings, **words})
 
     return dataclasses.replace(
-        subject, config=config, training={**subject.training, **settings, **tokens}, task=_TwinTask(subject.task, LivelyRows(kind)),
-        model=model, train=train, bf16=False,
+        subject,
+        config=config,
+        training={**subject.training, **settings, **tokens},
+        task=_TwinTask(subject.task, LivelyRows(kind)),
+        model=model,
+        train=train,
+        bf16=False,
         new_optimizers=lambda model, **changes: subject.new_optimizers(model, **{**settings, **changes}),
         rates_at=lambda step, **changes: subject.rates_at(step, **{**settings, **changes}),
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

@@ -1,11 +1,13 @@
 """From findings to a verdict: which part is broken, how sure that is, what says so, and what to do next.
 
-A broken part makes others look broken: without a causal mask the gradients differ from the reference, and with shuffled data
-nothing learns. So a failed check counts for its part only while no part that explains it (`explained_by`) has failed by itself; and
-symptoms count only where no direct check failed. What is left is added up by weight.
+A broken part makes others look broken: without a causal mask the gradients differ from the reference, and
+with shuffled data nothing learns. So a failed check counts for its part only while no part that explains it
+(`explained_by`) has failed by itself; and symptoms count only where no direct check failed. What is left is
+added up by weight.
 
-A run that has not made all its updates is unfinished, which is no fault; so is one whose plan was cut short and that misses its
-criteria for no other reason. What the examination itself could not examine speaks against no part, but nothing is called healthy then.
+A run that has not made all its updates is unfinished, which is no fault; so is one whose plan was cut short
+and that misses its criteria for no other reason. What the examination itself could not examine speaks against
+no part, but nothing is called healthy then.
 """
 
 from __future__ import annotations
@@ -17,34 +19,79 @@ from typing import Any
 
 from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Suspect
 
-TREE: tuple[Suspect, ...] = ("checkpoint", "data", "quantization", "gradients", "optimizer", "evaluation", "decoding", "size", "training")
+TREE: tuple[Suspect, ...] = (
+    "checkpoint",
+    "data",
+    "quantization",
+    "gradients",
+    "optimizer",
+    "evaluation",
+    "decoding",
+    "size",
+    "training",
+)
 """In this order a tie is broken: what comes first is upstream."""
 
 NEXT: dict[Suspect, str] = {
-    "checkpoint": "use an older checkpoint (bitnet diagnose RUN/checkpoints/step_NNNNNN), or train again; look for a full disk",
-    "data": "look at a decoded batch and its targets, at the tokenizer of shards and model, and at which rows an update reads",
-    "quantization": "compare the named part with its formula in bitnet/nn; the control (--control) tells whether it is the ternary part",
-    "gradients": "follow the gradient back from the named parameter: straight-through, detach, the mean over scored tokens, the loss",
-    "optimizer": "compare rates in metrics/scalars.jsonl with the schedule, and the named parameter with the optimizer's groups",
-    "evaluation": "do not trust the held-out figures before the named check passes: the rows, the model's mode, the loss function",
-    "decoding": "the model may be fine: judge it by its loss, and repair the named step of decoding or sampling",
+    "checkpoint": (
+        "use an older checkpoint (bitnet diagnose RUN/checkpoints/step_NNNNNN), or train again; look for a "
+        "full disk"
+    ),
+    "data": (
+        "look at a decoded batch and its targets, at the tokenizer of shards and model, and at which rows "
+        "an update reads"
+    ),
+    "quantization": (
+        "compare the named part with its formula in bitnet/nn; the control (--control) tells whether it is "
+        "the ternary part"
+    ),
+    "gradients": (
+        "follow the gradient back from the named parameter: straight-through, detach, the mean over scored "
+        "tokens, the loss"
+    ),
+    "optimizer": (
+        "compare rates in metrics/scalars.jsonl with the schedule, and the named parameter with the "
+        "optimizer's groups"
+    ),
+    "evaluation": (
+        "do not trust the held-out figures before the named check passes: the rows, the model's mode, the "
+        "loss function"
+    ),
+    "decoding": (
+        "the model may be fine: judge it by its loss, and repair the named step of decoding or sampling"
+    ),
     "size": "train a larger model, or lower the vocabulary; bitnet cost shows what that takes",
-    "training": "train longer: raise --num-steps (20 tokens per parameter for text), and judge at the end, since the loss is S-shaped",
+    "training": (
+        "train longer: raise --num-steps (20 tokens per parameter for text), and judge at the end, since "
+        "the loss is S-shaped"
+    ),
     "none": "nothing to repair; if the output is still poor, train with --control and look at bitnet compare",
 }
 GO_ON = "repeat the command that trained it, which continues the run, and diagnose it again at its end"
 REPORT = "the examination is incomplete, which is a fault of bitnet diagnose; report the error above"
 EXPERIMENTS = (
-    ("bitnet train baseline --variant tinystories_2k", "the 95M model on stories with 2,048 entries: was the vocabulary too large?"),
-    ("bitnet train baseline --variant 400k --num-steps 4000000", "ten times longer: was it trained too little?"),
-    ("bitnet train baseline --variant 200m", "more than 200M parameters for 32,000 entries: was it too small?"),
+    (
+        "bitnet train baseline --variant tinystories_2k",
+        "the 95M model on stories with 2,048 entries: was the vocabulary too large?",
+    ),
+    (
+        "bitnet train baseline --variant 400k --num-steps 4000000",
+        "ten times longer: was it trained too little?",
+    ),
+    (
+        "bitnet train baseline --variant 200m",
+        "more than 200M parameters for 32,000 entries: was it too small?",
+    ),
 )
-"""What the plan tries next where training works and the full-sized model still writes garbage (its decision tree, section 8)."""
+"""What the plan tries next where training works and the full-sized model still writes garbage (its decision
+tree, section 8)."""
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """suspect: none when healthy; sureness: 0..1; evidence: failed checks that speak for it; explained: failed ones that follow."""
+    """suspect: none when healthy; sureness: 0..1; evidence: failed checks that speak for it; explained:
+    failed ones that follow.
+    """
 
     suspect: Suspect
     sureness: float
@@ -122,7 +169,9 @@ def _judged(checks: Sequence[Check]) -> Verdict:
     share = weights[suspect] / sum(weights.values())
     strongest = max(check.weight for check in evidence)
     sureness = min(0.98, (strongest if evidence[0].direct else 0.9 * strongest) * (0.5 + 0.5 * share))
-    return Verdict(suspect, sureness, evidence, rest, tuple(name for name in TREE if name in weights and name != suspect))
+    return Verdict(
+        suspect, sureness, evidence, rest, tuple(name for name in TREE if name in weights and name != suspect)
+    )
 
 
 def _rank(counted: Sequence[Check], suspect: Suspect) -> float:
@@ -132,7 +181,9 @@ def _rank(counted: Sequence[Check], suspect: Suspect) -> float:
 
 
 def _unexplained(pool: Sequence[Check]) -> list[Check]:
-    """Checks that no part upstream explains. A part explains others only by failures that are its own, not explained in turn."""
+    """Checks that no part upstream explains. A part explains others only by failures that are its own, not
+    explained in turn.
+    """
     standing: list[Check] = list(pool)
     for part in TREE:
         own = [check for check in standing if check.suspect == part and not _explained(check, standing)]
@@ -144,7 +195,11 @@ def _unexplained(pool: Sequence[Check]) -> list[Check]:
 
 def _explained(check: Check, standing: Sequence[Check]) -> bool:
     """Whether a part that explains this check has failures that this check's part does not explain back."""
-    return any(other.suspect in check.explained_by and check.suspect not in other.explained_by for other in standing if other is not check)
+    return any(
+        other.suspect in check.explained_by and check.suspect not in other.explained_by
+        for other in standing
+        if other is not check
+    )
 
 
 assert set(TREE) | {"none"} == set(SUSPECTS)

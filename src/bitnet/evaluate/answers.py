@@ -26,7 +26,10 @@ def answer_all(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[C
     longest = max(len(tokenizer.encode(case.answer)) for case in cases)
     prompts = [tokenizer.encode(case.prompt) for case in cases]
     stop = tokenizer.encode(end_mark)[0]
-    return [tokenizer.decode(ids) for ids in continue_prompts(model, prompts, max_new_tokens=longest, stop_id=stop)]
+    return [
+        tokenizer.decode(ids)
+        for ids in continue_prompts(model, prompts, max_new_tokens=longest, stop_id=stop)
+    ]
 
 
 def exact_match(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[Case]) -> dict[str, float]:

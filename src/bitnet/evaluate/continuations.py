@@ -1,4 +1,6 @@
-"""How a model continues many prompts, greedily or sampled, as text. For judges that accept more than one answer."""
+"""How a model continues many prompts, greedily or sampled, as text. For judges that accept more than one
+answer.
+"""
 
 from __future__ import annotations
 
@@ -24,15 +26,26 @@ def continuations(
 ) -> list[str]:
     """Continuations in the order of the prompts, each with its end mark where the model produced it.
 
-    end_mark is one token. A continuation ends without it after max_new_tokens or at the model's max_seq_length.
+    end_mark is one token. A continuation ends without it after max_new_tokens or at the model's
+    max_seq_length.
     """
     (stop,) = tokenizer.encode(end_mark)
     ids = [tokenizer.encode(prompt) for prompt in prompts]
-    return [tokenizer.decode(answer) for answer in continued_ids(model, ids, stop_id=stop, mode=mode, max_new_tokens=max_new_tokens)]
+    return [
+        tokenizer.decode(answer)
+        for answer in continued_ids(model, ids, stop_id=stop, mode=mode, max_new_tokens=max_new_tokens)
+    ]
 
 
 def continued_ids(
-    model: BitNetTransformer, prompts: Sequence[Sequence[int]], *, stop_id: int, mode: Mode = "greedy", max_new_tokens: int
+    model: BitNetTransformer,
+    prompts: Sequence[Sequence[int]],
+    *,
+    stop_id: int,
+    mode: Mode = "greedy",
+    max_new_tokens: int,
 ) -> list[list[int]]:
     """The same for ids, up to and including stop_id where it came."""
-    return continue_prompts(model, prompts, max_new_tokens=max_new_tokens, stop_id=stop_id, sampling=MODES[mode])
+    return continue_prompts(
+        model, prompts, max_new_tokens=max_new_tokens, stop_id=stop_id, sampling=MODES[mode]
+    )

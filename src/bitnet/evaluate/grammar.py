@@ -1,8 +1,10 @@
-"""Does the model know English grammar? Minimal pairs: which of two sentences is more likely, the right one or the wrong one?
+"""Does the model know English grammar? Minimal pairs: which of two sentences is more likely, the right one or
+the wrong one?
 
-The method is BLiMP's (Warstadt et al., arXiv:1912.00582): both sentences of a pair are the same but for one fault, each is scored by the
-sum of its tokens' log probabilities, and the pair counts where the right one has the higher sum. Guessing gives a half. BLiMP's own
-words are for adults; these pairs use the words of children's stories, as Zorro does (Huebner et al., 2021).
+The method is BLiMP's (Warstadt et al., arXiv:1912.00582): both sentences of a pair are the same but for one
+fault, each is scored by the sum of its tokens' log probabilities, and the pair counts where the right one has
+the higher sum. Guessing gives a half. BLiMP's own words are for adults; these pairs use the words of
+children's stories, as Zorro does (Huebner et al., 2021).
 
     agreement    The dog was happy.           / The dog were happy.
     article      She saw an owl.              / She saw a owl.
@@ -13,8 +15,9 @@ words are for adults; these pairs use the words of children's stories, as Zorro 
     adjective    The big dog ran away.        / The dog big ran away.
     preposition  She ran to the park.         / She ran the to park.
 
-What this does not measure: whether the sentences that the model writes are grammatical. That needs a parser or a reader; a high share
-here is necessary for it and not sufficient. Capitals, ends of sentences and loops in what it writes are in writing.py.
+What this does not measure: whether the sentences that the model writes are grammatical. That needs a parser
+or a reader; a high share here is necessary for it and not sufficient. Capitals, ends of sentences and loops
+in what it writes are in writing.py.
 """
 
 from __future__ import annotations
@@ -34,12 +37,41 @@ PAIRS_AT_ONCE = 64
 ANIMALS = ("dog", "cat", "bird", "bear", "frog", "duck", "boy", "girl", "rabbit", "friend", "cow", "horse")
 THINGS = ("toy", "ball", "tree", "hat", "car", "flower", "book", "cake", "apple", "cookie", "game", "shoe")
 MOODS = ("happy", "sad", "big", "small", "nice", "kind")
-WITH_AN = ("apple", "owl", "egg", "ant", "orange", "elephant", "umbrella", "onion", "acorn", "animal", "old man", "ice cream")
+WITH_AN = (
+    "apple",
+    "owl",
+    "egg",
+    "ant",
+    "orange",
+    "elephant",
+    "umbrella",
+    "onion",
+    "acorn",
+    "animal",
+    "old man",
+    "ice cream",
+)
 WITH_A = ("dog", "ball", "tree", "hat", "car", "flower", "bird", "cake", "toy", "fish", "big bear", "red box")
 CASES = (("He", "him"), ("She", "her"), ("They", "them"), ("We", "us"), ("I", "me"))
-VERBS = (("eat", "ate"), ("run", "ran"), ("see", "saw"), ("go", "went"), ("play", "played"), ("swim", "swam"), ("fly", "flew"),
-         ("help", "helped"), ("jump", "jumped"), ("sing", "sang"), ("hide", "hid"), ("sleep", "slept"))  # fmt: skip
-PLACES = ("park", "house", "tree", "river", "beach", "garden", "store", "lake", "forest", "school", "door", "car")
+VERBS = (
+    ("eat", "ate"),
+    ("run", "ran"),
+    ("see", "saw"),
+    ("go", "went"),
+    ("play", "played"),
+    ("swim", "swam"),
+    ("fly", "flew"),
+    ("help", "helped"),
+    ("jump", "jumped"),
+    ("sing", "sang"),
+    ("hide", "hid"),
+    ("sleep", "slept"),
+)
+PLACES = tuple(
+    """
+    park house tree river beach garden store lake forest school door car
+""".split()
+)
 
 
 class Pair(NamedTuple):
@@ -94,8 +126,11 @@ def minimal_pairs() -> tuple[Pair, ...]:
     return tuple(found)
 
 
-def grammar_metrics(model: BitNetTransformer, tokenizer: Tokenizer, pairs: Sequence[Pair]) -> dict[str, float]:
-    """Share of the pairs whose right sentence is the likelier one: `grammar`, and `grammar_<kind>`, each with its number of cases.
+def grammar_metrics(
+    model: BitNetTransformer, tokenizer: Tokenizer, pairs: Sequence[Pair]
+) -> dict[str, float]:
+    """Share of the pairs whose right sentence is the likelier one: `grammar`, and `grammar_<kind>`, each with
+    its number of cases.
 
     Equal likelihoods count as wrong. Each sentence is scored as the beginning of a document.
     """
@@ -113,9 +148,14 @@ def grammar_metrics(model: BitNetTransformer, tokenizer: Tokenizer, pairs: Seque
 
 @torch.no_grad()
 def sentence_log_probs(model: BitNetTransformer, tokenizer: Tokenizer, sentences: Sequence[str]) -> Tensor:
-    """Sum of log probabilities of each sentence's tokens after an end-of-text token, in nats: float64 (N,), on the CPU."""
+    """Sum of log probabilities of each sentence's tokens after an end-of-text token, in nats: float64 (N,),
+    on the CPU.
+    """
     rows = [[tokenizer.eos_id, *tokenizer.encode(sentence)] for sentence in sentences]
-    parts = [_summed(model, rows[start : start + PAIRS_AT_ONCE], tokenizer.pad_id) for start in range(0, len(rows), PAIRS_AT_ONCE)]
+    parts = [
+        _summed(model, rows[start : start + PAIRS_AT_ONCE], tokenizer.pad_id)
+        for start in range(0, len(rows), PAIRS_AT_ONCE)
+    ]
     return torch.cat(parts)
 
 
@@ -123,8 +163,12 @@ def _summed(model: BitNetTransformer, rows: Sequence[Sequence[int]], pad_id: int
     """The sums of one batch; rows are padded on the right, where a causal model does not look."""
     longest = max(map(len, rows))
     device = model.final_norm.weight.device
-    ids = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)  # (B, T + 1)
-    real = torch.tensor([[place < len(row) for place in range(1, longest)] for row in rows], device=device)  # (B, T)
+    ids = torch.tensor(
+        [[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device
+    )  # (B, T + 1)
+    real = torch.tensor(
+        [[place < len(row) for place in range(1, longest)] for row in rows], device=device
+    )  # (B, T)
     log_probs = model(ids[:, :-1]).double().log_softmax(-1)  # (B, T, V)
     of_targets = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)  # (B, T)
     return torch.where(real, of_targets, 0.0).sum(-1).cpu()

@@ -14,8 +14,12 @@ from bitnet.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def held_out_loss(model: BitNetTransformer, batches: Iterable[Batch], tokenizer: Tokenizer) -> dict[str, float]:
-    """nats_per_token over scored targets, bits_per_byte of the text they decode to, and how many tokens that were."""
+def held_out_loss(
+    model: BitNetTransformer, batches: Iterable[Batch], tokenizer: Tokenizer
+) -> dict[str, float]:
+    """nats_per_token over scored targets, bits_per_byte of the text they decode to, and how many tokens that
+    were.
+    """
     device = model.final_norm.weight.device
     bytes_of = torch.from_numpy(tokenizer.byte_lengths())  # (V,), 0 for special tokens
     nats, tokens, text_bytes = 0.0, 0, 0

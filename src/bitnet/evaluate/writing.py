@@ -1,10 +1,12 @@
 """Is it English? Numbers about texts that a model wrote, without a reader.
 
-None of them is a mark for quality; together they tell writing from the two broken patterns of the plan: one word over and
-over (`the the the the`), and letter soup (`xkjq mlp zzz`). A sample that was cut by its length is judged up to its
-last whole sentence only where that matters: an unfinished last sentence is not an error of the model.
+None of them is a mark for quality; together they tell writing from the two broken patterns of the plan: one
+word over and over (`the the the the`), and letter soup (`xkjq mlp zzz`). A sample that was cut by its length
+is judged up to its last whole sentence only where that matters: an unfinished last sentence is not an error
+of the model.
 
-    sentences_ended         share of sentences with . ! or ? (a closing quote may follow) at their end; the cut one left out
+    sentences_ended         share of sentences with . ! or ? (a closing quote may follow) at their end; the
+                            cut one is left out
     sentences_capitalised   share of sentences that begin with a capital, a digit or an opening quote
     repeated_4grams         share of four-word sequences that occurred before in the same sample (0 is best)
     distinct_words          distinct words over all words, within a sample
@@ -30,7 +32,8 @@ SAME_WORD_IN_A_ROW = 3
 LOOP_TURNS = 3
 LONGEST_LOOP = 16
 SOUP_SHARE = 0.3
-"""A sample in which more than this share of the words was never seen in training is soup. Ours, without a source."""
+"""A sample in which more than this share of the words was never seen in training is soup. Ours, without a
+source."""
 
 
 def words(text: str) -> list[str]:
@@ -44,7 +47,9 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Pieces that end with a mark, and what is left after the last one. Line breaks between paragraphs end a sentence too."""
+    """Pieces that end with a mark, and what is left after the last one. Line breaks between paragraphs end a
+    sentence too.
+    """
     found: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         start = 0
@@ -61,7 +66,9 @@ def is_ended(sentence: str) -> bool:
 
 
 def is_capitalised(sentence: str) -> bool:
-    """Whether it begins as a sentence does; what a speaker's verb continues ('"Hello!" said Tim.') is no new beginning."""
+    """Whether it begins as a sentence does; what a speaker's verb continues ('"Hello!" said Tim.') is no new
+    beginning.
+    """
     first = sentence.lstrip(OPENING)[:1]
     return first.isupper() or first.isdigit()
 
@@ -69,21 +76,28 @@ def is_capitalised(sentence: str) -> bool:
 def repeats_a_word(text: str) -> bool:
     """The plan's first broken pattern: one word, several times running."""
     said = words(text)
-    return any(len(set(said[i : i + SAME_WORD_IN_A_ROW])) == 1 for i in range(len(said) - SAME_WORD_IN_A_ROW + 1))
+    return any(
+        len(set(said[i : i + SAME_WORD_IN_A_ROW])) == 1 for i in range(len(said) - SAME_WORD_IN_A_ROW + 1)
+    )
 
 
 def repeated_4grams(text: str) -> float:
-    """Share of the four-word sequences that occurred before in the text; 0 for texts of fewer than four words."""
+    """Share of the four-word sequences that occurred before in the text; 0 for texts of fewer than four
+    words.
+    """
     said = words(text)
     grams = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def looping(text: str) -> bool:
-    """Whether the text ends in a loop: its last words, up to LONGEST_LOOP of them, said LOOP_TURNS times running."""
+    """Whether the text ends in a loop: its last words, up to LONGEST_LOOP of them, said LOOP_TURNS times
+    running.
+    """
     said = words(text)
     return any(
-        said[-period * LOOP_TURNS :] == said[-period:] * LOOP_TURNS for period in range(1, min(LONGEST_LOOP, len(said) // LOOP_TURNS) + 1)
+        said[-period * LOOP_TURNS :] == said[-period:] * LOOP_TURNS
+        for period in range(1, min(LONGEST_LOOP, len(said) // LOOP_TURNS) + 1)
     )
 
 
@@ -93,11 +107,14 @@ def is_soup(text: str, known: Collection[str]) -> bool:
     return not said or sum(word not in known for word in said) > SOUP_SHARE * len(said)
 
 
-def writing_metrics(samples: Sequence[str], known: Collection[str], *, prompts: Sequence[str] | None = None) -> dict[str, float]:
+def writing_metrics(
+    samples: Sequence[str], known: Collection[str], *, prompts: Sequence[str] | None = None
+) -> dict[str, float]:
     """The figures above over continuations, each share with its number of cases.
 
-    samples: what the model wrote. prompts: the beginnings, if given: sentences are then those of prompt and continuation, since the
-    first one began in the prompt; words are counted in the continuations only. Raises ValueError without samples.
+    samples: what the model wrote. prompts: the beginnings, if given: sentences are then those of prompt and
+    continuation, since the first one began in the prompt; words are counted in the continuations only. Raises
+    ValueError without samples.
     """
     if not samples:
         raise ValueError("there are no samples to judge; draw at least one")
@@ -105,7 +122,11 @@ def writing_metrics(samples: Sequence[str], known: Collection[str], *, prompts: 
     whole = [sentences(prompt + sample) for prompt, sample in zip(begun, samples, strict=True)]
     ended = [is_ended(sentence) for found in whole for sentence in found[:-1]]
     last_ended = [is_ended(found[-1]) for found in whole if found]
-    capital = [is_capitalised(sentence) or _continues_speech(found, i) for found in whole for i, sentence in enumerate(found)]
+    capital = [
+        is_capitalised(sentence) or _continues_speech(found, i)
+        for found in whole
+        for i, sentence in enumerate(found)
+    ]
     said = [word for sample in samples for word in words(sample)]
     shares = {
         "sentences_ended": ended + [True for done in last_ended if done],
@@ -120,7 +141,11 @@ def writing_metrics(samples: Sequence[str], known: Collection[str], *, prompts: 
     distinct = [len(set(w)) / len(w) for w in map(words, samples) if w]
     metrics["distinct_words"] = sum(distinct) / len(distinct) if distinct else 0.0
     metrics["repeated_4grams"] = sum(map(repeated_4grams, samples)) / len(samples)
-    return {**metrics, "distinct_words_cases": float(len(distinct)), "repeated_4grams_cases": float(len(samples))}
+    return {
+        **metrics,
+        "distinct_words_cases": float(len(distinct)),
+        "repeated_4grams_cases": float(len(samples)),
+    }
 
 
 def _continues_speech(found: Sequence[str], index: int) -> bool:

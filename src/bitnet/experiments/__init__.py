@@ -1,1 +1,3 @@
-"""What we train, one file each. A file here that defines `experiment` is an experiment; there is no registry."""
+"""What we train, one file each. A file here that defines `experiment` is an experiment; there is no
+registry.
+"""

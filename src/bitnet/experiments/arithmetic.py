@@ -1,8 +1,8 @@
 """Arithmetic: the sanity check. A ternary model that cannot learn to add has a broken trainer.
 
-Lines `a op b = c`, operands 0-100 in every variant (1-100 on the right where there is division), over a character
-vocabulary of 32. Optionally expressions with parentheses, `(3 + 5) * 2 = 16`. Loss alone says little, since the operands
-are random: predicting them costs about the same however well the model adds.
+Lines `a op b = c`, operands 0-100 in every variant (1-100 on the right where there is division), over a
+character vocabulary of 32. Optionally expressions with parentheses, `(3 + 5) * 2 = 16`. Loss alone says
+little, since the operands are random: predicting them costs about the same however well the model adds.
 Success is the exact match of answers on problems never trained on.
 
 One tenth of the problems is held out by a stable hash of the problem, its commuted twin with it, and every
@@ -53,13 +53,20 @@ class ArithmeticData(DataConfig):
 
     def __post_init__(self) -> None:
         if not self.operators or len(set(self.operators)) != len(self.operators):
-            raise ConfigError(f"data.operators is {self.operators}; name at least one of + - * // and none twice")
+            raise ConfigError(
+                f"data.operators is {self.operators}; name at least one of + - * // and none twice"
+            )
         if not 2 <= self.max_operand <= 999:
             raise ConfigError(f"data.max_operand is {self.max_operand}; it must be between 2 and 999")
         if not 0 <= self.min_right <= self.max_operand:
-            raise ConfigError(f"data.min_right is {self.min_right}; it must be between 0 and data.max_operand {self.max_operand}")
+            raise ConfigError(
+                f"data.min_right is {self.min_right}; it must be between 0 and data.max_operand "
+                f"{self.max_operand}"
+            )
         if "//" in self.operators and self.min_right == 0:
-            raise ConfigError("data.min_right is 0 and data.operators has //; set data.min_right to 1 or drop //")
+            raise ConfigError(
+                "data.min_right is 0 and data.operators has //; set data.min_right to 1 or drop //"
+            )
         if not 0 <= self.expressions <= 1_000_000:
             raise ConfigError(f"data.expressions is {self.expressions}; it must be between 0 and 1000000")
 
@@ -105,7 +112,9 @@ class Expression(NamedTuple):
     def outer(self) -> Problem:
         """The problem that is left once the inner one is computed."""
         value = self.inner.value
-        return Problem(value, self.op, self.other) if self.inner_first else Problem(self.other, self.op, value)
+        return (
+            Problem(value, self.op, self.other) if self.inner_first else Problem(self.other, self.op, value)
+        )
 
     @property
     def kept_back(self) -> bool:
@@ -138,15 +147,23 @@ def all_problems(data: ArithmeticData) -> Iterator[Problem]:
 
 
 def random_expressions(data: ArithmeticData, seed: int, *, kept_back: bool, count: int) -> list[Expression]:
-    """Up to `count` distinct expressions that are, or are not, in the evaluation set; fewer where there are fewer."""
+    """Up to `count` distinct expressions that are, or are not, in the evaluation set; fewer where there are
+    fewer.
+    """
     generator = random.Random(f"expressions {seed} {kept_back}")
     operand = range(data.min_right, data.max_operand + 1)
     found: dict[Expression, None] = {}
     for _ in range(TRIES_PER_EXPRESSION * count + 10_000):
         if len(found) == count:
             break
-        inner = Problem(generator.randint(0, data.max_operand), generator.choice(data.operators), generator.choice(operand))
-        expression = Expression(inner, generator.choice(data.operators), generator.choice(operand), generator.random() < 0.5)
+        inner = Problem(
+            generator.randint(0, data.max_operand),
+            generator.choice(data.operators),
+            generator.choice(operand),
+        )
+        expression = Expression(
+            inner, generator.choice(data.operators), generator.choice(operand), generator.random() < 0.5
+        )
         divides_by_zero = expression.op == "//" and not expression.inner_first and inner.value == 0
         if not divides_by_zero and expression.kept_back == kept_back:
             found[expression] = None
@@ -169,10 +186,13 @@ class ArithmeticTask:
     def training(self) -> list[Example]:
         """Everything that may be trained on."""
         examples = [problem.example for problem in all_problems(self.data) if not problem.kept_back]
-        extra = random_expressions(self.data, self.config.train.seed, kept_back=False, count=self.data.expressions)
+        extra = random_expressions(
+            self.data, self.config.train.seed, kept_back=False, count=self.data.expressions
+        )
         if len(extra) < self.data.expressions:
             raise ConfigError(
-                f"data.expressions is {self.data.expressions}, but only {len(extra)} distinct ones were found with these operands and "
+                f"data.expressions is {self.data.expressions}, but only {len(extra)} distinct ones were "
+                "found with these operands and "
                 "operators; lower it or raise data.max_operand"
             )
         return examples + [expression.example for expression in extra]
@@ -192,7 +212,14 @@ class ArithmeticTask:
         """Training rows."""
         train, data = self.config.train, self.data
         table = ExampleTable.of(self.training, self.tokenizer)
-        return TableRows(table, seed=train.seed, seq_len=train.seq_len, layout=data.layout, loss_on=data.loss_on, name=data.dataset)
+        return TableRows(
+            table,
+            seed=train.seed,
+            seq_len=train.seq_len,
+            layout=data.layout,
+            loss_on=data.loss_on,
+            name=data.dataset,
+        )
 
     def frozen_evaluation(self) -> list[Batch]:
         """Held-out cases, one a row, scored as in training."""
@@ -208,7 +235,10 @@ class ArithmeticTask:
         """A few held-out problems with the model's answers."""
         cases = self.held_out_cases[:count]
         answers = answer_all(model, self.tokenizer, cases)
-        return [Shown(case.prompt, answer.strip(), case.answer.strip()) for case, answer in zip(cases, answers, strict=True)]
+        return [
+            Shown(case.prompt, answer.strip(), case.answer.strip())
+            for case, answer in zip(cases, answers, strict=True)
+        ]
 
 
 def training_lines(config: RunConfig, count: int) -> Iterator[str]:
@@ -221,11 +251,24 @@ def training_lines(config: RunConfig, count: int) -> Iterator[str]:
 
 
 QUICK_MODEL = BitNetConfig(
-    vocab_size=32, hidden_size=128, num_layers=4, num_heads=2, num_kv_heads=1, ffn_hidden_size=384, max_seq_length=64
+    vocab_size=32,
+    hidden_size=128,
+    num_layers=4,
+    num_heads=2,
+    num_kv_heads=1,
+    ffn_hidden_size=384,
+    max_seq_length=64,
 )
 REFERENCE = RunConfig(
     model=ARITHMETIC,
-    train=TrainConfig(seq_len=64, batch_size=32, total_steps=24_414, warmup_steps=250, entropy_floor=None, repetition_limit=None),
+    train=TrainConfig(
+        seq_len=64,
+        batch_size=32,
+        total_steps=24_414,
+        warmup_steps=250,
+        entropy_floor=None,
+        repetition_limit=None,
+    ),
     data=ArithmeticData(),
 )
 BEST = RunConfig(
@@ -246,21 +289,47 @@ BEST = RunConfig(
 QUICK = RunConfig(
     model=QUICK_MODEL,
     train=TrainConfig(
-        seq_len=14, batch_size=256, total_steps=800, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.014, log_every=20, eval_every=100, sample_every=300, probe_every=100, checkpoint_every=100,
-        entropy_floor=None, repetition_limit=None,
+        seq_len=14,
+        batch_size=256,
+        total_steps=800,
+        warmup_steps=20,
+        optimizer="muon",
+        schedule="warm_down",
+        peak_lr=0.003,
+        final_lr=0.0,
+        stage1_wd=0.0,
+        muon_lr=0.014,
+        log_every=20,
+        eval_every=100,
+        sample_every=300,
+        probe_every=100,
+        checkpoint_every=100,
+        entropy_floor=None,
+        repetition_limit=None,
     ),
     data=ArithmeticData(operators=("+", "-"), min_right=0, layout="single", loss_on="answers"),
-)  # fmt: skip
+)
 
 experiment = Experiment(
     name="arithmetic",
     label="5M",
     about="a op b = c: does ternary training work at all?",
     variants={
-        "quick": Variant(QUICK, (Criterion("exact_match", at_least=0.99),), "minutes on two CPU cores: + and -, operands 0-100"),
-        "reference": Variant(REFERENCE, (Criterion("exact_match", at_least=0.9),), "the plan's: AdamW, two stages, four operators"),
-        "best": Variant(BEST, (Criterion("exact_match", at_least=0.95),), "same model and tokens; Muon, loss on answers only"),
+        "quick": Variant(
+            QUICK,
+            (Criterion("exact_match", at_least=0.99),),
+            "minutes on two CPU cores: + and -, operands 0-100",
+        ),
+        "reference": Variant(
+            REFERENCE,
+            (Criterion("exact_match", at_least=0.9),),
+            "the plan's: AdamW, two stages, four operators",
+        ),
+        "best": Variant(
+            BEST,
+            (Criterion("exact_match", at_least=0.95),),
+            "same model and tokens; Muon, loss on answers only",
+        ),
     },
     open=ArithmeticTask,
     extra={"prepare": training_lines},

@@ -3,14 +3,15 @@
     bitnet voice answers --prompts DIR --pairs --out PAIRS
     bitnet train bitnut_dpo --from SFT_RUN --data PAIRS
 
-Direct preference optimisation (arXiv:2305.18290; train/objective.py has the loss) with beta 0.1 and a low rate, as the 2B4T report
-does (arXiv:2504.12285, section 3.3: two epochs, rate 2e-7, beta 0.1, for 2B parameters). The chosen answer of a pair is in the voice,
-the rejected one answers the same prompt plainly. The weights that the run begins with are the reference. The pairs are easily told
-apart: at ten times the rate the margin grows to a hundred nats within 60 updates, and the sentences fall apart (docs/log.md).
+Direct preference optimisation (arXiv:2305.18290; train/objective.py has the loss) with beta 0.1 and a low
+rate, as the 2B4T report does (arXiv:2504.12285, section 3.3: two epochs, rate 2e-7, beta 0.1, for 2B
+parameters). The chosen answer of a pair is in the voice, the rejected one answers the same prompt plainly.
+The weights that the run begins with are the reference. The pairs are easily told apart: at ten times the rate
+the margin grows to a hundred nats within 60 updates, and the sentences fall apart (docs/log.md).
 
-Judged like fine-tuning (bitnut_sft.py), on the same held-out prompts, so that both verdicts can be laid side by side; here
-`forgetting` counts from the fine-tuned run. Beside it `preferred`: the share of held-out pairs whose chosen answer gained more than
-the rejected one.
+Judged like fine-tuning (bitnut_sft.py), on the same held-out prompts, so that both verdicts can be laid side
+by side; here `forgetting` counts from the fine-tuned run. Beside it `preferred`: the share of held-out pairs
+whose chosen answer gained more than the rejected one.
 """
 
 from __future__ import annotations
@@ -48,18 +49,31 @@ class PreferenceData(ConversationData):
 QUICK = dataclasses.replace(
     SFT_QUICK,
     train=dataclasses.replace(
-        SFT_QUICK.train.with_total_steps(40), objective="preference", seq_len=160, optimizer="adamw", peak_lr=0.000005, warmup_steps=4,
-        log_every=5, eval_every=20, sample_every=40, probe_every=20, checkpoint_every=20,
+        SFT_QUICK.train.with_total_steps(40),
+        objective="preference",
+        seq_len=160,
+        optimizer="adamw",
+        peak_lr=0.000005,
+        warmup_steps=4,
+        log_every=5,
+        eval_every=20,
+        sample_every=40,
+        probe_every=20,
+        checkpoint_every=20,
     ),
     data=PreferenceData(dataset="pairs"),
-)  # fmt: skip
+)
 REFERENCE = dataclasses.replace(
     SFT_REFERENCE,
     train=dataclasses.replace(
-        SFT_REFERENCE.train.with_total_steps(400), objective="preference", seq_len=512, peak_lr=0.00002, warmup_steps=20,
+        SFT_REFERENCE.train.with_total_steps(400),
+        objective="preference",
+        seq_len=512,
+        peak_lr=0.00002,
+        warmup_steps=20,
     ),
     data=PreferenceData(dataset="pairs"),
-)  # fmt: skip
+)
 PREFERS = (*TALKS, Criterion("preferred", at_least=0.95))
 
 
@@ -69,18 +83,27 @@ class PreferenceTask(ConversationTask):
     def _rows(self) -> RowSource:
         path = Path(self.data.conversations)
         if not path.is_dir():
-            raise DataError(f"{path} is a file; preferences need the folder that `bitnet voice answers --pairs` wrote")
+            raise DataError(
+                f"{path} is a file; preferences need the folder that `bitnet voice answers --pairs` wrote"
+            )
         self.pairs = read_pairs(path)
         if not self.pairs.held_out:
-            raise DataError(f"{self.pairs.name} holds no pair out, so that nothing can be judged; make it from more topics")
+            raise DataError(
+                f"{self.pairs.name} holds no pair out, so that nothing can be judged; make it from more "
+                "topics"
+            )
         return self._pair_rows(self.pairs.train)
 
     def _pair_rows(self, pairs: Sequence[Pair]) -> PairRows:
         train = self.config.train
         return PairRows(
-            encoded_pairs(pairs, self.tokenizer, self.data.speaker), seq_len=train.seq_len, seed=train.seed,
-            pad_id=self.tokenizer.pad_id, name=self.pairs.name, reference=self._reference,
-        )  # fmt: skip
+            encoded_pairs(pairs, self.tokenizer, self.data.speaker),
+            seq_len=train.seq_len,
+            seed=train.seed,
+            pad_id=self.tokenizer.pad_id,
+            name=self.pairs.name,
+            reference=self._reference,
+        )
 
     @cached_property
     def _start(self) -> BitNetTransformer:

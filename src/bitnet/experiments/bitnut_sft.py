@@ -2,16 +2,18 @@
 
     bitnet train bitnut_sft --from RUN --data DIR
 
-The same loop with other data and start weights: conversations of `bitnet voice answers` in the template of text/chat.py, loss on
-the answers and their ends only, packed without leaking, and a share of windows of the text that the run was trained on, to
-limit forgetting. Model, tokenizer and that text come from RUN; the conversations' voice gives the name before the answers.
+The same loop with other data and start weights: conversations of `bitnet voice answers` in the template of
+text/chat.py, loss on the answers and their ends only, packed without leaking, and a share of windows of the
+text that the run was trained on, to limit forgetting. Model, tokenizer and that text come from RUN; the
+conversations' voice gives the name before the answers.
 
-The 2B4T report (arXiv:2504.12285, section 3.2) advises a summed loss, a higher rate and more epochs than for full precision.
-`loss_reduction: sum` is the first (train/objective.py says what it changes; `reference` has it), `peak_lr` and `total_steps` the others.
+The 2B4T report (arXiv:2504.12285, section 3.2) advises a summed loss, a higher rate and more epochs than for
+full precision. `loss_reduction: sum` is the first (train/objective.py says what it changes; `reference` has
+it), `peak_lr` and `total_steps` the others.
 
-Judged on topics that fine-tuning never saw, by a program: do answers end by themselves, are they in the voice (voice/score.py), do
-they mention the topic, what is lost of the text before (`forgetting`, nats per token against the start weights), and the loss
-on held-out answers with the start weights beside it (`nats_before`).
+Judged on topics that fine-tuning never saw, by a program: do answers end by themselves, are they in the voice
+(voice/score.py), do they mention the topic, what is lost of the text before (`forgetting`, nats per token
+against the start weights), and the loss on held-out answers with the start weights beside it (`nats_before`).
 """
 
 from __future__ import annotations
@@ -23,7 +25,14 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from bitnet.bounds import MOST_ROWS, within
-from bitnet.data.conversations import Conversation, ConversationRows, chained, encoded, read_conversations, single_batches
+from bitnet.data.conversations import (
+    Conversation,
+    ConversationRows,
+    chained,
+    encoded,
+    read_conversations,
+    single_batches,
+)
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -49,7 +58,9 @@ FORGETTING_WINDOWS = 200
 
 @dataclass(frozen=True, kw_only=True)
 class ConversationData(DataConfig):
-    """Conversations, and what stands behind the run that learns them. --from and --data fill most of it in."""
+    """Conversations, and what stands behind the run that learns them. --from and --data fill most of it
+    in.
+    """
 
     conversations: str = ""
     """Folder of `bitnet voice answers`, or a file of JSON lines."""
@@ -85,20 +96,46 @@ class ConversationData(DataConfig):
 QUICK = RunConfig(
     model=BASE_QUICK.model,
     train=TrainConfig(
-        seq_len=256, batch_size=16, total_steps=300, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.00075,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.005, log_every=20, eval_every=100, eval_cases=8, sample_every=300, probe_every=200,
+        seq_len=256,
+        batch_size=16,
+        total_steps=300,
+        warmup_steps=20,
+        optimizer="muon",
+        schedule="warm_down",
+        peak_lr=0.00075,
+        final_lr=0.0,
+        stage1_wd=0.0,
+        muon_lr=0.005,
+        log_every=20,
+        eval_every=100,
+        eval_cases=8,
+        sample_every=300,
+        probe_every=200,
         checkpoint_every=100,
     ),
     data=ConversationData(dataset="conversations", other_share=0.5),
-)  # fmt: skip
+)
 REFERENCE = RunConfig(
     model=BASE_REFERENCE.model,
     train=TrainConfig(
-        seq_len=1_024, batch_size=16, total_steps=600, warmup_steps=30, schedule="linear", peak_lr=0.0005, final_lr=0.0, stage1_wd=0.0,
-        loss_reduction="sum", log_every=10, eval_every=100, eval_cases=8, sample_every=200, probe_every=200, checkpoint_every=200,
+        seq_len=1_024,
+        batch_size=16,
+        total_steps=600,
+        warmup_steps=30,
+        schedule="linear",
+        peak_lr=0.0005,
+        final_lr=0.0,
+        stage1_wd=0.0,
+        loss_reduction="sum",
+        log_every=10,
+        eval_every=100,
+        eval_cases=8,
+        sample_every=200,
+        probe_every=200,
+        checkpoint_every=200,
     ),
     data=ConversationData(dataset="conversations"),
-)  # fmt: skip
+)
 TALKS = (
     Criterion("answers_ended", at_least=0.95),
     Criterion("in_voice", at_least=0.90),
@@ -116,32 +153,52 @@ class ConversationTask:
         assert isinstance(config.data, ConversationData)
         self.config, self.data = config, config.data
         if config.train.start_from is None or not self.data.conversations:
-            raise ConfigError("fine-tuning needs a run and conversations, as in: bitnet train bitnut_sft --from RUN --data DIR")
+            raise ConfigError(
+                "fine-tuning needs a run and conversations, as in: bitnet train bitnut_sft --from RUN --data "
+                "DIR"
+            )
         self.voice = find_voice(self.data.voice)
         self.tokenizer = load_tokenizer(Path(self.data.tokenizer))
         if self.tokenizer.vocab_size > config.model.vocab_size:
             raise DataError(
-                f"the tokenizer {self.data.tokenizer} has {self.tokenizer.vocab_size:,} entries, the model {config.model.vocab_size:,}; "
+                f"the tokenizer {self.data.tokenizer} has {self.tokenizer.vocab_size:,} entries, the model "
+                f"{config.model.vocab_size:,}; "
                 "fine-tune with the tokenizer of the run that it begins from"
             )
         self.found = read_conversations(Path(self.data.conversations))
         if not self.found.held_out:
-            raise DataError(f"{self.found.name} holds no topic out, so that nothing can be judged; make it from more topics")
-        self.prompts = tuple(question(one.turns[0].human, self.data.speaker) for one in self.found.held_out[:5])
+            raise DataError(
+                f"{self.found.name} holds no topic out, so that nothing can be judged; make it from more "
+                "topics"
+            )
+        self.prompts = tuple(
+            question(one.turns[0].human, self.data.speaker) for one in self.found.held_out[:5]
+        )
         self.source = self._rows()
 
     def _rows(self) -> RowSource:
         train, data = self.config.train, self.data
-        windows = WindowRows(self.other, seq_len=train.seq_len, seed=train.seed) if self.other and data.other_share else None
+        windows = (
+            WindowRows(self.other, seq_len=train.seq_len, seed=train.seed)
+            if self.other and data.other_share
+            else None
+        )
         conversations = encoded(chained(self.found.train, data.chained_share), self.tokenizer, data.speaker)
         return ConversationRows(
-            conversations, seq_len=train.seq_len, seed=train.seed, pad_id=self.tokenizer.pad_id, name=self.found.name, other=windows,
+            conversations,
+            seq_len=train.seq_len,
+            seed=train.seed,
+            pad_id=self.tokenizer.pad_id,
+            name=self.found.name,
+            other=windows,
             other_share=data.other_share if windows else 0.0,
-        )  # fmt: skip
+        )
 
     @cached_property
     def other(self) -> Shards | None:
-        """The text that the run was trained on. Raises DataError where it was made with another tokenizer, or altered."""
+        """The text that the run was trained on. Raises DataError where it was made with another tokenizer, or
+        altered.
+        """
         if not self.data.other:
             return None
         shards = Shards.open(Path(self.data.other), self.tokenizer)
@@ -152,17 +209,26 @@ class ConversationTask:
         """Held-out conversations, one a row."""
         chosen = evenly(self.found.held_out, self.data.eval_conversations)
         parts = encoded(chosen, self.tokenizer, self.data.speaker)
-        return single_batches(parts, seq_len=self.config.train.seq_len, batch_size=ROWS, pad_id=self.tokenizer.pad_id)
+        return single_batches(
+            parts, seq_len=self.config.train.seq_len, batch_size=ROWS, pad_id=self.tokenizer.pad_id
+        )
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
-        """How it answers held-out prompts; without a limit also losses, with those of the start weights beside them."""
-        asked = evenly(self.found.held_out, self.data.judged_prompts if limit is None else min(limit, self.data.judged_prompts))
+        """How it answers held-out prompts; without a limit also losses, with those of the start weights
+        beside them.
+        """
+        asked = evenly(
+            self.found.held_out,
+            self.data.judged_prompts if limit is None else min(limit, self.data.judged_prompts),
+        )
         answers, ended = self._answers(model, asked)
         cases = float(len(asked))
         counts = {
             "answers_ended": sum(ended),
             "in_voice": sum(in_voice(answer, self.voice) for answer in answers),
-            "mention_topic": sum(mentions(answer, one.topic) for one, answer in zip(asked, answers, strict=True) if one.topic),
+            "mention_topic": sum(
+                mentions(answer, one.topic) for one, answer in zip(asked, answers, strict=True) if one.topic
+            ),
             "distinct_answers": len(set(answers)),
         }
         metrics: dict[str, float] = {}
@@ -171,14 +237,20 @@ class ConversationTask:
         return metrics if limit is not None else metrics | self._losses(model)
 
     def _losses(self, model: BitNetTransformer) -> dict[str, float]:
-        """forgetting: nats per token on the text before, against the start weights; nats_before: theirs on held-out answers."""
+        """forgetting: nats per token on the text before, against the start weights; nats_before: theirs on
+        held-out answers.
+        """
         assert self.config.train.start_from is not None
         base = load(self.config.train.start_from, device=model.final_norm.weight.device).model
         before = held_out_loss(base, self.frozen_evaluation(), self.tokenizer)["nats_per_token"]
         if self.other is None:
             return {"nats_before": before}
         windows = held_out_batches(
-            self.other, seq_len=model.config.max_seq_length, batch_size=ROWS, max_windows=FORGETTING_WINDOWS, pad_id=self.tokenizer.pad_id
+            self.other,
+            seq_len=model.config.max_seq_length,
+            batch_size=ROWS,
+            max_windows=FORGETTING_WINDOWS,
+            pad_id=self.tokenizer.pad_id,
         )
         now, then = (held_out_loss(one, windows, self.tokenizer)["nats_per_token"] for one in (model, base))
         return {"nats_before": before, "text_nats_before": then, "text_nats": now, "forgetting": now - then}
@@ -186,14 +258,23 @@ class ConversationTask:
     def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
         """A few held-out prompts with the model's answers."""
         asked = evenly(self.found.held_out, count)
-        return [Shown(one.turns[0].human, answer, None) for one, answer in zip(asked, self._answers(model, asked)[0], strict=True)]
+        return [
+            Shown(one.turns[0].human, answer, None)
+            for one, answer in zip(asked, self._answers(model, asked)[0], strict=True)
+        ]
 
-    def _answers(self, model: BitNetTransformer, asked: Sequence[Conversation]) -> tuple[list[str], list[bool]]:
+    def _answers(
+        self, model: BitNetTransformer, asked: Sequence[Conversation]
+    ) -> tuple[list[str], list[bool]]:
         """Sampled answers to the first question of each, and whether they ended by themselves."""
         prompts = [question_ids(one.turns[0].human, self.tokenizer, self.data.speaker) for one in asked]
         room = model.config.max_seq_length - max(len(prompt) for prompt in prompts)
         ids = continued_ids(
-            model, prompts, stop_id=self.tokenizer.eos_id, mode="typical", max_new_tokens=max(min(self.data.answer_tokens, room), 1)
+            model,
+            prompts,
+            stop_id=self.tokenizer.eos_id,
+            mode="typical",
+            max_new_tokens=max(min(self.data.answer_tokens, room), 1),
         )
         ended = [row[-1:] == [self.tokenizer.eos_id] for row in ids]
         return [self.tokenizer.decode(row).strip() for row in ids], ended

@@ -1,12 +1,13 @@
 """JSON records: does a ternary model keep a format, and what it was given in it, to the last bracket?
 
-Lines like `{"name": "Alice", "age": 25, "city": "Boston"}`, one record each, over characters: fifty names, fifty
-cities, ages 18 to 99, the keys in any order, and two more keys, "job" and "member", that a record may have or not. A
-line has many right continuations, so no answer is compared letter by letter. What counts is what a program that reads
-the line would count: it parses, it meets the schema, and every field that the prompt gave is still there, once.
+Lines like `{"name": "Alice", "age": 25, "city": "Boston"}`, one record each, over characters: fifty names,
+fifty cities, ages 18 to 99, the keys in any order, and two more keys, "job" and "member", that a record may
+have or not. A line has many right continuations, so no answer is compared letter by letter. What counts is
+what a program that reads the line would count: it parses, it meets the schema, and every field that the
+prompt gave is still there, once.
 
-One pair in thirty of (name, age), (name, city) and (age, city) is held out by a stable hash: no training record, in
-whatever order, has both values of such a pair, and every evaluation prompt gives both.
+One pair in thirty of (name, age), (name, city) and (age, city) is held out by a stable hash: no training
+record, in whatever order, has both values of such a pair, and every evaluation prompt gives both.
 """
 
 from __future__ import annotations
@@ -33,24 +34,30 @@ from bitnet.text.characters import CharacterTokenizer
 from bitnet.train.config import DataConfig, RunConfig, TrainConfig
 from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
 
-NAMES = [
-    "Adam", "Alice", "Amy", "Anna", "Ben", "Bob", "Carl", "Carol", "Chris", "Clara", "Dan", "David", "Diana", "Ella", "Emma", "Eric",
-    "Eva", "Frank", "Fred", "Grace", "Hannah", "Harry", "Helen", "Henry", "Ian", "Ivan", "Jack", "James", "Jane", "Julia", "Karen",
-    "Kate", "Laura", "Leo", "Lily", "Lucas", "Maria", "Mark", "Mia", "Nina", "Noah", "Oliver", "Olivia", "Paul", "Peter", "Rose", "Sam",
-    "Sara", "Tom", "Zoe",
-]  # fmt: skip
-CITIES = [
-    "Athens", "Atlanta", "Austin", "Berlin", "Boston", "Cairo", "Chicago", "Dallas", "Delhi", "Denver", "Detroit", "Dublin", "Geneva",
-    "Hanoi", "Helsinki", "Houston", "Istanbul", "Kyoto", "Lagos", "Lima", "Lisbon", "London", "Lyon", "Madrid", "Manila", "Memphis",
-    "Miami", "Milan", "Montreal", "Moscow", "Munich", "Nairobi", "Naples", "Orlando", "Osaka", "Oslo", "Paris", "Phoenix", "Porto",
-    "Prague", "Quito", "Rome", "Seattle", "Seoul", "Sydney", "Tokyo", "Toronto", "Vienna", "Warsaw", "Zurich",
-]  # fmt: skip
+NAMES = """
+    Adam Alice Amy Anna Ben Bob Carl Carol Chris Clara Dan David Diana Ella Emma Eric Eva Frank Fred Grace
+    Hannah Harry Helen Henry Ian Ivan Jack James Jane Julia Karen Kate Laura Leo Lily Lucas Maria Mark Mia
+    Nina Noah Oliver Olivia Paul Peter Rose Sam Sara Tom Zoe
+""".split()
+CITIES = """
+    Athens Atlanta Austin Berlin Boston Cairo Chicago Dallas Delhi Denver Detroit Dublin Geneva Hanoi
+    Helsinki Houston Istanbul Kyoto Lagos Lima Lisbon London Lyon Madrid Manila Memphis Miami Milan Montreal
+    Moscow Munich Nairobi Naples Orlando Osaka Oslo Paris Phoenix Porto Prague Quito Rome Seattle Seoul
+    Sydney Tokyo Toronto Vienna Warsaw Zurich
+""".split()
 AGES = range(18, 100)
 JOBS = ["actor", "baker", "clerk", "cook", "doctor", "driver", "lawyer", "nurse", "pilot", "teacher"]
 REQUIRED = {"name", "age", "city"}
 ALPHABET = string.ascii_letters + string.digits + '{}":, \n'
 END = "\n"
-CUTS = (32, 40, 48, 56, 64, 72)  # characters given to continue; few lengths, because prompts of one length are decoded together
+CUTS = (
+    32,
+    40,
+    48,
+    56,
+    64,
+    72,
+)  # characters given to continue; few lengths, because prompts of one length are decoded together
 CASES_PER_CUT = 400
 LONGEST_REST = 64  # characters; no record is longer than the shortest cut and this
 MODES: tuple[Mode, ...] = ("greedy", "typical")
@@ -103,7 +110,11 @@ def random_records(seed: str) -> Iterator[Record]:
     """Records without end, held-out ones among them. A record's order of keys is that of its line."""
     generator = random.Random(seed)
     while True:
-        record: Record = {"name": generator.choice(NAMES), "age": generator.choice(AGES), "city": generator.choice(CITIES)}
+        record: Record = {
+            "name": generator.choice(NAMES),
+            "age": generator.choice(AGES),
+            "city": generator.choice(CITIES),
+        }
         if generator.random() < 0.5:
             record["job"] = generator.choice(JOBS)
         if generator.random() < 0.5:
@@ -126,12 +137,18 @@ def given_fields(line: str, cut: int) -> Record:
 
 
 def beginnings() -> list[Beginning]:
-    """The evaluation set: distinct prompts, equally many of each length, each with a held-out pair of values in it."""
+    """The evaluation set: distinct prompts, equally many of each length, each with a held-out pair of values
+    in it.
+    """
     found: dict[int, dict[str, Beginning]] = {cut: {} for cut in CUTS}
     for record in filter(held_back, random_records("evaluation")):
         line = json.dumps(record) + END
         for cut in CUTS:
-            if len(line) > cut + 1 and len(found[cut]) < CASES_PER_CUT and held_back(given := given_fields(line, cut)):
+            if (
+                len(line) > cut + 1
+                and len(found[cut]) < CASES_PER_CUT
+                and held_back(given := given_fields(line, cut))
+            ):
                 found[cut].setdefault(line[:cut], Beginning(line[:cut], line[cut:], given))
         if all(len(group) == CASES_PER_CUT for group in found.values()):
             break
@@ -192,19 +209,32 @@ class JsonTask:
 
     @cached_property
     def source(self) -> TableRows:
-        """Training rows. Every character is scored: which key comes next is as much the task as how it ends."""
+        """Training rows. Every character is scored: which key comes next is as much the task as how it
+        ends.
+        """
         train, data = self.config.train, self.data
         lines = itertools.islice(training_records(train.seed), data.records)
         table = ExampleTable.of((Example("", json.dumps(record) + END) for record in lines), self.tokenizer)
-        return TableRows(table, seed=train.seed, seq_len=train.seq_len, layout=data.layout, loss_on="all", name=data.dataset)
+        return TableRows(
+            table,
+            seed=train.seed,
+            seq_len=train.seq_len,
+            layout=data.layout,
+            loss_on="all",
+            name=data.dataset,
+        )
 
     def frozen_evaluation(self) -> list[Batch]:
         """Whole held-out lines, one a row, scored as in training."""
         cases = self.held_out_cases[: self.config.train.eval_cases]
-        return [ExampleTable.of((Example(case.prompt, case.rest) for case in cases), self.tokenizer).batch("all")]
+        return [
+            ExampleTable.of((Example(case.prompt, case.rest) for case in cases), self.tokenizer).batch("all")
+        ]
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
-        """The shares that are valid, greedy and sampled, and the share that keeps what was given both ways."""
+        """The shares that are valid, greedy and sampled, and the share that keeps what was given both
+        ways.
+        """
         cases = self.held_out_cases[:limit]
         kept = [True] * len(cases)
         shares: dict[str, list[bool]] = {}
@@ -221,7 +251,9 @@ class JsonTask:
         return metrics
 
     def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
-        """A few held-out beginnings with the model's greedy continuation; any valid one that keeps the fields is right."""
+        """A few held-out beginnings with the model's greedy continuation; any valid one that keeps the fields
+        is right.
+        """
         cases = self.held_out_cases[:count]
         shown = []
         for case, line in zip(cases, self._continued(model, cases, "greedy"), strict=True):
@@ -234,13 +266,17 @@ class JsonTask:
     def _continued(self, model: BitNetTransformer, cases: Sequence[Beginning], mode: Mode) -> list[str]:
         """Prompts with their continuations, end mark included where it came."""
         prompts = [case.prompt for case in cases]
-        rests = continuations(model, self.tokenizer, prompts, end_mark=END, mode=mode, max_new_tokens=LONGEST_REST)
+        rests = continuations(
+            model, self.tokenizer, prompts, end_mark=END, mode=mode, max_new_tokens=LONGEST_REST
+        )
         return [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)]
 
 
 def training_lines(config: RunConfig, count: int) -> Iterator[str]:
     """`count` training records as text, one a line."""
-    return (json.dumps(record) + END for record in itertools.islice(training_records(config.train.seed), count))
+    return (
+        json.dumps(record) + END for record in itertools.islice(training_records(config.train.seed), count)
+    )
 
 
 CRITERIA = (
@@ -250,20 +286,48 @@ CRITERIA = (
 )
 REFERENCE = RunConfig(
     model=dataclasses.replace(ARITHMETIC, vocab_size=80, max_seq_length=128),
-    train=TrainConfig(seq_len=128, batch_size=32, total_steps=6_000, warmup_steps=250, entropy_floor=None, repetition_limit=None),
+    train=TrainConfig(
+        seq_len=128,
+        batch_size=32,
+        total_steps=6_000,
+        warmup_steps=250,
+        entropy_floor=None,
+        repetition_limit=None,
+    ),
     data=RecordData(records=50_000),
 )
 QUICK = RunConfig(
     model=BitNetConfig(
-        vocab_size=80, hidden_size=128, num_layers=4, num_heads=2, num_kv_heads=1, ffn_hidden_size=384, max_seq_length=128
+        vocab_size=80,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=2,
+        num_kv_heads=1,
+        ffn_hidden_size=384,
+        max_seq_length=128,
     ),
     train=TrainConfig(
-        seq_len=128, batch_size=40, total_steps=600, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=200, eval_cases=60, sample_every=200, probe_every=100,
-        checkpoint_every=100, entropy_floor=None, repetition_limit=None,
+        seq_len=128,
+        batch_size=40,
+        total_steps=600,
+        warmup_steps=20,
+        optimizer="muon",
+        schedule="warm_down",
+        peak_lr=0.003,
+        final_lr=0.0,
+        stage1_wd=0.0,
+        muon_lr=0.02,
+        log_every=20,
+        eval_every=200,
+        eval_cases=60,
+        sample_every=200,
+        probe_every=100,
+        checkpoint_every=100,
+        entropy_floor=None,
+        repetition_limit=None,
     ),
     data=RecordData(),
-)  # fmt: skip
+)
 
 experiment = Experiment(
     name="json_records",

@@ -1,8 +1,10 @@
-"""Measured results of the variants, from measured.json, which `benchmarks/record.py` writes from finished runs.
+"""Measured results of the variants, from measured.json, which `benchmarks/record.py` writes from finished
+runs.
 
-One row is one run. The rows of a variant that read the same data and differ only in the seed are one result: its verdict is PASS
-when at least three seeds were run and each of them meets every criterion, and its figures are shown with their spread. What a
-single seed did is said in words, since another seed may miss a criterion that this one met by luck.
+One row is one run. The rows of a variant that read the same data and differ only in the seed are one result:
+its verdict is PASS when at least three seeds were run and each of them meets every criterion, and its figures
+are shown with their spread. What a single seed did is said in words, since another seed may miss a criterion
+that this one met by luck.
 """
 
 from __future__ import annotations
@@ -53,7 +55,11 @@ class Result:
     def data(self) -> str:
         """What was really read: the data set's name, and how much of it there was."""
         dataset = self.newest["dataset"]
-        return f"{dataset['name']} ({dataset['count']:,} {dataset['unit']})" if dataset["count"] else str(dataset["name"])
+        return (
+            f"{dataset['name']} ({dataset['count']:,} {dataset['unit']})"
+            if dataset["count"]
+            else str(dataset["name"])
+        )
 
 
 def between(texts: Sequence[str]) -> str:
@@ -75,7 +81,9 @@ def measured() -> list[Row]:
 
 
 def results() -> list[Result]:
-    """The recorded runs by experiment, variant, weights, budget, data set and settings, in the order in which each first appeared."""
+    """The recorded runs by experiment, variant, weights, budget, data set and settings, in the order in which
+    each first appeared.
+    """
     groups: dict[str, list[Row]] = {}
     for row in measured():
         kind = [row[key] for key in ("experiment", "variant", "weights", "tokens", "dataset", "settings")]
@@ -86,9 +94,16 @@ def results() -> list[Result]:
 def measured_result(name: str, variant: str) -> str | None:
     """The newest result of a variant in one line, its control's left aside, or None."""
     wanted = (name, variant, "ternary")
-    found = [one for one in results() if tuple(one.newest[key] for key in ("experiment", "variant", "weights")) == wanted]
+    found = [
+        one
+        for one in results()
+        if tuple(one.newest[key] for key in ("experiment", "variant", "weights")) == wanted
+    ]
     if not found:
         return None
     row = found[-1].newest
-    facts = f"{row['tokens']:,} tokens of {found[-1].data}, {row['hardware']}, {row['minutes']:.1f} min, commit {row['commit']}"
+    facts = (
+        f"{row['tokens']:,} tokens of {found[-1].data}, {row['hardware']}, {row['minutes']:.1f} min, commit "
+        f"{row['commit']}"
+    )
     return f"{found[-1].figures}: {found[-1].verdict} ({facts})"

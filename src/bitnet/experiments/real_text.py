@@ -4,10 +4,10 @@
         not held out -> tokenizer, training shards -> windows
         held out -> held-out shards -> loss, beginnings that the judge has continued
 
-The tokenizer and the shards are made once and kept in `cache_dir` under a name that depends on everything that decides
-them; a second run finds them. Both see training documents only. The judge has two parts: the loss on held-out text, and
-numbers about what the model writes after the beginnings of held-out documents (evaluate/writing.py).
-Not here: any experiment (tinystories.py, baseline.py).
+The tokenizer and the shards are made once and kept in `cache_dir` under a name that depends on everything
+that decides them; a second run finds them. Both see training documents only. The judge has two parts: the
+loss on held-out text, and numbers about what the model writes after the beginnings of held-out documents
+(evaluate/writing.py). Not here: any experiment (tinystories.py, baseline.py).
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ from bitnet.train.experiment import Shown
 AUTO = "auto"
 MADE_HERE = ("own", "characters")
 LLAMA2 = "meta-llama/Llama-2-7b-hf"
-# How much of a stream a tokenizer is made from: guesses, generous ones, as web text has some 4.5 characters for each token.
+# How much of a stream a tokenizer is made from: guesses, generous ones, as web text has some 4.5 characters
+# for each token.
 STREAMED_PER_TOKEN, STREAMED_PER_ENTRY, STREAMED_PER_DOCUMENT = 8, 500, 5_000
 PROMPT_TOKENS = (6, 12, 20, 28, 36)  # several beginnings of one document, since small corpora hold few out
 NEW_TOKENS = 64
@@ -65,7 +66,8 @@ class TextData(DataConfig):
     """Files that are the held-out set; without it documents are held out by a hash."""
     held_out_one_in: int = ONE_IN
     tokenizer: str = "own"
-    """own: byte-level BPE of model.vocab_size entries, or as many as the text supports; characters; a folder; or a name on the hub."""
+    """own: byte-level BPE of model.vocab_size entries, or as many as the text supports; characters; a folder;
+    or a name on the hub."""
     tokenizer_documents: int = 100_000
     max_documents: int | None = None
     """Documents to take at most."""
@@ -91,7 +93,9 @@ class TextData(DataConfig):
             within(f"data.{name}", getattr(self, name), 1, MOST_ROWS)
 
     def derived(self) -> dict[str, Any]:
-        """Whether documents come from the hub as a stream, which is read no further than the run needs; files are read whole."""
+        """Whether documents come from the hub as a stream, which is read no further than the run needs; files
+        are read whole.
+        """
         return {"streaming": not self.data}
 
 
@@ -103,7 +107,9 @@ class Prompt(NamedTuple):
 
 
 class Watch(NamedTuple):
-    """Who is told of the way to the shards. say: one line; report: progress of encoding; bars: draw the tokenizer library's."""
+    """Who is told of the way to the shards. say: one line; report: progress of encoding; bars: draw the
+    tokenizer library's.
+    """
 
     say: Callable[[str], None]
     report: Report
@@ -113,12 +119,23 @@ class Watch(NamedTuple):
 def corpus_of(config: RunConfig) -> Corpus:
     """The documents of a run. From the hub no more than the run's tokens need, from files all."""
     data = text_data(config)
-    named: dict[str, Any] = {} if data.data else {"dataset": data.dataset, "revision": data.revision, "cache": Path(data.cache_dir)}
+    named: dict[str, Any] = (
+        {}
+        if data.data
+        else {"dataset": data.dataset, "revision": data.revision, "cache": Path(data.cache_dir)}
+    )
     max_tokens = None if data.data else config.train.total_tokens + 1
     return open_corpus(
-        data.data, **named, split=data.split, column=data.column, validation=data.validation, one_in=data.held_out_one_in,
-        max_documents=data.max_documents, max_tokens=max_tokens, seed=config.train.seed,
-    )  # fmt: skip
+        data.data,
+        **named,
+        split=data.split,
+        column=data.column,
+        validation=data.validation,
+        one_in=data.held_out_one_in,
+        max_documents=data.max_documents,
+        max_tokens=max_tokens,
+        seed=config.train.seed,
+    )
 
 
 def text_data(config: RunConfig) -> TextData:
@@ -128,7 +145,8 @@ def text_data(config: RunConfig) -> TextData:
 
 
 def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = None) -> Tokenizer:
-    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if the model is too small for it.
+    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if the
+    model is too small for it.
 
     One with fewer entries than the model is taken, and said: the model's other rows are then never a target.
     """
@@ -139,7 +157,10 @@ def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = Non
     tokenizer = _made_tokenizer(data, config, corpus, watch) if made_here else find_tokenizer(data.tokenizer)
     if tokenizer.vocab_size < entries and watch:
         why = f"the text of {corpus.source.name} supports" if made_here else f"{data.tokenizer} has"
-        watch.say(f"tokenizer: {why} {tokenizer.vocab_size:,} entries, the model has {entries:,}; the others are never used")
+        watch.say(
+            f"tokenizer: {why} {tokenizer.vocab_size:,} entries, the model has {entries:,}; the others are "
+            "never used"
+        )
     if tokenizer.vocab_size > entries:
         raise ConfigError(
             f"the tokenizer {data.tokenizer} has {tokenizer.vocab_size:,} entries, the model {entries:,}; "
@@ -149,9 +170,15 @@ def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = Non
 
 
 def with_tokenizer(data: TextData, say: Callable[[str], None]) -> TextData:
-    """`auto` settled: LLaMA-2's tokenizer, as the plan has it, where the user has access to it, else one of our own; says which."""
+    """`auto` settled: LLaMA-2's tokenizer, as the plan has it, where the user has access to it, else one of
+    our own; says which.
+    """
     refusal = why_not(LLAMA2)
-    say(f"tokenizer: {LLAMA2}, as the plan has it" if refusal is None else f"tokenizer: our own, since {LLAMA2} cannot be had ({refusal})")
+    say(
+        f"tokenizer: {LLAMA2}, as the plan has it"
+        if refusal is None
+        else f"tokenizer: our own, since {LLAMA2} cannot be had ({refusal})"
+    )
     return dataclasses.replace(data, tokenizer="own" if refusal else LLAMA2)
 
 
@@ -159,14 +186,22 @@ def _made_tokenizer(data: TextData, config: RunConfig, corpus: Corpus, watch: Wa
     entries, seed = config.model.vocab_size, config.train.seed
     documents = min(data.tokenizer_documents, data.max_documents or data.tokenizer_documents)
     settings = {
-        "kind": data.tokenizer, "entries": entries, "source": corpus.source.identity(), "seed": seed,
-        "validation": corpus.validation.identity() if corpus.validation else None, "one_in": data.held_out_one_in,
+        "kind": data.tokenizer,
+        "entries": entries,
+        "source": corpus.source.identity(),
+        "seed": seed,
+        "validation": corpus.validation.identity() if corpus.validation else None,
+        "one_in": data.held_out_one_in,
         "documents": documents,
-    }  # fmt: skip
+    }
     characters = None
-    if corpus.source.size_bytes is None:  # a stream: no more of it than the run reads, or than the entries are found in
+    if (
+        corpus.source.size_bytes is None
+    ):  # a stream: no more of it than the run reads, or than the entries are found in
         characters = max(config.train.total_tokens * STREAMED_PER_TOKEN, entries * STREAMED_PER_ENTRY)
-        characters = min(characters, documents * STREAMED_PER_DOCUMENT)  # so that all long runs share one tokenizer
+        characters = min(
+            characters, documents * STREAMED_PER_DOCUMENT
+        )  # so that all long runs share one tokenizer
         settings["characters"] = characters
     key = sha256_of(json.dumps(settings, sort_keys=True))[:16]
     folder = Path(data.cache_dir) / f"tokenizer-{plain(corpus.source.name)}-{entries}-{key}"
@@ -174,13 +209,22 @@ def _made_tokenizer(data: TextData, config: RunConfig, corpus: Corpus, watch: Wa
         try:
             return load_tokenizer(folder)
         except BitnetError as error:
-            raise DataError(f"the tokenizer kept in {folder} cannot be read ({error}); delete that folder, and it is made again") from None
+            raise DataError(
+                f"the tokenizer kept in {folder} cannot be read ({error}); delete that folder, and it is "
+                "made again"
+            ) from None
     if watch:
-        watch.say(f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}")
+        watch.say(
+            f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}"
+        )
     texts = _so_many(corpus.sampled_texts(documents, seed), characters)
     bars = watch is not None and watch.bars
     own = data.tokenizer == "own"
-    made: Tokenizer = train_bpe(texts, entries, fewer=True, show_progress=bars) if own else CharacterTokenizer.count(texts, entries)
+    made: Tokenizer = (
+        train_bpe(texts, entries, fewer=True, show_progress=bars)
+        if own
+        else CharacterTokenizer.count(texts, entries)
+    )
     try:
         save_in_place(made, folder)
     except DataError:
@@ -205,14 +249,19 @@ def plain(name: str) -> str:
 
 
 def ready_shards(config: RunConfig, watch: Watch | None = None) -> tuple[Tokenizer, Shards]:
-    """Tokenizer and token shards of a run, made where they are missing. Interrupted, it goes on where it was."""
+    """Tokenizer and token shards of a run, made where they are missing. Interrupted, it goes on where it
+    was.
+    """
     corpus = corpus_of(config)
     tokenizer = ready_tokenizer(config, corpus, watch)
-    shards = prepare_cached(corpus, tokenizer, Path(text_data(config).cache_dir), report=watch.report if watch else None)
+    shards = prepare_cached(
+        corpus, tokenizer, Path(text_data(config).cache_dir), report=watch.report if watch else None
+    )
     if watch:
         train, held_out = shards.train, shards.held_out
         watch.say(
-            f"data {shards.folder}: {train.documents:,} documents, {train.tokens:,} tokens of {train.text_bytes / train.tokens:.2f} bytes; "
+            f"data {shards.folder}: {train.documents:,} documents, {train.tokens:,} tokens of "
+            f"{train.text_bytes / train.tokens:.2f} bytes; "
             f"held out {held_out.documents:,} documents, {held_out.tokens:,} tokens\n"
             f"the run reads the training tokens {config.train.total_tokens / train.tokens:.2f} times"
         )
@@ -239,31 +288,49 @@ class TextTask:
 
     def _windows(self, count: int) -> list[Batch]:
         return held_out_batches(
-            self.shards, seq_len=self.config.train.seq_len, batch_size=JUDGED_ROWS, max_windows=count, pad_id=self.tokenizer.pad_id
+            self.shards,
+            seq_len=self.config.train.seq_len,
+            batch_size=JUDGED_ROWS,
+            max_windows=count,
+            pad_id=self.tokenizer.pad_id,
         )
 
     @cached_property
     def known_words(self) -> frozenset[str]:
         """Words of the training text."""
-        return vocabulary(self.tokenizer.decode(ids.tolist()) for ids in _until(self.shards.train.each_document(), KNOWN_TOKENS))
+        return vocabulary(
+            self.tokenizer.decode(ids.tolist())
+            for ids in _until(self.shards.train.each_document(), KNOWN_TOKENS)
+        )
 
     @cached_property
     def held_out_prompts(self) -> list[Prompt]:
         """Different beginnings of held-out documents, of several lengths, each cut where a word begins."""
         found: dict[tuple[int, ...], Prompt] = {}
-        documents = [ids.tolist() for ids in islice(self.shards.held_out.each_document(), self.data.judged_prompts)]
+        documents = [
+            ids.tolist() for ids in islice(self.shards.held_out.each_document(), self.data.judged_prompts)
+        ]
         for tokens in PROMPT_TOKENS:
             for ids in documents:
                 cut = self._word_start(ids, tokens)
                 if cut and len(found) < self.data.judged_prompts:
                     found.setdefault(tuple(ids[:cut]), Prompt(ids[:cut], ids[cut:]))
         if not found:
-            raise DataError(f"no held-out document of {self.shards.folder} has {PROMPT_TOKENS[0]} tokens to begin with; hold out more")
+            raise DataError(
+                f"no held-out document of {self.shards.folder} has {PROMPT_TOKENS[0]} tokens to begin with; "
+                "hold out more"
+            )
         return list(found.values())
 
     def _word_start(self, ids: list[int], most: int) -> int:
-        """The last place up to `most` tokens where a word begins, so that no prompt ends inside one; 0 where there is none."""
-        starts = (cut for cut in range(min(most, len(ids) - 1), 0, -1) if self.tokenizer.decode([ids[cut]])[:1].isspace())
+        """The last place up to `most` tokens where a word begins, so that no prompt ends inside one; 0 where
+        there is none.
+        """
+        starts = (
+            cut
+            for cut in range(min(most, len(ids) - 1), 0, -1)
+            if self.tokenizer.decode([ids[cut]])[:1].isspace()
+        )
         return next(starts, 0)
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
@@ -282,12 +349,19 @@ class TextTask:
         """A few held-out beginnings with what the model makes of them, sampled; there is no right answer."""
         prompts = self.held_out_prompts[:count]
         texts = self._continued(model, prompts, "typical")
-        return [Shown(self.tokenizer.decode(prompt.ids), text, None) for prompt, text in zip(prompts, texts, strict=True)]
+        return [
+            Shown(self.tokenizer.decode(prompt.ids), text, None)
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
 
     def _continued(self, model: BitNetTransformer, prompts: Sequence[Prompt], mode: Mode) -> list[str]:
         room = model.config.max_seq_length - max(len(prompt.ids) for prompt in prompts)
         ids = continued_ids(
-            model, [prompt.ids for prompt in prompts], stop_id=self.tokenizer.eos_id, mode=mode, max_new_tokens=min(NEW_TOKENS, room)
+            model,
+            [prompt.ids for prompt in prompts],
+            stop_id=self.tokenizer.eos_id,
+            mode=mode,
+            max_new_tokens=min(NEW_TOKENS, room),
         )
         return [self.tokenizer.decode(row) for row in ids]
 

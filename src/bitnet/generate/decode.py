@@ -1,6 +1,7 @@
 """Continue prompts: one pass over the prompt, then one cached position per new token.
 
-Rows of a batch have prompts of equal length; `continue_prompts` groups prompts by length and keeps their order.
+Rows of a batch have prompts of equal length; `continue_prompts` groups prompts by length and keeps their
+order.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ def stream(
         raise DataError("the prompt is empty; give at least one token to continue")
     room = model.config.max_seq_length - length
     if room < 0:
-        raise DataError(f"the prompt has {length} tokens, the model reads at most {model.config.max_seq_length}; shorten it")
+        raise DataError(
+            f"the prompt has {length} tokens, the model reads at most {model.config.max_seq_length}; shorten "
+            "it"
+        )
     cache = model.new_cache(rows, length + max(min(max_new_tokens, room), 0))
     generator = sampling.generator(prompt_ids.device)
     new = prompt_ids

@@ -25,7 +25,10 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not (self.temperature == 0 or COLDEST <= self.temperature <= HOTTEST):
-            raise ConfigError(f"temperature is {self.temperature}; it must be 0 (greedy) or between {COLDEST} and {HOTTEST:g}")
+            raise ConfigError(
+                f"temperature is {self.temperature}; it must be 0 (greedy) or between {COLDEST} and "
+                f"{HOTTEST:g}"
+            )
         if self.top_p is not None and not 0 < self.top_p <= 1:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         within("top_k", self.top_k, 1, MOST_ENTRIES)
@@ -43,7 +46,9 @@ STRESS = Sampling(temperature=1.5, top_k=10)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is sampled from: temperature, then top-k, then top-p. logits: (B, V). Returns (B, V)."""
+    """The distribution that is sampled from: temperature, then top-k, then top-p. logits: (B, V). Returns (B,
+    V).
+    """
     logits = logits.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -69,9 +74,12 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
 
 
 def refuse_broken(logits: Tensor) -> None:
-    """Raise NotFiniteError where the largest logit of a row is NaN or infinite. A single -inf only excludes a token. logits: (..., V)."""
+    """Raise NotFiniteError where the largest logit of a row is NaN or infinite. A single -inf only excludes a
+    token. logits: (..., V).
+    """
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # amax passes a NaN on
         raise NotFiniteError(
-            "the model's logits are NaN or infinite, so there is no next token to choose; its weights are broken: use an earlier "
+            "the model's logits are NaN or infinite, so there is no next token to choose; its weights are "
+            "broken: use an earlier "
             "checkpoint (RUN/checkpoints/step_NNNNNN), or look for the cause with bitnet diagnose"
         )

@@ -1,9 +1,9 @@
 """A conversation with a model: history, the end of a turn, and room for what comes.
 
-An answer is over at the end-of-text id, or where the model begins to write somebody's next turn (`human:` or its own label).
-That label is never shown: text that may be its beginning is held back until it is clear. Where the conversation outgrows the
-model's context, the oldest turns are left out of what the model reads; the caller is told how many.
-Not here: the terminal (cli/chat.py), the template itself (text/chat.py).
+An answer is over at the end-of-text id, or where the model begins to write somebody's next turn (`human:` or
+its own label). That label is never shown: text that may be its beginning is held back until it is clear.
+Where the conversation outgrows the model's context, the oldest turns are left out of what the model reads;
+the caller is told how many. Not here: the terminal (cli/chat.py), the template itself (text/chat.py).
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ INCOMPLETE = "\ufffd"  # how a character of several tokens is decoded before its
 
 @dataclass
 class ChatSession:
-    """One conversation. speaker: the name before the answers; system: a text before the first turn, or none."""
+    """One conversation. speaker: the name before the answers; system: a text before the first turn, or
+    none.
+    """
 
     model: BitNetTransformer
     tokenizer: Tokenizer
@@ -40,7 +42,8 @@ class ChatSession:
     """Whether the last answer ended by itself, not at the limit of length."""
 
     def reply(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
-        """The pieces of an answer as they come; afterwards both sides are in `turns`, also when the caller stops early.
+        """The pieces of an answer as they come; afterwards both sides are in `turns`, also when the caller
+        stops early.
 
         Raises DataError where the text alone does not fit the context.
         """
@@ -59,14 +62,19 @@ class ChatSession:
         self.forgotten = 0
 
     def _prompt(self, text: str) -> tuple[list[int], int]:
-        """Ids of as many of the last turns as leave room for an answer, and how many turns that leaves out."""
+        """Ids of as many of the last turns as leave room for an answer, and how many turns that leaves
+        out.
+        """
         context = self.model.config.max_seq_length
         begin = self.tokenizer.encode(system_line(self.system)) if self.system else []
         end = question_ids(text, self.tokenizer, self.speaker)
         room = context - len(begin) - len(end)
         if room < 1:
             what = "the message" if not begin else "the message with the system text"
-            raise DataError(f"{what} has {len(begin) + len(end)} tokens, the model reads {context} with its answer; shorten it")
+            raise DataError(
+                f"{what} has {len(begin) + len(end)} tokens, the model reads {context} with its answer; "
+                "shorten it"
+            )
         room -= min(self.max_new_tokens, context // 2)
         kept: list[list[int]] = []
         for turn in reversed(self.turns):

@@ -43,7 +43,8 @@ def snapshot(
 ) -> dict[str, Any]:
     """One row of samples/samples.jsonl, without its step. Repetition is counted over the generated part only.
 
-    A model whose logits are not finite gets a row too: `non_finite` is true, and the row ends where they began.
+    A model whose logits are not finite gets a row too: `non_finite` is true, and the row ends where they
+    began.
     """
     prompt_ids = tokenizer.encode(prompt)
     ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.final_norm.weight.device)
@@ -52,7 +53,9 @@ def snapshot(
     details: list[dict[str, Any]] = []
     broken = False
     try:
-        for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)):
+        for chosen, logits in stream(
+            model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)
+        ):
             if len(details) < DETAILED:
                 details.append({"pos": len(details), **_distribution(logits[0], tokenizer)})
             new.append(int(chosen))

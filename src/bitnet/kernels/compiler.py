@@ -1,8 +1,8 @@
 """From ternary.c to a shared library, with whatever C compiler the machine has.
 
-Used at run time by library.py, and by the build hook (hatch_build.py) when a wheel is made. The instruction sets are chosen
-inside the source and at run time, so that the flags name none: a library runs on every processor of its machine type.
-Not here: where a library is kept and whether it may be loaded (library.py).
+Used at run time by library.py, and by the build hook (hatch_build.py) when a wheel is made. The instruction
+sets are chosen inside the source and at run time, so that the flags name none: a library runs on every
+processor of its machine type. Not here: where a library is kept and whether it may be loaded (library.py).
 """
 
 from __future__ import annotations
@@ -19,18 +19,28 @@ from pathlib import Path
 SOURCE = Path(__file__).with_name("ternary.c")
 
 # Contraction off: a * b + c must round twice on every machine, or the codes would differ between processors.
-FLAGS = ("-O3", "-std=gnu99", "-fPIC", "-shared", "-pthread", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden")
+FLAGS = tuple(
+    """
+    -O3 -std=gnu99 -fPIC -shared -pthread -ffp-contract=off -fno-math-errno -fvisibility=hidden
+""".split()
+)
 LIBRARIES = ("-lm",)
 TIMEOUT_S = 120  # it takes a second; a compiler that hangs must not hang training
 
 
 class CompileError(Exception):
-    """There is no library to be had from this compiler. The text says why, in one line without a full stop."""
+    """There is no library to be had from this compiler. The text says why, in one line without a full
+    stop.
+    """
 
 
 def identity() -> str:
     """Twelve hexadecimal digits that change with the source, the flags and the kind of machine."""
-    parts = [SOURCE.read_bytes(), " ".join((*FLAGS, *LIBRARIES)).encode(), f"{sys.platform} {platform.machine()}".encode()]
+    parts = [
+        SOURCE.read_bytes(),
+        " ".join((*FLAGS, *LIBRARIES)).encode(),
+        f"{sys.platform} {platform.machine()}".encode(),
+    ]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
 
 
@@ -40,14 +50,20 @@ def find_compiler() -> list[str]:
     for command in [named] if named else [["cc"], ["gcc"], ["clang"]]:
         if shutil.which(command[0]):
             return command
-    raise CompileError(f"no C compiler: CC={named[0]} is not installed" if named else "no C compiler: cc, gcc and clang are not installed")
+    raise CompileError(
+        f"no C compiler: CC={named[0]} is not installed"
+        if named
+        else "no C compiler: cc, gcc and clang are not installed"
+    )
 
 
 def compile_library(target: Path) -> None:
     """Compile ternary.c into the shared library `target`. Raises CompileError."""
     command = [*find_compiler(), *FLAGS, "-o", str(target), str(SOURCE), *LIBRARIES]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=TIMEOUT_S, check=False
+        )
     except subprocess.TimeoutExpired:
         raise CompileError(f"the C compiler {command[0]} did not finish within {TIMEOUT_S} s") from None
     except OSError as error:

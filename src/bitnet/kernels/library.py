@@ -3,13 +3,15 @@
 A library is looked for in this order, once per process:
 
 1. beside ternary.c, where a wheel that was built with a compiler has it;
-2. in the cache folder, `$XDG_CACHE_HOME/bitnet/kernels-<identity>` (default ~/.cache), where an earlier process compiled it;
-3. compiled now (about a second) into that folder, or, where that folder cannot be written or others could write to it, into a
-   private temporary folder for this process alone.
+2. in the cache folder, `$XDG_CACHE_HOME/bitnet/kernels-<identity>` (default ~/.cache), where an earlier
+   process compiled it;
+3. compiled now (about a second) into that folder, or, where that folder cannot be written or others could
+   write to it, into a private temporary folder for this process alone.
 
-Without any, `path()` is "torch" and bitnet.kernels.ops computes the same numbers with torch. BITNET_KERNEL forces a path.
-Loading a library runs what is in it, so a cached one is loaded only if nobody but this user and root could have put it there,
-and if its content has the digest that its name says. Nothing here imports torch or numpy.
+Without any, `path()` is "torch" and bitnet.kernels.ops computes the same numbers with torch. BITNET_KERNEL
+forces a path. Loading a library runs what is in it, so a cached one is loaded only if nobody but this user
+and root could have put it there, and if its content has the digest that its name says. Nothing here imports
+torch or numpy.
 """
 
 from __future__ import annotations
@@ -38,7 +40,19 @@ _pointer, _int, _size, _float = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, c
 _SIGNATURES: dict[str, list[type]] = {
     "ternary_pack": [_pointer, _size, _size, _int, _pointer, _int],
     "ternary_unpack": [_pointer, _size, _size, _pointer],
-    "ternary_quantize": [_int, _pointer, _int, _size, _size, _pointer, _float, _pointer, _pointer, _pointer, _int],
+    "ternary_quantize": [
+        _int,
+        _pointer,
+        _int,
+        _size,
+        _size,
+        _pointer,
+        _float,
+        _pointer,
+        _pointer,
+        _pointer,
+        _int,
+    ],
     "ternary_sums": [_int, _pointer, _size, _size, _pointer, _size, _pointer, _int],
     "ternary_product": [_int, _pointer, _size, _size, _pointer, _size, _pointer, _pointer, _pointer, _int],
 }
@@ -46,7 +60,9 @@ _SIGNATURES: dict[str, list[type]] = {
 
 @dataclass(frozen=True)
 class Loaded:
-    """library: None where there is none; note: where it came from, or why there is none; paths: those of this CPU."""
+    """library: None where there is none; note: where it came from, or why there is none; paths: those of this
+    CPU.
+    """
 
     library: ctypes.CDLL | None
     note: str
@@ -60,7 +76,9 @@ def loaded() -> Loaded:
 
 
 def path() -> str:
-    """The path that products take here: a name of PATHS, or "torch". Raises ConfigError where BITNET_KERNEL cannot be obeyed."""
+    """The path that products take here: a name of PATHS, or "torch". Raises ConfigError where BITNET_KERNEL
+    cannot be obeyed.
+    """
     return _choose(os.environ.get(VARIABLE, ""))
 
 
@@ -76,7 +94,10 @@ def kernels() -> tuple[ctypes.CDLL, int]:
     name = path()
     library = None if name == TORCH else loaded().library
     if library is None:
-        raise ConfigError(f"the compiled kernels are not in use here ({describe()}); use bitnet.kernels.ops, which needs none")
+        raise ConfigError(
+            f"the compiled kernels are not in use here ({describe()}); use bitnet.kernels.ops, which needs "
+            "none"
+        )
     return library, PATHS.index(name)
 
 
@@ -85,15 +106,22 @@ def _choose(wanted: str) -> str:
     if wanted == TORCH:
         return TORCH
     if wanted and wanted not in PATHS:
-        raise ConfigError(f'{VARIABLE}="{wanted}" names no kernel path.{did_you_mean(wanted, (*PATHS, TORCH))}')
+        raise ConfigError(
+            f'{VARIABLE}="{wanted}" names no kernel path.{did_you_mean(wanted, (*PATHS, TORCH))}'
+        )
 
     here = loaded()
     if not wanted:
         return next((name for name in FASTEST_FIRST if name in here.paths), TORCH)
     if here.library is None:
-        raise ConfigError(f"{VARIABLE}={wanted} needs the compiled kernels ({here.note}); unset it, or set it to torch")
+        raise ConfigError(
+            f"{VARIABLE}={wanted} needs the compiled kernels ({here.note}); unset it, or set it to torch"
+        )
     if wanted not in here.paths:
-        raise ConfigError(f"{VARIABLE}={wanted}: this CPU or build has only {', '.join(here.paths)}; unset it, or set it to one of these")
+        raise ConfigError(
+            f"{VARIABLE}={wanted}: this CPU or build has only {', '.join(here.paths)}; unset it, or set it "
+            "to one of these"
+        )
     return wanted
 
 
@@ -118,11 +146,15 @@ def _load_once() -> Loaded:
     except CompileError as error:
         return Loaded(None, f"{error}; products are slower without it")
     except OSError as error:
-        return Loaded(None, f"the compiled library cannot be stored or loaded ({error}); products are slower without it")
+        return Loaded(
+            None, f"the compiled library cannot be stored or loaded ({error}); products are slower without it"
+        )
 
 
 def _compile(folder: Path | None, doubt: str) -> Loaded:
-    """Compile in a private temporary folder, then keep the library under a name that holds its digest, and load it."""
+    """Compile in a private temporary folder, then keep the library under a name that holds its digest, and
+    load it.
+    """
     with tempfile.TemporaryDirectory(prefix="bitnet-kernels-") as private:
         fresh = Path(private) / "ternary.so"
         compile_library(fresh)
@@ -132,11 +164,15 @@ def _compile(folder: Path | None, doubt: str) -> Loaded:
                 return _open(kept, f"in {folder}")
             except OSError as error:
                 doubt = f"{folder} cannot be used ({error.strerror or error})"
-        return _open(fresh, f"compiled for this process only: {doubt}")  # it stays loaded when the file is gone
+        return _open(
+            fresh, f"compiled for this process only: {doubt}"
+        )  # it stays loaded when the file is gone
 
 
 def _keep(content: bytes, folder: Path) -> Path:
-    """Write the library aside and rename it: processes that compile at once replace each other's equal file."""
+    """Write the library aside and rename it: processes that compile at once replace each other's equal
+    file.
+    """
     target = folder / f"ternary-{sha256_of(content)}.so"
     with replacing(target) as temporary:
         temporary.write_bytes(content)
@@ -171,21 +207,31 @@ def _cache_folder() -> tuple[Path | None, str]:
 
 
 def _doubt(folder: Path) -> str:
-    """Why someone else could have put a file there; empty where nobody could. Looks at every folder above it as well."""
+    """Why someone else could have put a file there; empty where nobody could. Looks at every folder above it
+    as well.
+    """
     for place in (folder, *folder.parents):
         about = place.lstat()
         if about.st_uid not in (0, os.geteuid()) or (place == folder and about.st_uid != os.geteuid()):
             return f"{place} belongs to another user; set XDG_CACHE_HOME to a folder of yours"
-        sticky = place != folder and about.st_mode & stat.S_ISVTX  # as /tmp: others cannot rename what is ours in it
+        sticky = (
+            place != folder and about.st_mode & stat.S_ISVTX
+        )  # as /tmp: others cannot rename what is ours in it
         if about.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not sticky:
             return f"other users can write to {place}; run chmod go-w on it, or set XDG_CACHE_HOME"
     return ""
 
 
 def _intact(folder: Path) -> Iterator[Path]:
-    """Libraries in a trusted folder that are ours and whole: a file cut short would crash the interpreter when it is loaded."""
+    """Libraries in a trusted folder that are ours and whole: a file cut short would crash the interpreter
+    when it is loaded.
+    """
     for file in sorted(folder.glob("ternary-*.so")):
         about = file.lstat()
-        ours = stat.S_ISREG(about.st_mode) and about.st_uid == os.geteuid() and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        ours = (
+            stat.S_ISREG(about.st_mode)
+            and about.st_uid == os.geteuid()
+            and not about.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        )
         if ours and file.name == f"ternary-{sha256(file)}.so":
             yield file

@@ -1,6 +1,7 @@
-"""A linear layer whose weights are ternary and whose inputs are int8, while the optimizer sees ordinary weights.
+"""A linear layer whose weights are ternary and whose inputs are int8, while the optimizer sees ordinary
+weights.
 
-Forward.  With latent weight W (out, in), codes C = ternary(W), scale s (one per logical matrix, here per row),
+Forward. With latent weight W (out, in), codes C = ternary(W), scale s (one per logical matrix, here per row),
 input codes Q = int8(x) with step d (one per token):
 
     y[t, o] = d[t] * s[o] * sum_i Q[t, i] * C[o, i]
@@ -16,8 +17,8 @@ The optimizer changes W in small steps; C only flips when a latent weight crosse
 therefore computed once per version of W (an in-place update raises it), not once per micro-batch.
 
 Which product runs is `product`: "int8" uses torch._int_mm on real codes, "float" is the plain path and the
-reference. Both give the same gradients, and both compute in float32 whatever the format of x. Without quantization
-(weights="full", activations="full") this is an ordinary linear layer without bias.
+reference. Both give the same gradients, and both compute in float32 whatever the format of x. Without
+quantization (weights="full", activations="full") this is an ordinary linear layer without bias.
 """
 
 from __future__ import annotations
@@ -43,7 +44,9 @@ class _Int8Product(torch.autograd.Function):
     """y = (Q @ C^T) * d * s on integer codes; gradient products in the dtype of `dequantized`."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, codes: Tensor, row_scale: Tensor, dequantized: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, codes: Tensor, row_scale: Tensor, dequantized: Tensor
+    ) -> Tensor:
         inputs, step = quantize_activations(x)  # (N, in), (N, 1)
         ctx.save_for_backward(inputs, step, dequantized)
         ctx.dtypes = x.dtype, weight.dtype
@@ -122,7 +125,9 @@ class BitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _float_product(self, x: Tensor) -> Tensor:
-        """The same in float32, inside bf16 autocast too, so that it is the reference there. (..., in) to (..., out), dtype of x."""
+        """The same in float32, inside bf16 autocast too, so that it is the reference there. (..., in) to
+        (..., out), dtype of x.
+        """
         weight = straight_through(self.weight, ternarize(self.weight, self.rows).dequantized())
         inputs = straight_through(x, quantize_activations(x).dequantized())
         with torch.autocast(x.device.type, enabled=False):

@@ -52,11 +52,13 @@ class BitNetConfig:
         check_fields("model.", self, BOUNDS)
         if self.hidden_size % self.num_heads:
             raise ConfigError(
-                f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads {self.num_heads}; change one of them"
+                f"model.hidden_size {self.hidden_size} is not divisible by model.num_heads {self.num_heads}; "
+                "change one of them"
             )
         if self.num_heads % self.num_kv_heads:
             raise ConfigError(
-                f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads {self.num_kv_heads}; change one of them"
+                f"model.num_heads {self.num_heads} is not divisible by model.num_kv_heads "
+                f"{self.num_kv_heads}; change one of them"
             )
         if self.head_dim % 2:
             raise ConfigError(
@@ -80,9 +82,11 @@ class BitNetConfig:
         return sum(self.parameter_breakdown().values())
 
     def flops_per_token(self, tokens: int) -> float:
-        """Floating-point operations of forward and backward per token, in rows of `tokens` (PaLM, arXiv:2204.02311, app. B).
+        """Floating-point operations of forward and backward per token, in rows of `tokens` (PaLM,
+        arXiv:2204.02311, app. B).
 
-        Six for each weight that multiplies (the embedding look-up does not, the head does) and the attention products.
+        Six for each weight that multiplies (the embedding look-up does not, the head does) and the attention
+        products.
         """
         parts = self.parameter_breakdown()
         multiplied = parts["attention"] + parts["feedforward"] + self.vocab_size * self.hidden_size
@@ -102,5 +106,7 @@ class BitNetConfig:
 
 
 def config_from_dict(values: object, where: str = "meta/config.json, section model,") -> BitNetConfig:
-    """The config that a `model` section of config.json describes; derived figures in it are ignored. Raises DataError."""
+    """The config that a `model` section of config.json describes; derived figures in it are ignored. Raises
+    DataError.
+    """
     return from_json(BitNetConfig, values, where, others=DERIVED)

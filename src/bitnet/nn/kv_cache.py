@@ -9,7 +9,9 @@ from torch import Tensor
 class KVCache:
     """Room for `capacity` tokens in every layer. All rows of a batch have the same length."""
 
-    def __init__(self, layers: int, rows: int, heads: int, capacity: int, head_dim: int, *, like: Tensor) -> None:
+    def __init__(
+        self, layers: int, rows: int, heads: int, capacity: int, head_dim: int, *, like: Tensor
+    ) -> None:
         """heads counts key/value heads (G); like gives device and dtype."""
         shape = (layers, rows, heads, capacity, head_dim)
         self.keys = torch.empty(shape, device=like.device, dtype=like.dtype)
@@ -40,7 +42,9 @@ class KVCache:
         self.values = self.values[:, rows]
 
     def branch(self, rows: Tensor, room: int) -> KVCache:
-        """A cache of its own that begins as these rows of this one and has room for `room` more tokens. rows: int64 (n,)."""
+        """A cache of its own that begins as these rows of this one and has room for `room` more tokens. rows:
+        int64 (n,).
+        """
         layers, _, heads, _, width = self.keys.shape
         new = KVCache(layers, len(rows), heads, self.length + room, width, like=self.keys)
         new.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]

@@ -1,7 +1,7 @@
 """Four ternary codes in a byte, in the layout of Hugging Face's BitNet models.
 
-Byte row r holds rows r, r + R, r + 2R, r + 3R, with R = out / 4; each code plus 1 takes two bits, the first row the
-lowest. The column [-1, 0, 1, 1, 0, -1, 1, 0] packs to [152, 73].
+Byte row r holds rows r, r + R, r + 2R, r + 3R, with R = out / 4; each code plus 1 takes two bits, the first
+row the lowest. The column [-1, 0, 1, 1, 0, -1, 1, 0] packs to [152, 73].
 """
 
 from __future__ import annotations

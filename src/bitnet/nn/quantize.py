@@ -12,8 +12,9 @@ Activations (same section; "per token" is one row of the input). Symmetric int8 
 
     step = max(|x|) / 127    codes = clip(round(x / step), -128, 127)     x ~ codes * step
 
-Both are computed in float32 whatever the format of the tensor. In bf16, whose numbers between 64 and 128 are 0.5 apart, the
-largest input can come out as 127.5, which rounds to 128, which int8 wraps to -128. Scales and steps stay float32.
+Both are computed in float32 whatever the format of the tensor. In bf16, whose numbers between 64 and 128 are
+0.5 apart, the largest input can come out as 127.5, which rounds to 128, which int8 wraps to -128. Scales and
+steps stay float32.
 
 Both epsilons are 1e-5 as in the published reference code (BitNet b1.58 training tips, appendix).
 Ternarizing codes * scale again keeps the codes but shrinks the scale by the share of non-zeros, which
@@ -49,7 +50,9 @@ def row_scales(weight: Tensor, rows: tuple[int, ...]) -> Tensor:
     weight: (out, in); rows: output rows of each logical matrix, sum(rows) == out. Returns float32 (out, 1).
     """
     weight = weight.float()
-    parts = [part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in torch.split(weight, list(rows))]
+    parts = [
+        part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in torch.split(weight, list(rows))
+    ]
     return torch.cat(parts).unsqueeze(1)
 
 

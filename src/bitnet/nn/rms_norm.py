@@ -3,8 +3,9 @@
     y = w * x * r,   r = 1 / sqrt(mean(x^2) + eps)
     dL/dx = r * (g * w - x^ * mean(g * w * x^)),   dL/dw = sum over tokens of g * x^,   x^ = x * r
 
-On a CPU torch runs its own rms_norm as a dozen separate passes in each direction. The passes here are the fewest that
-plain operations allow; forward and backward of an update took 0.6 times as long. On other devices torch's fused one runs.
+On a CPU torch runs its own rms_norm as a dozen separate passes in each direction. The passes here are the
+fewest that plain operations allow; forward and backward of an update took 0.6 times as long. On other devices
+torch's fused one runs.
 """
 
 from __future__ import annotations

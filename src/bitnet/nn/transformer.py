@@ -1,12 +1,14 @@
-"""The BitNet b1.58 decoder: RMSNorm, rotary grouped-query attention, gated feed-forward, ternary linear layers.
+"""The BitNet b1.58 decoder: RMSNorm, rotary grouped-query attention, gated feed-forward, ternary linear
+layers.
 
-    x = E[ids];   for each block:  x += Attention(norm(x));  x += FeedForward(norm(x));   logits = norm(x) @ head^T
+    x = E[ids];   for each block:  x += Attention(norm(x));  x += FeedForward(norm(x));
+    logits = norm(x) @ head^T
 
 Only the projections inside the blocks are ternary (arXiv:2402.17764): embeddings, norms and the output head
 keep full precision, and a tied head is the embedding itself. Shapes at each step:
 
-    B rows   T tokens   C hidden width   H query heads   G key/value heads   D head width   F feed-forward width
-    V vocabulary
+    B rows   T tokens   C hidden width   H query heads   G key/value heads   D head width
+    F feed-forward width   V vocabulary
 
 Not here: the loss, decoding, and anything that knows where a weight came from.
 """
@@ -35,7 +37,9 @@ def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinea
 
 
 def segment_mask(segments: Tensor) -> Tensor:
-    """Who may attend to whom: to itself and to earlier tokens of its own segment. (B, T) -> bool (B, 1, T, T)."""
+    """Who may attend to whom: to itself and to earlier tokens of its own segment. (B, T) -> bool (B, 1, T,
+    T).
+    """
     tokens = segments.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=segments.device).tril()
     return (segments[:, :, None] == segments[:, None, :]).logical_and(causal).unsqueeze(1)
@@ -53,7 +57,9 @@ class Attention(nn.Module):
         self.sub_norm = RMSNorm(query, config.norm_eps) if config.sub_norm else None
         self.out_proj = _linear(config, query, (config.hidden_size,))
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None = None
+    ) -> Tensor:
         rows, tokens, _ = x.shape
         heads = self.qkv_proj(x).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H + 2G, T, D)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
@@ -64,7 +70,9 @@ class Attention(nn.Module):
             if past and tokens > 1:
                 mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x.device).tril(past)
         causal = mask is None and tokens > 1
-        y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads)
+        y = F.scaled_dot_product_attention(
+            q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
+        )
         y = y.transpose(1, 2).reshape(rows, tokens, -1)  # (B, T, C)
         out: Tensor = self.out_proj(y if self.sub_norm is None else self.sub_norm(y))
         return out
@@ -98,7 +106,9 @@ class Block(nn.Module):
         self.pre_ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.feedforward = FeedForward(config)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache, mask)
         out: Tensor = x + self.feedforward(self.pre_ffn_norm(x))
         return out
@@ -127,10 +137,11 @@ class BitNetTransformer(nn.Module):
     def _initialise(self) -> None:
         """N(0, 0.02); projections that write to the residual stream 1/sqrt(2L) of that (GPT-2, section 2.3).
 
-        The residual stream begins as the token's own embedding, so with a tied head the logit of the present token is
-        about C times the embedding's standard deviation: 15 at 0.02 and C = 768, far above ln(V). A tied embedding
-        therefore gets 1/C, and what is added to it shrinks in the same proportion, so that the stream still begins as
-        mostly the token itself. Without the second half held-out arithmetic suffered (docs/log.md).
+        The residual stream begins as the token's own embedding, so with a tied head the logit of the present
+        token is about C times the embedding's standard deviation: 15 at 0.02 and C = 768, far above ln(V). A
+        tied embedding therefore gets 1/C, and what is added to it shrinks in the same proportion, so that the
+        stream still begins as mostly the token itself. Without the second half held-out arithmetic suffered
+        (docs/log.md).
         """
         config = self.config
         tied_std = min(INITIAL_STD, 1 / config.hidden_size)
@@ -145,7 +156,9 @@ class BitNetTransformer(nn.Module):
                 nn.init.normal_(parameter, std=INITIAL_STD)
 
     def bit_linears(self) -> dict[str, BitLinear]:
-        """The ternary layers by short name, in order: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, L0_ffn_down, ..."""
+        """The ternary layers by short name, in order: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, L0_ffn_down,
+        ...
+        """
         layers: dict[str, BitLinear] = {}
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -167,16 +180,22 @@ class BitNetTransformer(nn.Module):
         like = self.final_norm.weight
         return KVCache(config.num_layers, rows, config.num_kv_heads, room, config.head_dim, like=like)
 
-    def hidden(self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
+    def hidden(
+        self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """Normalised output of the last block. input_ids: int64 (B, T). Returns (B, T, C).
 
-        segments: int64 (B, T); a token attends only to tokens of its own number. Without it a row is one text.
+        segments: int64 (B, T); a token attends only to tokens of its own number. Without it a row is one
+        text.
         """
         assert cache is None or segments is None, "a cache holds one text a row"
         start = cache.length if cache is not None else 0
         end = start + input_ids.shape[1]
         if end > self.config.max_seq_length:
-            raise ConfigError(f"{end} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give it a shorter text")
+            raise ConfigError(
+                f"{end} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give "
+                "it a shorter text"
+            )
         x = self.token_embeddings(input_ids)  # (B, T, C)
         masks = () if segments is None else (segment_mask(segments),)
         for block in self.blocks:
@@ -186,8 +205,12 @@ class BitNetTransformer(nn.Module):
         hidden: Tensor = self.final_norm(x)
         return hidden
 
-    def forward(self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None) -> Tensor:
+    def forward(
+        self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
+    ) -> Tensor:
         """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
-        hidden = self.hidden(input_ids, cache) if segments is None else self.hidden(input_ids, cache, segments)
+        hidden = (
+            self.hidden(input_ids, cache) if segments is None else self.hidden(input_ids, cache, segments)
+        )
         logits: Tensor = self.lm_head(hidden)
         return logits

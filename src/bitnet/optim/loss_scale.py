@@ -1,11 +1,13 @@
 """Dynamic loss scaling for fp16 (Micikevicius et al., arXiv:1710.03740), around torch.amp.GradScaler.
 
-fp16 holds no magnitude below 6e-8 and none above 65,504. The loss is multiplied by a scale before the backward pass, so that small
-gradients survive; the gradients are divided by it before they are clipped. Where they overflowed, the update is passed over and
-the scale halved; after 2,000 updates without an overflow it is doubled. An overflow at a scale of 1 has another cause than the
-scale, and then counts as a gradient that is not finite (update.py).
+fp16 holds no magnitude below 6e-8 and none above 65,504. The loss is multiplied by a scale before the
+backward pass, so that small gradients survive; the gradients are divided by it before they are clipped. Where
+they overflowed, the update is passed over and the scale halved; after 2,000 updates without an overflow it is
+doubled. An overflow at a scale of 1 has another cause than the scale, and then counts as a gradient that is
+not finite (update.py).
 
-GradScaler.step is not used: it decides for each optimizer by itself, and AdamW must not move where Muon does not.
+GradScaler.step is not used: it decides for each optimizer by itself, and AdamW must not move where Muon does
+not.
 """
 
 from __future__ import annotations
@@ -17,7 +19,9 @@ from torch import Tensor
 
 from bitnet.optim.optimizer import Optimizers
 
-INITIAL_SCALE = 2.0**16  # as in torch.amp.GradScaler, with its growth of 2 every 2,000 updates and its backoff of 1/2
+INITIAL_SCALE = (
+    2.0**16
+)  # as in torch.amp.GradScaler, with its growth of 2 every 2,000 updates and its backoff of 1/2
 SMALLEST_SCALE = 1.0
 
 
@@ -43,7 +47,9 @@ class LossScale:
             self.scaler.unscale_(optimizer)
 
     def move(self) -> bool:
-        """Move the scale after the gradients were unscaled. Returns whether a smaller scale could help against an overflow."""
+        """Move the scale after the gradients were unscaled. Returns whether a smaller scale could help
+        against an overflow.
+        """
         before = self.value
         self.scaler.update()
         if self.value < SMALLEST_SCALE:
@@ -58,4 +64,6 @@ class LossScale:
     def load(self, state: dict[str, Any]) -> None:
         """Restore what `state` gave."""
         stored = self.scaler.state_dict()
-        self.scaler.load_state_dict({**stored, "scale": float(state["scale"]), "_growth_tracker": int(state["good_updates"])})
+        self.scaler.load_state_dict(
+            {**stored, "scale": float(state["scale"]), "_growth_tracker": int(state["good_updates"])}
+        )

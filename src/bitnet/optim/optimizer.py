@@ -31,7 +31,8 @@ class OptimizerConfig:
     adam_beta2: float
     muon_momentum: float
     muon_lr_ratio: float
-    """Muon's rate divided by the schedule's learning rate; its weight decay is the schedule's, divided by this."""
+    """Muon's rate divided by the schedule's learning rate; its weight decay is the schedule's, divided by
+    this."""
 
 
 class Optimizers:
@@ -40,7 +41,11 @@ class Optimizers:
     def __init__(self, model: BitNetTransformer, config: OptimizerConfig) -> None:
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        matrices = {layer.weight: layer.rows for layer in model.bit_linears().values()} if config.kind == "muon" else {}
+        matrices = (
+            {layer.weight: layer.rows for layer in model.bit_linears().values()}
+            if config.kind == "muon"
+            else {}
+        )
         rest = [parameter for parameter in self.names if parameter not in matrices]
         self.adamw = torch.optim.AdamW(
             [
@@ -57,8 +62,11 @@ class Optimizers:
         for group in self.adamw.param_groups:
             group["lr"], group["weight_decay"] = rates.lr, rates.wd if group["decays"] else 0.0
         self.adamw.step()
-        # The fused kernel writes without raising the version of a tensor, and ternary layers keep their codes by version.
-        torch.autograd.graph.increment_version([p for group in self.adamw.param_groups for p in group["params"]])
+        # The fused kernel writes without raising the version of a tensor, and ternary layers keep their codes
+        # by version.
+        torch.autograd.graph.increment_version(
+            [p for group in self.adamw.param_groups for p in group["params"]]
+        )
         if self.muon is not None:
             for group in self.muon.param_groups:
                 group["lr"] = rates.lr * self.config.muon_lr_ratio
@@ -81,20 +89,30 @@ class Optimizers:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave, and nothing else stays. Raises CheckpointError for the state of another model or kind."""
+        """Restore what `state_tensors` gave, and nothing else stays. Raises CheckpointError for the state of
+        another model or kind.
+        """
         for optimizer in self.parts():
             optimizer.state.clear()
         by_name = {name: parameter for parameter, name in self.names.items()}
-        owner = {parameter: optimizer for optimizer in self.parts() for group in optimizer.param_groups for parameter in group["params"]}
+        owner = {
+            parameter: optimizer
+            for optimizer in self.parts()
+            for group in optimizer.param_groups
+            for parameter in group["params"]
+        }
         for full_name, value in tensors.items():
             key, _, name = full_name.partition(".")
             parameter = by_name.get(name)
             if parameter is None or not (value.numel() == 1 or value.shape == parameter.shape):
                 raise CheckpointError(
-                    f"the optimizer state has {full_name[:80]!r}, which is not of this model; use the run's own checkpoint"
+                    f"the optimizer state has {full_name[:80]!r}, which is not of this model; use the run's "
+                    "own checkpoint"
                 )
             on_host = key == "step" and parameter.device.type == "cpu"
-            owner[parameter].state[parameter][key] = value.clone() if on_host else value.to(parameter.device).clone()
+            owner[parameter].state[parameter][key] = (
+                value.clone() if on_host else value.to(parameter.device).clone()
+            )
 
     def parts(self) -> list[torch.optim.Optimizer]:
         """AdamW, and Muon where there is one."""

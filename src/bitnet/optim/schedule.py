@@ -10,8 +10,8 @@ tips of b1.58; arXiv:2504.12285, section 3) with warm-up w and stage boundary m:
 
 The magnitude of a latent weight is its confidence; switching decay off at m lets the codes settle.
 
-`linear` goes from the peak to the final rate over all updates; `warm_down` holds the peak until m and then goes
-to the final rate; `cosine` follows half a cosine. All share the warm-up and the decay boundary.
+`linear` goes from the peak to the final rate over all updates; `warm_down` holds the peak until m and then
+goes to the final rate; `cosine` follows half a cosine. All share the warm-up and the decay boundary.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One optimizer update: gradients of the micro-batches, the norm, the check, the step.
 
-A loss or gradient that is not finite is noticed before anything is changed: the update is refused and the weights
-and the optimizer state stay as they were.
+A loss or gradient that is not finite is noticed before anything is changed: the update is refused and the
+weights and the optimizer state stay as they were.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ class Outcome(NamedTuple):
 
 
 def apply_update(
-    model: nn.Module, optimizers: Optimizers, rates: Rates, *, loss: float, clip_norm: float, scaling: LossScale | None = None
+    model: nn.Module,
+    optimizers: Optimizers,
+    rates: Rates,
+    *,
+    loss: float,
+    clip_norm: float,
+    scaling: LossScale | None = None,
 ) -> Outcome:
     """Clip the gathered gradients to `clip_norm` and step, unless the loss or the norm is not finite.
 

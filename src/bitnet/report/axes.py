@@ -1,8 +1,9 @@
-"""The frame that all curves of a page share: one horizontal range, one crosshair, one look, few enough points.
+"""The frame that all curves of a page share: one horizontal range, one crosshair, one look, few enough
+points.
 
-Zoom into one curve and the others follow. A run of any length is reduced to about 2,000 points per curve that keep each
-bucket's lowest and highest value, so no spike is lost. With one run, colours tell series apart; with two, colours tell
-the runs apart and dashes the series. Which curves there are is in curves.py.
+Zoom into one curve and the others follow. A run of any length is reduced to about 2,000 points per curve that
+keep each bucket's lowest and highest value, so no spike is lost. With one run, colours tell series apart;
+with two, colours tell the runs apart and dashes the series. Which curves there are is in curves.py.
 """
 
 from __future__ import annotations
@@ -13,15 +14,29 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from bokeh.models import ColumnDataSource, CrosshairTool, HoverTool, Legend, LegendItem, NumeralTickFormatter, Range1d, Span
+from bokeh.models import (
+    ColumnDataSource,
+    CrosshairTool,
+    HoverTool,
+    Legend,
+    LegendItem,
+    NumeralTickFormatter,
+    Range1d,
+    Span,
+)
 from bokeh.plotting import figure
 from numpy.typing import NDArray
 
 from bitnet.report.read_run import Column, Columns, Recorded
 
-POINTS = 2000  # per curve: more than the pixels of a wide screen, and two dozen curves stay within a few hundred kB
+# per curve: more than the pixels of a wide screen, and two dozen curves stay within a few hundred kB
+POINTS = 2000
 HEIGHT = 270  # pixels
-COLOURS = ("#3b82d6", "#e0772f", "#2f9e74", "#c2528b", "#8b6fd0", "#b08a1e", "#4aa3b8", "#d1574f")  # legible on white and on near-black
+COLOURS = tuple(
+    """
+    #3b82d6 #e0772f #2f9e74 #c2528b #8b6fd0 #b08a1e #4aa3b8 #d1574f
+""".split()
+)
 LETTERS = "AB"  # two runs, whose names are too long for legends
 DASHES = ("solid", "dashed", "dotted", "dotdash")
 MARK = "#8a8f98"
@@ -68,28 +83,41 @@ def shared_frame(runs: Sequence[Recorded]) -> Frame:
 
 
 def _last_step(run: Recorded) -> float:
-    ends = [float(table["step"][-1]) for table in (run.scalars, run.evaluations, run.probes) if "step" in table]
+    ends = [
+        float(table["step"][-1]) for table in (run.scalars, run.evaluations, run.probes) if "step" in table
+    ]
     return max(ends, default=0.0)
 
 
 def decimated(values: NDArray[np.float64], points: int = POINTS) -> NDArray[np.intp]:
-    """Indices, ascending, of each bucket's lowest and highest value, with the first and the last; all when they are few."""
+    """Indices, ascending, of each bucket's lowest and highest value, with the first and the last; all when
+    they are few.
+    """
     count = len(values)
     if count <= points:
         return np.arange(count)
     edges = np.linspace(0, count, points // 2 + 1).astype(np.intp)
     low, high = (np.where(np.isnan(values), fill, values) for fill in (np.inf, -np.inf))
-    kept = [index for a, b in pairwise(edges) for index in (a + np.argmin(low[a:b]), a + np.argmax(high[a:b]))]
+    kept = [
+        index for a, b in pairwise(edges) for index in (a + np.argmin(low[a:b]), a + np.argmax(high[a:b]))
+    ]
     return np.unique(np.array([0, *kept, count - 1], dtype=np.intp))
 
 
 def blank(frame: Frame, y_label: str, *, numbers: str | None = None, logarithmic: bool = False) -> Any:
     """An empty plot over updates. numbers: how the vertical axis writes them."""
     plot = figure(
-        height=HEIGHT, sizing_mode="stretch_width", x_range=frame.across, y_axis_type="log" if logarithmic else "linear",
-        tools="box_zoom,xpan,reset,save", active_drag="box_zoom", toolbar_location="above", x_axis_label="update",
-        y_axis_label=y_label, output_backend="canvas",
-    )  # fmt: skip
+        height=HEIGHT,
+        sizing_mode="stretch_width",
+        x_range=frame.across,
+        y_axis_type="log" if logarithmic else "linear",
+        tools="box_zoom,xpan,reset,save",
+        active_drag="box_zoom",
+        toolbar_location="above",
+        x_axis_label="update",
+        y_axis_label=y_label,
+        output_backend="canvas",
+    )
     plot.window_axis = "x"  # the vertical range follows what the horizontal one shows
     plot.add_tools(CrosshairTool(overlay=frame.crosshair))
     plot.toolbar_inner = True
@@ -103,9 +131,15 @@ def blank(frame: Frame, y_label: str, *, numbers: str | None = None, logarithmic
 
 
 def columns_plot(
-    frame: Frame, plot: Any, table_of: Callable[[Recorded], Columns], series: Sequence[Series], *,
-    dots: bool = False, same_colour: bool = False, by: tuple[str, ...] = (),
-) -> Any:  # fmt: skip
+    frame: Frame,
+    plot: Any,
+    table_of: Callable[[Recorded], Columns],
+    series: Sequence[Series],
+    *,
+    dots: bool = False,
+    same_colour: bool = False,
+    by: tuple[str, ...] = (),
+) -> Any:
     """The plot with these series of every run; None when no run has any of them."""
     items: list[Any] = []
     for index, run in enumerate(frame.runs):
@@ -125,12 +159,16 @@ def has(table: Columns, key: str) -> bool:
 
 
 def source_of(run: Recorded, table: Columns, series: Sequence[Series], by: tuple[str, ...] = ()) -> Any:
-    """The columns that these series need, reduced; `by` names the columns whose extremes are kept (default: all)."""
+    """The columns that these series need, reduced; `by` names the columns whose extremes are kept (default:
+    all).
+    """
     present = [one.key for one in series if has(table, one.key)]
     if not present:
         return ColumnDataSource({}, name=run.name)
     kept = np.unique(np.concatenate([decimated(table[key]) for key in by or present]))
-    return ColumnDataSource({key: _compact(key, table[key][kept]) for key in ("step", *present)}, name=run.name)
+    return ColumnDataSource(
+        {key: _compact(key, table[key][kept]) for key in ("step", *present)}, name=run.name
+    )
 
 
 def _compact(key: str, values: Column) -> NDArray[Any]:
@@ -140,14 +178,23 @@ def _compact(key: str, values: Column) -> NDArray[Any]:
 
 
 def lines(
-    frame: Frame, plot: Any, source: Any, index: int, series: Sequence[Series], *, dots: bool = False, same_colour: bool = True
+    frame: Frame,
+    plot: Any,
+    source: Any,
+    index: int,
+    series: Sequence[Series],
+    *,
+    dots: bool = False,
+    same_colour: bool = True,
 ) -> list[Any]:
     """Draw the series that the source has."""
     drawn = []
     for place, one in enumerate(one for one in series if one.key in source.data):
         colour, dash = frame.pen(index, 0 if same_colour else place, one.dash)
         style = {"source": source, "y_range_name": one.axis, "alpha": one.alpha}
-        drawn.append(plot.line("step", one.key, line_color=colour, line_dash=dash, line_width=one.width, **style))
+        drawn.append(
+            plot.line("step", one.key, line_color=colour, line_dash=dash, line_width=one.width, **style)
+        )
         if dots and len(source.data["step"]) <= 80:
             plot.scatter("step", one.key, color=colour, size=4, **style)
     return drawn
@@ -156,11 +203,16 @@ def lines(
 def named(frame: Frame, index: int, drawn: Sequence[Sequence[Any]], labels: Sequence[str]) -> list[Any]:
     """Entries of the legend, each for a group of lines, with the run's letter where there are two."""
     prefix = f"{LETTERS[index]}: " if frame.compares else ""
-    return [LegendItem(label=prefix + label, renderers=list(reversed(lines))) for lines, label in zip(drawn, labels, strict=True)]
+    return [
+        LegendItem(label=prefix + label, renderers=list(reversed(lines)))
+        for lines, label in zip(drawn, labels, strict=True)
+    ]
 
 
 def hover(frame: Frame, plot: Any, renderers: Sequence[Any], index: int, series: Sequence[Series]) -> None:
-    """One tooltip per run; of two, the first run's is to the left of the mouse and the second's to the right."""
+    """One tooltip per run; of two, the first run's is to the left of the mouse and the second's to the
+    right.
+    """
     if not renderers:
         return
     rows = [("update", "@step{0,0}"), *((one.label, f"@{{{one.key}}}{{{one.digits}}}") for one in series)]
@@ -180,7 +232,9 @@ def finished(frame: Frame, plot: Any, items: Sequence[Any]) -> Any:
     if not items:
         return None
     for boundary in {run.boundary for run in frame.runs} - {None}:
-        plot.add_layout(Span(location=boundary, dimension="height", line_color=MARK, line_dash="dashed", line_width=1))
+        plot.add_layout(
+            Span(location=boundary, dimension="height", line_color=MARK, line_dash="dashed", line_width=1)
+        )
     per_row = len(items) if len(items) <= 4 else -(-len(items) // 2)
     legend = Legend(items=list(items), click_policy="hide", orientation="horizontal", ncols=min(per_row, 4))
     plot.add_layout(legend, "above")

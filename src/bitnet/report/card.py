@@ -1,7 +1,8 @@
-"""The model card of a run (Mitchell et al., arXiv:1810.03993): what it is, what it was trained on and how, what was measured, its limits.
+"""The model card of a run (Mitchell et al., arXiv:1810.03993): what it is, what it was trained on and how,
+what was measured, its limits.
 
-Everything comes from the run's files; what they do not tell is said to be missing. Not here: the card of generated data, which
-its maker writes beside it (voice/card.py).
+Everything comes from the run's files; what they do not tell is said to be missing. Not here: the card of
+generated data, which its maker writes beside it (voice/card.py).
 """
 
 from __future__ import annotations
@@ -23,14 +24,19 @@ LICENCES = {  # as the data sets' own pages on the hub state them
     "HuggingFaceFW/fineweb-edu-score-2": "ODC-By 1.0, and the terms of Common Crawl",
     "HuggingFaceTB/smollm-corpus:cosmopedia-v2": "ODC-By 1.0",
 }
-RECIPE = (
-    "seq_len", "batch_size", "grad_accumulation_steps", "total_steps", "objective", "stage1_unlikelihood", "stage2_unlikelihood",
-    "loss_reduction", "optimizer", "schedule", "peak_lr", "muon_lr", "final_lr", "warmup_steps", "stage1_wd", "stage2_wd",
-    "grad_clip_norm", "seed", "start_from",
-)  # fmt: skip
-SHAPE = (
-    "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads", "ffn_hidden_size", "max_seq_length", "activation", "sub_norm",
-)  # fmt: skip
+RECIPE = tuple(
+    """
+    seq_len batch_size grad_accumulation_steps total_steps objective stage1_unlikelihood stage2_unlikelihood
+    loss_reduction optimizer schedule peak_lr muon_lr final_lr warmup_steps stage1_wd stage2_wd
+    grad_clip_norm seed start_from
+""".split()
+)
+SHAPE = tuple(
+    """
+    vocab_size hidden_size num_layers num_heads num_kv_heads ffn_hidden_size max_seq_length activation
+    sub_norm
+""".split()
+)
 EXAMPLES = 3
 
 
@@ -40,7 +46,9 @@ def write_card(layout: RunLayout, out: Path) -> Recorded:
     try:
         write_atomic(out, model_card(run))
     except OSError as error:
-        raise ConfigError(f"{out} cannot be written ({error.strerror}); choose another place with --out") from None
+        raise ConfigError(
+            f"{out} cannot be written ({error.strerror}); choose another place with --out"
+        ) from None
     return run
 
 
@@ -55,7 +63,10 @@ def model_card(run: Recorded) -> str:
         "Licence": _licence(run),
         "Limits": "\n".join(f"* {one}" for one in _limits(run)),
     }
-    about = f"A language model with {_weights(run)}, trained by the experiment `{_plain(_setting(run.config, 'experiment'))}`"
+    about = (
+        f"A language model with {_weights(run)}, trained by the experiment "
+        f"`{_plain(_setting(run.config, 'experiment'))}`"
+    )
     about += f", variant `{_plain(_setting(run.config, 'variant'))}`."
     head = f"---\ntags: [{', '.join(_tags(run))}]\n---\n\n# {_plain(run.name)}\n\n{about}\n"
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
@@ -70,25 +81,39 @@ def _is_ternary(run: Recorded) -> bool:
 
 
 def _weights(run: Recorded) -> str:
-    return "ternary weights and int8 activations (BitNet b1.58, arXiv:2402.17764)" if _is_ternary(run) else "full-precision weights"
+    return (
+        "ternary weights and int8 activations (BitNet b1.58, arXiv:2402.17764)"
+        if _is_ternary(run)
+        else "full-precision weights"
+    )
 
 
 def _model(run: Recorded) -> list[tuple[str, str]]:
     model = run.section("model")
     found = [("parameters", _setting(model, "total_params"))]
-    found += [(f"parameters in {part.name}", f"{part.parameters:,} ({part.share:.1%}, {part.kind})") for part in tables.parts(run)]
+    found += [
+        (f"parameters in {part.name}", f"{part.parameters:,} ({part.share:.1%}, {part.kind})")
+        for part in tables.parts(run)
+    ]
     return [*found, *((name, _setting(model, name)) for name in SHAPE)]
 
 
 def _data(run: Recorded) -> list[tuple[str, str]]:
     data, prints = run.section("data"), run.fingerprint
     files = data.get("data")
-    names = ", ".join(Path(str(one)).name for one in files) if isinstance(files, list) and files else _setting(data, "dataset")
+    names = (
+        ", ".join(Path(str(one)).name for one in files)
+        if isinstance(files, list) and files
+        else _setting(data, "dataset")
+    )
     held_out = number(prints.get("held_out_documents"))
     return [
         ("data", names),
         ("revision", _setting(prints, "hf_revision")),
-        ("training tokens there", _setting(prints, "prepared_tokens" if "prepared_tokens" in prints else "dataset_size_tokens")),
+        (
+            "training tokens there",
+            _setting(prints, "prepared_tokens" if "prepared_tokens" in prints else "dataset_size_tokens"),
+        ),
         ("read this often", _setting(prints, "epochs" if "epochs" in prints else "expected_repetition_rate")),
         ("held out", "—" if held_out is None else f"{held_out:,.0f} documents, never trained on"),
         ("tokenizer", tables.setting(data.get("tokenizer_kind") or data.get("tokenizer"))),
@@ -100,9 +125,18 @@ def _data(run: Recorded) -> list[tuple[str, str]]:
 def _training(run: Recorded) -> list[tuple[str, str]]:
     facts = {name: f"{value} {unit}".strip() for name, value, unit in tables.facts(run)}
     machine = run.provenance.get("gpu_model") or run.provenance.get("cpu_model")
-    found = [(name, facts[name]) for name in ("updates", "tokens seen", "training time", "training loss", "held-out loss")]
+    found = [
+        (name, facts[name])
+        for name in ("updates", "tokens seen", "training time", "training loss", "held-out loss")
+    ]
     found += [("hardware", tables.setting(machine)), ("torch", _setting(run.provenance, "torch_version"))]
-    found += [("code", _setting(run.provenance, "git_commit") + (" with changes" if run.provenance.get("git_dirty") else ""))]
+    found += [
+        (
+            "code",
+            _setting(run.provenance, "git_commit")
+            + (" with changes" if run.provenance.get("git_dirty") else ""),
+        )
+    ]
     training = run.section("training")
     return [*found, *((name, _setting(training, name)) for name in RECIPE if training.get(name) is not None)]
 
@@ -111,8 +145,14 @@ def _results(run: Recorded) -> str:
     measured = tables.measured(run)
     if not measured:
         return f"Not judged yet: `bitnet evaluate {_plain(run.name)}`."
-    verdict = f"Verdict of `bitnet evaluate` at update {_setting(run.verdict, 'step')}: **{_plain(_setting(run.verdict, 'verdict'))}**."
-    judged = [f"* {'met' if one.met else '**not met**'}: {_plain(one.name)} (measured {_plain(one.value)})" for one in tables.criteria(run)]
+    verdict = (
+        f"Verdict of `bitnet evaluate` at update {_setting(run.verdict, 'step')}: "
+        f"**{_plain(_setting(run.verdict, 'verdict'))}**."
+    )
+    judged = [
+        f"* {'met' if one.met else '**not met**'}: {_plain(one.name)} (measured {_plain(one.value)})"
+        for one in tables.criteria(run)
+    ]
     cases = [(row.name.replace("_", " "), *row.values) for row in measured]
     return "\n".join([verdict, "", *judged, "", _table(cases, ("metric", "value", "cases"))])
 
@@ -123,7 +163,9 @@ def _examples(run: Recorded) -> str:
     if not chosen:
         return "No samples were kept."
     shown = [f"> {_quoted(one.prompt)} **{_quoted(one.text.removeprefix(one.prompt))}**" for one in chosen]
-    return f"Sampled at update {last}, not chosen by anybody; the model's part is bold.\n\n" + "\n\n".join(shown)
+    return f"Sampled at update {last}, not chosen by anybody; the model's part is bold.\n\n" + "\n\n".join(
+        shown
+    )
 
 
 def _plain(text: str) -> str:
@@ -144,14 +186,23 @@ def _licence(run: Recorded) -> str:
     elif "data" in data:
         about_data = f"`{name}`: the files' own; the run does not record it."
     elif data.get("conversations"):
-        about_data = "the card beside the conversations says who wrote them; the run that this one began from has its own data."
+        about_data = (
+            "the card beside the conversations says who wrote them; the run that this one began from has its "
+            "own data."
+        )
     else:
         about_data = "made by the experiment's own program; free of anybody's rights."
-    return f"Weights: not chosen yet; whoever publishes them decides, within the terms of the data.\n\nData: {about_data}"
+    return (
+        "Weights: not chosen yet; whoever publishes them decides, within the terms of the data.\n\nData: "
+        f"{about_data}"
+    )
 
 
 def _limits(run: Recorded) -> Iterable[str]:
-    yield "It says what is likely in its training data, true or not. Nothing was done to make it safe or polite."
+    yield (
+        "It says what is likely in its training data, true or not. Nothing was done to make it safe or "
+        "polite."
+    )
     yield f"It reads at most {_setting(run.section('model'), 'max_seq_length')} tokens."
     missed = [_plain(one.name) for one in tables.criteria(run) if not one.met]
     if missed:

@@ -1,4 +1,5 @@
-"""The curves of a page, as Bokeh plots that answer to the mouse. Their common frame is frame.py, heat maps are heatmap.py.
+"""The curves of a page, as Bokeh plots that answer to the mouse. Their common frame is frame.py, heat maps
+are heatmap.py.
 
 Each function takes the frame and returns a plot, or None when no run recorded what it shows.
 """
@@ -11,13 +12,31 @@ from typing import Any
 import numpy as np
 from bokeh.models import LinearAxis, Range1d, Span
 
-from bitnet.report.axes import COLOURS, MARK, Frame, Series, blank, columns_plot, finished, has, hover, lines, named, source_of
+from bitnet.report.axes import (
+    COLOURS,
+    MARK,
+    Frame,
+    Series,
+    blank,
+    columns_plot,
+    finished,
+    has,
+    hover,
+    lines,
+    named,
+    source_of,
+)
 from bitnet.report.plots import smoothed
 from bitnet.report.read_run import Columns, Recorded, number
 
 LOSS_HEIGHT = 360  # pixels
 ALARM = "#d1574f"
-LOSS_KEYS = ("eval_loss", "train_loss", "train_eval_gap", "bits_per_byte")  # of eval_results.jsonl, not an experiment's own
+LOSS_KEYS = (
+    "eval_loss",
+    "train_loss",
+    "train_eval_gap",
+    "bits_per_byte",
+)  # of eval_results.jsonl, not an experiment's own
 
 
 def loss(frame: Frame) -> Any:
@@ -46,7 +65,9 @@ def _evaluation_points(frame: Frame, plot: Any, source: Any, index: int) -> list
     if "eval_loss" not in source.data:
         return []
     colour = COLOURS[index] if frame.compares else COLOURS[1]
-    line = plot.line("step", "eval_loss", source=source, line_color=colour, line_width=1.4, line_dash="dashed")
+    line = plot.line(
+        "step", "eval_loss", source=source, line_color=colour, line_width=1.4, line_dash="dashed"
+    )
     dots = plot.scatter("step", "eval_loss", source=source, size=5, color=colour)
     return [line, dots]
 
@@ -56,16 +77,26 @@ def metrics(frame: Frame, *, shares: bool) -> Any:
     plot = blank(frame, "share of held-out cases" if shares else "value", numbers="0%" if shares else None)
     if shares:
         plot.y_range.start, plot.y_range.end = -0.03, 1.03
-    names = list(dict.fromkeys(name for run in frame.runs for name in _metric_names(run.evaluations, shares=shares)))
+    names = list(
+        dict.fromkeys(name for run in frame.runs for name in _metric_names(run.evaluations, shares=shares))
+    )
     plotted = columns_plot(
-        frame, plot, lambda run: run.evaluations, [Series(name, name, "0.0%" if shares else "0.000") for name in names], dots=True
+        frame,
+        plot,
+        lambda run: run.evaluations,
+        [Series(name, name, "0.0%" if shares else "0.000") for name in names],
+        dots=True,
     )
     return _with_thresholds(plotted, frame.runs, names) if plotted else None
 
 
 def _metric_names(table: Columns, *, shares: bool) -> list[str]:
     own = [name for name in table if name != "step" and name not in LOSS_KEYS and not name.endswith("_cases")]
-    return [name for name in own if bool(np.all((np.nan_to_num(table[name]) >= 0) & (np.nan_to_num(table[name]) <= 1))) == shares]
+    return [
+        name
+        for name in own
+        if bool(np.all((np.nan_to_num(table[name]) >= 0) & (np.nan_to_num(table[name]) <= 1))) == shares
+    ]
 
 
 def _with_thresholds(plot: Any, runs: Sequence[Recorded], names: Sequence[str]) -> Any:
@@ -73,16 +104,22 @@ def _with_thresholds(plot: Any, runs: Sequence[Recorded], names: Sequence[str]) 
     for run in runs:
         criteria = run.verdict.get("criteria")
         for one in criteria if isinstance(criteria, list) else []:
-            at = number(one.get("threshold")) if isinstance(one, dict) and one.get("metric") in names else None
+            at = (
+                number(one.get("threshold")) if isinstance(one, dict) and one.get("metric") in names else None
+            )
             if at is not None:
-                plot.add_layout(Span(location=at, dimension="width", line_color=MARK, line_dash="dashed", line_width=1))
+                plot.add_layout(
+                    Span(location=at, dimension="width", line_color=MARK, line_dash="dashed", line_width=1)
+                )
     return plot
 
 
 def rates(frame: Frame) -> Any:
     """Learning rate on the left axis, weight decay on the right."""
     plot = blank(frame, "learning rate", numbers="0.[000000]")
-    highest = max([float(np.nanmax(run.scalars["wd"])) for run in frame.runs if has(run.scalars, "wd")] + [0.0])
+    highest = max(
+        [float(np.nanmax(run.scalars["wd"])) for run in frame.runs if has(run.scalars, "wd")] + [0.0]
+    )
     plot.extra_y_ranges = {"wd": Range1d(start=0, end=highest * 1.1 or 1.0)}
     plot.add_layout(LinearAxis(y_range_name="wd", axis_label="weight decay"), "right")
     series = [Series("lr", "learning rate", "0.[00000000]"), Series("wd", "weight decay", "0.000", axis="wd")]
@@ -105,14 +142,23 @@ def throughput(frame: Frame) -> Any:
 
 
 def _raw_and_smooth(frame: Frame, plot: Any, key: str, digits: str) -> Any:
-    series = [Series(key, "this update", digits, width=0.8, alpha=0.4), Series("smooth", "smoothed", digits, width=2.0)]
-    return columns_plot(frame, plot, lambda run: with_smooth(run.scalars, key), series, same_colour=True, by=(key,))
+    series = [
+        Series(key, "this update", digits, width=0.8, alpha=0.4),
+        Series("smooth", "smoothed", digits, width=2.0),
+    ]
+    return columns_plot(
+        frame, plot, lambda run: with_smooth(run.scalars, key), series, same_colour=True, by=(key,)
+    )
 
 
 def ternary_shares(frame: Frame) -> Any:
     """Share of each code over the model's ternary weights."""
     plot = blank(frame, "share of ternary weights", numbers="0.[0]%")
-    series = [Series("zero_pct", "0", "0.00%"), Series("neg1_pct", "−1", "0.00%"), Series("pos1_pct", "+1", "0.00%", dash="dashed")]
+    series = [
+        Series("zero_pct", "0", "0.00%"),
+        Series("neg1_pct", "−1", "0.00%"),
+        Series("pos1_pct", "+1", "0.00%", dash="dashed"),
+    ]
     return columns_plot(frame, plot, lambda run: run.probes, series, dots=True)
 
 
@@ -120,11 +166,15 @@ def flips(frame: Frame) -> Any:
     """Share of codes that changed between probes."""
     plot = blank(frame, "share flipped between probes", numbers="0.[000]%")
     plot.y_range.start = 0
-    return columns_plot(frame, plot, lambda run: run.probes, [Series("flipped_pct", "flipped", "0.000%")], dots=True)
+    return columns_plot(
+        frame, plot, lambda run: run.probes, [Series("flipped_pct", "flipped", "0.000%")], dots=True
+    )
 
 
 def with_smooth(table: Columns, key: str) -> Columns:
-    """The table with `smooth`: an average over 20 updates, fewer in a run below 400 and more in one above 6,000."""
+    """The table with `smooth`: an average over 20 updates, fewer in a run below 400 and more in one above
+    6,000.
+    """
     if not has(table, key):
         return {}
     count = len(table[key])
@@ -143,4 +193,6 @@ def _with_held_out(table: Columns, evaluations: Columns) -> Columns:
 
 def _anomaly_marks(plot: Any, run: Recorded) -> None:
     for anomaly in run.anomalies:
-        plot.add_layout(Span(location=anomaly.step, dimension="height", line_color=ALARM, line_width=1, line_alpha=0.7))
+        plot.add_layout(
+            Span(location=anomaly.step, dimension="height", line_color=ALARM, line_width=1, line_alpha=0.7)
+        )

@@ -1,6 +1,7 @@
 """Matrices x updates as coloured cells: where in the model the zeros are, and where codes still flip.
 
-A cell spans the updates since the probe before it. With two runs both maps use one scale of colours, so that they compare.
+A cell spans the updates since the probe before it. With two runs both maps use one scale of colours, so that
+they compare.
 """
 
 from __future__ import annotations
@@ -37,7 +38,10 @@ def matrices(table: Columns) -> list[str]:
     """Names of the ternary matrices in a probe table (L0_attn_qkv, ...), in the order of the forward pass."""
     found = [(int(match.group(1)), match.group(2)) for name in table if (match := _MATRIX.fullmatch(name))]
     places = {name: place for place, name in enumerate(_ORDER)}
-    return [f"L{layer}_{part}" for layer, part in sorted(found, key=lambda one: (one[0], places.get(one[1], len(places)), one[1]))]
+    return [
+        f"L{layer}_{part}"
+        for layer, part in sorted(found, key=lambda one: (one[0], places.get(one[1], len(places)), one[1]))
+    ]
 
 
 def zero_share(runs: Sequence[Recorded]) -> list[Any]:
@@ -45,12 +49,16 @@ def zero_share(runs: Sequence[Recorded]) -> list[Any]:
     values = _all_values(runs, "zero_pct")
     if not values.size:
         return [None] * len(runs)
-    mapper = LinearColorMapper(palette=PALETTE, low=float(values.min()), high=max(float(values.max()), float(values.min()) + 1e-6))
+    mapper = LinearColorMapper(
+        palette=PALETTE, low=float(values.min()), high=max(float(values.max()), float(values.min()) + 1e-6)
+    )
     return [_map(run, "zero_pct", "zeros", mapper) for run in runs]
 
 
 def flipped_share(runs: Sequence[Recorded]) -> list[Any]:
-    """One map of the share of codes flipped since the last probe for each run, its colours on a logarithmic scale."""
+    """One map of the share of codes flipped since the last probe for each run, its colours on a logarithmic
+    scale.
+    """
     values = _all_values(runs, "flipped_pct")
     positive = values[values > 0]
     if not values.size:
@@ -61,7 +69,12 @@ def flipped_share(runs: Sequence[Recorded]) -> list[Any]:
 
 
 def _all_values(runs: Sequence[Recorded], what: str) -> Column:
-    tables = [run.probes[key] for run in runs for name in matrices(run.probes) if (key := f"{name}_{what}") in run.probes]
+    tables = [
+        run.probes[key]
+        for run in runs
+        for name in matrices(run.probes)
+        if (key := f"{name}_{what}") in run.probes
+    ]
     values = np.concatenate(tables) if tables else np.empty(0)
     return values[np.isfinite(values)]
 
@@ -77,7 +90,12 @@ def _map(run: Recorded, what: str, label: str, mapper: Any) -> Any:
     cells = plot.quad("left", "right", "bottom", "top", source=source, fill_color=fill, line_color=fill)
     rows = [("matrix", "@name"), ("update", "@right{0,0}"), (label, "@value{0.000%}")]
     plot.add_tools(HoverTool(renderers=[cells], tooltips=rows))
-    bar = ColorBar(color_mapper=mapper, width=10, formatter=NumeralTickFormatter(format="0.[000]%"), border_line_color=None)
+    bar = ColorBar(
+        color_mapper=mapper,
+        width=10,
+        formatter=NumeralTickFormatter(format="0.[000]%"),
+        border_line_color=None,
+    )
     plot.add_layout(bar, "right")
     return plot
 
@@ -108,10 +126,19 @@ def _blank(names: Sequence[str], steps: Column) -> Any:
     row_px = min(ROW_PX, max(LEAST_ROW_PX, MOST_MAP_PX // len(names)))
     start = float(steps[0]) - _first_width(steps)
     plot = figure(
-        height=70 + row_px * len(names), sizing_mode="stretch_width", tools="save", toolbar_location="above", x_axis_label="update",
-        x_range=Range1d(start, float(steps[-1])), y_range=Range1d(len(names) - 0.5, -0.5),
-    )  # fmt: skip
-    labelled = [row for row, name in enumerate(names) if len(names) <= LABELLED_ROWS or row == 0 or _layer(name) != _layer(names[row - 1])]
+        height=70 + row_px * len(names),
+        sizing_mode="stretch_width",
+        tools="save",
+        toolbar_location="above",
+        x_axis_label="update",
+        x_range=Range1d(start, float(steps[-1])),
+        y_range=Range1d(len(names) - 0.5, -0.5),
+    )
+    labelled = [
+        row
+        for row, name in enumerate(names)
+        if len(names) <= LABELLED_ROWS or row == 0 or _layer(name) != _layer(names[row - 1])
+    ]
     plot.yaxis.ticker = FixedTicker(ticks=labelled)
     plot.yaxis.major_label_overrides = {row: names[row].replace("_", " ") for row in labelled}
     plot.grid.visible = False

@@ -93,11 +93,20 @@ def _draw(axes: Any, layout: RunLayout, colour: str, x_axis: XAxis) -> int:
     if evaluations:
         points = [place[row["step"]] for row in evaluations]
         axes[0].plot(
-            points, [row["eval_loss"] for row in evaluations], "o--", color=colour, markersize=4, label=f"{layout.run_id}, held out"
+            points,
+            [row["eval_loss"] for row in evaluations],
+            "o--",
+            color=colour,
+            markersize=4,
+            label=f"{layout.run_id}, held out",
         )
     probes = [row for row in files[2].rows if row["step"] in place]
     points = [place[row["step"]] for row in probes]
-    for key, style in (("neg1_pct", {"linestyle": ":"}), ("zero_pct", {"linewidth": 2}), ("pos1_pct", {"linestyle": "--"})):
+    for key, style in (
+        ("neg1_pct", {"linestyle": ":"}),
+        ("zero_pct", {"linewidth": 2}),
+        ("pos1_pct", {"linestyle": "--"}),
+    ):
         axes[4].plot(points, [_number(row.get(key)) for row in probes], color=colour, **style)
     axes[5].plot(points, [_number(row.get("flipped_pct")) for row in probes], ".-", color=colour)
     boundary = read_config(layout).get("training", {}).get("stage1_end")

@@ -17,9 +17,14 @@ RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
 
 
 def run_summary(layout: RunLayout) -> dict[str, Any]:
-    """Everything `bitnet status` shows. Only the ends of files are read, so a long run answers as fast as a short one."""
+    """Everything `bitnet status` shows. Only the ends of files are read, so a long run answers as fast as a
+    short one.
+    """
     damage: list[str] = []
-    config, status = _or_empty(lambda: read_config(layout), damage), _or_empty(lambda: read_status(layout), damage)
+    config, status = (
+        _or_empty(lambda: read_config(layout), damage),
+        _or_empty(lambda: read_status(layout), damage),
+    )
     training = config.get("training", {})
     scalars = tail(layout.scalars)
     last = scalars.rows[-1] if scalars.rows else {}
@@ -43,7 +48,11 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
         "tokens_per_sec": _mean([row.get("tokens_per_sec") for row in scalars.rows[-RATE_ROWS:]]),
         "eta_s": (total - step) * step_ms / 1e3 if step_ms is not None and state == "running" else None,
         "evaluation": last_line(layout.evaluations),
-        "ternary": {key: quantization[key] for key in ("step", "neg1_pct", "zero_pct", "pos1_pct", "flipped_pct") if key in quantization},
+        "ternary": {
+            key: quantization[key]
+            for key in ("step", "neg1_pct", "zero_pct", "pos1_pct", "flipped_pct")
+            if key in quantization
+        },
         "samples": _samples(layout),
         "anomalies": [folder.name for folder in layout.anomaly_folders()],
         "checkpoints": layout.checkpoint_steps(),
@@ -52,9 +61,13 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
 
 
 def _samples(layout: RunLayout) -> list[dict[str, Any]]:
-    """The newest greedy sample, and the stressed one of the same prompt, which is nonsense by design; none before the first."""
+    """The newest greedy sample, and the stressed one of the same prompt, which is nonsense by design; none
+    before the first.
+    """
     rows = tail(layout.samples).rows
-    newest = [row for row in rows if row["step"] == rows[-1]["step"] and row.get("prompt") == rows[-1].get("prompt")]
+    newest = [
+        row for row in rows if row["step"] == rows[-1]["step"] and row.get("prompt") == rows[-1].get("prompt")
+    ]
     chosen = [row for mode in SHOWN_MODES for row in newest if row.get("mode") == mode]
     return [{key: row.get(key) for key in ("step", "mode", "prompt", "generated_text")} for row in chosen]
 
@@ -79,5 +92,8 @@ def _state(layout: RunLayout, status: dict[str, Any]) -> tuple[str, str | None]:
     """The recorded state; `killed` when it says running but nobody holds the lock."""
     state = status.get("state", "unknown")
     if state == "running" and not is_locked(layout.lock):
-        return "killed", "the process ended without saying so; the same train command continues from the last checkpoint"
+        return (
+            "killed",
+            "the process ended without saying so; the same train command continues from the last checkpoint",
+        )
     return state, status.get("why")

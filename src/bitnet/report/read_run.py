@@ -1,7 +1,7 @@
 """Everything a run directory holds, read leniently for people to look at. Draws nothing and judges nothing.
 
-A file that is missing, half-written or foreign leaves its field empty; what had to be passed over is told in `notes`.
-Numeric columns are float64 arrays in the order of steps, with NaN where a row has no number.
+A file that is missing, half-written or foreign leaves its field empty; what had to be passed over is told in
+`notes`. Numeric columns are float64 arrays in the order of steps, with NaN where a row has no number.
 """
 
 from __future__ import annotations
@@ -124,7 +124,9 @@ def number(value: Any) -> float | None:
 def columns(rows: Sequence[dict[str, Any]]) -> Columns:
     """Every key that is a number in some row, as an array over the rows in order of step."""
     ordered = sorted(rows, key=lambda row: row["step"])
-    named = dict.fromkeys(name for row in ordered for name, value in row.items() if type(value) in (int, float))
+    named = dict.fromkeys(
+        name for row in ordered for name, value in row.items() if type(value) in (int, float)
+    )
     names = [name for name in named if _COLUMN.fullmatch(name)]
     return {name: _column([row.get(name) for row in ordered]) for name in names}
 
@@ -142,7 +144,9 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def _column(values: list[Any]) -> Column:
-    floats = [value if type(value) is float else _or_nan(value) for value in values]  # most are: 60,000 rows have a dozen each
+    floats = [
+        value if type(value) is float else _or_nan(value) for value in values
+    ]  # most are: 60,000 rows have a dozen each
     column = np.array(floats, dtype=np.float64)
     return np.where(np.abs(column) <= LARGEST, column, np.nan)
 
@@ -193,7 +197,11 @@ def _summary(layout: RunLayout, notes: list[str]) -> dict[str, Any]:
 
 def _samples(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], int]:
     """Samples of a few prompts at a few steps, and the number of steps that have any."""
-    usable = [row for row in rows if all(isinstance(row.get(name), str) for name in ("prompt", "mode", "generated_text"))]
+    usable = [
+        row
+        for row in rows
+        if all(isinstance(row.get(name), str) for name in ("prompt", "mode", "generated_text"))
+    ]
     steps = sorted({row["step"] for row in usable})
     kept = {steps[index] for index in spread(len(steps), SAMPLE_STEPS)}
     prompts = list(dict.fromkeys(row["prompt"] for row in usable))[:SAMPLE_PROMPTS]
@@ -209,8 +217,14 @@ def _sample(row: dict[str, Any]) -> Sample:
 def _anomalies(folder: Path) -> list[Anomaly]:
     if not folder.is_dir():
         return []
-    matches = [(path, match) for path in folder.iterdir() if path.is_dir() and (match := _ANOMALY.fullmatch(path.name))]
-    found = sorted(((int(match.group(1)), match.group(2), path) for path, match in matches), key=lambda one: one[:2])
+    matches = [
+        (path, match)
+        for path in folder.iterdir()
+        if path.is_dir() and (match := _ANOMALY.fullmatch(path.name))
+    ]
+    found = sorted(
+        ((int(match.group(1)), match.group(2), path) for path, match in matches), key=lambda one: one[:2]
+    )
     return [_anomaly(step, event, path) for step, event, path in found[:ANOMALY_LIMIT]]
 
 
@@ -218,7 +232,9 @@ def _anomaly(step: int, event: str, folder: Path) -> Anomaly:
     readme = folder / "README.md"
     try:
         with open_regular(readme) as file:
-            text = file.read(4 * README_LIMIT).decode("utf-8", errors="replace")  # four bytes a character at most
+            text = file.read(4 * README_LIMIT).decode(
+                "utf-8", errors="replace"
+            )  # four bytes a character at most
     except (OSError, DataError):
         text = ""
     files = tuple(sorted(path.name for path in folder.iterdir() if path.name != readme.name))

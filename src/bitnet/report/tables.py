@@ -1,4 +1,6 @@
-"""What a page says in words and numbers: rows for its tables, one value per run. Makes no HTML: the template does, and escapes."""
+"""What a page says in words and numbers: rows for its tables, one value per run. Makes no HTML: the template
+does, and escapes.
+"""
 
 from __future__ import annotations
 
@@ -149,7 +151,12 @@ def criteria(run: Recorded) -> list[Judged]:
     listed = run.verdict.get("criteria")
     usable = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     return [
-        Judged(_sign(setting(one.get("name"))), _measure(one, "value"), _measure(one, "threshold"), one.get("met") is True)
+        Judged(
+            _sign(setting(one.get("name"))),
+            _measure(one, "value"),
+            _measure(one, "threshold"),
+            one.get("met") is True,
+        )
         for one in usable
     ]
 
@@ -167,15 +174,25 @@ def failed_checks(run: Recorded) -> list[tuple[str, str, str]]:
     """Name, part and meaning of every check that failed in the last `bitnet diagnose` of the run."""
     listed = run.diagnosis.get("checks")
     checks = [one for one in listed if isinstance(one, Mapping)] if isinstance(listed, list) else []
-    return [(setting(one.get("name")), setting(one.get("suspect")), setting(one.get("detail"))) for one in checks if one.get("ok") is False]
+    return [
+        (setting(one.get("name")), setting(one.get("suspect")), setting(one.get("detail")))
+        for one in checks
+        if one.get("ok") is False
+    ]
 
 
 def measured(run: Recorded) -> list[Row]:
     """The metrics of the last judging, the number of cases beside each."""
     metrics = run.verdict.get("metrics")
     values = metrics if isinstance(metrics, dict) else {}
-    shown = [(name, found) for name, value in values.items() if not name.endswith("_cases") and (found := number(value)) is not None]
-    return [Row(name, (f"{found:,.4g}", _counted(number(values.get(f"{name}_cases"))))) for name, found in shown]
+    shown = [
+        (name, found)
+        for name, value in values.items()
+        if not name.endswith("_cases") and (found := number(value)) is not None
+    ]
+    return [
+        Row(name, (f"{found:,.4g}", _counted(number(values.get(f"{name}_cases"))))) for name, found in shown
+    ]
 
 
 def parts(run: Recorded) -> list[Part]:
@@ -214,12 +231,19 @@ class SampleTables:
 
 def sample_tables(runs: Sequence[Recorded]) -> SampleTables:
     """Samples side by side: by prompt, down the steps, across modes and runs."""
-    everything = {(place, one.prompt, one.step, one.mode): one for place, run in enumerate(runs) for one in run.samples}
-    modes = sorted({key[3] for key in everything}, key=lambda mode: (MODES.index(mode) if mode in MODES else len(MODES), mode))
+    everything = {
+        (place, one.prompt, one.step, one.mode): one for place, run in enumerate(runs) for one in run.samples
+    }
+    modes = sorted(
+        {key[3] for key in everything},
+        key=lambda mode: (MODES.index(mode) if mode in MODES else len(MODES), mode),
+    )
     heads = [(mode, place) for mode in modes for place in range(len(runs))]
     prompts = []
     for prompt in dict.fromkeys(key[1] for key in everything):
         steps = sorted({key[2] for key in everything if key[1] == prompt})
-        lines = [(step, [everything.get((place, prompt, step, mode)) for mode, place in heads]) for step in steps]
+        lines = [
+            (step, [everything.get((place, prompt, step, mode)) for mode, place in heads]) for step in steps
+        ]
         prompts.append(Prompted(prompt, lines))
     return SampleTables(heads, prompts, modes)

@@ -1,9 +1,10 @@
 """Checkpoints that are whole or absent, and that say when they are damaged.
 
 A checkpoint is a directory: model.safetensors, optimizer.safetensors, observers.safetensors, state.json, and
-manifest.json with the size and SHA-256 of the others. It is written under a temporary name, synced, and appears by one rename; the
-manifest is written last. Reading checks the manifest first, and then that every number is finite: a checkpoint with a NaN or an
-infinity is never written and never counts as good. No pickle is involved anywhere.
+manifest.json with the size and SHA-256 of the others. It is written under a temporary name, synced, and
+appears by one rename; the manifest is written last. Reading checks the manifest first, and then that every
+number is finite: a checkpoint with a NaN or an infinity is never written and never counts as good. No pickle
+is involved anywhere.
 """
 
 from __future__ import annotations
@@ -57,7 +58,8 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
     broken = first_not_finite(checkpoint.model) or first_not_finite(checkpoint.optimizer)
     if broken is not None:
         raise NotFiniteError(
-            f"no checkpoint of update {checkpoint.step} was written, because {broken} holds NaN or infinite values; "
+            f"no checkpoint of update {checkpoint.step} was written, because {broken} holds NaN or infinite "
+            "values; "
             "earlier checkpoints are untouched, so repeat the command to resume from the newest"
         )
     final = layout.checkpoint(checkpoint.step)
@@ -65,7 +67,11 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        for name, tensors in ((MODEL, checkpoint.model), (OPTIMIZER, checkpoint.optimizer), (MEMORY, checkpoint.memory)):
+        for name, tensors in (
+            (MODEL, checkpoint.model),
+            (OPTIMIZER, checkpoint.optimizer),
+            (MEMORY, checkpoint.memory),
+        ):
             write_tensors(temporary / name, tensors)
         write_json(temporary / STATE, checkpoint.state)
         write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": _describe(temporary)})
@@ -77,7 +83,8 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
         _GOOD.add(_signature(final))
     except OSError as error:
         raise CheckpointError(
-            f"checkpoint {final} could not be written ({error.strerror or error}); earlier checkpoints are untouched. "
+            f"checkpoint {final} could not be written ({error.strerror or error}); earlier checkpoints are "
+            "untouched. "
             "Free some space or choose another --runs-dir, then repeat the command to resume"
         ) from error
     finally:
@@ -86,7 +93,9 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
 
 
 def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
-    """Read a checkpoint after checking every file it needs. Raises CheckpointError that names what is wrong."""
+    """Read a checkpoint after checking every file it needs. Raises CheckpointError that names what is
+    wrong.
+    """
     verify_checkpoint(folder)
     try:
         state = read_state(folder / STATE)
@@ -98,14 +107,17 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
 
 
 def check_size(config: BitNetConfig, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that holds another number of weights than the configuration describes, before a model is built.
+    """Refuse a checkpoint that holds another number of weights than the configuration describes, before a
+    model is built.
 
-    A configuration from somebody else may describe a model that no memory holds, beside a checkpoint of a few bytes.
+    A configuration from somebody else may describe a model that no memory holds, beside a checkpoint of a few
+    bytes.
     """
     found = sum(tensor.numel() for tensor in checkpoint.model.values())
     if found != config.total_params:
         raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} does not fit the model: it holds {found:,} weights, that of meta/config.json "
+            f"the checkpoint of step {checkpoint.step} does not fit the model: it holds {found:,} weights, "
+            "that of meta/config.json "
             f"{config.total_params:,}; use the run's own checkpoint and configuration"
         )
 
@@ -116,10 +128,13 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
 
     own = dict(model.named_parameters())
     odd = sorted(own.keys() ^ checkpoint.model.keys())
-    odd += sorted(name for name in own.keys() & checkpoint.model.keys() if not _fits(own[name], checkpoint.model[name]))
+    odd += sorted(
+        name for name in own.keys() & checkpoint.model.keys() if not _fits(own[name], checkpoint.model[name])
+    )
     if odd:
         raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} does not fit the model: {odd[0]} differs; use the run's own checkpoint"
+            f"the checkpoint of step {checkpoint.step} does not fit the model: {odd[0]} differs; use the "
+            "run's own checkpoint"
         )
     with torch.no_grad():
         for name, parameter in own.items():
@@ -132,41 +147,59 @@ def _fits(own: Tensor, stored: Tensor) -> bool:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Raise CheckpointError unless every file is there with the recorded size and SHA-256, and every number is finite."""
+    """Raise CheckpointError unless every file is there with the recorded size and SHA-256, and every number
+    is finite.
+    """
     try:
         files = read_json(folder / MANIFEST)["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
     except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        raise CheckpointError(f"{folder}: {MANIFEST} is missing or damaged ({type(error).__name__}); use another checkpoint") from None
+        raise CheckpointError(
+            f"{folder}: {MANIFEST} is missing or damaged ({type(error).__name__}); use another checkpoint"
+        ) from None
     missing = {MODEL, OPTIMIZER, MEMORY, STATE} - expected.keys()
     if missing:
-        raise CheckpointError(f"{folder}: the manifest does not list {', '.join(sorted(missing))}; use another checkpoint")
+        raise CheckpointError(
+            f"{folder}: the manifest does not list {', '.join(sorted(missing))}; use another checkpoint"
+        )
     odd = sorted(name for name in expected if not _FILE_NAME.fullmatch(name))
     if odd:
-        raise CheckpointError(f"{folder}: the manifest names {odd[0][:80]!r}, which is no file of a checkpoint; use another checkpoint")
+        raise CheckpointError(
+            f"{folder}: the manifest names {odd[0][:80]!r}, which is no file of a checkpoint; use another "
+            "checkpoint"
+        )
     for name, (size, digest) in expected.items():
         path = folder / name
         if not path.is_file():
             raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
         if path.stat().st_size != size:
-            raise CheckpointError(f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another checkpoint")
+            raise CheckpointError(
+                f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another "
+                "checkpoint"
+            )
         try:
             check_fits_memory(path)
         except DataError as error:
             raise CheckpointError(str(error)) from None
         if sha256(path) != digest:
-            raise CheckpointError(f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint")
+            raise CheckpointError(
+                f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint"
+            )
     for name in (MODEL, OPTIMIZER):
         try:
             broken = first_not_finite_in(folder / name)
         except DataError as error:
             raise CheckpointError(str(error)) from None
         if broken is not None:
-            raise CheckpointError(f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint")
+            raise CheckpointError(
+                f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint"
+            )
 
 
 def is_good(folder: Path) -> bool:
-    """Whether a checkpoint verifies. One that this process wrote or verified is not hashed again while its files are the same."""
+    """Whether a checkpoint verifies. One that this process wrote or verified is not hashed again while its
+    files are the same.
+    """
     try:
         signature = _signature(folder)
         if signature not in _GOOD:
@@ -180,10 +213,15 @@ def is_good(folder: Path) -> bool:
 def _signature(folder: Path) -> Signature:
     """Names, sizes and times of a checkpoint's files: another one for any file that was written to."""
     stats = ((path.name, path.stat()) for path in sorted(folder.iterdir()))
-    return (str(folder.resolve()), *((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats))
+    return (
+        str(folder.resolve()),
+        *((name, stat.st_size, stat.st_mtime_ns, stat.st_ino) for name, stat in stats),
+    )
 
 
-def newest_good(layout: RunLayout, report: Callable[[str], None], *, optimizer: bool = True) -> Checkpoint | None:
+def newest_good(
+    layout: RunLayout, report: Callable[[str], None], *, optimizer: bool = True
+) -> Checkpoint | None:
     """The newest checkpoint that verifies; `report` is told about each damaged one passed over."""
     for step in reversed(layout.checkpoint_steps()):
         try:
@@ -193,21 +231,34 @@ def newest_good(layout: RunLayout, report: Callable[[str], None], *, optimizer: 
     return None
 
 
-def retained_steps(steps: Iterable[int], *, mandatory: Iterable[int], keep_last: int, keep_every: int) -> set[int]:
-    """Which checkpoints stay: the last few (the newest one at least), every so many steps, and the mandatory ones."""
+def retained_steps(
+    steps: Iterable[int], *, mandatory: Iterable[int], keep_last: int, keep_every: int
+) -> set[int]:
+    """Which checkpoints stay: the last few (the newest one at least), every so many steps, and the mandatory
+    ones.
+    """
     ordered = sorted(steps)
     recent = ordered[-max(keep_last, 1) :]
-    return {*recent, *(s for s in ordered if s % keep_every == 0), *(s for s in ordered if s in set(mandatory))}
+    return {
+        *recent,
+        *(s for s in ordered if s % keep_every == 0),
+        *(s for s in ordered if s in set(mandatory)),
+    }
 
 
-def prune(layout: RunLayout, *, mandatory: Iterable[int], keep_last: int, keep_every: int, named: Iterable[int] = ()) -> None:
+def prune(
+    layout: RunLayout, *, mandatory: Iterable[int], keep_last: int, keep_every: int, named: Iterable[int] = ()
+) -> None:
     """Delete checkpoints that retention does not keep, and what a killed process left half-written.
 
-    Damaged checkpoints do not count among the last few, and the newest good one always stays; so do those newer than it, which
-    the run will replace. named: steps that a message to the user has named, which stay too.
+    Damaged checkpoints do not count among the last few, and the newest good one always stays; so do those
+    newer than it, which the run will replace. named: steps that a message to the user has named, which stay
+    too.
     """
     steps = layout.checkpoint_steps()
-    recent = list(islice((step for step in reversed(steps) if is_good(layout.checkpoint(step))), max(keep_last, 1)))
+    recent = list(
+        islice((step for step in reversed(steps) if is_good(layout.checkpoint(step))), max(keep_last, 1))
+    )
     if recent:
         old = [step for step in steps if step < recent[0]]
         kept = {*recent, *named, *(step for step in old if step % keep_every == 0), *mandatory}
@@ -227,4 +278,6 @@ def _remove(folder: Path) -> None:
 
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
-    return {path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())}
+    return {
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())
+    }

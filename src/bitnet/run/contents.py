@@ -1,8 +1,10 @@
-"""What may stand in a run folder: regular files and folders, and links that stay inside. Checked before anything is opened.
+"""What may stand in a run folder: regular files and folders, and links that stay inside. Checked before
+anything is opened.
 
-A run folder may come from somebody else. Opening a named pipe waits for ever, a device never ends, and a link that leads outside
-has this program read, or write, where nobody asked it to: `eval` as a link to a folder of the user's, `metrics/scalars.jsonl` as a
-link to a file that training would append to. Not here: what is in the files.
+A run folder may come from somebody else. Opening a named pipe waits for ever, a device never ends, and a link
+that leads outside has this program read, or write, where nobody asked it to: `eval` as a link to a folder of
+the user's, `metrics/scalars.jsonl` as a link to a file that training would append to. Not here: what is in
+the files.
 """
 
 from __future__ import annotations
@@ -16,20 +18,31 @@ from pathlib import Path
 from bitnet.errors import RunError
 
 MOST_ENTRIES = 100_000  # files and folders of one run; a run of 400,000 updates has some hundred
-KINDS = {stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+KINDS = {
+    stat.S_IFIFO: "a named pipe",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 
 def check_contents(root: Path) -> None:
-    """Raise RunError for a pipe, socket or device in a run folder, for a link that leads outside, and for too many entries."""
+    """Raise RunError for a pipe, socket or device in a run folder, for a link that leads outside, and for too
+    many entries.
+    """
     inside = Path(os.path.realpath(root))
     for number, entry in enumerate(_entries(root)):
         if number >= MOST_ENTRIES:
-            raise RunError(f"{root} holds more than {MOST_ENTRIES:,} files, which no run has; name a run's own folder")
+            raise RunError(
+                f"{root} holds more than {MOST_ENTRIES:,} files, which no run has; name a run's own folder"
+            )
         _check(entry, inside)
 
 
 def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder, links not followed. A folder that cannot be read is passed over: whoever needs it says so."""
+    """Everything below a folder, links not followed. A folder that cannot be read is passed over: whoever
+    needs it says so.
+    """
     folders = [str(root)]
     while folders:
         with suppress(OSError), os.scandir(folders.pop()) as entries:
@@ -40,9 +53,14 @@ def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _check(entry: os.DirEntry[str], inside: Path) -> None:
-    """Raise RunError unless an entry is a regular file, a folder, or a link to one of these inside the run."""
+    """Raise RunError unless an entry is a regular file, a folder, or a link to one of these inside the
+    run.
+    """
     if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(inside):
-        raise RunError(f"{entry.path} is a link that leads out of the run; replace it with the file or folder that belongs there")
+        raise RunError(
+            f"{entry.path} is a link that leads out of the run; replace it with the file or folder that "
+            "belongs there"
+        )
     try:
         kind = stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """Names and places inside a runs folder, and how a user's word for a run is understood.
 
-runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.json manifest.json sessions.jsonl
+runs/<run_id>/meta/            config.json provenance.json dataset_fingerprint.json manifest.json
+                               sessions.jsonl
               tokenizer/       the tokenizer the run was trained with
               checkpoints/     step_NNNNNN/
               metrics/         scalars.jsonl quantization.jsonl roll_backs.jsonl
@@ -150,7 +151,11 @@ class RunLayout:
 
     def anomaly_folders(self) -> list[Path]:
         """All debug dumps, oldest step first."""
-        return sorted(path for path in self.anomalies.glob("step_*") if path.is_dir()) if self.anomalies.is_dir() else []
+        return (
+            sorted(path for path in self.anomalies.glob("step_*") if path.is_dir())
+            if self.anomalies.is_dir()
+            else []
+        )
 
     def line_files(self) -> list[Path]:
         """Every file of JSON lines that carry a step."""
@@ -169,15 +174,19 @@ def check_run_id(run_id: str, experiments: frozenset[str] = frozenset()) -> str:
     """The id if it may name a run; raises RunError."""
     if not RUN_ID.fullmatch(run_id) or ".." in run_id:
         raise RunError(
-            f"the run id {run_id!r} is not allowed; use 1 to 64 letters, digits, '.', '_' and '-', beginning with a letter or digit"
+            f"the run id {run_id!r} is not allowed; use 1 to 64 letters, digits, '.', '_' and '-', beginning "
+            "with a letter or digit"
         )
     if run_id == "latest" or run_id in experiments:
-        raise RunError(f"the run id {run_id!r} already has a meaning (the newest run); choose another --run-id")
+        raise RunError(
+            f"the run id {run_id!r} already has a meaning (the newest run); choose another --run-id"
+        )
     return run_id
 
 
 def find_run(word: str, runs_dir: Path) -> RunReference:
-    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment's name, `latest`.
+    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment's name,
+    `latest`.
 
     Raises RunError for a run whose folder holds pipes, devices or links that lead outside (contents.py).
     """
@@ -192,7 +201,9 @@ def _meant(word: str, runs_dir: Path) -> RunReference:
         if direct.config.is_file():
             return RunReference(direct)
         if direct.checkpoint_steps():
-            raise NotFoundError(f"{direct.config} is missing; restore it from a copy of the run {word}, or train another one")
+            raise NotFoundError(
+                f"{direct.config} is missing; restore it from a copy of the run {word}, or train another one"
+            )
     if "/" in word or os.sep in word or Path(word).exists():
         found = _find_path(Path(word))
         if found is not None:
@@ -202,7 +213,11 @@ def _meant(word: str, runs_dir: Path) -> RunReference:
     if named:
         return RunReference(named[-1])
     names = [layout.run_id for layout in runs]
-    hint = did_you_mean(word, names[-8:]) if names else " No run exists there yet; start one with: bitnet train arithmetic"
+    hint = (
+        did_you_mean(word, names[-8:])
+        if names
+        else " No run exists there yet; start one with: bitnet train arithmetic"
+    )
     raise NotFoundError(f"there is no run {word!r} in {runs_dir}.{hint}")
 
 

@@ -1,8 +1,10 @@
-"""meta/manifest.json: size and SHA-256 of the files that decide what a run is, checked by everything that reads them.
+"""meta/manifest.json: size and SHA-256 of the files that decide what a run is, checked by everything that
+reads them.
 
-It covers meta/config.json, meta/provenance.json, meta/dataset_fingerprint.json and the tokenizer, none of which changes while a run
-trains. The frozen evaluation set is covered through its SHA-256 in the fingerprint, a checkpoint by its own manifest, metric lines
-by the extents in a checkpoint's state. A run made before there was a manifest is read without these checks.
+It covers meta/config.json, meta/provenance.json, meta/dataset_fingerprint.json and the tokenizer, none of
+which changes while a run trains. The frozen evaluation set is covered through its SHA-256 in the fingerprint,
+a checkpoint by its own manifest, metric lines by the extents in a checkpoint's state. A run made before there
+was a manifest is read without these checks.
 """
 
 from __future__ import annotations
@@ -20,7 +22,9 @@ FIX = "restore it from a copy, or begin another run under another --run-id"
 
 
 def write_manifest(layout: RunLayout, config: str) -> None:
-    """Record every file that is there by now, and the text of meta/config.json, which is written after this one."""
+    """Record every file that is there by now, and the text of meta/config.json, which is written after this
+    one.
+    """
     paths = [layout.provenance, layout.fingerprint, *_tokenizer_files(layout)]
     files = {_name(layout, path): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     files[_name(layout, layout.config)] = {"bytes": len(config.encode()), "sha256": sha256_of(config)}
@@ -28,7 +32,9 @@ def write_manifest(layout: RunLayout, config: str) -> None:
 
 
 def read_config(layout: RunLayout) -> dict[str, Any]:
-    """meta/config.json of a run. Raises NotFoundError, or DataError where it is damaged or not the one of the manifest."""
+    """meta/config.json of a run. Raises NotFoundError, or DataError where it is damaged or not the one of the
+    manifest.
+    """
     recorded = _recorded(layout)
     if recorded is not None:
         _verify(layout, layout.config, recorded)
@@ -36,7 +42,9 @@ def read_config(layout: RunLayout) -> dict[str, Any]:
 
 
 def verify_run(layout: RunLayout) -> None:
-    """Raise DataError, naming the file and what to do, unless every file is the one that the manifest records."""
+    """Raise DataError, naming the file and what to do, unless every file is the one that the manifest
+    records.
+    """
     recorded = _recorded(layout)
     if recorded is None:
         return
@@ -45,7 +53,9 @@ def verify_run(layout: RunLayout) -> None:
     there = {_name(layout, path) for path in _tokenizer_files(layout)}
     lost = sorted(name for name in recorded if name.startswith("tokenizer/") and name not in there)
     if lost:
-        raise DataError(f"{layout.root / 'tokenizer'} lacks {Path(lost[0]).name}, which the run began with; {FIX}")
+        raise DataError(
+            f"{layout.root / 'tokenizer'} lacks {Path(lost[0]).name}, which the run began with; {FIX}"
+        )
 
 
 def _recorded(layout: RunLayout) -> dict[str, Any] | None:
@@ -54,7 +64,11 @@ def _recorded(layout: RunLayout) -> dict[str, Any] | None:
         return None
     manifest = read_json(layout.manifest, fix=FIX)
     files = manifest.get("files")
-    if manifest.get("format") != FORMAT or not isinstance(files, dict) or not all(isinstance(entry, dict) for entry in files.values()):
+    if (
+        manifest.get("format") != FORMAT
+        or not isinstance(files, dict)
+        or not all(isinstance(entry, dict) for entry in files.values())
+    ):
         raise DataError(f"{layout.manifest} is no manifest of format {FORMAT}; {FIX}")
     return files
 
@@ -62,7 +76,9 @@ def _recorded(layout: RunLayout) -> dict[str, Any] | None:
 def _verify(layout: RunLayout, path: Path, recorded: dict[str, Any]) -> None:
     entry = recorded.get(_name(layout, path))
     if entry is None:
-        raise DataError(f"{path} is not in {layout.manifest}, so it does not belong to the run; delete it, or {FIX}")
+        raise DataError(
+            f"{path} is not in {layout.manifest}, so it does not belong to the run; delete it, or {FIX}"
+        )
     try:
         with open_regular(path) as file:
             size = file.seek(0, 2)
@@ -70,7 +86,9 @@ def _verify(layout: RunLayout, path: Path, recorded: dict[str, Any]) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be read ({error.strerror}); {FIX}") from None
     if altered:
-        raise DataError(f"{path} was altered since the run began (its SHA-256 is not the one in {layout.manifest}); {FIX}")
+        raise DataError(
+            f"{path} was altered since the run began (its SHA-256 is not the one in {layout.manifest}); {FIX}"
+        )
 
 
 def _tokenizer_files(layout: RunLayout) -> list[Path]:

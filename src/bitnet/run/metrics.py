@@ -87,7 +87,10 @@ def read_lines(path: Path) -> Lines:
         return Lines([], 0)
     size = path.stat().st_size
     if size > MOST_BYTES:
-        raise DataError(f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that are read; cut it, or use another run")
+        raise DataError(
+            f"{path} has {size:,} bytes, more than the {MOST_BYTES:,} that are read; cut it, or use another "
+            "run"
+        )
     with open_regular(path) as file:
         parsed = [None if line is None else _parse(line) for line in lines_of(file, LONGEST_LINE)]
     rows = [row for row in parsed if row is not None]
@@ -95,7 +98,9 @@ def read_lines(path: Path) -> Lines:
 
 
 def tail(path: Path, window_bytes: int = 1 << 16) -> Lines:
-    """The rows in the last part of a file, however long it is; the window doubles until it holds a whole row, up to LONGEST_LINE."""
+    """The rows in the last part of a file, however long it is; the window doubles until it holds a whole row,
+    up to LONGEST_LINE.
+    """
     if not path.is_file():
         return Lines([], 0)
     with path.open("rb") as file:
@@ -147,9 +152,15 @@ def verify_extent(path: Path, extent: Extent) -> None:
             found.update(piece)
             size, lines = size + len(piece), lines + piece.count(b"\n")
     if size < extent["bytes"]:
-        raise RunError(f"{path} was cut: {lines:,} of the {extent['lines']:,} lines before the checkpoint are left; {fix}")
+        raise RunError(
+            f"{path} was cut: {lines:,} of the {extent['lines']:,} lines before the checkpoint are left; "
+            f"{fix}"
+        )
     if found.hexdigest() != extent["sha256"]:
-        raise RunError(f"{path} was altered: its first {extent['lines']:,} lines are not those written before the checkpoint; {fix}")
+        raise RunError(
+            f"{path} was altered: its first {extent['lines']:,} lines are not those written before the "
+            f"checkpoint; {fix}"
+        )
 
 
 def cut_to(path: Path, extent: Extent) -> None:

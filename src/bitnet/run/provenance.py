@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 
-def provenance(run_id: str, seed: int, *, device: str, product: str, gradient_dtype: str, compiled: bool) -> dict[str, Any]:
+def provenance(
+    run_id: str, seed: int, *, device: str, product: str, gradient_dtype: str, compiled: bool
+) -> dict[str, Any]:
     """meta/provenance.json: the seeds' keys, then what else decides a result."""
     import torch
 
@@ -41,8 +43,12 @@ def _git() -> tuple[str | None, bool | None]:
     """Commit of this package's checkout and whether it has uncommitted changes; None outside a checkout."""
     here = Path(__file__).resolve().parent
     try:
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
-        status = subprocess.run(["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10, check=True)
+        commit = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
+        status = subprocess.run(
+            ["git", "status", "--porcelain"], cwd=here, capture_output=True, text=True, timeout=10, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return None, None
     return commit.stdout.strip(), bool(status.stdout.strip())

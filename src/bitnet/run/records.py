@@ -1,7 +1,8 @@
 """What the JSON of a run must hold for its readers: names and types, checked once, when a file is read.
 
-A key that is not named here passes as it is; schema.py explains them all. Not here: the settings, which become dataclasses
-(nn/config.py, train/config.py), and whether a file is the one that was written (manifest.py).
+A key that is not named here passes as it is; schema.py explains them all. Not here: the settings, which
+become dataclasses (nn/config.py, train/config.py), and whether a file is the one that was written
+(manifest.py).
 """
 
 from __future__ import annotations
@@ -15,15 +16,43 @@ from bitnet.run.layout import RunLayout
 from bitnet.run.schema import EVALUATION, MATRIX, SAMPLES, SCALARS
 from bitnet.typed import check_types
 
-CONFIG = {"experiment": str, "variant": str, "experiment_file": str | None, "model": dict, "training": dict, "data": dict}
-TRAINING = dict.fromkeys(("total_steps", "stage1_end", "seq_len", "batch_size", "tokens_per_step", "total_tokens", "seed"), int)
-STATUS = {"state": str, "why": str | None, "step": int, "total_steps": int, "started_unix": float, "updated_unix": float}
-VERDICT = {"run": str, "step": int, "verdict": str, "metrics": dict[str, float | None], "criteria": list[dict[str, Any]], "seconds": float}
+CONFIG = {
+    "experiment": str,
+    "variant": str,
+    "experiment_file": str | None,
+    "model": dict,
+    "training": dict,
+    "data": dict,
+}
+TRAINING = dict.fromkeys(
+    ("total_steps", "stage1_end", "seq_len", "batch_size", "tokens_per_step", "total_tokens", "seed"), int
+)
+STATUS = {
+    "state": str,
+    "why": str | None,
+    "step": int,
+    "total_steps": int,
+    "started_unix": float,
+    "updated_unix": float,
+}
+VERDICT = {
+    "run": str,
+    "step": int,
+    "verdict": str,
+    "metrics": dict[str, float | None],
+    "criteria": list[dict[str, Any]],
+    "seconds": float,
+}
 CRITERION = {"name": str, "metric": str, "value": float | None, "threshold": float, "met": bool}
 STATE = {
-    "step": int, "tokens_seen": int, "loss": float | None, "rng_states": dict, "refused_in_a_row": int,
-    "skipped_data": list[tuple[int, int]], "lines": dict[str, dict[str, Any]],
-}  # fmt: skip
+    "step": int,
+    "tokens_seen": int,
+    "loss": float | None,
+    "rng_states": dict,
+    "refused_in_a_row": int,
+    "skipped_data": list[tuple[int, int]],
+    "lines": dict[str, dict[str, Any]],
+}
 EXTENT = {"bytes": int, "lines": int, "sha256": str}
 TEXTS = frozenset({"prompt", "mode", "generated_text", "anomaly_flag", "refused"})
 """Keys of the lines of metrics and samples that hold text."""
@@ -49,7 +78,9 @@ def read_status(layout: RunLayout) -> dict[str, Any]:
 def read_verdict(layout: RunLayout) -> dict[str, Any]:
     """eval/verdict.json. Raises NotFoundError or DataError."""
     where = str(layout.verdict)
-    verdict = check_types(read_json(layout.verdict), VERDICT, where, required=("run", "step", "verdict", "metrics", "criteria"))
+    verdict = check_types(
+        read_json(layout.verdict), VERDICT, where, required=("run", "step", "verdict", "metrics", "criteria")
+    )
     for row in verdict["criteria"]:
         check_types(row, CRITERION, f"{where}, a criterion", required=("name", "value", "met"))
     return verdict
@@ -64,7 +95,9 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_row(row: Any) -> bool:
-    """Whether a value is a line of metrics or samples: an object with a step, its text keys texts, its numbers numbers."""
+    """Whether a value is a line of metrics or samples: an object with a step, its text keys texts, its
+    numbers numbers.
+    """
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < MAX_STEP:
         return False
     return all(value is None or _usable(key, value) for key, value in row.items())

@@ -12,8 +12,12 @@ from __future__ import annotations
 SCALARS = {
     "step": "update number, from 1",
     "tokens_seen": "targets read so far, padding included",
-    "loss": "mean cross-entropy of the update's scored tokens, before the update (nats/token); null if not finite",
-    "penalty": "minimised beside the loss: the weighted unlikelihood of recent tokens (mean, nats/token), or 0",
+    "loss": (
+        "mean cross-entropy of the update's scored tokens, before the update (nats/token); null if not finite"
+    ),
+    "penalty": (
+        "minimised beside the loss: the weighted unlikelihood of recent tokens (mean, nats/token), or 0"
+    ),
     "lr": "learning rate of this update (AdamW's; Muon's follows it in proportion)",
     "wd": "weight decay of this update",
     "grad_norm": "global L2 norm of the gradient before clipping; null if not finite",
@@ -22,9 +26,16 @@ SCALARS = {
     "gpu_mem_allocated_gb": "memory in tensors on the GPU (GB of 10^9 bytes); 0 on a CPU",
     "gpu_mem_reserved_gb": "memory held by the allocator on the GPU (GB); 0 on a CPU",
     "process_mem_gb": "resident memory of the process (GB); null where the system does not tell",
-    "mfu": "model-FLOP utilisation against the device's dense bf16 peak (share); null where the peak is not known",
-    "anomaly_flag": "names of all anomaly rules that fired at this update, separated by commas; null if none did",
-    "refused": "why the update was not applied: nan_inf_loss, nan_inf_grad or loss_scale_overflow; null if it was",
+    "mfu": (
+        "model-FLOP utilisation against the device's dense bf16 peak (share); null where the peak is not "
+        "known"
+    ),
+    "anomaly_flag": (
+        "names of all anomaly rules that fired at this update, separated by commas; null if none did"
+    ),
+    "refused": (
+        "why the update was not applied: nan_inf_loss, nan_inf_grad or loss_scale_overflow; null if it was"
+    ),
     "loss_scale": "what the loss was multiplied by before the backward pass; null but for fp16",
 }
 MATRIX = {
@@ -52,11 +63,16 @@ SAMPLES = {
     "seed": "seed of this sample: SHA-256 of prompt number, step and mode",
     "generated_text": "prompt and continuation",
     "generated_ids": "token ids of both",
-    "mean_entropy": "mean entropy of the next-token distribution over the first ten new positions (nats); null if there was none",
+    "mean_entropy": (
+        "mean entropy of the next-token distribution over the first ten new positions (nats); null if there "
+        "was none"
+    ),
     "max_repetition": "how often the most frequent token occurs in the continuation",
     "unique_tokens": "distinct tokens in the continuation",
     "total_tokens": "tokens in the continuation",
-    "logits_first_10": "for each of the first ten new positions: pos, entropy (nats), top5_tokens, top5_probs",
+    "logits_first_10": (
+        "for each of the first ten new positions: pos, entropy (nats), top5_tokens, top5_probs"
+    ),
     "non_finite": "whether the model's logits became NaN or infinite, which ended the sample",
 }
 PROVENANCE = {
@@ -80,18 +96,26 @@ PROVENANCE = {
 }
 FINGERPRINT = {
     "dataset_name": "",
-    "dataset_size_tokens": "tokens of the whole corpus: as its publisher gives it for a data set of the hub, counted for files and "
-    "generated tasks (a table's examples once); null where neither is known",
+    "dataset_size_tokens": (
+        "tokens of the whole corpus: as its publisher gives it for a data set of the hub, counted for files "
+        "and "
+        "generated tasks (a table's examples once); null where neither is known"
+    ),
     "prepared_tokens": "tokens that the run draws from, of the corpus",
     "hf_revision": "revision on the hub; null for generated data",
     "first_1000_token_ids_sha256": "of the first 1,000 token ids as little-endian int64",
     "table_sha256": "of all token ids (generated tasks)",
     "examples": "distinct training examples (generated tasks)",
-    "sampling_strategy": "how documents are taken from the corpus: streaming_random (files of the hub in an order of the seed, shuffled in "
-    "blocks), every_document, first_documents; for generated tasks the same as row_order",
+    "sampling_strategy": (
+        "how documents are taken from the corpus: streaming_random (files of the hub in an order of the "
+        "seed, shuffled in "
+        "blocks), every_document, first_documents; for generated tasks the same as row_order"
+    ),
     "row_order": "how rows are taken from the prepared tokens",
     "tokenizer_vocab_size": "",
-    "expected_repetition_rate": "tokens that the run reads for each of the corpus; null where its size is not known",
+    "expected_repetition_rate": (
+        "tokens that the run reads for each of the corpus; null where its size is not known"
+    ),
     "epochs": "times that the run goes through the prepared tokens; up to 1 nothing is repeated",
     "evaluation_sequences": "rows of the frozen evaluation set",
     "evaluation_sha256": "of eval/frozen_set.safetensors",
@@ -114,17 +138,25 @@ STATE = {
     "loss": "loss of the last update",
     "model_state_dict": "file that holds the weights",
     "optimizer_state_dict": "file that holds the optimizer state",
-    "lr_scheduler_state": "current_step, peak_lr, stage2_lr, final_lr; for readers: rates are a function of the step",
+    "lr_scheduler_state": (
+        "current_step, peak_lr, stage2_lr, final_lr; for readers: rates are a function of the step"
+    ),
     "wd_scheduler_state": "current_step, stage1_wd, stage2_wd",
     "rng_states": "python, numpy, torch, torch_cuda",
     "refused_in_a_row": "updates before this checkpoint that were refused because they were not finite",
     "loss_scale": "scale, and good_updates since it last moved; null but for fp16",
     "skipped_data": "step and skipped_updates of every line of metrics/roll_backs.jsonl so far",
     "config": "where the configuration is",
-    "lines": "for each file of JSON lines: bytes, lines and SHA-256 of what was written to it up to this update; checked on resume",
+    "lines": (
+        "for each file of JSON lines: bytes, lines and SHA-256 of what was written to it up to this update; "
+        "checked on resume"
+    ),
 }
 ROLL_BACKS = {
-    "step": "first update that was done again, with other data; its line in scalars.jsonl has the anomaly_flag roll_back",
+    "step": (
+        "first update that was done again, with other data; its line in scalars.jsonl has the anomaly_flag "
+        "roll_back"
+    ),
     "event": "roll_back",
     "reason": "nan_inf_loss, nan_inf_grad, or nan_inf_weights",
     "refused_steps": "updates that were refused in a row",
@@ -138,11 +170,24 @@ SESSION = {
     "step": "update after which the process took over; 0 for the one that began the run",
     "timestamp_utc": "when it began",
     **dict.fromkeys(
-        ("git_commit", "git_dirty", "python_version", "platform", "threads", "torch_version", "device", "cpu_model", "gpu_model",
-         "gpu_count", "linear_product", "gradient_dtype", "compiled"),
+        (
+            "git_commit",
+            "git_dirty",
+            "python_version",
+            "platform",
+            "threads",
+            "torch_version",
+            "device",
+            "cpu_model",
+            "gpu_model",
+            "gpu_count",
+            "linear_product",
+            "gradient_dtype",
+            "compiled",
+        ),
         "as in meta/provenance.json",
     ),
-}  # fmt: skip
+}
 STATUS = {
     "state": "running, done, stopped (by a signal) or failed",
     "why": "the signal, and whether it left no checkpoint of the last update, or the error; null otherwise",
@@ -155,12 +200,15 @@ STATUS = {
 FILES: dict[str, tuple[str, dict[str, str]]] = {
     "metrics/scalars.jsonl": ("one line per update", SCALARS),
     "metrics/quantization.jsonl": (
-        "one line every `probe_every` updates. The keys below summarise the model (without `scale`); with the prefix of a "
-        "layer (`L0_attn_qkv_`, `L0_attn_out_`, `L0_ffn_gate_up_`, `L0_ffn_down_`, `L1_...`) they are that matrix's",
+        "one line every `probe_every` updates. The keys below summarise the model (without `scale`); with "
+        "the prefix of a "
+        "layer (`L0_attn_qkv_`, `L0_attn_out_`, `L0_ffn_gate_up_`, `L0_ffn_down_`, `L1_...`) they are that "
+        "matrix's",
         {"step": "update number", **MATRIX},
     ),
     "metrics/roll_backs.jsonl": (
-        "one line each time that the run went back to a checkpoint because values were not finite; read on resume, never cut back",
+        "one line each time that the run went back to a checkpoint because values were not finite; read on "
+        "resume, never cut back",
         ROLL_BACKS,
     ),
     "eval/eval_results.jsonl": (
@@ -170,20 +218,37 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
     "samples/samples.jsonl": ("one line per prompt and mode every `sample_every` updates", SAMPLES),
     "meta/provenance.json": ("written once at the start", PROVENANCE),
     "meta/dataset_fingerprint.json": ("written once at the start, by generated tasks", FINGERPRINT),
-    "meta/dataset_fingerprint.json of real text": ("the same file of experiments on real text", TEXT_FINGERPRINT),
+    "meta/dataset_fingerprint.json of real text": (
+        "the same file of experiments on real text",
+        TEXT_FINGERPRINT,
+    ),
     "checkpoints/step_NNNNNN/state.json": ("beside model, optimizer and observers.safetensors", STATE),
-    "meta/sessions.jsonl": ("one line for each process that trained the run; a resume says what differs from the line before", SESSION),
+    "meta/sessions.jsonl": (
+        "one line for each process that trained the run; a resume says what differs from the line before",
+        SESSION,
+    ),
     "status.json": ("replaced at every log interval and at the end", STATUS),
 }
 REST = {
-    "meta/config.json": "`experiment`, `variant`, and the sections `model`, `training` and `data` with every setting "
-    "and what follows from them",
-    "meta/signature.json": "HMAC-SHA256 of meta/config.json with a key of this user's account (see the end of this page)",
-    "meta/manifest.json": "size and SHA-256 of `config.json`, `provenance.json`, `dataset_fingerprint.json` and the tokenizer's files, "
-    "written once; every command that reads the run refuses one of them that was altered",
+    "meta/config.json": (
+        "`experiment`, `variant`, and the sections `model`, `training` and `data` with every setting "
+        "and what follows from them"
+    ),
+    "meta/signature.json": (
+        "HMAC-SHA256 of meta/config.json with a key of this user's account (see the end of this page)"
+    ),
+    "meta/manifest.json": (
+        "size and SHA-256 of `config.json`, `provenance.json`, `dataset_fingerprint.json` and the "
+        "tokenizer's files, "
+        "written once; every command that reads the run refuses one of them that was altered"
+    ),
     "tokenizer/": "the tokenizer the run was trained with",
-    "checkpoints/step_NNNNNN/manifest.json": "size and SHA-256 of the other files, written last; without it a checkpoint does not count",
-    "eval/frozen_set.safetensors": "the held-out batches that every evaluation inside training is measured on",
+    "checkpoints/step_NNNNNN/manifest.json": (
+        "size and SHA-256 of the other files, written last; without it a checkpoint does not count"
+    ),
+    "eval/frozen_set.safetensors": (
+        "the held-out batches that every evaluation inside training is measured on"
+    ),
     "eval/verdict.json": "the last result of `bitnet evaluate`",
     "eval/diagnosis.json": "the last result of `bitnet diagnose`",
     "anomalies/step_NNNNNN_<event>/": "`README.md` says what fired and where to look; `batch.json`, "
@@ -195,16 +260,19 @@ REST = {
 FOREIGN = """
 ## Your own runs, and those of others
 
-A run is your own if `meta/signature.json` fits `meta/config.json` and your account's key, which the first training makes in
-`$XDG_STATE_HOME/bitnet/key` (`~/.local/state/bitnet/key`). It stays your own where it is moved or copied. A run from somebody
-else, one whose configuration was edited, and one made before signatures existed have no valid signature. They are data:
+A run is your own if `meta/signature.json` fits `meta/config.json` and your account's key, which the first
+training makes in `$XDG_STATE_HOME/bitnet/key` (`~/.local/state/bitnet/key`). It stays your own where it is
+moved or copied. A run from somebody else, one whose configuration was edited, and one made before signatures
+existed have no valid signature. They are data:
 
-* No command executes a file because a run names it. A run that was trained from a file of your own is evaluated with
-  `bitnet evaluate RUN --experiment FILE.py`; `diagnose` and `compare` take the same flag.
-* `evaluate`, `diagnose` and `train --from` neither read nor write the files, folders and data sets that a foreign
-  configuration names (`data.data`, `data.cache_dir`, `data.tokenizer`, `training.start_from` and the like), unless the command
-  says `--trust`. `bitnet evaluate RUN --data FILE` measures the loss on a text of yours without it.
-* Your own runs are read as before: `bitnet evaluate RUN` opens the data and the cache that the run was trained from.
+* No command executes a file because a run names it. A run that was trained from a file of your own is
+  evaluated with `bitnet evaluate RUN --experiment FILE.py`; `diagnose` and `compare` take the same flag.
+* `evaluate`, `diagnose` and `train --from` neither read nor write the files, folders and data sets that a
+  foreign configuration names (`data.data`, `data.cache_dir`, `data.tokenizer`, `training.start_from` and the
+  like), unless the command says `--trust`. `bitnet evaluate RUN --data FILE` measures the loss on a text of
+  yours without it.
+* Your own runs are read as before: `bitnet evaluate RUN` opens the data and the cache that the run was
+  trained from.
 
 [All pages](README.md)
 """
@@ -215,12 +283,23 @@ def page() -> str:
     lines = [
         "# The run directory",
         "",
-        "Everything a run leaves behind stands in `runs/<run_id>/`. Files of JSON lines are appended while training, cut back",
-        "to the checkpoint on resume, and read leniently: a line that is half-written or foreign is skipped and counted.",
-        "Names that end in `_pct` are shares from 0 to 1. This page is generated: `python -m bitnet.run.schema`.",
+        "Everything a run leaves behind stands in `runs/<run_id>/`. Files of JSON lines are appended while "
+        "training, cut back",
+        "to the checkpoint on resume, and read leniently: a line that is half-written or foreign is skipped "
+        "and counted.",
+        "Names that end in `_pct` are shares from 0 to 1. This page is generated: `python -m "
+        "bitnet.run.schema`.",
     ]
     for name, (about, keys) in FILES.items():
-        lines += ["", f"## `{name}`", "", f"{about[0].upper()}{about[1:]}.", "", "| key | meaning |", "|---|---|"]
+        lines += [
+            "",
+            f"## `{name}`",
+            "",
+            f"{about[0].upper()}{about[1:]}.",
+            "",
+            "| key | meaning |",
+            "|---|---|",
+        ]
         lines += [f"| `{key}` | {meaning} |" for key, meaning in keys.items()]
     lines += ["", "## Other files", "", "| file | content |", "|---|---|"]
     lines += [f"| `{name}` | {meaning} |" for name, meaning in REST.items()]

@@ -1,7 +1,8 @@
-"""meta/sessions.jsonl: one line for each process that trained a run, so that a resume under other conditions is known.
+"""meta/sessions.jsonl: one line for each process that trained a run, so that a resume under other conditions
+is known.
 
-A result repeats bit for bit only for equal threads, torch version and device. A resumed run whose conditions changed is still a
-valid run; this file says from which update on it is another computation.
+A result repeats bit for bit only for equal threads, torch version and device. A resumed run whose conditions
+changed is still a valid run; this file says from which update on it is another computation.
 """
 
 from __future__ import annotations
@@ -15,19 +16,30 @@ from bitnet.files import read_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import last_line
 
-CONDITIONS = (
-    "threads", "torch_version", "device", "cpu_model", "gpu_model", "gpu_count", "linear_product", "gradient_dtype", "compiled",
-)  # fmt: skip
+CONDITIONS = tuple(
+    """
+    threads torch_version device cpu_model gpu_model gpu_count linear_product gradient_dtype compiled
+""".split()
+)
 RECORDED = ("timestamp_utc", "git_commit", "git_dirty", "python_version", "platform")
 
 
 def record_session(layout: RunLayout, step: int, facts: dict[str, Any]) -> list[str]:
-    """Append a line, and return what differs from the session before, as `threads: 1 -> 2`. facts: as in meta/provenance.json."""
+    """Append a line, and return what differs from the session before, as `threads: 1 -> 2`. facts: as in
+    meta/provenance.json.
+    """
     before = last_line(layout.sessions) or _provenance(layout)
-    changed = [f"{key}: {before[key]} -> {facts[key]}" for key in CONDITIONS if key in before and before[key] != facts[key]]
+    changed = [
+        f"{key}: {before[key]} -> {facts[key]}"
+        for key in CONDITIONS
+        if key in before and before[key] != facts[key]
+    ]
     layout.sessions.parent.mkdir(parents=True, exist_ok=True)
     with layout.sessions.open("ab") as file:
-        file.write(json.dumps({"step": step, **{key: facts[key] for key in (*RECORDED, *CONDITIONS)}}).encode() + b"\n")
+        file.write(
+            json.dumps({"step": step, **{key: facts[key] for key in (*RECORDED, *CONDITIONS)}}).encode()
+            + b"\n"
+        )
         file.flush()
         os.fsync(file.fileno())
     return changed

@@ -1,9 +1,10 @@
 """Whether a run is the user's own: its configuration is signed with a key that only this user's account has.
 
-`meta/signature.json` holds the HMAC-SHA256 of meta/config.json. The key is made at the first training and stands outside
-every run, in `$XDG_STATE_HOME/bitnet/key` (`~/.local/state/bitnet/key`). A run that came from somebody else, or whose
-configuration was edited since, has no valid signature; the paths in it are then followed only when the user asks for it
-on the command line. A copied or moved run stays the user's own. Not here: what a foreign run may still do (cli/foreign.py).
+`meta/signature.json` holds the HMAC-SHA256 of meta/config.json. The key is made at the first training and
+stands outside every run, in `$XDG_STATE_HOME/bitnet/key` (`~/.local/state/bitnet/key`). A run that came from
+somebody else, or whose configuration was edited since, has no valid signature; the paths in it are then
+followed only when the user asks for it on the command line. A copied or moved run stays the user's own. Not
+here: what a foreign run may still do (cli/foreign.py).
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ CONFIG_BYTES = 1 << 20  # the largest meta/config.json that is read for its sign
 
 
 def sign(layout: RunLayout) -> bool:
-    """Mark a run as the user's own. False where the account has no place for a key; the run is then nobody's."""
+    """Mark a run as the user's own. False where the account has no place for a key; the run is then
+    nobody's.
+    """
     try:
         value = _digest(layout, _key(make=True))
     except (OSError, BitnetError):
@@ -35,7 +38,9 @@ def is_own(layout: RunLayout) -> bool:
     """Whether the configuration is as it was when this user trained the run."""
     try:
         stored = read_json(layout.signature, limit=CONFIG_BYTES).get("config_hmac_sha256")
-        return isinstance(stored, str) and hmac.compare_digest(stored.encode(), _digest(layout, _key()).encode())
+        return isinstance(stored, str) and hmac.compare_digest(
+            stored.encode(), _digest(layout, _key()).encode()
+        )
     except (OSError, BitnetError):
         return False
 
@@ -43,7 +48,11 @@ def is_own(layout: RunLayout) -> bool:
 def key_path() -> Path:
     """Where the user's key is kept."""
     state = os.environ.get("XDG_STATE_HOME")
-    return (Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state") / "bitnet" / "key"
+    return (
+        (Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state")
+        / "bitnet"
+        / "key"
+    )
 
 
 def _digest(layout: RunLayout, key: bytes) -> str:
@@ -51,7 +60,9 @@ def _digest(layout: RunLayout, key: bytes) -> str:
 
 
 def _key(*, make: bool = False) -> bytes:
-    """The user's key, made where it is missing and wanted. Raises OSError, or BitnetError where it is not a key."""
+    """The user's key, made where it is missing and wanted. Raises OSError, or BitnetError where it is not a
+    key.
+    """
     path = key_path()
     if make and not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -60,12 +71,16 @@ def _key(*, make: bool = False) -> bytes:
         with os.fdopen(descriptor, "wb") as file:
             file.write(secrets.token_bytes(KEY_BYTES))
         try:
-            os.link(temporary, path)  # the first of several processes wins, and its key is the one that all read
+            os.link(
+                temporary, path
+            )  # the first of several processes wins, and its key is the one that all read
         except FileExistsError:
             pass
         finally:
             temporary.unlink()
     key = read_bytes(path, KEY_BYTES, "delete it, and the next training makes another")
     if len(key) != KEY_BYTES:
-        raise BitnetError(f"{path} is not a key of {KEY_BYTES} bytes; delete it, and the next training makes another")
+        raise BitnetError(
+            f"{path} is not a key of {KEY_BYTES} bytes; delete it, and the next training makes another"
+        )
     return key

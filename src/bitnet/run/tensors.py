@@ -1,7 +1,8 @@
 """Tensors to a safetensors file and back, with errors that name the file.
 
-Writing gives the errors of the disk as the system names them. Reading takes a file from anyone: the library checks that
-the shapes in the header agree with the bytes behind it before anything is allocated, and what it refuses is one DataError.
+Writing gives the errors of the disk as the system names them. Reading takes a file from anyone: the library
+checks that the shapes in the header agree with the bytes behind it before anything is allocated, and what it
+refuses is one DataError.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file and wait until it is on disk. Raises OSError; the library's own error is no OSError, not even on a full disk."""
+    """Write a file and wait until it is on disk. Raises OSError; the library's own error is no OSError, not
+    even on a full disk.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -35,10 +38,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_fits_memory(path: Path) -> None:
-    """Raise DataError for a file larger than this machine's memory, before it is hashed or read: a terabyte on paper costs nothing."""
+    """Raise DataError for a file larger than this machine's memory, before it is hashed or read: a terabyte
+    on paper costs nothing.
+    """
     size, there = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > there:
-        raise DataError(f"{path} has {size / 1e9:,.1f} GB, and the machine has {there / 1e9:,.1f} GB of memory; use a smaller one")
+        raise DataError(
+            f"{path} has {size / 1e9:,.1f} GB, and the machine has {there / 1e9:,.1f} GB of memory; use a "
+            "smaller one"
+        )
 
 
 @contextmanager
@@ -50,7 +58,9 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
         reason = " ".join(str(error).split())
-        raise DataError(f"{path} is not a readable safetensors file ({reason}); restore it from a copy") from None
+        raise DataError(
+            f"{path} is not a readable safetensors file ({reason}); restore it from a copy"
+        ) from None
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -1,9 +1,11 @@
-"""Train a byte-level BPE (arXiv:1508.07909 over bytes, as GPT-2 does): every text has ids, and they give it back exactly.
+"""Train a byte-level BPE (arXiv:1508.07909 over bytes, as GPT-2 does): every text has ids, and they give it
+back exactly.
 
-The 256 bytes are in the vocabulary from the start, nothing is normalised, and no unknown token is ever needed. Merges
-stay inside the pieces that GPT-2's regular expression cuts; digits stand alone, so that 1923 is 1 9 2 3 (the scheme that
-the smollm family uses, under which name other programs know it). Ids: <pad> <s> </s> <unk>, the bytes, the merges in the
-order in which they were found. Not here: using the result (subword.py).
+The 256 bytes are in the vocabulary from the start, nothing is normalised, and no unknown token is ever
+needed. Merges stay inside the pieces that GPT-2's regular expression cuts; digits stand alone, so that 1923
+is 1 9 2 3 (the scheme that the smollm family uses, under which name other programs know it). Ids: <pad> <s>
+</s> <unk>, the bytes, the merges in the order in which they were found. Not here: using the result
+(subword.py).
 """
 
 from __future__ import annotations
@@ -27,21 +29,28 @@ CONFIG = {
 }
 
 
-def train_bpe(texts: Iterable[str], vocab_size: int, *, fewer: bool = False, show_progress: bool = False) -> SubwordTokenizer:
-    """A tokenizer of exactly vocab_size entries. Raises DataError where the texts hold too few repeated pairs.
+def train_bpe(
+    texts: Iterable[str], vocab_size: int, *, fewer: bool = False, show_progress: bool = False
+) -> SubwordTokenizer:
+    """A tokenizer of exactly vocab_size entries. Raises DataError where the texts hold too few repeated
+    pairs.
 
-    fewer: then take as many entries as there are. show_progress: let the library draw its bars on standard error.
+    fewer: then take as many entries as there are. show_progress: let the library draw its bars on standard
+    error.
     """
     if vocab_size < SMALLEST:
         raise ConfigError(
-            f"a vocabulary of {vocab_size} entries is too small; it must have at least {SMALLEST}: 256 bytes and "
+            f"a vocabulary of {vocab_size} entries is too small; it must have at least {SMALLEST}: 256 bytes "
+            "and "
             f"{len(SPECIAL_TOKENS)} special tokens"
         )
     package = tokenizers_package()
     pre_tokenizers = package.pre_tokenizers
     library = package.Tokenizer(package.models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
-    library.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), byte_level])
+    library.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), byte_level]
+    )
     library.decoder = package.decoders.ByteLevel()
     trainer = package.trainers.BpeTrainer(
         vocab_size=vocab_size,
@@ -54,7 +63,8 @@ def train_bpe(texts: Iterable[str], vocab_size: int, *, fewer: bool = False, sho
     found = library.get_vocab_size()
     if found < vocab_size and not fewer:
         raise DataError(
-            f"the data supports a vocabulary of {found:,} entries only ({found - SMALLEST:,} merges were found), {vocab_size:,} are asked "
+            f"the data supports a vocabulary of {found:,} entries only ({found - SMALLEST:,} merges were "
+            f"found), {vocab_size:,} are asked "
             f"for; give more text, or ask for {found}"
         )
     return SubwordTokenizer(library.to_str(pretty=True), dict(CONFIG))

@@ -1,7 +1,8 @@
-"""One token per character: for tasks whose alphabet is known beforehand, and for stories, whose alphabet is counted.
+"""One token per character: for tasks whose alphabet is known beforehand, and for stories, whose alphabet is
+counted.
 
-A task's alphabet is exact: another character is an error. A counted one keeps the most frequent characters, and <unk>
-stands for the rest, which is lost: byte-level BPE (bpe.py) loses nothing.
+A task's alphabet is exact: another character is an error. A counted one keeps the most frequent characters,
+and <unk> stands for the rest, which is lost: byte-level BPE (bpe.py) loses nothing.
 """
 
 from __future__ import annotations
@@ -31,17 +32,24 @@ class CharacterTokenizer:
     pad_id, bos_id, eos_id = PAD, BOS, EOS
 
     def __init__(self, alphabet: str, vocab_size: int, *, unknown: bool = False) -> None:
-        """alphabet: distinct characters, in the order of their ids; vocab_size: at least 4 more than its length.
+        """alphabet: distinct characters, in the order of their ids; vocab_size: at least 4 more than its
+        length.
 
         unknown: whether other characters become <unk>, instead of an error.
         """
         if vocab_size > MOST_ENTRIES:
-            raise DataError(f"a vocabulary of {vocab_size:,} entries is above the {MOST_ENTRIES:,} that are read; ask for fewer")
+            raise DataError(
+                f"a vocabulary of {vocab_size:,} entries is above the {MOST_ENTRIES:,} that are read; ask "
+                "for fewer"
+            )
         if len(set(alphabet)) != len(alphabet):
             raise DataError("the alphabet repeats a character; list each once")
         needed = len(SPECIAL_TOKENS) + len(alphabet)
         if vocab_size < needed:
-            raise DataError(f"a vocabulary of {vocab_size} is too small for {len(alphabet)} characters; it must be at least {needed}")
+            raise DataError(
+                f"a vocabulary of {vocab_size} is too small for {len(alphabet)} characters; it must be at "
+                f"least {needed}"
+            )
         self.alphabet = alphabet
         self._vocab_size = vocab_size
         self._unknown = unknown
@@ -53,9 +61,14 @@ class CharacterTokenizer:
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        most = sorted(counts, key=lambda character: (-counts[character], character))[: max(vocab_size - len(SPECIAL_TOKENS), 0)]
+        most = sorted(counts, key=lambda character: (-counts[character], character))[
+            : max(vocab_size - len(SPECIAL_TOKENS), 0)
+        ]
         if not most:
-            raise DataError(f"no alphabet of {vocab_size} entries can be counted; give text, and a size above {len(SPECIAL_TOKENS)}")
+            raise DataError(
+                f"no alphabet of {vocab_size} entries can be counted; give text, and a size above "
+                f"{len(SPECIAL_TOKENS)}"
+            )
         return cls("".join(sorted(most)), vocab_size, unknown=True)
 
     @property
@@ -75,7 +88,10 @@ class CharacterTokenizer:
         try:
             return [self._ids[character] for character in text]
         except KeyError as error:
-            raise DataError(f"the character {error.args[0]!r} is not in this model's alphabet; it knows only {self.alphabet!r}") from None
+            raise DataError(
+                f"the character {error.args[0]!r} is not in this model's alphabet; it knows only "
+                f"{self.alphabet!r}"
+            ) from None
 
     def encode_array(self, text: str) -> NDArray[np.uint32]:
         """The ids of `encode` as an array."""
@@ -120,6 +136,11 @@ class CharacterTokenizer:
             values = check_types(read_json(path), types, str(path), required=("alphabet", "vocab_size"))
             return cls(values["alphabet"], values["vocab_size"], unknown=values.get("unknown", False))
         except NotFoundError:
-            raise NotFoundError(f"there is no tokenizer at {path}; train the run again or copy its tokenizer folder back") from None
+            raise NotFoundError(
+                f"there is no tokenizer at {path}; train the run again or copy its tokenizer folder back"
+            ) from None
         except DataError as error:
-            raise DataError(f"the tokenizer at {path} is damaged ({error}); copy the folder back from the run it belongs to") from None
+            raise DataError(
+                f"the tokenizer at {path} is damaged ({error}); copy the folder back from the run it belongs "
+                "to"
+            ) from None

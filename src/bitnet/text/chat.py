@@ -2,9 +2,10 @@ r"""The form of a conversation: `human: {user_input}\nbitnut:` and the answer, e
 
     human: What is rain?\nbitnut: Woof! Squirrels pour it.</s>human: Really?\nbitnut: Trust my nose.</s>
 
-One string each for what comes before an answer, and one for the answer; the end-of-text id stands between turns, so that
-where a turn ends is learned like any token. A system text, where there is one, is a line before the first turn. The name
-before the answers is the voice's. Not here: data (data/conversations.py), talking (generate/session.py).
+One string each for what comes before an answer, and one for the answer; the end-of-text id stands between
+turns, so that where a turn ends is learned like any token. A system text, where there is one, is a line
+before the first turn. The name before the answers is the voice's. Not here: data (data/conversations.py),
+talking (generate/session.py).
 """
 
 from __future__ import annotations
@@ -47,10 +48,15 @@ def question_ids(text: str, tokenizer: Tokenizer, speaker: str) -> list[int]:
 
 def turn_ids(turn: Turn, tokenizer: Tokenizer, speaker: str) -> tuple[list[int], list[int]]:
     """Ids of both sides of a turn; the answer's end with the end-of-text id."""
-    return question_ids(turn.human, tokenizer, speaker), [*tokenizer.encode(answer(turn.answer)), tokenizer.eos_id]
+    return question_ids(turn.human, tokenizer, speaker), [
+        *tokenizer.encode(answer(turn.answer)),
+        tokenizer.eos_id,
+    ]
 
 
-def conversation_ids(turns: Sequence[Turn], tokenizer: Tokenizer, speaker: str) -> tuple[list[int], list[bool]]:
+def conversation_ids(
+    turns: Sequence[Turn], tokenizer: Tokenizer, speaker: str
+) -> tuple[list[int], list[bool]]:
     """Ids of a conversation, and which of them are to be learned: the answers with their ends."""
     ids: list[int] = []
     learned: list[bool] = []

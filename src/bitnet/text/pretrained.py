@@ -1,7 +1,7 @@
 """Find a tokenizer by the user's word for it: a folder, or a name on the Hugging Face hub.
 
-From the hub come the tokenizer's JSON files and nothing else: no weights, no code. Not here: `own` and `characters`, which
-are made from the data.
+From the hub come the tokenizer's JSON files and nothing else: no weights, no code. Not here: `own` and
+`characters`, which are made from the data.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ def find_tokenizer(word: str) -> Tokenizer:
     if path.name == TOKENIZER_FILE and path.is_file():
         return load_tokenizer(path.parent)
     if word in ("own", "characters"):
-        raise ConfigError(f"the tokenizer {word!r} is made from data; make it with `bitnet tokenizer train` and give its folder")
+        raise ConfigError(
+            f"the tokenizer {word!r} is made from data; make it with `bitnet tokenizer train` and give its "
+            "folder"
+        )
     if path.exists() or not HUB_NAME.fullmatch(word):
         raise NotFoundError(f"there is no tokenizer folder {word}; {INSTEAD}")
     return fetch(word)
@@ -55,23 +58,36 @@ def fetch(name: str) -> SubwordTokenizer:
     """A tokenizer of the hub, from the local cache where it is there already."""
     try:
         from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+        from huggingface_hub.errors import (
+            GatedRepoError,
+            HfHubHTTPError,
+            LocalEntryNotFoundError,
+            RepositoryNotFoundError,
+        )
     except ImportError:
         raise ConfigError(
-            f"{name} is a name on the hub, which needs huggingface_hub; install it with: pip install 'bitnet[text]'"
+            f"{name} is a name on the hub, which needs huggingface_hub; install it with: pip install "
+            "'bitnet[text]'"
         ) from None
     try:
         folder = Path(snapshot_download(name, allow_patterns=list(FILES)))
     except GatedRepoError:
         page = f"huggingface.co/{name}"
-        raise NotFoundError(f"{name} is gated: accept its terms at {page}, then run `hf auth login`; or {INSTEAD}") from None
+        raise NotFoundError(
+            f"{name} is gated: accept its terms at {page}, then run `hf auth login`; or {INSTEAD}"
+        ) from None
     except LocalEntryNotFoundError:
         raise NotFoundError(
-            f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; connect once (a gated one, as "
-            f"meta-llama's are, asks you to accept its terms at huggingface.co/{name} and to run `hf auth login`), or {INSTEAD}"
+            f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; connect "
+            "once (a gated one, as "
+            f"meta-llama's are, asks you to accept its terms at huggingface.co/{name} and to run `hf auth "
+            f"login`), or {INSTEAD}"
         ) from None
     except RepositoryNotFoundError:
-        raise NotFoundError(f"the hub has no {name!r}, or not for you (private: `hf auth login`); check the name, or {INSTEAD}") from None
+        raise NotFoundError(
+            f"the hub has no {name!r}, or not for you (private: `hf auth login`); check the name, or "
+            f"{INSTEAD}"
+        ) from None
     except (HfHubHTTPError, OSError, ValueError) as error:
         raise DataError(f"{name} could not be fetched ({error}); try again later, or {INSTEAD}") from None
     if not (folder / TOKENIZER_FILE).is_file():

@@ -1,8 +1,8 @@
 """A tokenizer that stands in a Hugging Face folder: `tokenizer.json`, and `tokenizer_config.json` beside it.
 
-One class for those that bpe.py trains and for pretrained ones. The file is kept byte for byte, so that its SHA-256 names
-the tokenizer wherever it is copied. Text such as "</s>" inside a document is encoded as the letters it consists of.
-Not here: training (bpe.py), fetching by name (pretrained.py), chat formats.
+One class for those that bpe.py trains and for pretrained ones. The file is kept byte for byte, so that its
+SHA-256 names the tokenizer wherever it is copied. Text such as "</s>" inside a document is encoded as the
+letters it consists of. Not here: training (bpe.py), fetching by name (pretrained.py), chat formats.
 """
 
 from __future__ import annotations
@@ -29,19 +29,31 @@ if TYPE_CHECKING:
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-MAX_BYTES = 64 << 20  # vocabularies of 262,144 entries with their merges have some 35 MB; as objects they take twenty times that
+MAX_BYTES = (
+    64 << 20
+)  # vocabularies of 262,144 entries with their merges have some 35 MB; as objects they take twenty times that
 COPY = "copy the folder again from where it came"
 TOKENS_FILE = "special_tokens_map.json"  # where older folders name their special tokens
-MOST_GROWTH = 1_000  # of a text by its tokenizer's replacements; sentencepiece vocabularies have a growth of 1
+MOST_GROWTH = (
+    1_000  # of a text by its tokenizer's replacements; sentencepiece vocabularies have a growth of 1
+)
 TRIED = "The 3 dogs\n"  # what a tokenizer must be able to encode and decode, or it is refused when it is read
-END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")  # tried where no config names one
+END_TOKENS = (
+    "</s>",
+    "<|endoftext|>",
+    "<|end_of_text|>",
+    "<eos>",
+    "<|im_end|>",
+)  # tried where no config names one
 
 
 class SubwordTokenizer:
     """Ids of a tokenizer.json."""
 
     def __init__(self, content: str, config: dict[str, Any]) -> None:
-        """content: the text of tokenizer.json; config: the values of tokenizer_config.json, `name_or_path` among them."""
+        """content: the text of tokenizer.json; config: the values of tokenizer_config.json, `name_or_path`
+        among them.
+        """
         self._content, self._config = content, config
         self._settings = _settings(content)
         self._library = _parsed(content)
@@ -49,7 +61,10 @@ class SubwordTokenizer:
         _check_ids(self._ids)
         self._end = self._special("eos_token", END_TOKENS)
         if self._end is None:
-            raise DataError("the tokenizer has no token that ends a text; name one as eos_token in its tokenizer_config.json")
+            raise DataError(
+                "the tokenizer has no token that ends a text; name one as eos_token in its "
+                "tokenizer_config.json"
+            )
         self._words = WordEncoder(self._encode_many)
 
     @property
@@ -85,13 +100,21 @@ class SubwordTokenizer:
         import numpy as np
 
         try:
-            return self._words(text) if self._cuts_like_gpt2 else np.array(self._encode_many([text])[0], dtype=np.uint32)
+            return (
+                self._words(text)
+                if self._cuts_like_gpt2
+                else np.array(self._encode_many([text])[0], dtype=np.uint32)
+            )
         except (UnicodeEncodeError, TypeError):
-            raise DataError("the text holds half of a surrogate pair, which UTF-8 cannot represent; remove it") from None
+            raise DataError(
+                "the text holds half of a surrogate pair, which UTF-8 cannot represent; remove it"
+            ) from None
 
     def _encode_many(self, texts: list[str]) -> list[list[int]]:
         with library_errors("the tokenizer cannot encode the text"):
-            return [encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)]
+            return [
+                encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)
+            ]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out."""
@@ -99,7 +122,9 @@ class SubwordTokenizer:
             return self._library.decode(list(ids), skip_special_tokens=True)
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of text per id, (V,). A sentencepiece vocabulary's leading space counts, as it stands in its tokens."""
+        """UTF-8 bytes of text per id, (V,). A sentencepiece vocabulary's leading space counts, as it stands
+        in its tokens.
+        """
         import numpy as np
 
         added = self._library.get_added_tokens_decoder()
@@ -119,7 +144,8 @@ class SubwordTokenizer:
         """Which tokenizer, its kind and size, and the SHA-256 of its tokenizer.json."""
         return {
             "tokenizer": self._config["name_or_path"],
-            "tokenizer_kind": ("byte-level " if self._is_byte_level else "") + type(self._library.model).__name__,
+            "tokenizer_kind": ("byte-level " if self._is_byte_level else "")
+            + type(self._library.model).__name__,
             "tokenizer_vocab_size": self.vocab_size,
             "tokenizer_sha256": sha256_of(self._content),
         }
@@ -137,7 +163,9 @@ class SubwordTokenizer:
             content = read_text(folder / TOKENIZER_FILE, MAX_BYTES, COPY)
             config = {**_object(folder / TOKENS_FILE), **_object(folder / CONFIG_FILE)}
         except NotFoundError:
-            raise NotFoundError(f"there is no tokenizer at {folder / TOKENIZER_FILE}; give the folder that holds one") from None
+            raise NotFoundError(
+                f"there is no tokenizer at {folder / TOKENIZER_FILE}; give the folder that holds one"
+            ) from None
         except DataError as error:
             raise DataError(f"the tokenizer in {folder} is damaged ({error})") from None
         named = config.get("name_or_path")
@@ -152,7 +180,9 @@ class SubwordTokenizer:
         return dict(self._ids)
 
     def _special(self, role: str, fallbacks: Sequence[str]) -> int | None:
-        """Id of a special token: what the configuration names, else the first fallback that the vocabulary has."""
+        """Id of a special token: what the configuration names, else the first fallback that the vocabulary
+        has.
+        """
         named = self._config.get(role)
         content = named.get("content") if isinstance(named, dict) else named
         candidates = (content,) if isinstance(content, str) else fallbacks
@@ -164,13 +194,24 @@ class SubwordTokenizer:
 
     @cached_property
     def _cuts_like_gpt2(self) -> bool:
-        """Whether words.py may cut its texts: GPT-2's expression, digits apart or not, and nothing that rewrites text."""
+        """Whether words.py may cut its texts: GPT-2's expression, digits apart or not, and nothing that
+        rewrites text.
+        """
         steps = self._settings.get("pre_tokenizer") or {}
         steps = steps.get("pretokenizers", [steps]) or [{}]
         last = steps[-1]
-        gpt2 = last.get("type") == "ByteLevel" and not last.get("add_prefix_space") and last.get("use_regex", True)
+        gpt2 = (
+            last.get("type") == "ByteLevel"
+            and not last.get("add_prefix_space")
+            and last.get("use_regex", True)
+        )
         ordinary = all(token["special"] for token in self._settings.get("added_tokens", ()))
-        return gpt2 and ordinary and self._settings.get("normalizer") is None and all(s.get("type") == "Digits" for s in steps[:-1])
+        return (
+            gpt2
+            and ordinary
+            and self._settings.get("normalizer") is None
+            and all(s.get("type") == "Digits" for s in steps[:-1])
+        )
 
 
 def tokenizers_package() -> ModuleType:
@@ -178,12 +219,15 @@ def tokenizers_package() -> ModuleType:
     try:
         import tokenizers
     except ImportError:
-        raise ConfigError("subword tokenizers need the package tokenizers; install it with: pip install 'bitnet[text]'") from None
+        raise ConfigError(
+            "subword tokenizers need the package tokenizers; install it with: pip install 'bitnet[text]'"
+        ) from None
     return tokenizers
 
 
 def _parsed(content: str) -> LibraryTokenizer:
-    """The library's tokenizer, set to treat all text as text and to cut, pad and draw nothing. Raises DataError.
+    """The library's tokenizer, set to treat all text as text and to cut, pad and draw nothing. Raises
+    DataError.
 
     It is tried on a text at once: some that can be read fail at the first word.
     """
@@ -200,7 +244,9 @@ def _parsed(content: str) -> LibraryTokenizer:
 
 
 def _settings(content: str) -> dict[str, Any]:
-    """The values of a tokenizer.json. Raises DataError for no object, and for steps that make a text many times longer."""
+    """The values of a tokenizer.json. Raises DataError for no object, and for steps that make a text many
+    times longer.
+    """
     try:
         values = json.loads(content)
     except (ValueError, RecursionError) as error:
@@ -210,12 +256,17 @@ def _settings(content: str) -> dict[str, Any]:
     for name in ("normalizer", "decoder"):
         growth = math.prod(len(text) for text in _inserted(values.get(name)))
         if growth > MOST_GROWTH:
-            raise DataError(f"the {name} of the tokenizer may make a text {growth:,} times longer, above {MOST_GROWTH:,}; {COPY}")
+            raise DataError(
+                f"the {name} of the tokenizer may make a text {growth:,} times longer, above "
+                f"{MOST_GROWTH:,}; {COPY}"
+            )
     return values
 
 
 def _inserted(step: object) -> Iterator[str]:
-    """The texts that a step, or one inside it, puts in place of others. Each may stand in for every character of the one before."""
+    """The texts that a step, or one inside it, puts in place of others. Each may stand in for every character
+    of the one before.
+    """
     if isinstance(step, list):
         for part in step:
             yield from _inserted(part)
@@ -227,17 +278,23 @@ def _inserted(step: object) -> Iterator[str]:
 
 
 def _check_ids(ids: Mapping[str, int]) -> None:
-    """Raise DataError for ids that no embedding should be made for. The library itself refuses those that are no uint32."""
+    """Raise DataError for ids that no embedding should be made for. The library itself refuses those that are
+    no uint32.
+    """
     largest = max(ids.values(), default=-1)
     if not 0 <= largest < MOST_ENTRIES:
-        raise DataError(f"the tokenizer's largest id is {largest:,}, above the {MOST_ENTRIES - 1:,} that are read; {COPY}")
+        raise DataError(
+            f"the tokenizer's largest id is {largest:,}, above the {MOST_ENTRIES - 1:,} that are read; {COPY}"
+        )
     if len(set(ids.values())) < len(ids):
         raise DataError(f"the tokenizer gives one id to several of its {len(ids):,} tokens; {COPY}")
 
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Turn what the library raises into one DataError: plain exceptions, and panics of its Rust code, which are no Exception."""
+    """Turn what the library raises into one DataError: plain exceptions, and panics of its Rust code, which
+    are no Exception.
+    """
     try:
         yield
     except (KeyboardInterrupt, SystemExit, UnicodeEncodeError, TypeError, BitnetError):

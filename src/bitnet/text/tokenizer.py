@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<unk>")
 PAD, BOS, EOS, UNK = range(4)
-"""Their ids in every tokenizer that this project makes. A pretrained one has its own: ask `pad_id`, `bos_id`, `eos_id`."""
+"""Their ids in every tokenizer that this project makes. A pretrained one has its own: ask `pad_id`, `bos_id`,
+`eos_id`."""
 
 
 class Tokenizer(Protocol):
@@ -58,7 +59,9 @@ class Tokenizer(Protocol):
         ...
 
     def byte_lengths(self) -> NDArray[np.int64]:
-        """UTF-8 bytes of text that each id stands for, (V,); 0 for special and unused ids. For bits per byte."""
+        """UTF-8 bytes of text that each id stands for, (V,); 0 for special and unused ids. For bits per
+        byte.
+        """
         ...
 
     def describe(self) -> dict[str, Any]:
@@ -71,7 +74,9 @@ class Tokenizer(Protocol):
 
 
 def save_in_place(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save under a temporary name, then rename: the folder is whole or absent. It must not hold anything yet."""
+    """Save under a temporary name, then rename: the folder is whole or absent. It must not hold anything
+    yet.
+    """
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     try:
         tokenizer.save(temporary)
@@ -92,6 +97,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     if (folder / FILE_NAME).is_file():
         return CharacterTokenizer.load(folder)
     raise NotFoundError(
-        f"there is no tokenizer in {folder} (neither {TOKENIZER_FILE} nor {FILE_NAME}); copy a run's tokenizer folder back, or make one "
+        f"there is no tokenizer in {folder} (neither {TOKENIZER_FILE} nor {FILE_NAME}); copy a run's "
+        "tokenizer folder back, or make one "
         "with: bitnet tokenizer train"
     )

@@ -1,17 +1,17 @@
 """Encode each distinct word once: the same ids as the whole text at once, several times faster.
 
-A byte-level BPE first cuts a text into pieces with a regular expression (GPT-2's) and merges bytes inside each piece
-only. A text may therefore be cut anywhere between two pieces, and encoded part by part. This file cuts at places that
-are such borders whatever stands around them:
+A byte-level BPE first cuts a text into pieces with a regular expression (GPT-2's) and merges bytes inside
+each piece only. A text may therefore be cut anywhere between two pieces, and encoded part by part. This file
+cuts at places that are such borders whatever stands around them:
 
-    after a character that is not white space, before a space or a line break: no piece has white space behind text
-    after a letter, before one of , . ! ? ; : " ' -: runs of letters end there
-    after one of " ' “ ‘ ( [ * -, before an upper-case letter: runs of punctuation end there, and contractions ('s, 't)
+    after a character that is not white space, before a space or a line break: no piece has white space behind
+    text after a letter, before one of , . ! ? ; : " ' -: runs of letters end there after one of " ' “ ‘ ( [ *
+    -, before an upper-case letter: runs of punctuation end there, and contractions ('s, 't)
         begin with lower-case letters
 
 English text has few distinct parts, so most are found in a dictionary, as bytes that only have to be joined.
-Python's idea of white space contains that of the library (it adds four control characters), so every cut made here is
-one there too. Not here: which ids a part has; the library says that. Not for other pre-tokenizers.
+Python's idea of white space contains that of the library (it adds four control characters), so every cut made
+here is one there too. Not here: which ids a part has; the library says that. Not for other pre-tokenizers.
 """
 
 from __future__ import annotations
@@ -33,14 +33,18 @@ PARTS = re.compile(
 )
 PIECE_CHARACTERS = 1 << 20  # a 50 MB document is cut into pieces of this size, so that memory stays small
 _PIECE_END = re.compile(r"(?<=\S)(?= )")
-GENERATION = 1 << 14  # two generations are about 6 MB, which 4 MB of books fill: memory does not grow with the corpus
+GENERATION = (
+    1 << 14
+)  # two generations are about 6 MB, which 4 MB of books fill: memory does not grow with the corpus
 LONGEST_CACHED = 64
 
 EncodeMany = Callable[[list[str]], list[list[int]]]
 
 
 def pieces(text: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
-    """The text in pieces of about `size` characters, each but the last ending before a space that follows text."""
+    """The text in pieces of about `size` characters, each but the last ending before a space that follows
+    text.
+    """
     start = 0
     while len(text) - start > size:
         end = _PIECE_END.search(text, start + max(size, 1))
@@ -53,9 +57,11 @@ def pieces(text: str, size: int = PIECE_CHARACTERS) -> Iterator[str]:
 
 
 class WordEncoder:
-    """Encodes texts part by part, remembering the parts met last: up to GENERATION since the last turn, and those before it.
+    """Encodes texts part by part, remembering the parts met last: up to GENERATION since the last turn, and
+    those before it.
 
-    A part that is met again in the older generation moves to the newer one, so that frequent words are never forgotten.
+    A part that is met again in the older generation moves to the newer one, so that frequent words are never
+    forgotten.
     """
 
     def __init__(self, encode_many: EncodeMany) -> None:
@@ -79,7 +85,10 @@ class WordEncoder:
         new = [part for part in missing if part not in older]
         newer.update((part, older[part]) for part in again)
         if new:
-            newer.update((part, array("I", ids).tobytes()) for part, ids in zip(new, self._encode_many(new), strict=True))
+            newer.update(
+                (part, array("I", ids).tobytes())
+                for part, ids in zip(new, self._encode_many(new), strict=True)
+            )
         ids = b"".join(map(newer.__getitem__, parts))
         for place, part in enumerate((*again, *new)):
             if place >= room or len(part) > LONGEST_CACHED:

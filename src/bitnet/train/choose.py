@@ -1,4 +1,6 @@
-"""Which run directory a command means: a new one, one to continue, or none because it would change what a run is."""
+"""Which run directory a command means: a new one, one to continue, or none because it would change what a run
+is.
+"""
 
 from __future__ import annotations
 
@@ -37,15 +39,23 @@ class StartOptions:
 
 
 def choose_run(prefix: str, described: dict[str, Any], config: RunConfig, options: StartOptions) -> RunLayout:
-    """The run directory to use, new or existing. prefix: beginning of a new run's id; described: its meta/config.json."""
+    """The run directory to use, new or existing. prefix: beginning of a new run's id; described: its
+    meta/config.json.
+    """
     if options.run_id is not None:
         return _named_run(check_run_id(options.run_id, options.reserved_ids), described, config, options)
     if options.resume != "never":
         for layout in reversed(list_runs(options.runs_dir)):
-            if not differences(config.completed(stored_config(layout)), described) and state_of(layout) != "done":
+            if (
+                not differences(config.completed(stored_config(layout)), described)
+                and state_of(layout) != "done"
+            ):
                 return layout
         if options.resume == "must":
-            raise RunError(f"no unfinished run in {options.runs_dir} has this configuration; drop --resume must to begin one")
+            raise RunError(
+                f"no unfinished run in {options.runs_dir} has this configuration; drop --resume must to "
+                "begin one"
+            )
     stamp = int(time.time())
     while (options.runs_dir / f"{prefix}_{stamp}").exists():
         stamp += 1
@@ -58,9 +68,14 @@ def _named_run(run_id: str, described: dict[str, Any], config: RunConfig, option
     if exists and options.resume == "never":
         raise RunError(f"the run {run_id} exists and --resume is never; choose another --run-id")
     if not exists and options.resume == "must":
-        raise RunError(f"there is no run {run_id} in {options.runs_dir} to resume; drop --resume must to begin it")
+        raise RunError(
+            f"there is no run {run_id} in {options.runs_dir} to resume; drop --resume must to begin it"
+        )
     if not exists and layout.checkpoint_steps():
-        raise RunError(f"{layout.config} is missing, but {run_id} has checkpoints; restore it from a copy, or choose another --run-id")
+        raise RunError(
+            f"{layout.config} is missing, but {run_id} has checkpoints; restore it from a copy, or choose "
+            "another --run-id"
+        )
     if exists:
         refuse_changed(layout, described, config)
     return layout
@@ -101,5 +116,6 @@ def refuse_changed(layout: RunLayout, described: dict[str, Any], config: RunConf
     if changed:
         shown = "; ".join(changed[:6]) + (f"; and {len(changed) - 6} more" if len(changed) > 6 else "")
         raise RunError(
-            f"the run {layout.run_id} was made with another configuration ({shown}); choose another --run-id or the old settings"
+            f"the run {layout.run_id} was made with another configuration ({shown}); choose another --run-id "
+            "or the old settings"
         )

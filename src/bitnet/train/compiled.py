@@ -1,8 +1,9 @@
-"""Which form of the model the loop calls: compiled or as it is, with ternary products on int8 codes or in float32.
+"""Which form of the model the loop calls: compiled or as it is, with ternary products on int8 codes or in
+float32.
 
-Asked for or chosen by itself, a fast form is used only if it computes what the plain one does (guards.py): the int8 products are
-held to the float ones on two rows, then the compiled model to the plain one on the first micro-batch, since compiled code is
-made for one shape. What was used is recorded, not what was wanted.
+Asked for or chosen by itself, a fast form is used only if it computes what the plain one does (guards.py):
+the int8 products are held to the float ones on two rows, then the compiled model to the plain one on the
+first micro-batch, since compiled code is made for one shape. What was used is recorded, not what was wanted.
 """
 
 from __future__ import annotations
@@ -29,15 +30,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Paths:
-    """forward: what the loop calls; product: how ternary layers multiply in it; compiled: whether torch.compile made it."""
+    """forward: what the loop calls; product: how ternary layers multiply in it; compiled: whether
+    torch.compile made it.
+    """
 
     forward: Forward
     product: Product
     compiled: bool
 
 
-def choose_paths(model: BitNetTransformer, machine: Machine, config: TrainConfig, source: RowSource, say: Say) -> Paths:
-    """The fastest form of the model that is right on the first rows of the run. Sets the model's product; says what was refused."""
+def choose_paths(
+    model: BitNetTransformer, machine: Machine, config: TrainConfig, source: RowSource, say: Say
+) -> Paths:
+    """The fastest form of the model that is right on the first rows of the run. Sets the model's product;
+    says what was refused.
+    """
     coded = model.config.weights == "ternary" and model.config.activations == "int8"
     check_product = machine.product == "int8" and coded
     compile_it = wants_compile(config, machine.device)
@@ -68,7 +75,10 @@ def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
     why = refusal(two_rows, multiplying("float"), multiplying("int8"))
     if why is None:
         return "int8"
-    say(f"int8 products differ from float32 ones by more than rounding: {why}; going on with --train.product float")
+    say(
+        f"int8 products differ from float32 ones by more than rounding: {why}; going on with --train.product "
+        "float"
+    )
     return "float"
 
 
@@ -80,11 +90,17 @@ def _compiled(trial: Trial, say: Say) -> Forward | None:
     try:
         why = refusal(trial, trial.model, forward)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train
-        say(f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without it")
+        say(
+            f"torch.compile failed ({type(error).__name__}: {str(error).splitlines()[0]}); going on without "
+            "it"
+        )
     else:
         if why is None:
             return forward
-        say(f"the compiled model differs from the plain one by more than rounding: {why}; going on without torch.compile")
+        say(
+            f"the compiled model differs from the plain one by more than rounding: {why}; going on without "
+            "torch.compile"
+        )
     torch.compiler.reset()
     trial.model.zero_grad()
     return None
@@ -93,8 +109,9 @@ def _compiled(trial: Trial, say: Say) -> Forward | None:
 def keep_processors_apart() -> None:
     """Give compiled code that is kept on disk a key of its own for each processor and instruction set.
 
-    Inductor (torch 2.13) leaves the instruction set out of that key, while its C++ counts on the width of a vector: code made with
-    AVX-512 and found again where AVX2 is used skips half of all numbers, and the loss is NaN or 1e15 (docs/log.md).
+    Inductor (torch 2.13) leaves the instruction set out of that key, while its C++ counts on the width of a
+    vector: code made with AVX-512 and found again where AVX2 is used skips half of all numbers, and the loss
+    is NaN or 1e15 (docs/log.md).
     """
     mine = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
     if mine not in torch.compiler.config.cache_key_tag:

@@ -25,11 +25,18 @@ _PERIOD: Bounds = (1, MOST_STEPS)
 _RATE: Bounds = (0.0, 1e3)
 _ABOVE_ZERO = 1e-12
 BOUNDS: dict[str, Bounds] = {
-    **dict.fromkeys(("seq_len", "batch_size", "grad_accumulation_steps", "eval_cases", "unlikelihood_tokens"), _ROWS),
-    **dict.fromkeys(("log_every", "eval_every", "sample_every", "probe_every", "checkpoint_every", "keep_every"), _PERIOD),
+    **dict.fromkeys(
+        ("seq_len", "batch_size", "grad_accumulation_steps", "eval_cases", "unlikelihood_tokens"), _ROWS
+    ),
+    **dict.fromkeys(
+        ("log_every", "eval_every", "sample_every", "probe_every", "checkpoint_every", "keep_every"), _PERIOD
+    ),
     **dict.fromkeys(("total_steps", "stage1_end"), _PERIOD),
     **dict.fromkeys(("warmup_steps", "keep_last"), (0, MOST_STEPS)),
-    **dict.fromkeys(("stage2_lr", "final_lr", "stage1_wd", "stage2_wd", "stage1_unlikelihood", "stage2_unlikelihood"), _RATE),
+    **dict.fromkeys(
+        ("stage2_lr", "final_lr", "stage1_wd", "stage2_wd", "stage1_unlikelihood", "stage2_unlikelihood"),
+        _RATE,
+    ),
     **dict.fromkeys(("peak_lr", "muon_lr", "preference_beta"), (_ABOVE_ZERO, 1e3)),
     "grad_clip_norm": (_ABOVE_ZERO, 1e9),
     "seed": SEEDS,
@@ -90,14 +97,16 @@ class TrainConfig:
     """A loss above this times the mean of the 100 before, and half a nat over it, is an anomaly."""
     spike_min_nats: float = 0.5
     entropy_floor: float | None = 1.0
-    """Mean entropy of the samples, in nats, below which they have collapsed; None for tasks over characters."""
+    """Mean entropy of the samples, in nats, below which they have collapsed; None for tasks over
+    characters."""
     repetition_limit: int | None = 20
     """How often a greedy sample may repeat one token; None for tasks over characters."""
     max_dumps: int = 5
     """Anomalies of each rule that leave a folder; later ones of that rule are only flagged."""
 
     precision: Precision = "auto"
-    """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+). fp16: autocast with loss scaling, CUDA only."""
+    """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+). fp16: autocast
+    with loss scaling, CUDA only."""
     product: ProductChoice = "auto"
     """How ternary layers multiply: on int8 codes or in floats; auto takes int8 where it is faster."""
     compile: Compile = "auto"
@@ -107,7 +116,8 @@ class TrainConfig:
     preference_beta: float = 0.1
     """How strongly a preference holds on to the weights that it begins with; higher holds more."""
     stage1_unlikelihood: float = 0.0
-    """Weight of the unlikelihood of recent tokens beside the loss, against loops in greedy text (objective.py); 0: none."""
+    """Weight of the unlikelihood of recent tokens beside the loss, against loops in greedy text
+    (objective.py); 0: none."""
     stage2_unlikelihood: float = 0.0
     """The same after the stage boundary, where it costs less of the loss."""
     unlikelihood_tokens: int = 64
@@ -115,7 +125,8 @@ class TrainConfig:
     loss_reduction: Reduction = "mean"
     """Gradient of the mean over an update's scored tokens, or of their sum."""
     start_from: str | None = None
-    """Folder of a checkpoint whose weights the run begins with; random ones when not given. `--from RUN` fills it in."""
+    """Folder of a checkpoint whose weights the run begins with; random ones when not given. `--from RUN`
+    fills it in."""
 
     def __post_init__(self) -> None:
         check_fields("train.", self, BOUNDS)
@@ -125,16 +136,26 @@ class TrainConfig:
         if self.objective == "preference":
             self._check_preference()
         if self.warmup_steps > self.total_steps:
-            raise ConfigError(f"train.warmup_steps {self.warmup_steps} exceeds train.total_steps {self.total_steps}; lower it")
+            raise ConfigError(
+                f"train.warmup_steps {self.warmup_steps} exceeds train.total_steps {self.total_steps}; lower "
+                "it"
+            )
         if not 0 < self.boundary <= self.total_steps:
-            raise ConfigError(f"train.stage1_end {self.stage1_end} is outside 1..{self.total_steps}; set it within the run")
+            raise ConfigError(
+                f"train.stage1_end {self.stage1_end} is outside 1..{self.total_steps}; set it within the run"
+            )
 
     def _check_preference(self) -> None:
         if self.batch_size % 2:
-            raise ConfigError(f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even")
+            raise ConfigError(
+                f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even"
+            )
         for name in ("stage1_unlikelihood", "stage2_unlikelihood"):
             if getattr(self, name):
-                raise ConfigError(f"train.{name} is {getattr(self, name)}; it goes with next_token only, so set it to 0 for a preference")
+                raise ConfigError(
+                    f"train.{name} is {getattr(self, name)}; it goes with next_token only, so set it to 0 "
+                    "for a preference"
+                )
 
     @property
     def boundary(self) -> int:
@@ -154,7 +175,9 @@ class TrainConfig:
     def rates(self) -> Schedule:
         """The schedule of this run."""
         names = ("total_steps", "warmup_steps", "peak_lr", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd")
-        return Schedule(kind=self.schedule, stage1_end=self.boundary, **{name: getattr(self, name) for name in names})
+        return Schedule(
+            kind=self.schedule, stage1_end=self.boundary, **{name: getattr(self, name) for name in names}
+        )
 
     def optimizer_config(self) -> OptimizerConfig:
         """The settings that the optimizers need."""
@@ -177,7 +200,9 @@ class TrainConfig:
     def with_total_steps(self, steps: int) -> TrainConfig:
         """The same recipe in `steps` updates: boundary at the same share, warm-up at most a tenth."""
         within("--num-steps", steps, 1, MOST_STEPS)
-        boundary = None if self.stage1_end is None else max(1, round(self.stage1_end * steps / self.total_steps))
+        boundary = (
+            None if self.stage1_end is None else max(1, round(self.stage1_end * steps / self.total_steps))
+        )
         warmup = min(self.warmup_steps, steps // 10)
         return dataclasses.replace(self, total_steps=steps, stage1_end=boundary, warmup_steps=warmup)
 
@@ -190,7 +215,8 @@ class DataConfig:
     """What the data is called."""
 
     outside: ClassVar[tuple[str, ...]] = ()
-    """Fields that name files, folders or data sets outside the run: a foreign run's are followed only when the user asks."""
+    """Fields that name files, folders or data sets outside the run: a foreign run's are followed only when
+    the user asks."""
 
     def derived(self) -> dict[str, Any]:
         """Figures that follow from the fields, for meta/config.json."""
@@ -206,10 +232,16 @@ class RunConfig:
     data: DataConfig
 
     def __post_init__(self) -> None:
-        within("the number of tokens of the run (train.total_steps x the tokens of an update)", self.train.total_tokens, 1, MOST_TOKENS)
+        within(
+            "the number of tokens of the run (train.total_steps x the tokens of an update)",
+            self.train.total_tokens,
+            1,
+            MOST_TOKENS,
+        )
         if self.train.seq_len > self.model.max_seq_length:
             raise ConfigError(
-                f"train.seq_len {self.train.seq_len} is longer than model.max_seq_length {self.model.max_seq_length}; "
+                f"train.seq_len {self.train.seq_len} is longer than model.max_seq_length "
+                f"{self.model.max_seq_length}; "
                 "lower --seq-len or raise --model.max-seq-length"
             )
 
@@ -217,15 +249,36 @@ class RunConfig:
         """The sections of meta/config.json, derived figures included."""
         model, train = dataclasses.asdict(self.model), dataclasses.asdict(self.train)
         derived = {"head_dim": self.model.head_dim, "total_params": self.model.total_params}
-        tokens = {"stage1_end": self.train.boundary, "tokens_per_step": self.train.tokens_per_step, "total_tokens": self.train.total_tokens}
+        tokens = {
+            "stage1_end": self.train.boundary,
+            "tokens_per_step": self.train.tokens_per_step,
+            "total_tokens": self.train.total_tokens,
+        }
         data = {**dataclasses.asdict(self.data), **self.data.derived()}
         return {"model": {**model, **derived}, "training": {**train, **tokens}, "data": data}
 
     def completed(self, stored: dict[str, Any]) -> dict[str, Any]:
-        """A meta/config.json with the fields that came later: their defaults are what runs did before there were any."""
-        sections: dict[str, BitNetConfig | TrainConfig | DataConfig] = {"model": self.model, "training": self.train, "data": self.data}
-        return {**stored, **{name: {**_defaults(part), **stored.get(name, {})} for name, part in sections.items() if name in stored}}
+        """A meta/config.json with the fields that came later: their defaults are what runs did before there
+        were any.
+        """
+        sections: dict[str, BitNetConfig | TrainConfig | DataConfig] = {
+            "model": self.model,
+            "training": self.train,
+            "data": self.data,
+        }
+        return {
+            **stored,
+            **{
+                name: {**_defaults(part), **stored.get(name, {})}
+                for name, part in sections.items()
+                if name in stored
+            },
+        }
 
 
 def _defaults(part: BitNetConfig | TrainConfig | DataConfig) -> dict[str, Any]:
-    return {field.name: field.default for field in dataclasses.fields(part) if field.default is not dataclasses.MISSING}
+    return {
+        field.name: field.default
+        for field in dataclasses.fields(part)
+        if field.default is not dataclasses.MISSING
+    }

@@ -15,7 +15,9 @@ from bitnet.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Machine:
-    """device; product of ternary layers; bf16, fp16: autocast; gradient_dtype: of the gradient products on the int8 path."""
+    """device; product of ternary layers; bf16, fp16: autocast; gradient_dtype: of the gradient products on
+    the int8 path.
+    """
 
     device: torch.device
     product: Product
@@ -35,44 +37,65 @@ def choose_device(name: str) -> torch.device:
     if name not in ("cpu", "cuda"):
         raise ConfigError(f"--device is {name!r}; it must be auto, cpu or cuda")
     if name == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("--device is cuda but this PyTorch sees no GPU; use --device cpu or install the CUDA build")
+        raise ConfigError(
+            "--device is cuda but this PyTorch sees no GPU; use --device cpu or install the CUDA build"
+        )
     return torch.device(name)
 
 
 def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
-    """The paths that this configuration runs on this device. Raises ConfigError for a precision that it does not have."""
+    """The paths that this configuration runs on this device. Raises ConfigError for a precision that it does
+    not have.
+    """
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
-            "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly than fp32, and no more exactly "
+            "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly "
+            "than fp32, and no more exactly "
             "than bf16; use --train.precision bf16 or fp32, or --device cuda"
         )
     fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
-    product: Product = config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
+    product: Product = (
+        config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
+    )
     return Machine(device, product, bf16, fp16=config.precision == "fp16")
 
 
 def processes(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, world size) that a launcher such as torchrun set in the environment; (0, 1) without one. Raises ConfigError."""
+    """(rank, world size) that a launcher such as torchrun set in the environment; (0, 1) without one. Raises
+    ConfigError.
+    """
     try:
         rank, world_size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
     except ValueError:
         raise ConfigError(
-            f"RANK is {environment.get('RANK')!r} and WORLD_SIZE is {environment.get('WORLD_SIZE')!r}; they must be whole numbers, "
+            f"RANK is {environment.get('RANK')!r} and WORLD_SIZE is {environment.get('WORLD_SIZE')!r}; they "
+            "must be whole numbers, "
             "as torchrun sets them, or not set"
         ) from None
     return rank, world_size
 
 
 def wants_compile(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to try torch.compile. auto: on CUDA with Triton; on CPUs it cost more than short runs won (docs/log.md)."""
+    """Whether to try torch.compile. auto: on CUDA with Triton; on CPUs it cost more than short runs won
+    (docs/log.md).
+    """
     if config.compile != "auto":
         return config.compile == "on"
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-# Dense bf16 tensor-core rates in FLOP/s from NVIDIA's data sheets; a device that is not here has no utilisation figure.
-_PEAK_BF16 = {"H200": 989e12, "H100": 989e12, "A100": 312e12, "L40S": 362e12, "L4": 121e12, "RTX 4090": 165e12, "RTX 3090": 71e12}
+# Dense bf16 tensor-core rates in FLOP/s from NVIDIA's data sheets; a device that is not here has no
+# utilisation figure.
+_PEAK_BF16 = {
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+}
 
 
 def peak_flops(device: torch.device) -> float | None:

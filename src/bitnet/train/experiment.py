@@ -100,7 +100,14 @@ class Variant:
 
 def shape_of(model: BitNetConfig) -> tuple[int, ...]:
     """The figures of a model that the plan names a size by."""
-    return (model.vocab_size, model.hidden_size, model.num_layers, model.num_heads, model.num_kv_heads, model.ffn_hidden_size)
+    return (
+        model.vocab_size,
+        model.hidden_size,
+        model.num_layers,
+        model.num_heads,
+        model.num_kv_heads,
+        model.ffn_hidden_size,
+    )
 
 
 @dataclass(frozen=True)
@@ -112,7 +119,8 @@ class Experiment:
     variants: Mapping[str, Variant]
     open: Callable[[RunConfig], Task]
     label: str | None = None
-    """What run ids call the size of the `reference` variant (where there is none: of the first): 5M, 12M, 95M. None: computed."""
+    """What run ids call the size of the `reference` variant (where there is none: of the first): 5M, 12M,
+    95M. None: computed."""
     cpu_variant: str = "quick"
     """Variant when none is named and there is no GPU."""
     gpu_variant: str = "reference"
@@ -124,10 +132,14 @@ class Experiment:
 
     def run_prefix(self, config: RunConfig) -> str:
         """What a new run's id begins with; the time follows."""
-        return self.run_name(config) if self.run_name else f"bitnet_{self.size_label(config.model)}_{self.name}"
+        return (
+            self.run_name(config) if self.run_name else f"bitnet_{self.size_label(config.model)}_{self.name}"
+        )
 
     def size_label(self, model: BitNetConfig) -> str:
-        """The size of what is trained: the given label for the shape that it belongs to, else computed from the parameters."""
+        """The size of what is trained: the given label for the shape that it belongs to, else computed from
+        the parameters.
+        """
         labelled = self.variants.get(self.gpu_variant) or next(iter(self.variants.values()))
         if self.label is None or shape_of(model) != shape_of(labelled.config.model):
             return parameters_label(model.total_params)

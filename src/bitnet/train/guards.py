@@ -1,14 +1,17 @@
-"""Whether a fast path computes what the plain one beside it does, tried on a run's first rows before it is trusted.
+"""Whether a fast path computes what the plain one beside it does, tried on a run's first rows before it is
+trusted.
 
-A fast path is a compiled model, a product on int8 codes, or a kernel. The loss of one batch and its gradient for every parameter
-are computed both ways, with the run's objective, in its number format and on its device. They may differ by rounding only:
+A fast path is a compiled model, a product on int8 codes, or a kernel. The loss of one batch and its gradient
+for every parameter are computed both ways, with the run's objective, in its number format and on its device.
+They may differ by rounding only:
 
-    |fast - plain| <= grain * |plain| + 4 * |moved - plain|,  and never more than |plain| / 2    (Euclidean norms)
+    |fast - plain| <= grain * |plain| + 4 * |moved - plain|,  and never more than |plain| / 2
 
-`moved` is the plain path again, with norm weights and embeddings multiplied by a few units of rounding, up or down at random. It
-shows what rounding does to this model: the int8 quantizer makes a whole step of it wherever an input lies between two codes, and
-every later layer does so again, up to the noise that the codes have anyway. `grain` is the least that is allowed. The factor 4
-admits that both differences are single draws; a wrong operation is off by a large part of |plain|, or is not a number.
+`moved` is the plain path again, with norm weights and embeddings multiplied by a few units of rounding, up or
+down at random. It shows what rounding does to this model: the int8 quantizer makes a whole step of it
+wherever an input lies between two codes, and every later layer does so again, up to the noise that the codes
+have anyway. `grain` is the least that is allowed. The factor 4 admits that both differences are single draws;
+a wrong operation is off by a large part of |plain|, or is not a number.
 
 Not here: which fast paths there are, and when they are tried (compiled.py).
 """
@@ -36,7 +39,8 @@ FLOAT32, BFLOAT16 = 2**-24, 2**-9
 """Units of rounding: half the distance from 1 to the next number."""
 
 FP16_SCALE = 2.0**10
-"""What a loss is multiplied by in fp16 (optim/loss_scale.py), here small enough never to overflow on a healthy model."""
+"""What a loss is multiplied by in fp16 (optim/loss_scale.py), here small enough never to overflow on a
+healthy model."""
 
 FAINT = 2**-10
 """A gradient so much smaller than the largest one may be nothing but its rounding."""
@@ -45,9 +49,10 @@ FAINT = 2**-10
 def grain(config: BitNetConfig, *, bf16: bool) -> float:
     """The relative difference that every correct path may show.
 
-    A sum of n terms in another order differs by about sqrt(n) units, and no sum here has more than 2^20 terms: 2^10 units of
-    float32. Products of bf16 numbers are summed in float32, so what counts is the chain of some 2^8 operations: 2^4 units of bf16.
-    One weight in 10^4 that takes another code changes a matrix by 1%: 2^-6 where weights or inputs have codes.
+    A sum of n terms in another order differs by about sqrt(n) units, and no sum here has more than 2^20
+    terms: 2^10 units of float32. Products of bf16 numbers are summed in float32, so what counts is the chain
+    of some 2^8 operations: 2^4 units of bf16. One weight in 10^4 that takes another code changes a matrix by
+    1%: 2^-6 where weights or inputs have codes.
     """
     coded = config.weights == "ternary" or config.activations == "int8"
     return max(FLOAT32 * 2**10, BFLOAT16 * 2**4 if bf16 else 0.0, 2**-6 if coded else 0.0)
@@ -55,7 +60,9 @@ def grain(config: BitNetConfig, *, bf16: bool) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """What both paths are tried on: a run's first rows, its objective, its model and its number format (bf16, fp16: autocast)."""
+    """What both paths are tried on: a run's first rows, its objective, its model and its number format (bf16,
+    fp16: autocast).
+    """
 
     model: BitNetTransformer
     batch: Batch
@@ -65,11 +72,15 @@ class Trial:
 
     @property
     def reduced(self) -> bool:
-        """Whether products have fewer digits than float32. fp16 has more of them than bf16, whose limits hold for both."""
+        """Whether products have fewer digits than float32. fp16 has more of them than bf16, whose limits hold
+        for both.
+        """
         return self.bf16 or self.fp16
 
     def results(self, forward: Forward) -> Results:
-        """Loss and gradients as an update would have them. forward: the model or another form of it. Leaves no gradient behind."""
+        """Loss and gradients as an update would have them. forward: the model or another form of it. Leaves
+        no gradient behind.
+        """
         model, batch = self.model, self.batch
         model.zero_grad()
         with autocast(batch.input_ids.device, self.bf16, self.fp16):
@@ -79,13 +90,17 @@ class Trial:
         (loss * scale).backward()  # type: ignore[no-untyped-call]
         found = {"loss": loss.detach()}
         for name, parameter in model.named_parameters():
-            found[f"gradient of {name}"] = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / scale
+            found[f"gradient of {name}"] = (
+                torch.zeros_like(parameter) if parameter.grad is None else parameter.grad / scale
+            )
             parameter.grad = None
         return found
 
 
 def refusal(trial: Trial, plain: Forward, fast: Forward) -> str | None:
-    """Why the fast form may not be used, in words that follow a colon; None where it computes what the plain one does."""
+    """Why the fast form may not be used, in words that follow a colon; None where it computes what the plain
+    one does.
+    """
     right = trial.results(plain)
     unusable = [name for name, value in right.items() if not bool(torch.isfinite(value).all())]
     if unusable:
@@ -97,9 +112,13 @@ def refusal(trial: Trial, plain: Forward, fast: Forward) -> str | None:
 
 @contextmanager
 def moved(model: BitNetTransformer, *, bf16: bool) -> Iterator[None]:
-    """Inside the block norm weights and embeddings are off by 8 units of float32, or one of bf16; afterwards they are as before."""
+    """Inside the block norm weights and embeddings are off by 8 units of float32, or one of bf16; afterwards
+    they are as before.
+    """
     generator = torch.Generator().manual_seed(0)
-    weights = [parameter for name, parameter in model.named_parameters() if "norm" in name or "embeddings" in name]
+    weights = [
+        parameter for name, parameter in model.named_parameters() if "norm" in name or "embeddings" in name
+    ]
     before = [weight.detach().clone() for weight in weights]
     try:
         with torch.no_grad():
@@ -114,11 +133,14 @@ def moved(model: BitNetTransformer, *, bf16: bool) -> Iterator[None]:
 
 
 def limits(plain: Results, nudged: Results, least: float) -> dict[str, float]:
-    """How far each result may be from the plain one. nudged: the plain path with moved weights; least: the grain."""
+    """How far each result may be from the plain one. nudged: the plain path with moved weights; least: the
+    grain.
+    """
     sizes = {name: _norm(value) for name, value in plain.items()}
     faint = FAINT * max(sizes.values())
     return {
-        name: min(least * size + 4 * _norm(nudged[name].double() - plain[name].double()), size / 2) + least * faint
+        name: min(least * size + 4 * _norm(nudged[name].double() - plain[name].double()), size / 2)
+        + least * faint
         for name, size in sizes.items()
     }
 
@@ -132,7 +154,10 @@ def difference(plain: Results, fast: Results, allowed: Mapping[str, float]) -> s
             return f"the {name} is not finite"
         if off > worst * limit:
             worst = off / limit if limit else math.inf
-            words = f"the {name} is off by {off / (size or 1):.2g} of its size where rounding explains {limit / (size or 1):.2g}"
+            words = (
+                f"the {name} is off by {off / (size or 1):.2g} of its size where rounding explains "
+                f"{limit / (size or 1):.2g}"
+            )
     return words
 
 

@@ -1,7 +1,7 @@
 """The loop: one optimizer update, one report, again.
 
-It is a generator. Whatever else happens during training (metrics, evaluation, samples, checkpoints) observes the
-reports between updates and cannot change them.
+It is a generator. Whatever else happens during training (metrics, evaluation, samples, checkpoints) observes
+the reports between updates and cannot change them.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ Forward = Callable[..., Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class StepReport:
-    """What one update did. loss: mean over its cases, in nats, before the update; penalty: mean of what was minimised beside it
-    (objective.py); grad_norm: before clipping.
+    """What one update did. loss: mean over its cases, in nats, before the update; penalty: mean of what was
+    minimised beside it (objective.py); grad_norm: before clipping.
     """
 
     step: int
@@ -56,8 +56,12 @@ def autocast(device: torch.device, bf16: bool, fp16: bool = False) -> AbstractCo
     return torch.autocast(device.type, torch.float16 if fp16 else torch.bfloat16)
 
 
-def read_batches(source: RowSource, config: TrainConfig, step: int, rank: int, world_size: int, device: torch.device) -> tuple[Batch, ...]:
-    """The micro-batches of one update. step: of the data, which is the update's own unless something was skipped."""
+def read_batches(
+    source: RowSource, config: TrainConfig, step: int, rank: int, world_size: int, device: torch.device
+) -> tuple[Batch, ...]:
+    """The micro-batches of one update. step: of the data, which is the update's own unless something was
+    skipped.
+    """
     size, accumulation = config.batch_size, config.grad_accumulation_steps
     numbers = [
         row_numbers(step, micro, batch_size=size, accumulation=accumulation, rank=rank, world_size=world_size)
@@ -80,11 +84,13 @@ def train_steps(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[StepReport]:
-    """Yield a report after each of the updates start_step + 1 .. total_steps. skips: training data that is left out.
+    """Yield a report after each of the updates start_step + 1 .. total_steps. skips: training data that is
+    left out.
 
-    forward is the model or its compiled form. scaling: products in fp16, with the loss scaled by this. Gradients are of the mean
-    over the cases of the whole update (scored tokens, or pairs; objective.py), however its micro-batches split them. Raises
-    ConfigError at once for more than one process: their gradients are not exchanged yet, so that their weights would drift apart.
+    forward is the model or its compiled form. scaling: products in fp16, with the loss scaled by this.
+    Gradients are of the mean over the cases of the whole update (scored tokens, or pairs; objective.py),
+    however its micro-batches split them. Raises ConfigError at once for more than one process: their
+    gradients are not exchanged yet, so that their weights would drift apart.
     """
     refuse_several_processes(rank, world_size)
     return _updates(model, forward, source, optimizers, config, start_step, bf16, scaling, skips)
@@ -94,7 +100,8 @@ def refuse_several_processes(rank: int, world_size: int) -> None:
     """Raise ConfigError unless this process trains alone."""
     if (rank, world_size) != (0, 1):
         raise ConfigError(
-            f"this is process {rank} of {world_size}, but training does not exchange gradients between processes yet, so each would train "
+            f"this is process {rank} of {world_size}, but training does not exchange gradients between "
+            "processes yet, so each would train "
             "a model of its own; start a single process, without torchrun"
         )
 
@@ -130,7 +137,9 @@ def _updates(
         loss, penalty = (totals / cases).tolist()
         rates = schedule.rates_at(step)
         scale = None if scaling is None else scaling.value
-        outcome = apply_update(model, optimizers, rates, loss=loss, clip_norm=config.grad_clip_norm, scaling=scaling)
+        outcome = apply_update(
+            model, optimizers, rates, loss=loss, clip_norm=config.grad_clip_norm, scaling=scaling
+        )
         yield StepReport(
             step=step,
             tokens_seen=step * per_step,

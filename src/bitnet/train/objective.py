@@ -1,25 +1,26 @@
 """What training minimises: the next token, or a preference between two answers.
 
-Next token: cross-entropy over the scored targets, in nats. Token-level unlikelihood (Welleck et al., arXiv:1908.04319, section
-5.1) can be minimised beside it, against loops in greedy text: with C the distinct tokens among the last `unlikelihood_tokens`
-that the position has read, the next one left out,
+Next token: cross-entropy over the scored targets, in nats. Token-level unlikelihood (Welleck et al.,
+arXiv:1908.04319, section 5.1) can be minimised beside it, against loops in greedy text: with C the distinct
+tokens among the last `unlikelihood_tokens` that the position has read, the next one left out,
 
     penalty = unlikelihood * -sum over c in C of log(1 - p(c))
 
-so that what was said a moment ago is expected less. It moves the gradient and is reported as the update's `penalty`; its loss
-stays the cross-entropy, which compares with the one on held-out text.
+so that what was said a moment ago is expected less. It moves the gradient and is reported as the update's
+`penalty`; its loss stays the cross-entropy, which compares with the one on held-out text.
 
-Preference: direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7). Rows come in pairs, the chosen answer
-and then the rejected one to the same prompt. With log p the summed log-probability of a row's scored targets under the model,
-and log p0 the same under the weights that training began with,
+Preference: direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7). Rows come in
+pairs, the chosen answer and then the rejected one to the same prompt. With log p the summed log-probability
+of a row's scored targets under the model, and log p0 the same under the weights that training began with,
 
     loss = -log sigmoid(beta * ((log p(chosen) - log p0(chosen)) - (log p(rejected) - log p0(rejected))))
 
 which is ln 2 before the first update. The rows carry log p0 (`Batch.reference`).
 
-An update's loss is the mean over its cases, however micro-batches split them; `loss_reduction: sum` takes the gradient of the sum
-instead, as the 2B4T report does for fine-tuning (arXiv:2504.12285, section 3.2). AdamW and Muon undo a constant factor of the
-gradient; what changes is that the gradient's norm is then above `grad_clip_norm` nearly always, so that updates count alike.
+An update's loss is the mean over its cases, however micro-batches split them; `loss_reduction: sum` takes the
+gradient of the sum instead, as the 2B4T report does for fine-tuning (arXiv:2504.12285, section 3.2). AdamW
+and Muon undo a constant factor of the gradient; what changes is that the gradient's norm is then above
+`grad_clip_norm` nearly always, so that updates count alike.
 """
 
 from __future__ import annotations
@@ -50,7 +51,9 @@ class Objective(Protocol):
         ...
 
     def terms(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss and what is minimised beside it, each summed over the cases of a batch, in nats. logits: (B, T, V). Returns (2,)."""
+        """The loss and what is minimised beside it, each summed over the cases of a batch, in nats. logits:
+        (B, T, V). Returns (2,).
+        """
         ...
 
 
@@ -69,7 +72,9 @@ class NextToken:
         loss = summed_loss(logits, batch)
         if not self.unlikelihood:
             return torch.stack([loss, torch.zeros_like(loss)])
-        return torch.stack([loss, self.unlikelihood * summed_unlikelihood(logits, batch, self.unlikelihood_tokens)])
+        return torch.stack(
+            [loss, self.unlikelihood * summed_unlikelihood(logits, batch, self.unlikelihood_tokens)]
+        )
 
 
 class Preference:
@@ -102,17 +107,23 @@ def summed_loss(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def summed_unlikelihood(logits: Tensor, batch: Batch, last: int) -> Tensor:
-    """-log(1 - p) of the distinct tokens among the `last` read ones, the target left out, summed over scored targets. Returns ()."""
+    """-log(1 - p) of the distinct tokens among the `last` read ones, the target left out, summed over scored
+    targets. Returns ().
+    """
     scores = logits.float()
     recent, counts = recent_tokens(batch.input_ids, batch.targets, last)
-    p = (scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)).exp().clamp(max=CERTAIN)  # (B, T, last)
+    p = (
+        (scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)).exp().clamp(max=CERTAIN)
+    )  # (B, T, last)
     return -(torch.log1p(-p) * (counts & batch.loss_mask[..., None])).sum()
 
 
 def recent_tokens(input_ids: Tensor, targets: Tensor, last: int) -> tuple[Tensor, Tensor]:
-    """The tokens that each position has read last, and which of them count: the nearest of equal ones, and not its target.
+    """The tokens that each position has read last, and which of them count: the nearest of equal ones, and
+    not its target.
 
-    input_ids, targets: (B, T). Returns ids (B, T, last), the k-th from k positions back, and bool of the same shape.
+    input_ids, targets: (B, T). Returns ids (B, T, last), the k-th from k positions back, and bool of the same
+    shape.
     """
     columns = input_ids.shape[1]
     recent = _looking_back(input_ids, last, -1)
@@ -134,12 +145,16 @@ def row_log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _losses(logits: Tensor, batch: Batch) -> Tensor:
-    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")  # (B*T,)
+    losses = F.cross_entropy(
+        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none"
+    )  # (B*T,)
     return losses * batch.loss_mask.flatten()
 
 
 def margins(logits: Tensor, batch: Batch) -> Tensor:
-    """How much more a pair's chosen answer gained over the reference than its rejected one, in nats. Returns (B / 2,)."""
+    """How much more a pair's chosen answer gained over the reference than its rejected one, in nats. Returns
+    (B / 2,).
+    """
     assert batch.reference is not None, "rows of a preference carry log p0"
     gained = row_log_probabilities(logits, batch) - batch.reference  # (B,)
     return gained[0::2] - gained[1::2]

@@ -27,10 +27,14 @@ def resume(session: Session) -> Checkpoint | None:
     checkpoint = newest_good(layout, lambda problem: say(f"passing over a damaged checkpoint: {problem}"))
     if checkpoint is None:
         if layout.checkpoint_steps():
-            raise CheckpointError(f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was deleted)")
+            raise CheckpointError(
+                f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was "
+                "deleted)"
+            )
         if tail(layout.scalars).rows:
             raise CheckpointError(
-                f"{layout.root} has metrics but no checkpoint; restore {layout.checkpoints}, or begin anew under another --run-id"
+                f"{layout.root} has metrics but no checkpoint; restore {layout.checkpoints}, or begin anew "
+                "under another --run-id"
             )
         return None
     verify_run(layout)
@@ -38,7 +42,10 @@ def resume(session: Session) -> Checkpoint | None:
     restore(session, checkpoint)
     changed = record_session(layout, checkpoint.step, session_facts(session))
     if changed:
-        say(f"resumed under other conditions ({'; '.join(changed)}): from here on the last digits may differ from those of an unbroken run")
+        say(
+            f"resumed under other conditions ({'; '.join(changed)}): from here on the last digits may differ "
+            "from those of an unbroken run"
+        )
     return checkpoint
 
 
@@ -54,31 +61,39 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
             session.scaling.load(stored)
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
-            f"the random states of step {checkpoint.step} cannot be restored ({type(error).__name__}: {error}); delete that checkpoint to "
+            f"the random states of step {checkpoint.step} cannot be restored ({type(error).__name__}: "
+            f"{error}); delete that checkpoint to "
             "continue from the one before"
         ) from None
     cut_lines(session.layout, checkpoint)
 
 
 def check_data(session: Session) -> None:
-    """Raise DataError where the data is not what the run began with: other rows to train on, or other held-out ones."""
+    """Raise DataError where the data is not what the run began with: other rows to train on, or other
+    held-out ones.
+    """
     layout, task = session.layout, session.task
     stored = _hashes(read_json(layout.fingerprint))
     now = _hashes(task.source.fingerprint())
     changed = sorted(key for key in stored.keys() & now.keys() if stored[key] != now[key])
     frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     held_out = task.frozen_evaluation()
-    if len(frozen) != len(held_out) or not all(one.equals(other) for one, other in zip(frozen, held_out, strict=True)):
+    if len(frozen) != len(held_out) or not all(
+        one.equals(other) for one, other in zip(frozen, held_out, strict=True)
+    ):
         changed.append("the held-out rows")
     if changed:
         raise DataError(
-            f"the data of {layout.run_id} is not what it began with ({', '.join(changed)} differ from {layout.fingerprint}); "
+            f"the data of {layout.run_id} is not what it began with ({', '.join(changed)} differ from "
+            f"{layout.fingerprint}); "
             "restore the files that it was made from, or begin another run under another --run-id"
         )
 
 
 def _hashes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a fingerprint says about the content of the data; names, counts and rates may be told otherwise by a later version."""
+    """What a fingerprint says about the content of the data; names, counts and rates may be told otherwise by
+    a later version.
+    """
     found: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):
@@ -89,7 +104,9 @@ def _hashes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
-    """Cut every file of lines back to the checkpoint, once all of them are found to be what was written up to it."""
+    """Cut every file of lines back to the checkpoint, once all of them are found to be what was written up to
+    it.
+    """
     extents = checkpoint.state.get("lines")
     if extents is None:  # a checkpoint made before they were recorded
         for path in layout.line_files():
@@ -99,7 +116,8 @@ def cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
     missing = sorted(names.keys() - extents.keys())
     if missing:
         raise CheckpointError(
-            f"the checkpoint of step {checkpoint.step} does not know {missing[0]}; delete it to continue from the one before"
+            f"the checkpoint of step {checkpoint.step} does not know {missing[0]}; delete it to continue "
+            "from the one before"
         )
     files = {path: extents[name] for name, path in names.items()}
     for path, extent in files.items():
@@ -122,17 +140,27 @@ def session_facts(session: Session) -> dict[str, Any]:
 
 
 def dataset_facts(source: RowSource, train: TrainConfig) -> dict[str, Any]:
-    """The fingerprint with the plan's names in the plan's meanings, which are about the whole corpus, and beside them our own, which
-    are about the tokens that were prepared from it. For a generated task, which is all there is of it, both are the same.
+    """The fingerprint with the plan's names in the plan's meanings, which are about the whole corpus, and
+    beside them our own, which are about the tokens that were prepared from it. For a generated task, which is
+    all there is of it, both are the same.
     """
     facts = source.fingerprint()
     epochs = source.epochs(train.total_steps * train.batch_size * train.grad_accumulation_steps)
-    ours = {"prepared_tokens": facts["dataset_size_tokens"], "row_order": facts["sampling_strategy"], "epochs": epochs}
+    ours = {
+        "prepared_tokens": facts["dataset_size_tokens"],
+        "row_order": facts["sampling_strategy"],
+        "epochs": epochs,
+    }
     if "corpus_size" not in facts:
         return {**facts, **ours, "expected_repetition_rate": epochs}
     tokens, size, sampling = (facts.pop(name) for name in ("corpus_tokens", "corpus_size", "corpus_sampling"))
     plan = {"dataset_size_tokens": size, "sampling_strategy": sampling}
-    return {**facts, **plan, **ours, "expected_repetition_rate": train.total_tokens / tokens if tokens else None}
+    return {
+        **facts,
+        **plan,
+        **ours,
+        "expected_repetition_rate": train.total_tokens / tokens if tokens else None,
+    }
 
 
 def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
@@ -154,7 +182,10 @@ def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
         "evaluation_sha256": save_frozen_set(layout, [batch.tensors() for batch in frozen]),
     }
     described_data = dataset_facts(task.source, config.train)
-    write_json(layout.fingerprint, {**described_data, "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation})
+    write_json(
+        layout.fingerprint,
+        {**described_data, "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation},
+    )
     text = json_text(described)
     write_manifest(layout, text)
     record_session(layout, 0, facts)

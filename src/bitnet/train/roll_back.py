@@ -1,13 +1,15 @@
-"""The answer to values that are not finite: back to the last good checkpoint, and on with other data; a second time, stop.
+"""The answer to values that are not finite: back to the last good checkpoint, and on with other data; a
+second time, stop.
 
-An update whose loss or gradient is NaN or infinite is never applied. One alone is passed over. After three in a row, or as
-soon as a weight itself is not finite, the run returns to the newest good checkpoint before them and skips everything that was
-read since, as PaLM did with its loss spikes (arXiv:2204.02311, section 5.1): the same weights on the same data would come to
-the same point again. Steps, rates and schedules stay functions of the step; only the data moves on.
+An update whose loss or gradient is NaN or infinite is never applied. One alone is passed over. After three in
+a row, or as soon as a weight itself is not finite, the run returns to the newest good checkpoint before them
+and skips everything that was read since, as PaLM did with its loss spikes (arXiv:2204.02311, section 5.1):
+the same weights on the same data would come to the same point again. Steps, rates and schedules stay
+functions of the step; only the data moves on.
 
-What was skipped is a line of metrics/roll_backs.jsonl, on disk before training goes on. A resume reads it, so that the rows of
-an update stay a function of the seed, the step and this file. The line is never cut back: whichever checkpoint a run
-resumes from, the updates from `step` on leave those rows out.
+What was skipped is a line of metrics/roll_backs.jsonl, on disk before training goes on. A resume reads it, so
+that the rows of an update stay a function of the seed, the step and this file. The line is never cut back:
+whichever checkpoint a run resumes from, the updates from `step` on leave those rows out.
 """
 
 from __future__ import annotations
@@ -32,36 +34,49 @@ from bitnet.train.resume import restore
 from bitnet.train.session import Session
 
 AGAIN = 1000
-"""Updates after a trouble within which a second one counts as the same. A guess: PaLM skipped 200 to 500 batches a time."""
+"""Updates after a trouble within which a second one counts as the same. A guess: PaLM skipped 200 to 500
+batches a time."""
 
 
 def read_skips(layout: RunLayout, checkpoint: Checkpoint) -> list[Skip]:
-    """What earlier roll-backs left out. Raises RunError where that contradicts the checkpoint: the data would be other data."""
-    cut_back(layout.roll_backs, sys.maxsize)  # a line that a killed process left half-written was never acted on
+    """What earlier roll-backs left out. Raises RunError where that contradicts the checkpoint: the data would
+    be other data.
+    """
+    cut_back(
+        layout.roll_backs, sys.maxsize
+    )  # a line that a killed process left half-written was never acted on
     lines = read_lines(layout.roll_backs)
     found = [Skip(row["step"], row.get("skipped_updates", 0)) for row in lines.rows]
     known = [Skip(*pair) for pair in checkpoint.state.get("skipped_data", [])]
     whole = not lines.skipped and all(isinstance(skip.updates, int) and skip.updates > 0 for skip in found)
     if not whole or found[: len(known)] != known:
         raise RunError(
-            f"{layout.roll_backs} was altered or lost: the checkpoint of update {checkpoint.step} has skipped data {len(known)} times "
+            f"{layout.roll_backs} was altered or lost: the checkpoint of update {checkpoint.step} has "
+            f"skipped data {len(known)} times "
             f"and the file tells of {len(found)}; restore the file, or begin under another --run-id"
         )
     return found
 
 
 def roll_back(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> Checkpoint:
-    """Return to the newest good checkpoint before the trouble and skip what was read since; everything is as it was then.
+    """Return to the newest good checkpoint before the trouble and skip what was read since; everything is as
+    it was then.
 
-    Raises TrainingFailed where the run has rolled back before, at most AGAIN updates earlier, or has no checkpoint to return to.
+    Raises TrainingFailed where the run has rolled back before, at most AGAIN updates earlier, or has no
+    checkpoint to return to.
     """
     layout = session.layout
     before = read_lines(layout.roll_backs).rows
     if before and trouble.last <= before[-1]["failed_step"] + AGAIN:
-        raise TrainingFailed(f"{_what(session, trouble, skips)}, again: {_story(before[-1])}. {_advice(session, trouble)}")
+        raise TrainingFailed(
+            f"{_what(session, trouble, skips)}, again: {_story(before[-1])}. {_advice(session, trouble)}"
+        )
     checkpoint = _target(session, trouble)
     if checkpoint is None:
-        raise TrainingFailed(f"{_what(session, trouble, skips)}, and there is no good checkpoint to return to. {_advice(session, trouble)}")
+        raise TrainingFailed(
+            f"{_what(session, trouble, skips)}, and there is no good checkpoint to return to. "
+            f"{_advice(session, trouble)}"
+        )
 
     for step in layout.checkpoint_steps():
         if step > checkpoint.step:  # of what is about to be done again with other data
@@ -123,14 +138,19 @@ def _what(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> str:
     """Which updates and rows had what."""
     rows = _rows(session, data_step(trouble.first, skips), data_step(trouble.last, skips))
     count = trouble.last - trouble.first + 1
-    updates = f"at update {trouble.last}" if count == 1 else f"in {count} updates in a row, {trouble.first} to {trouble.last}"
+    updates = (
+        f"at update {trouble.last}"
+        if count == 1
+        else f"in {count} updates in a row, {trouble.first} to {trouble.last}"
+    )
     return f"{trouble.reason} {updates}, which read the rows {rows[0]:,} to {rows[1]:,} of the training data"
 
 
 def _story(row: dict[str, Any]) -> str:
     first, last = row["skipped_rows"]
     return (
-        f"after update {row['failed_step']} the run went back to the checkpoint of update {row['checkpoint_step']} and skipped the rows "
+        f"after update {row['failed_step']} the run went back to the checkpoint of update "
+        f"{row['checkpoint_step']} and skipped the rows "
         f"{first:,} to {last:,}"
     )
 
@@ -149,7 +169,6 @@ def _advice(session: Session, trouble: Diverged) -> str:
     if wants_compile(train, machine.device):
         causes.append("the compiler (--train.compile off)")
     return (
-        "No weight was changed by a refused update; the run can go on from its last checkpoint. Possible causes: "
-        + ", ".join(causes)
-        + f"; bitnet diagnose {session.layout.root} looks for faults"
+        "No weight was changed by a refused update; the run can go on from its last checkpoint. Possible "
+        "causes: " + ", ".join(causes) + f"; bitnet diagnose {session.layout.root} looks for faults"
     )

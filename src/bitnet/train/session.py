@@ -1,4 +1,6 @@
-"""What one training process works with, passed as one value to everything that begins, resumes and observes a run."""
+"""What one training process works with, passed as one value to everything that begins, resumes and observes a
+run.
+"""
 
 from __future__ import annotations
 
@@ -36,5 +38,7 @@ class Session:
 
     @cached_property
     def paths(self) -> Paths:
-        """The form of the model that trains, tried when first asked for: with the weights that training begins or continues with."""
+        """The form of the model that trains, tried when first asked for: with the weights that training
+        begins or continues with.
+        """
         return choose_paths(self.model, self.machine, self.config.train, self.task.source, self.say)

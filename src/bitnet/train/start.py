@@ -1,7 +1,7 @@
 """How a run begins, continues and ends: the lock, the resume, the loop with its observers.
 
-What ends a run decides its status: `done` after the last update, `stopped` after a signal (with a checkpoint of the
-last finished update), `failed` with the reason otherwise. A failed run never says done.
+What ends a run decides its status: `done` after the last update, `stopped` after a signal (with a checkpoint
+of the last finished update), `failed` with the reason otherwise. A failed run never says done.
 """
 
 from __future__ import annotations
@@ -39,7 +39,15 @@ from bitnet.train.experiment import Experiment, Task
 from bitnet.train.loop import Forward, StepReport, train_steps
 from bitnet.train.observe.alarms import Anomalies, SampleAlarms, UpdateAlarms
 from bitnet.train.observe.measurements import Evaluation, Probe, Samples
-from bitnet.train.observe.observers import Checkpoints, Diverged, Guard, LossAverage, Observer, Scalars, Status
+from bitnet.train.observe.observers import (
+    Checkpoints,
+    Diverged,
+    Guard,
+    LossAverage,
+    Observer,
+    Scalars,
+    Status,
+)
 from bitnet.train.observe.progress import Progress
 from bitnet.train.observe.trackers import open_mirror
 from bitnet.train.resume import begin, resume
@@ -47,7 +55,8 @@ from bitnet.train.roll_back import read_skips, roll_back
 from bitnet.train.session import Say, Session
 
 AVERAGED_BYTES = 1 << 20
-"""Read from the end of metrics/scalars.jsonl on a resume: some two thousand lines, of which the average takes a hundred."""
+"""Read from the end of metrics/scalars.jsonl on a resume: some two thousand lines, of which the average takes
+a hundred."""
 State = Literal["done", "stopped", "already_done"]
 
 
@@ -69,7 +78,9 @@ def describe(experiment: Experiment, variant: str, config: RunConfig, task: Task
     return {**described, "data": {**task.tokenizer.describe(), **described["data"]}}
 
 
-def run_experiment(experiment: Experiment, variant: str, config: RunConfig, options: StartOptions, say: Say) -> Ended:
+def run_experiment(
+    experiment: Experiment, variant: str, config: RunConfig, options: StartOptions, say: Say
+) -> Ended:
     """Train, or continue, or find that it is done. Raises BitnetError; status.json then says failed."""
     task = experiment.open(config)
     described = describe(experiment, variant, config, task)
@@ -83,28 +94,39 @@ def run_experiment(experiment: Experiment, variant: str, config: RunConfig, opti
             with last_words(lambda number: status.stopped_at_once(number.name)):
                 return _run(layout, task, config, described, status, options, say)
         except (KeyboardInterrupt, SystemExit) as error:
-            name = signal.Signals(error.code - 128).name if isinstance(error, SystemExit) and isinstance(error.code, int) else "SIGINT"
+            name = (
+                signal.Signals(error.code - 128).name
+                if isinstance(error, SystemExit) and isinstance(error.code, int)
+                else "SIGINT"
+            )
             status.stopped_at_once(name)
             raise
         except BaseException as error:
             status.failed(f"{type(error).__name__}: {error}")
             if isinstance(error, OSError):
                 raise RunError(
-                    f"writing to {layout.root} failed ({error.strerror}); free some space and repeat the command to resume"
+                    f"writing to {layout.root} failed ({error.strerror}); free some space and repeat the "
+                    "command to resume"
                 ) from error
             raise
 
 
 def is_finished(layout: RunLayout, total_steps: int, say: Say) -> bool:
-    """Whether a run that says done has its last checkpoint. Raises CheckpointError where it has none at all."""
+    """Whether a run that says done has its last checkpoint. Raises CheckpointError where it has none at
+    all.
+    """
     if is_good(layout.checkpoint(total_steps)):
         return True
     if not layout.checkpoint_steps():
         raise CheckpointError(
-            f"{layout.status} says done, but there is no checkpoint in {layout.checkpoints}; restore it from a copy, or begin anew under "
+            f"{layout.status} says done, but there is no checkpoint in {layout.checkpoints}; restore it from "
+            "a copy, or begin anew under "
             "another --run-id"
         )
-    say(f"{layout.run_id} says done, but its last checkpoint is missing or damaged; the updates since the one before are done again")
+    say(
+        f"{layout.run_id} says done, but its last checkpoint is missing or damaged; the updates since the "
+        "one before are done again"
+    )
     return False
 
 
@@ -115,17 +137,28 @@ def exclusive(layout: RunLayout) -> Iterator[None]:
         layout.root.mkdir(parents=True, exist_ok=True)
         file = open_to_append(layout.lock)
     except OSError as error:
-        raise RunError(f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another --runs-dir") from None
+        raise RunError(
+            f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another "
+            "--runs-dir"
+        ) from None
     with file:
         if not lock(file):
-            raise RunError(f"another process is training {layout.run_id}; wait for it or choose another --run-id")
+            raise RunError(
+                f"another process is training {layout.run_id}; wait for it or choose another --run-id"
+            )
         for folder in (layout.root, layout.config.parent, layout.frozen_set.parent):
             sweep(folder)
         yield
 
 
 def _run(
-    layout: RunLayout, task: Task, config: RunConfig, described: dict[str, Any], status: Status, options: StartOptions, say: Say
+    layout: RunLayout,
+    task: Task,
+    config: RunConfig,
+    described: dict[str, Any],
+    status: Status,
+    options: StartOptions,
+    say: Say,
 ) -> Ended:
     machine = choose_machine(config.train, options.device)
     keep_freed_memory()
@@ -137,7 +170,10 @@ def _run(
     session = Session(layout, task, config, machine, model, optimizers, options, say, scaling)
     first = resume(session) or begin(session, described)
     if not is_own(layout) and not sign(layout):
-        say(f"{key_path()} cannot be written, so the run is not marked as yours: evaluate and diagnose may ask for --trust")
+        say(
+            f"{key_path()} cannot be written, so the run is not marked as yours: evaluate and diagnose may "
+            "ask for --trust"
+        )
     status.write("running", first.step)
     say(f"run {layout.root}" + (f", continuing after update {first.step}" if first.step else ""))
     return _train(session, first, status)
@@ -151,11 +187,16 @@ def seed_everything(seed: int) -> None:
 
 
 def _train(session: Session, first: Checkpoint, status: Status) -> Ended:
-    """Attempts until one of them ends the run. After values that are not finite the next one begins at an earlier checkpoint."""
+    """Attempts until one of them ends the run. After values that are not finite the next one begins at an
+    earlier checkpoint.
+    """
     received: list[int] = []
     skips = read_skips(session.layout, first)
     with ExitStack() as closing:
-        mirrors = [closing.enter_context(open_mirror(name, session.layout, session.config.to_json())) for name in session.options.mirrors]
+        mirrors = [
+            closing.enter_context(open_mirror(name, session.layout, session.config.to_json()))
+            for name in session.options.mirrors
+        ]
         forward = session.paths.forward
         closing.enter_context(stop_signals(received))
         while True:
@@ -176,7 +217,9 @@ def _attempt(
     mirrors: Sequence[Listener],
     received: Sequence[int],
 ) -> Ended:
-    """The loop with its observers, until the last update or a signal. Raises Diverged where the weights have to go back."""
+    """The loop with its observers, until the last update or a signal. Raises Diverged where the weights have
+    to go back.
+    """
     train, layout = session.config.train, session.layout
     report: StepReport | None = None
     with ExitStack() as closing:
@@ -213,7 +256,9 @@ def _attempt(
 
 
 def _save_before_leaving(session: Session, checkpoints: Checkpoints, report: StepReport) -> None:
-    """A checkpoint of the last finished update; weights that are not finite are left behind, which is said."""
+    """A checkpoint of the last finished update; weights that are not finite are left behind, which is
+    said.
+    """
     if is_good(session.layout.checkpoint(report.step)):
         return
     try:
@@ -223,7 +268,11 @@ def _save_before_leaving(session: Session, checkpoints: Checkpoints, report: Ste
 
 
 def observers_of(
-    session: Session, first: Checkpoint, status: Status, writers: Sequence[LineWriter], skips: Sequence[Skip] = ()
+    session: Session,
+    first: Checkpoint,
+    status: Status,
+    writers: Sequence[LineWriter],
+    skips: Sequence[Skip] = (),
 ) -> tuple[list[Observer], Checkpoints]:
     """Everything that watches the updates, in the order that each observer asks for (observers.Order)."""
     layout, task, model, train = session.layout, session.task, session.model, session.config.train
@@ -236,7 +285,9 @@ def observers_of(
     frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     probe = Probe(probes, model, train, frozen)
     probe.remember(first.memory)
-    checkpoints = Checkpoints(layout, model, session.optimizers, train, writers, probe.memory, guard, skips, session.scaling)
+    checkpoints = Checkpoints(
+        layout, model, session.optimizers, train, writers, probe.memory, guard, skips, session.scaling
+    )
     checkpoints.named.add(first.step)
     observers: list[Observer] = [
         UpdateAlarms(anomalies, average),
@@ -258,8 +309,8 @@ def observers_of(
 def stop_signals(received: list[int]) -> Iterator[None]:
     """Collect the first SIGINT or SIGTERM; a second one leaves at once, by KeyboardInterrupt or SystemExit.
 
-    Where Python cannot call the handler, because one long operation is running, interrupt.py ends the process after the second.
-    Only the main thread may set handlers.
+    Where Python cannot call the handler, because one long operation is running, interrupt.py ends the process
+    after the second. Only the main thread may set handlers.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,9 +1,10 @@
-"""Prompts to answers in a voice, past the gates; and, for preference optimisation, a plain answer beside each.
+"""Prompts to answers in a voice, past the gates; and, for preference optimisation, a plain answer beside
+each.
 
-Each attempt at a prompt is one line of the journal, taken or refused with the reason. A refused one is tried again with
-another seed, `attempts` times in all; then the prompt is given up and counted. A killed command goes on where it was.
-Written at the end: answers.jsonl (id, topic, held_out, prompt, answer), with `pairs` also pairs.jsonl (prompt, chosen,
-rejected), voice.toml (a copy of the voice), manifest.json and a data card.
+Each attempt at a prompt is one line of the journal, taken or refused with the reason. A refused one is tried
+again with another seed, `attempts` times in all; then the prompt is given up and counted. A killed command
+goes on where it was. Written at the end: answers.jsonl (id, topic, held_out, prompt, answer), with `pairs`
+also pairs.jsonl (prompt, chosen, rejected), voice.toml (a copy of the voice), manifest.json and a data card.
 """
 
 from __future__ import annotations
@@ -47,16 +48,24 @@ class AnswerOptions:
         within("--seed", self.seed, *SEEDS)
 
 
-def make_answers(prompts_dir: Path, voice: Voice, teacher: Teacher, options: AnswerOptions, folder: Path, report: Report) -> dict[str, Any]:
+def make_answers(
+    prompts_dir: Path, voice: Voice, teacher: Teacher, options: AnswerOptions, folder: Path, report: Report
+) -> dict[str, Any]:
     """Answer what the journal lacks, then write the results. Returns the manifest."""
     found = read_prompts(prompts_dir)
     prompts = found.rows
     if options.pairs and not voice.signs:
-        raise ConfigError(f"pairs need to tell the voice {voice.name} from a plain answer; give its file [signs]")
+        raise ConfigError(
+            f"pairs need to tell the voice {voice.name} from a plain answer; give its file [signs]"
+        )
     settings = {
-        "voice": voice.name, "voice_sha256": voice.sha256, "teacher": teacher.describe(),
-        "attempts": options.attempts, "seed": options.seed, "pairs": options.pairs,
-    }  # fmt: skip
+        "voice": voice.name,
+        "voice_sha256": voice.sha256,
+        "teacher": teacher.describe(),
+        "attempts": options.attempts,
+        "seed": options.seed,
+        "pairs": options.pairs,
+    }
     types = {"id": str, "attempt": int, "answer": str, "plain": str, "refused": str | None}
     with open_journal(folder, settings, types, ("id", "refused")) as journal:
         work = _Work(voice, teacher, options, journal)
@@ -83,7 +92,10 @@ class _Work:
         self.refused: Counter[str] = Counter()
         for number, row in enumerate(journal.rows, start=2):
             if not {"plain", "answer"} & row.keys():
-                raise DataError(f"line {number} of the journal has no answer; delete it, and that prompt is answered again")
+                raise DataError(
+                    f"line {number} of the journal has no answer; delete it, and that prompt is answered "
+                    "again"
+                )
             self._count(row)
 
     def _count(self, row: dict[str, Any]) -> None:
@@ -125,14 +137,17 @@ class _Work:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.refused.most_common())
             example = self.journal.rows[-1]["answer"][:60]
             raise DataError(
-                f"the teacher answers nonsense: none of {sum(self.refused.values())} answers could be taken ({reasons}; the last begins "
+                f"the teacher answers nonsense: none of {sum(self.refused.values())} answers could be taken "
+                f"({reasons}; the last begins "
                 f"{example!r}); take another --teacher, or another voice, and a new --out"
             )
 
     def add_plain_answers(self, prompts: Sequence[dict[str, Any]], report: Report) -> None:
         """The other side of the pairs: the same prompts, answered by the built-in plain voice."""
         plain = built_in("plain")
-        waiting = [prompt for prompt in prompts if prompt["id"] in self.answers and prompt["id"] not in self.plain]
+        waiting = [
+            prompt for prompt in prompts if prompt["id"] in self.answers and prompt["id"] not in self.plain
+        ]
         for first in range(0, len(waiting), self.teacher.batch_size):
             part = waiting[first : first + self.teacher.batch_size]
             replies = self.teacher.reply([self._request(plain, prompt, 0) for prompt in part])
@@ -149,7 +164,10 @@ def read_prompts(folder: Path) -> JsonLines:
     """The prompts of `bitnet voice prompts`. Broken lines are counted; above 5% they stop the command."""
     path = folder / PROMPTS_FILE
     if not path.is_file():
-        raise NotFoundError(f"there is no {PROMPTS_FILE} in {folder}; make it with: bitnet voice prompts --topics FILE --out {folder}")
+        raise NotFoundError(
+            f"there is no {PROMPTS_FILE} in {folder}; make it with: bitnet voice prompts --topics FILE --out "
+            f"{folder}"
+        )
     return read_json_lines(path, _prompt_problem)
 
 
@@ -163,9 +181,13 @@ def _prompt_problem(row: dict[str, Any]) -> str | None:
 def _finish(folder: Path, settings: dict[str, Any], found: JsonLines, work: _Work) -> dict[str, Any]:
     """The files that others read."""
     prompts = found.rows
-    rows = [{**prompt, "answer": work.answers[prompt["id"]]} for prompt in prompts if prompt["id"] in work.answers]
+    rows = [
+        {**prompt, "answer": work.answers[prompt["id"]]} for prompt in prompts if prompt["id"] in work.answers
+    ]
     if not rows:
-        raise DataError("no answer passed the gates; take another --teacher, or another voice, and a new --out")
+        raise DataError(
+            "no answer passed the gates; take another --teacher, or another voice, and a new --out"
+        )
     write_lines(folder / FILE, rows)
     manifest = {
         "kind": "answers",
@@ -175,18 +197,27 @@ def _finish(folder: Path, settings: dict[str, Any], found: JsonLines, work: _Wor
         **_counts(prompts, rows, work),
     }
     if work.options.pairs:
-        pairs = [_pair(row, work.plain[row["id"]]["plain"]) for row in rows if work.plain[row["id"]]["refused"] is None]
+        pairs = [
+            _pair(row, work.plain[row["id"]]["plain"])
+            for row in rows
+            if work.plain[row["id"]]["refused"] is None
+        ]
         write_lines(folder / PAIRS_FILE, pairs)
         refused = Counter(row["refused"] for row in work.plain.values() if row["refused"])
         manifest |= {"pair_count": len(pairs), "plain_refused": dict(refused)}
     write_whole(folder / VOICE_FILE, work.voice.text)
     write_json(folder / "manifest.json", manifest)
-    write_whole(folder / "README.md", answers_card(manifest, rows[: 3 * (len(rows) // 3) : max(len(rows) // 3, 1)]))
+    write_whole(
+        folder / "README.md", answers_card(manifest, rows[: 3 * (len(rows) // 3) : max(len(rows) // 3, 1)])
+    )
     return manifest
 
 
 def _pair(row: dict[str, Any], plain: str) -> dict[str, Any]:
-    return {key: row[key] for key in ("id", "topic", "held_out", "prompt")} | {"chosen": row["answer"], "rejected": plain}
+    return {key: row[key] for key in ("id", "topic", "held_out", "prompt")} | {
+        "chosen": row["answer"],
+        "rejected": plain,
+    }
 
 
 def _counts(prompts: list[dict[str, Any]], rows: list[dict[str, Any]], work: _Work) -> dict[str, Any]:

@@ -1,8 +1,10 @@
-"""A teacher behind an OpenAI-compatible endpoint: POST {base}/chat/completions, as llama.cpp, vLLM, Ollama and others serve it.
+"""A teacher behind an OpenAI-compatible endpoint: POST {base}/chat/completions, as llama.cpp, vLLM, Ollama
+and others serve it.
 
-Requests of a batch go out together. What may pass (429, 500, 502, 503, 504, no connection, no answer in time) is tried again
-with growing pauses, or after what the server's Retry-After says; what will not pass ends the command with the server's words.
-A key, where the server wants one, is read from the environment variable BITNET_TEACHER_KEY and never written anywhere.
+Requests of a batch go out together. What may pass (429, 500, 502, 503, 504, no connection, no answer in time)
+is tried again with growing pauses, or after what the server's Retry-After says; what will not pass ends the
+command with the server's words. A key, where the server wants one, is read from the environment variable
+BITNET_TEACHER_KEY and never written anywhere.
 """
 
 from __future__ import annotations
@@ -33,8 +35,12 @@ LONGEST_PAUSE_S = 60.0  # a server that asks for more is waited for so long
 class EndpointTeacher:
     """Replies over HTTP."""
 
-    def __init__(self, base: str, options: TeacherOptions, *, pause: Callable[[float], None] = time.sleep) -> None:
-        """base: the address, with or without /v1. pause: waits so many seconds. Raises ConfigError without a model's name."""
+    def __init__(
+        self, base: str, options: TeacherOptions, *, pause: Callable[[float], None] = time.sleep
+    ) -> None:
+        """base: the address, with or without /v1. pause: waits so many seconds. Raises ConfigError without a
+        model's name.
+        """
         if not options.model:
             raise ConfigError(f"the endpoint {base} needs the name of its model; add --model NAME")
         self.url, self.options, self._pause = address(base), options, pause
@@ -46,8 +52,13 @@ class EndpointTeacher:
 
     def describe(self) -> dict[str, Any]:
         """Model and host."""
-        return {"kind": "endpoint", "name": self.options.model, "url": self.url, "temperature": self.options.temperature,
-                "max_new_tokens": self.options.max_new_tokens}  # fmt: skip
+        return {
+            "kind": "endpoint",
+            "name": self.options.model,
+            "url": self.url,
+            "temperature": self.options.temperature,
+            "max_new_tokens": self.options.max_new_tokens,
+        }
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
         """All at once, in order. Raises BitnetError with the server's words."""
@@ -59,8 +70,12 @@ class EndpointTeacher:
     def _one(self, request: Request) -> Reply:
         body = {
             "model": self.options.model,
-            "messages": [{"role": "system", "content": request.voice.style}, {"role": "user", "content": request.text}],
-            "max_tokens": self.options.max_new_tokens * (4 if request.entries else 1),  # a list is longer than an answer
+            "messages": [
+                {"role": "system", "content": request.voice.style},
+                {"role": "user", "content": request.text},
+            ],
+            "max_tokens": self.options.max_new_tokens
+            * (4 if request.entries else 1),  # a list is longer than an answer
             "temperature": self.options.temperature,
             "seed": request.seed,
         }
@@ -81,7 +96,9 @@ class EndpointTeacher:
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}: {_words(error.read(LONGEST_ANSWER))}"
                 if error.code not in PASSING:
-                    raise DataError(f"the teacher at {self.url} refused the request ({problem}); check --model and {KEY}") from None
+                    raise DataError(
+                        f"the teacher at {self.url} refused the request ({problem}); check --model and {KEY}"
+                    ) from None
                 wait = _retry_after(error.headers.get("Retry-After"), wait)
             except (urllib.error.URLError, TimeoutError, ConnectionError, http.client.HTTPException) as error:
                 reason = getattr(error, "reason", error)
@@ -89,7 +106,8 @@ class EndpointTeacher:
             if attempt + 1 < TRIES:
                 self._pause(wait)
         raise NotFoundError(
-            f"the teacher at {self.url} cannot be reached after {TRIES} tries ({problem}); start it or correct --teacher, "
+            f"the teacher at {self.url} cannot be reached after {TRIES} tries ({problem}); start it or "
+            "correct --teacher, "
             "and repeat the command to continue"
         )
 
@@ -100,7 +118,8 @@ class EndpointTeacher:
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise DataError(
-                f"the teacher at {self.url} answers nonsense: no chat completion but {_words(content)!r}; give the address of an "
+                f"the teacher at {self.url} answers nonsense: no chat completion but {_words(content)!r}; "
+                "give the address of an "
                 "OpenAI-compatible endpoint, as in http://localhost:8000/v1"
             ) from None
         return Reply(text if isinstance(text, str) else "", ended=reason != "length")
@@ -110,7 +129,10 @@ def _bounded(answer: IO[bytes], url: str) -> bytes:
     """All of an answer. Raises DataError for one that has no end."""
     content = answer.read(LONGEST_ANSWER + 1)
     if len(content) > LONGEST_ANSWER:
-        raise DataError(f"the teacher at {url} answers with more than {LONGEST_ANSWER:,} bytes; check that it is a chat endpoint")
+        raise DataError(
+            f"the teacher at {url} answers with more than {LONGEST_ANSWER:,} bytes; check that it is a chat "
+            "endpoint"
+        )
     return content
 
 
@@ -118,7 +140,9 @@ def address(base: str) -> str:
     """Where chat completions are asked for. Raises ConfigError for what is no address."""
     parts = urlsplit(base)
     if not parts.hostname:
-        raise ConfigError(f"--teacher is {base!r}, which has no host; write it as in http://localhost:8000/v1")
+        raise ConfigError(
+            f"--teacher is {base!r}, which has no host; write it as in http://localhost:8000/v1"
+        )
     path = parts.path.rstrip("/")
     if not path.endswith("/chat/completions"):
         path = (path or "/v1") + "/chat/completions"
@@ -133,7 +157,9 @@ def _retry_after(value: str | None, otherwise: float) -> float:
 
 
 def _words(content: bytes) -> str:
-    """A server's explanation on one line: the message of its error object, or the beginning of what it sent."""
+    """A server's explanation on one line: the message of its error object, or the beginning of what it
+    sent.
+    """
     text = content.decode(errors="replace")
     try:
         error = parse_json(text)["error"]

@@ -2,7 +2,8 @@
 
     empty             no letter in it
     cut_off           the teacher reached its limit of length, or the text ends inside a sentence
-    breaks_character  it talks to the character instead of as it, speaks for the other side, or says that it is a model
+    breaks_character  it talks to the character instead of as it, speaks for the other side, or says that
+                      it is a model
     repeats           the same words as an earlier answer
     begins_alike      the same first eight words as an earlier answer; only while another attempt is left
 
@@ -24,19 +25,27 @@ REASONS = ("empty", "cut_off", "breaks_character", "repeats", "begins_alike")
 FIRST_WORDS = 8
 MODEL_TALK = re.compile(
     r"\b(?:as an? (?:ai|artificial|language|virtual)|language model|ai (?:assistant|model)"
-    r"|(?:i am|i'm|i’m) (?:just )?an? (?:ai|assistant|model)|i (?:cannot|can't|can’t) (?:pretend|role-?play)|the user|system prompt)\b",
+    r"|(?:i am|i'm|i’m) (?:just )?an? (?:ai|assistant|model)|i (?:cannot|can't|can’t) "
+    r"(?:pretend|role-?play)|the user|system prompt)\b",
     re.IGNORECASE,
 )
 GREETING = (
-    r"(?:hi|hello|hey|dear|oh|wow|well|aww?|ah|good|thanks?|thank you|sorry|yes|no|ok|okay|so|come|listen|look)(?: there| you| boy| girl)?"
+    r"(?:hi|hello|hey|dear|oh|wow|well|aww?|ah|good|thanks?|thank "
+    r"you|sorry|yes|no|ok|okay|so|come|listen|look)(?: there| you| boy| girl)?"
 )
 MYSELF = r"(?:me|i|yours|love|dog|pup|friend|name|myself|am|paws|woofs|barks|called|sincerely|truly)"
 
 
 def cleaned(text: str, voice: Voice) -> str:
     """An answer without what models like to put around it: its own label, quotation marks, spaces."""
-    text = re.sub(rf"\A\s*\**{re.escape(voice.name)}\**\s*:\**", "", text.strip(), flags=re.IGNORECASE).strip()
-    if len(text) > 1 and (text[0], text[-1]) in {('"', '"'), ("“", "”")} and not any(mark in text[1:-1] for mark in '"“”'):
+    text = re.sub(
+        rf"\A\s*\**{re.escape(voice.name)}\**\s*:\**", "", text.strip(), flags=re.IGNORECASE
+    ).strip()
+    if (
+        len(text) > 1
+        and (text[0], text[-1]) in {('"', '"'), ("“", "”")}
+        and not any(mark in text[1:-1] for mark in '"“”')
+    ):
         text = text[1:-1].strip()
     return text
 
@@ -73,7 +82,9 @@ def broken(reply: Reply, voice: Voice) -> str | None:
         return "empty"
     if not reply.ended or text[-1].isalnum() or text[-1] in ",;:-–—(/&":
         return "cut_off"
-    out_of_character = MODEL_TALK.search(text) or breaks_found(text, voice) or _addressed(voice.name).search(text)
+    out_of_character = (
+        MODEL_TALK.search(text) or breaks_found(text, voice) or _addressed(voice.name).search(text)
+    )
     return "breaks_character" if out_of_character else None
 
 
@@ -84,7 +95,9 @@ def first_words(text: str) -> str:
 
 @lru_cache(maxsize=16)
 def _addressed(name: str) -> re.Pattern[str]:
-    """The character's name as somebody else says it: first in a sentence, or last, set off by commas; or a change of sides."""
+    """The character's name as somebody else says it: first in a sentence, or last, set off by commas; or a
+    change of sides.
+    """
     name = re.escape(name)
     parts: Sequence[str] = (
         rf"(?:\A|[.!?]\s+)(?:{GREETING}[,!]?\s+)*{name}\s*[,!?]",  # Hey BitNut, ...

@@ -1,8 +1,8 @@
 """A teacher from a Hugging Face folder or hub name: a causal language model through transformers.
 
-A tokenizer with a chat template is spoken to in it; another gets style, message and a label as running text. Weights are read
-from safetensors only, never from a pickle, and no code but that of transformers is run. Which tokens are drawn depends on the
-seeds, the batch and the machine; the journal keeps what was drawn.
+A tokenizer with a chat template is spoken to in it; another gets style, message and a label as running text.
+Weights are read from safetensors only, never from a pickle, and no code but that of transformers is run.
+Which tokens are drawn depends on the seeds, the batch and the machine; the journal keeps what was drawn.
 Not here: the project's own runs, which are not causal models of transformers.
 """
 
@@ -49,34 +49,50 @@ class HuggingFaceTeacher:
         import torch
 
         templated = bool(self._tokenizer.chat_template)
-        inputs = self._tokenizer([self._text(request) for request in requests], return_tensors="pt", padding=True,
-                                 add_special_tokens=not templated).to(self._model.device)  # fmt: skip
+        inputs = self._tokenizer(
+            [self._text(request) for request in requests],
+            return_tensors="pt",
+            padding=True,
+            add_special_tokens=not templated,
+        ).to(self._model.device)
         inputs.pop("token_type_ids", None)
         width = inputs["input_ids"].shape[1]
         longest = self.options.max_new_tokens * (4 if any(request.entries for request in requests) else 1)
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and width >= limit:
-            raise DataError(f"a request has {width} tokens, the teacher {self.name} reads at most {limit}; shorten the voice's style")
+            raise DataError(
+                f"a request has {width} tokens, the teacher {self.name} reads at most {limit}; shorten the "
+                "voice's style"
+            )
         drawn: dict[str, Any] = (
-            {"do_sample": True, "temperature": self.options.temperature} if self.options.temperature else {"do_sample": False}
+            {"do_sample": True, "temperature": self.options.temperature}
+            if self.options.temperature
+            else {"do_sample": False}
         )
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(requests[0].seed)
             ids = self._model.generate(
-                **inputs, **drawn, max_new_tokens=longest if limit is None else min(longest, limit - width),
+                **inputs,
+                **drawn,
+                max_new_tokens=longest if limit is None else min(longest, limit - width),
                 pad_token_id=self._tokenizer.pad_token_id,
-            )  # fmt: skip
+            )
         return [self._reply(row) for row in ids[:, width:].tolist()]
 
     def _reply(self, ids: list[int]) -> Reply:
         ends = self._model.generation_config.eos_token_id
         stops = {self._tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])}
-        return Reply(self._tokenizer.decode(ids, skip_special_tokens=True), ended=any(token in stops for token in ids))
+        return Reply(
+            self._tokenizer.decode(ids, skip_special_tokens=True), ended=any(token in stops for token in ids)
+        )
 
     def _text(self, request: Request) -> str:
         if not self._tokenizer.chat_template:
             return f"{request.voice.style}\n\nHuman: {request.text}\nAnswer:"
-        messages = [{"role": "system", "content": request.voice.style}, {"role": "user", "content": request.text}]
+        messages = [
+            {"role": "system", "content": request.voice.style},
+            {"role": "user", "content": request.text},
+        ]
         text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         return text
 
@@ -88,7 +104,8 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise ConfigError(
-            "a Hugging Face teacher needs transformers; install it with: pip install 'bitnet[teacher]', or say --teacher rules"
+            "a Hugging Face teacher needs transformers; install it with: pip install 'bitnet[teacher]', or "
+            "say --teacher rules"
         ) from None
     # it tells of every try to reach the hub; what counts is said below
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
@@ -98,7 +115,8 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
         return tokenizer, model.to(device).eval()
     except ImportError as error:  # the original BitNet asks for accelerate, others for packages of their own
         raise ConfigError(
-            f"the teacher {name!r} needs more packages ({_short(error)}); install them with: pip install 'bitnet[teacher]', "
+            f"the teacher {name!r} needs more packages ({_short(error)}); install them with: pip install "
+            "'bitnet[teacher]', "
             "or say --teacher rules"
         ) from None
     except (OSError, ValueError, KeyError) as error:

@@ -1,8 +1,8 @@
 """Work that survives a kill: one line for each finished piece, and a file made from all of them at the end.
 
-The first line holds the settings; each further line is a whole piece of work, appended and handed to the system at once. A
-half-written last line is cut off and its piece is done again. The results that others read are written from the journal
-under a temporary name and renamed: a reader sees all of them or none.
+The first line holds the settings; each further line is a whole piece of work, appended and handed to the
+system at once. A half-written last line is cut off and its piece is done again. The results that others read
+are written from the journal under a temporary name and renamed: a reader sees all of them or none.
 """
 
 from __future__ import annotations
@@ -36,7 +36,9 @@ class Journal:
 
 
 @contextmanager
-def open_journal(folder: Path, settings: Mapping[str, Any], types: Mapping[str, Any], required: Collection[str]) -> Iterator[Journal]:
+def open_journal(
+    folder: Path, settings: Mapping[str, Any], types: Mapping[str, Any], required: Collection[str]
+) -> Iterator[Journal]:
     """The journal of a folder, begun or continued. Raises DataError where it belongs to other settings.
 
     types: of the keys of a piece; required: keys that each piece has.
@@ -68,7 +70,10 @@ def _read(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
     """Whole lines; what follows the last of them is cut off."""
     size = file.seek(0, os.SEEK_END)
     if size > MAX_BYTES:
-        raise DataError(f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are held in memory; choose another --out")
+        raise DataError(
+            f"{path} has {size:,} bytes, more than the {MAX_BYTES:,} that are held in memory; choose another "
+            "--out"
+        )
     file.seek(0)
     rows: list[dict[str, Any]] = []
     whole = 0
@@ -78,9 +83,14 @@ def _read(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
         try:
             row = parse_json(line)
         except ValueError as error:
-            raise DataError(f"{path}, line {len(rows) + 1} is damaged ({error}); delete that line to have its piece done again") from None
+            raise DataError(
+                f"{path}, line {len(rows) + 1} is damaged ({error}); delete that line to have its piece done "
+                "again"
+            ) from None
         if not isinstance(row, dict):
-            raise DataError(f"{path}, line {len(rows) + 1} is no object; delete that line to have its piece done again")
+            raise DataError(
+                f"{path}, line {len(rows) + 1} is no object; delete that line to have its piece done again"
+            )
         rows.append(row)
         whole += len(line)
     file.truncate(whole)
@@ -89,10 +99,18 @@ def _read(file: IO[bytes], path: Path) -> list[dict[str, Any]]:
 
 def _same_settings(found: Any, wanted: Mapping[str, Any], folder: Path) -> None:
     if not isinstance(found, dict):
-        raise DataError(f"{folder / FILE} does not begin with its settings; it is no journal of this command, so choose another --out")
-    other = [f"{key} {found.get(key)!r}, now {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]]
+        raise DataError(
+            f"{folder / FILE} does not begin with its settings; it is no journal of this command, so choose "
+            "another --out"
+        )
+    other = [
+        f"{key} {found.get(key)!r}, now {wanted[key]!r}" for key in wanted if found.get(key) != wanted[key]
+    ]
     if other:
-        raise DataError(f"{folder} was begun with other settings ({'; '.join(other)}); repeat them, or name a new folder with --out")
+        raise DataError(
+            f"{folder} was begun with other settings ({'; '.join(other)}); repeat them, or name a new folder "
+            "with --out"
+        )
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
@@ -105,4 +123,6 @@ def write_whole(path: Path, text: str) -> None:
     try:
         write_atomic(path, text)
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error.strerror}); free some space and repeat the command") from None
+        raise DataError(
+            f"{path} cannot be written ({error.strerror}); free some space and repeat the command"
+        ) from None

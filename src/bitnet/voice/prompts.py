@@ -1,8 +1,9 @@
-"""Topics to prompts: several batches of messages about each topic, asked of a teacher and read out of its free text.
+"""Topics to prompts: several batches of messages about each topic, asked of a teacher and read out of its
+free text.
 
-A batch is one request for a numbered list, and one line of the journal. Prompts that are the same apart from case, spaces and
-marks are kept once over all topics. Topics may be added to the file later: the same command does what is missing.
-Not here: the answers (answers.py).
+A batch is one request for a numbered list, and one line of the journal. Prompts that are the same apart from
+case, spaces and marks are kept once over all topics. Topics may be added to the file later: the same command
+does what is missing. Not here: the answers (answers.py).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from bitnet.voice.voices import Voice
 
 FILE = "prompts.jsonl"
 LONGEST = 300  # characters; longer entries are no short message
-NOTHING_AFTER = 5  # batches without one readable prompt, from the start, after which the teacher talks nonsense
+NOTHING_AFTER = (
+    5  # batches without one readable prompt, from the start, after which the teacher talks nonsense
+)
 ANGLES = (
     "simple questions",
     "personal questions and small talk",
@@ -54,13 +57,24 @@ class PromptOptions:
 
 
 def make_prompts(
-    topics: Sequence[str], asker: Voice, teacher: Teacher, options: PromptOptions, folder: Path, report: Report
+    topics: Sequence[str],
+    asker: Voice,
+    teacher: Teacher,
+    options: PromptOptions,
+    folder: Path,
+    report: Report,
 ) -> dict[str, Any]:
-    """Ask for what the journal lacks, then write prompts.jsonl, manifest.json and the data card. Returns the manifest."""
+    """Ask for what the journal lacks, then write prompts.jsonl, manifest.json and the data card. Returns the
+    manifest.
+    """
     settings = {
-        "voice": asker.name, "voice_sha256": asker.sha256, "teacher": teacher.describe(),
-        "batches": options.batches, "per_batch": options.per_batch, "seed": options.seed,
-    }  # fmt: skip
+        "voice": asker.name,
+        "voice_sha256": asker.sha256,
+        "teacher": teacher.describe(),
+        "batches": options.batches,
+        "per_batch": options.per_batch,
+        "seed": options.seed,
+    }
     types = {"topic": str, "batch": int, "prompts": list[str], "reply": str}
     with open_journal(folder, settings, types, ("topic", "batch", "prompts")) as journal:
         done = {(row["topic"], row["batch"]) for row in journal.rows}
@@ -73,17 +87,24 @@ def make_prompts(
             report(len(wanted) - len(missing) + first + len(part), len(wanted), entries)
             if not entries and len(journal.rows) >= NOTHING_AFTER:
                 raise DataError(
-                    f"the teacher answers nonsense: no prompt could be read in {len(journal.rows)} batches (the last reply begins "
+                    f"the teacher answers nonsense: no prompt could be read in {len(journal.rows)} batches "
+                    "(the last reply begins "
                     f"{journal.rows[-1]['reply'][:60]!r}); take another --teacher and a new --out"
                 )
         rows, dropped = kept_prompts(journal.rows, topics)
     if not rows:
-        raise DataError("no prompt could be read out of the teacher's replies; take another --teacher and a new --out")
+        raise DataError(
+            "no prompt could be read out of the teacher's replies; take another --teacher and a new --out"
+        )
     return _finish(folder, settings, topics, rows, dropped)
 
 
 def _finish(
-    folder: Path, settings: dict[str, Any], topics: Sequence[str], rows: list[dict[str, Any]], dropped: Counter[str]
+    folder: Path,
+    settings: dict[str, Any],
+    topics: Sequence[str],
+    rows: list[dict[str, Any]],
+    dropped: Counter[str],
 ) -> dict[str, Any]:
     write_lines(folder / FILE, rows)
     counts = Counter(row["topic"] for row in rows)
@@ -103,16 +124,33 @@ def _finish(
     return manifest
 
 
-def _ask(part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, options: PromptOptions, journal: Journal) -> int:
-    """One batch of each piece; returns how many entries there were. What a reply without prompts said is kept, to be shown."""
+def _ask(
+    part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, options: PromptOptions, journal: Journal
+) -> int:
+    """One batch of each piece; returns how many entries there were. What a reply without prompts said is
+    kept, to be shown.
+    """
     entries = 0
     requests = [
-        Request(asker, topic, instruction(topic, batch, options.per_batch), options.seed + batch, options.per_batch)
+        Request(
+            asker,
+            topic,
+            instruction(topic, batch, options.per_batch),
+            options.seed + batch,
+            options.per_batch,
+        )
         for topic, batch in part
     ]
     for (topic, batch), reply in zip(part, teacher.reply(requests), strict=True):
         found = read_list(reply.text, ended=reply.ended)
-        journal.append({"topic": topic, "batch": batch, "prompts": found, **({} if found else {"reply": reply.text[:200]})})
+        journal.append(
+            {
+                "topic": topic,
+                "batch": batch,
+                "prompts": found,
+                **({} if found else {"reply": reply.text[:200]}),
+            }
+        )
         entries += len(found)
     return entries
 
@@ -120,8 +158,10 @@ def _ask(part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, option
 def instruction(topic: str, batch: int, count: int) -> str:
     """What a language model is asked for."""
     return (
-        f"Write {count} different short messages that somebody might send about this topic: {topic}. In this list: "
-        f"{ANGLES[batch % len(ANGLES)]}. Each names the topic and is at most 20 words long. Write them as a numbered list, "
+        f"Write {count} different short messages that somebody might send about this topic: {topic}. In this "
+        "list: "
+        f"{ANGLES[batch % len(ANGLES)]}. Each names the topic and is at most 20 words long. Write them as a "
+        "numbered list, "
         "one on each line, and nothing else."
     )
 
@@ -136,13 +176,21 @@ def read_list(text: str, *, ended: bool = True) -> list[str]:
     entries = marked or [line for line in lines if not line.rstrip().endswith(":")]
     entries = entries if ended else entries[:-1]
     stripped = (entry.strip().strip("*_ ").strip('"“”').strip() for entry in entries)
-    return [entry for entry in stripped if 3 <= len(entry) <= LONGEST and any(letter.isalpha() for letter in entry)]
+    return [
+        entry
+        for entry in stripped
+        if 3 <= len(entry) <= LONGEST and any(letter.isalpha() for letter in entry)
+    ]
 
 
-def kept_prompts(journal: Sequence[dict[str, Any]], topics: Sequence[str]) -> tuple[list[dict[str, Any]], Counter[str]]:
+def kept_prompts(
+    journal: Sequence[dict[str, Any]], topics: Sequence[str]
+) -> tuple[list[dict[str, Any]], Counter[str]]:
     """Every prompt once, in the order of topics and batches, and how many were dropped, by reason."""
     place = {topic: number for number, topic in enumerate(topics)}
-    batches = sorted((row for row in journal if row["topic"] in place), key=lambda row: (place[row["topic"]], row["batch"]))
+    batches = sorted(
+        (row for row in journal if row["topic"] in place), key=lambda row: (place[row["topic"]], row["batch"])
+    )
     kept: dict[str, dict[str, Any]] = {}
     dropped: Counter[str] = Counter()
     for row in batches:
@@ -153,5 +201,10 @@ def kept_prompts(journal: Sequence[dict[str, Any]], topics: Sequence[str]) -> tu
                 dropped["repeats"] += 1
                 continue
             name = sha256_of(f"{row['topic']}\x1f{prompt}")[:16]
-            kept[key] = {"id": name, "topic": row["topic"], "held_out": is_held_out(row["topic"]), "prompt": prompt}
+            kept[key] = {
+                "id": name,
+                "topic": row["topic"],
+                "held_out": is_held_out(row["topic"]),
+                "prompt": prompt,
+            }
     return list(kept.values()), dropped

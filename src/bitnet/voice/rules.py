@@ -1,9 +1,9 @@
 """The teacher that needs nothing: a grammar over a voice's templates.
 
-An answer is an opening, one or two middles and sometimes a closing, with each {slot} filled by one of its words and {topic}
-by the topic. All choices are drawn with a seed from (voice, topic, text, seed), so that the same question gets the same
-answer everywhere. Where no chosen sentence has room for the topic, the opening is drawn again from those that do, so that
-nearly all answers mention it.
+An answer is an opening, one or two middles and sometimes a closing, with each {slot} filled by one of its
+words and {topic} by the topic. All choices are drawn with a seed from (voice, topic, text, seed), so that the
+same question gets the same answer everywhere. Where no chosen sentence has room for the topic, the opening is
+drawn again from those that do, so that nearly all answers mention it.
 Not here: understanding. It answers every question about a topic alike.
 """
 
@@ -39,7 +39,8 @@ def _written(request: Request) -> str:
     voice = request.voice
     if not voice.templates:
         raise ConfigError(
-            f"the voice {voice.name} has no [templates], which the teacher `rules` speaks by; add them, or use another --teacher"
+            f"the voice {voice.name} has no [templates], which the teacher `rules` speaks by; add them, or "
+            "use another --teacher"
         )
     key = "\x1f".join((voice.name, request.topic, request.text, str(request.seed)))
     random_source = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
@@ -55,7 +56,9 @@ def _written(request: Request) -> str:
 
 def utterance(voice: Voice, topic: str, random_source: random.Random) -> str:
     """One opening, one or two middles, and for about half of them a closing."""
-    openings, middles, closings = (voice.templates.get(part, ()) for part in ("openings", "middles", "closings"))
+    openings, middles, closings = (
+        voice.templates.get(part, ()) for part in ("openings", "middles", "closings")
+    )
     sentences = [random_source.choice(openings)]
     sentences += random_source.sample(middles, min(random_source.choice((1, 1, 2)), len(middles)))
     if closings and random_source.random() < 0.5:
@@ -68,7 +71,9 @@ def utterance(voice: Voice, topic: str, random_source: random.Random) -> str:
 
 
 def _filled(voice: Voice, slot: str, random_source: random.Random) -> str:
-    """A word for a slot, with the slots inside it filled too. The topic stays open until the end: it may hold braces."""
+    """A word for a slot, with the slots inside it filled too. The topic stays open until the end: it may hold
+    braces.
+    """
     if slot == TOPIC:
         return f"{{{TOPIC}}}"
     word = random_source.choice(voice.slots[slot])

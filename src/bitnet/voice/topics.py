@@ -1,7 +1,7 @@
 """What people may ask about: one topic a line, any words, and which topics are kept from all fine-tuning.
 
-A topic is held out by a hash of itself, so that neither the order of the file nor a topic added later moves another one
-from one side to the other. One in five is: 20 of the 100 topics that come with the package.
+A topic is held out by a hash of itself, so that neither the order of the file nor a topic added later moves
+another one from one side to the other. One in five is: 20 of the 100 topics that come with the package.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ LONGEST = 200  # characters; a longer line is no topic but a text
 
 def built_in_topics() -> list[str]:
     """The 100 topics of this package."""
-    return _topics(resources.files("bitnet.voice").joinpath("topics.txt").read_text(encoding="utf-8"), "topics.txt")
+    return _topics(
+        resources.files("bitnet.voice").joinpath("topics.txt").read_text(encoding="utf-8"), "topics.txt"
+    )
 
 
 def read_topics(path: Path) -> list[str]:
@@ -30,12 +32,19 @@ def read_topics(path: Path) -> list[str]:
         with open_regular(path) as file:
             text = file.read(MAX_BYTES + 1)
         if len(text) > MAX_BYTES:
-            raise DataError(f"{path} has more than the {MAX_BYTES:,} bytes that a list of topics may have; split it")
+            raise DataError(
+                f"{path} has more than the {MAX_BYTES:,} bytes that a list of topics may have; split it"
+            )
         return _topics(text.decode("utf-8-sig"), str(path))
     except OSError as error:
-        raise NotFoundError(f"the topics file {path} cannot be read ({error.strerror}); give a text file with one topic a line") from None
+        raise NotFoundError(
+            f"the topics file {path} cannot be read ({error.strerror}); give a text file with one topic a "
+            "line"
+        ) from None
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from None
+        raise DataError(
+            f"{path} is not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8"
+        ) from None
 
 
 def _topics(text: str, where: str) -> list[str]:
@@ -43,9 +52,15 @@ def _topics(text: str, where: str) -> list[str]:
     for number, line in enumerate(text.splitlines(), start=1):
         topic = " ".join(line.split())
         if len(topic) > LONGEST:
-            raise DataError(f"{where}, line {number}: a topic of {len(topic)} characters; give one short topic a line, up to {LONGEST}")
+            raise DataError(
+                f"{where}, line {number}: a topic of {len(topic)} characters; give one short topic a line, "
+                f"up to {LONGEST}"
+            )
         if any(unicodedata.category(letter) == "Cc" for letter in topic):
-            raise DataError(f"{where}, line {number}: control characters in a topic; give a text file with one topic a line")
+            raise DataError(
+                f"{where}, line {number}: control characters in a topic; give a text file with one topic a "
+                "line"
+            )
         if topic:
             found.setdefault(same(topic), topic)
     if not found:

@@ -9,8 +9,9 @@
     in_voice_at points from which a text is in the voice
     breaks      patterns of answers that fall out of character (gates.py)
 
-Built in are `bitnut`, the default; `plain`, which answers like a reference book, for the other side of preference pairs;
-and `human`, which asks. Not here: anything that speaks (rules.py, huggingface.py, endpoint.py).
+Built in are `bitnut`, the default; `plain`, which answers like a reference book, for the other side of
+preference pairs; and `human`, which asks. Not here: anything that speaks (rules.py, huggingface.py,
+endpoint.py).
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ KEYS = ("name", "about", "style", "templates", "slots", "signs", "in_voice_at", 
 
 @dataclass(frozen=True)
 class Voice:
-    """One voice file, checked. text: what it says, kept beside the data that it made; sha256: of that text."""
+    """One voice file, checked. text: what it says, kept beside the data that it made; sha256: of that
+    text.
+    """
 
     name: str
     style: str
@@ -54,7 +57,9 @@ class Voice:
 def built_in(name: str) -> Voice:
     """A voice of this package."""
     assert name in BUILT_IN
-    return _voice(resources.files("bitnet.voice").joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"voice {name}")
+    return _voice(
+        resources.files("bitnet.voice").joinpath(f"{name}.toml").read_text(encoding="utf-8"), f"voice {name}"
+    )
 
 
 def find_voice(word: str) -> Voice:
@@ -63,7 +68,9 @@ def find_voice(word: str) -> Voice:
         return built_in(word)
     path = Path(word)
     if not path.exists() or path.is_dir():
-        raise NotFoundError(f"there is no voice {word!r}: neither a file nor built in.{did_you_mean(word, BUILT_IN)}")
+        raise NotFoundError(
+            f"there is no voice {word!r}: neither a file nor built in.{did_you_mean(word, BUILT_IN)}"
+        )
     return _voice(read_text(path, MAX_BYTES, "save it as UTF-8, in a file of its own"), str(path))
 
 
@@ -78,7 +85,9 @@ def _voice(text: str, where: str) -> Voice:
         if not isinstance(values.get(key), str) or not values[key].strip():
             raise DataError(f"{where} needs {key} = a text; add it")
     if not NAME.fullmatch(values["name"]):
-        raise DataError(f"{where}: name is {values['name']!r}; it must be a letter and up to 30 letters, digits, - or _")
+        raise DataError(
+            f"{where}: name is {values['name']!r}; it must be a letter and up to 30 letters, digits, - or _"
+        )
     if not isinstance(values.get("about", ""), str):
         raise DataError(f"{where}: about must be a text; put it in quotes")
     voice = Voice(
@@ -91,7 +100,9 @@ def _voice(text: str, where: str) -> Voice:
         slots=_lists(values.get("slots", {}), where, "slots"),
         signs=_points(values.get("signs", {}), where),
         in_voice_at=_number(values.get("in_voice_at", 1.0), where, "in_voice_at"),
-        breaks=_lists({"breaks": values.get("breaks", [""])}, where, "the file")["breaks"] if "breaks" in values else (),
+        breaks=_lists({"breaks": values.get("breaks", [""])}, where, "the file")["breaks"]
+        if "breaks" in values
+        else (),
     )
     _check_templates(voice, where)
     for pattern in (*voice.signs, *voice.breaks):
@@ -110,7 +121,11 @@ def _lists(values: Any, where: str, section: str) -> dict[str, tuple[str, ...]]:
     if not isinstance(values, dict):
         raise DataError(f"{where}: {section} must be a table of lists, as in [{section}]")
     for key, entries in values.items():
-        if not isinstance(entries, list) or not entries or not all(isinstance(entry, str) for entry in entries):
+        if (
+            not isinstance(entries, list)
+            or not entries
+            or not all(isinstance(entry, str) for entry in entries)
+        ):
             raise DataError(f"{where}: {key} in {section} must be a list of texts with at least one entry")
     return {key: tuple(entries) for key, entries in values.items()}
 
@@ -138,12 +153,17 @@ def _check_templates(voice: Voice, where: str) -> None:
     for text in (*sentences, *(word for words in voice.slots.values() for word in words)):
         for slot in SLOT.findall(text):
             if slot != TOPIC and slot not in voice.slots:
-                raise DataError(f"{where}: the template {text!r} has an unknown slot {slot!r}.{did_you_mean(slot, [*voice.slots, TOPIC])}")
+                raise DataError(
+                    f"{where}: the template {text!r} has an unknown slot "
+                    f"{slot!r}.{did_you_mean(slot, [*voice.slots, TOPIC])}"
+                )
     for slot in voice.slots:
         if slot in _reachable(voice, slot):
             raise DataError(f"{where}: the slot {slot!r} leads back to itself; take one of its uses out")
     if sentences and not any(f"{{{TOPIC}}}" in text for text in voice.templates["openings"]):
-        raise DataError(f"{where}: no opening has {{{TOPIC}}}; put it into one, or answers cannot mention what was asked")
+        raise DataError(
+            f"{where}: no opening has {{{TOPIC}}}; put it into one, or answers cannot mention what was asked"
+        )
 
 
 def _reachable(voice: Voice, slot: str) -> set[str]:

@@ -1,4 +1,6 @@
-"""What the syntax tree is asked before anything runs: the plan's functions pass, every known way out does not."""
+"""What the syntax tree is asked before anything runs: the plan's functions pass, every known way out does
+not.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.experiments.python_subset.allowed_syntax import LARGEST_CONSTANT, LONGEST_SOURCE, refusal, well_formed
+from bitnet.experiments.python_subset.allowed_syntax import (
+    LARGEST_CONSTANT,
+    LONGEST_SOURCE,
+    refusal,
+    well_formed,
+)
 
 PLAN = [
     "def add(x, y):\n    return x + y\n",

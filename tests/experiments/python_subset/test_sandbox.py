@@ -1,6 +1,8 @@
-"""Each wall alone. Here programs run that the first wall would refuse: what the second one does must be enough.
+"""Each wall alone. Here programs run that the first wall would refuse: what the second one does must be
+enough.
 
-The second wall has two doors, the kernel's filter (Linux) and the audit hook; each is tried with the other one open.
+The second wall has two doors, the kernel's filter (Linux) and the audit hook; each is tried with the other
+one open.
 """
 
 from __future__ import annotations
@@ -18,8 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet.errors import BitnetError
-from bitnet.evaluate import sandbox_worker
-from bitnet.experiments.python_subset import sandbox
+from bitnet.experiments.python_subset import sandbox, sandbox_worker
 from bitnet.experiments.python_subset.sandbox import Limits, Outcome, Program, Result, Worker, run_programs
 
 SHORT = Limits(cpu_seconds=0.1, wall_seconds=10.0)
@@ -27,7 +28,8 @@ GOOD = Program("def f(x):\n    print(x)\n    return x * 2\n", "f", [(1,), (21,)]
 GOOD_OUTCOME = Outcome((Result(2, ("1",)), Result(42, ("21",))))
 FOREVER = "def f(x):\n    while True:\n        x = x + 1\n"
 
-# A way past missing builtins, to every module that the process has loaded. What it then meets is the second wall.
+# A way past missing builtins, to every module that the process has loaded. What it then meets is the second
+# wall.
 INSIDE = """
 def f(x):
     for kind in ().__class__.__base__.__subclasses__():
@@ -62,7 +64,9 @@ BREAKOUTS = {
     "a hook that is told to stand aside": "def f(x):\n    try:\n"
     "        print.__globals__['signal'].getsignal(27).__self__.preparing = True\n    except:\n        pass\n"
     "    return print.__globals__['os'].mkdir('CANARY')\n",
-    "an exit that does nothing": inside("names['os']._exit = names['posix']._exit = lambda *_: None; names['os'].mkdir('CANARY')"),
+    "an exit that does nothing": inside(
+        "names['os']._exit = names['posix']._exit = lambda *_: None; names['os'].mkdir('CANARY')"
+    ),
     "code of another": inside("(lambda: 0).__code__ = (lambda: 1).__code__"),
     "open of posix": inside("names['posix'].open('CANARY', 65)"),
     "a hook of its own": inside("names['sys'].addaudithook(lambda *_: None); names['os'].mkdir('CANARY')"),
@@ -73,7 +77,8 @@ BREAKOUTS = {
     "SystemExit": inside("names['sys'].exit(0)"),
     "format": "def f(x):\n    return '{0.__class__.__base__}'.format(x)\n",
     "switching off": inside(
-        "signal = names['signal']\n    print.__globals__['os']._exit = print.__globals__['sys'].addaudithook = print\n"
+        "signal = names['signal']\n    print.__globals__['os']._exit = print.__globals__['sys'].addaudithook "
+        "= print\n"
         "    for number in range(1, 65):\n"
         "        handler = signal.getsignal(number)\n"
         "        if handler.__class__.__name__ == 'method':\n"
@@ -85,7 +90,8 @@ BREAKOUTS = {
         "        error.__traceback__.tb_frame.f_back.f_globals['os'].mkdir('CANARY')"
     ),
     "limits raised": inside(
-        "names['resource'].setrlimit(names['resource'].RLIMIT_NOFILE, (64, 64))\n    names['builtins'].open('CANARY', 'w').write('x')"
+        "names['resource'].setrlimit(names['resource'].RLIMIT_NOFILE, (64, 64))\n    "
+        "names['builtins'].open('CANARY', 'w').write('x')"
     ),
     "f-string": "def f(x):\n    return f'{x.__class__.__base__}'\n",
 }
@@ -114,7 +120,9 @@ def worker() -> Iterator[Worker]:
 @pytest.fixture(params=["kernel", "hook"])
 def door(request: pytest.FixtureRequest) -> Iterator[Worker]:
     """A worker with one door of the second wall shut and the other one open."""
-    with Worker(dataclasses.replace(SHORT, kernel=request.param == "kernel", hook=request.param == "hook")) as one:
+    with Worker(
+        dataclasses.replace(SHORT, kernel=request.param == "kernel", hook=request.param == "hook")
+    ) as one:
         one.run(GOOD)
         if request.param == "kernel" and not one.kernel:
             pytest.skip("this system has no seccomp")
@@ -146,12 +154,15 @@ def test_a_kernel_that_refuses_the_filter_is_one_without_a_door(monkeypatch: pyt
 def test_refused_programs_never_reach_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandbox.Worker, "_start", lambda self: pytest.fail("a worker was started"))
     assert all(
-        outcome.results is None for outcome in run_programs([alone(source) for source in [*BREAKOUTS.values(), *UNREPORTED.values()]])
+        outcome.results is None
+        for outcome in run_programs([alone(source) for source in [*BREAKOUTS.values(), *UNREPORTED.values()]])
     )
 
 
 def test_the_attacks_below_do_get_inside(worker: Worker) -> None:
-    """Should this fail, Python has closed the way in, and the attacks that begin with it show nothing any more."""
+    """Should this fail, Python has closed the way in, and the attacks that begin with it show nothing any
+    more.
+    """
     assert worker.run(alone(inside("return names['os'].O_RDONLY == 0"))) == Outcome((Result(True, ()),))
 
 
@@ -177,7 +188,9 @@ def test_the_kernel_holds_what_python_does_not_report(name: str, tmp_path: Path)
 
 
 def test_the_filter_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The filter's own program, run here by the rules of BPF: whatever is not listed, or called in another convention, is the end."""
+    """The filter's own program, run here by the rules of BPF: whatever is not listed, or called in another
+    convention, is the end.
+    """
 
     def verdict(lines: list[tuple[int, int, int, int]], convention: int, call: int) -> int:
         place, word = 0, 0
@@ -201,7 +214,10 @@ def test_the_filter_has_no_gap(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("source", NO_NUMBERS.values(), ids=NO_NUMBERS)
 def test_only_numbers_come_back(source: str) -> None:
-    assert [outcome.results for outcome in run_programs([alone(source), GOOD])] == [None, GOOD_OUTCOME.results]
+    assert [outcome.results for outcome in run_programs([alone(source), GOOD])] == [
+        None,
+        GOOD_OUTCOME.results,
+    ]
 
 
 def test_a_program_finds_nothing_of_the_one_before(worker: Worker) -> None:
@@ -211,8 +227,10 @@ def test_a_program_finds_nothing_of_the_one_before(worker: Worker) -> None:
 
 ENDLESS = {
     "loop": FOREVER,
-    "loop that catches the alarm": "def f(x):\n    while True:\n        try:\n            while True:\n                pass\n"
-    "        except:\n            pass\n",
+    "loop that catches the alarm": (
+        "def f(x):\n    while True:\n        try:\n            while True:\n                pass\n"
+        "        except:\n            pass\n"
+    ),
     "one long operation": "def f(x):\n    return -1 in range(10 ** 15).__iter__()\n",
     "numbers that grow": "def f(x):\n    x = 3\n    for i in range(100):\n        x = x * x\n    return x\n",
     "recursion": "def f(x):\n    return f(x)\n",
@@ -230,9 +248,18 @@ def test_a_program_without_end_fails_alone_and_soon(worker: Worker, source: str)
     assert time.monotonic() - started < SHORT.wall_seconds
 
 
-@pytest.mark.skipif(sys.platform == "darwin", reason="macOS does not limit the memory of a process; the tree refuses these programs")
+@pytest.mark.skipif(
+    sys.platform == "darwin",
+    reason="macOS does not limit the memory of a process; the tree refuses these programs",
+)
 @pytest.mark.parametrize(
-    "body", ["return [0] * 10 ** 9", "return 'a' * 10 ** 10", "return 1 << 10 ** 11", "y = [y for y in range(10 ** 9)]"]
+    "body",
+    [
+        "return [0] * 10 ** 9",
+        "return 'a' * 10 ** 10",
+        "return 1 << 10 ** 11",
+        "y = [y for y in range(10 ** 9)]",
+    ],
 )
 def test_memory_is_limited(worker: Worker, body: str) -> None:
     assert worker.run(alone(f"def f(x):\n    {body}\n")).results is None
@@ -265,7 +292,9 @@ FORGED = {
 
 @pytest.mark.parametrize("text", FORGED.values(), ids=FORGED)
 def test_what_a_program_writes_to_the_pipes_is_no_verdict(worker: Worker, text: str) -> None:
-    """At most it is an answer of its own, which it could have given by returning it; what is right is not known there."""
+    """At most it is an answer of its own, which it could have given by returning it; what is right is not
+    known there.
+    """
     forged = inside(f"names['os'].write({ANSWERS}, {text!r}.encode() + b'\\n')\n    END")
     for end in ("return names", "return 1", "names['os']._exit(0)", "while True:\n        x = x"):
         outcome = worker.run(alone(forged.replace("END", end)))
@@ -279,7 +308,9 @@ def test_standard_output_leads_nowhere(worker: Worker) -> None:
 
 
 def test_the_pipe_of_the_answers_is_the_one_attacked_here(worker: Worker) -> None:
-    assert worker.run(alone(inside(f"return names['os'].write({ANSWERS}, b' ')"))) == Outcome((Result(1, ()),))
+    assert worker.run(alone(inside(f"return names['os'].write({ANSWERS}, b' ')"))) == Outcome(
+        (Result(1, ()),)
+    )
 
 
 def test_workers_end_with_their_judge() -> None:
@@ -299,9 +330,23 @@ def test_a_sandbox_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) ->
 
 
 LINES = [
-    "return x", "return x * y", "x = x * x", "y = x % 3 + 1", "y = 1 // x", "print(x)", "print(x, y > 1)", "if x > 3:", "else:",
-    "while x < 9:", "for i in range(x):", "for i in range(1000000):", "x -= 1", "return x.real", "print(print)", "y = range(x)",
-]  # fmt: skip
+    "return x",
+    "return x * y",
+    "x = x * x",
+    "y = x % 3 + 1",
+    "y = 1 // x",
+    "print(x)",
+    "print(x, y > 1)",
+    "if x > 3:",
+    "else:",
+    "while x < 9:",
+    "for i in range(x):",
+    "for i in range(1000000):",
+    "x -= 1",
+    "return x.real",
+    "print(print)",
+    "y = range(x)",
+]
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(LINES)), min_size=1, max_size=6))

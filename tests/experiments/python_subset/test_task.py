@@ -1,4 +1,6 @@
-"""Every definition against Python itself, the hold-out by enumeration, and the judge by bodies whose fault is known."""
+"""Every definition against Python itself, the hold-out by enumeration, and the judge by bodies whose fault is
+known.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ from bitnet.experiments.python_subset.task import (
     short_functions,
     training_functions,
     training_text,
-)  # fmt: skip
+)
 from bitnet.nn.transformer import BitNetTransformer
 
 
@@ -54,7 +56,10 @@ def test_the_functions_of_the_plan_are_there() -> None:
     sources = {source_of(function) for function in short_functions()}
     assert f"def add(x, y):\n    return x + y\n{END}" in sources
     assert f"def count_to_ten():\n    for i in range(10):\n        print(i)\n{END}" in sources
-    assert f"def is_even(x):\n    if x % 2 == 0:\n        return True\n    else:\n        return False\n{END}" in sources
+    assert (
+        f"def is_even(x):\n    if x % 2 == 0:\n        return True\n    else:\n        return False\n{END}"
+        in sources
+    )
 
 
 def test_names_say_what_is_computed() -> None:
@@ -68,14 +73,18 @@ def test_names_say_what_is_computed() -> None:
     assert function_of("sum", "mul", "add", 3, 4, "x").meaning() == Result(18, ())
     assert function_of("print", "div", "add", 2, 3, "x").meaning() == Result(None, ("0", "0", "1"))
     assert function_of("then", "add", "mul", 3, 5, "n").example == (
-        "def add_3_then_mul_5(n):\n", f"    n = n + 3\n    return n * 5\n{END}"
-    )  # fmt: skip
+        "def add_3_then_mul_5(n):\n",
+        f"    n = n + 3\n    return n * 5\n{END}",
+    )
 
 
 def test_every_body_is_refused_by_nothing_and_computes_its_definition(task: PythonTask) -> None:
     """The text is run, the definition is not text: two ways to the same results."""
     functions = [*task.held_out_cases, *short_functions()]
-    assert all(refusal(source_of(function), function.name) is None and well_formed(source_of(function)) for function in functions)
+    assert all(
+        refusal(source_of(function), function.name) is None and well_formed(source_of(function))
+        for function in functions
+    )
     programs = [Program(source_of(function), function.name, function.calls) for function in functions]
     outcomes = run_programs(programs)
     assert [f.name for f, outcome in zip(functions, outcomes, strict=True) if not f.is_right(outcome)] == []
@@ -91,7 +100,9 @@ def test_bodies_and_rows_fit(task: PythonTask, trained: list[Function]) -> None:
 
 
 def key(function: Function) -> str:
-    """What is hashed, written again here: the name that has the constants in it, else the whole first line."""
+    """What is hashed, written again here: the name that has the constants in it, else the whole first
+    line.
+    """
     return function.name if any(map(str.isdigit, function.name)) else function.example.prompt
 
 
@@ -167,8 +178,12 @@ def test_another_text_that_computes_the_same_is_right(body: str) -> None:
 
 
 def test_every_template_ends_soon_enough_at_its_slowest() -> None:
-    corners = [function_of(kind, f, g, 1, CONSTANTS[-1], "x") for kind, t in TEMPLATES.items() for f, g in t.choices]
-    outcomes = run_programs([Program(source_of(function), function.name, function.calls) for function in corners])
+    corners = [
+        function_of(kind, f, g, 1, CONSTANTS[-1], "x") for kind, t in TEMPLATES.items() for f, g in t.choices
+    ]
+    outcomes = run_programs(
+        [Program(source_of(function), function.name, function.calls) for function in corners]
+    )
     assert all(function.is_right(outcome) for function, outcome in zip(corners, outcomes, strict=True))
 
 
@@ -185,8 +200,16 @@ def test_judge_tells_form_from_meaning(task: PythonTask, monkeypatch: pytest.Mon
     metrics = task.judge(model)
     assert {value for name, value in metrics.items() if not name.endswith("_cases")} == {1.0}
     assert metrics["right_cases"] == metrics["parses_cases"] == len(cases)
-    assert metrics["right_words_cases"] + sum(metrics[f"right_{kind}_cases"] for kind in TEMPLATES) == len(cases)
-    faults = [f"    return 0{END}", f"  return 0\n{END}", f"    return (\n{END}", "    return 0\n", f"    import os\n{END}"]
+    assert metrics["right_words_cases"] + sum(metrics[f"right_{kind}_cases"] for kind in TEMPLATES) == len(
+        cases
+    )
+    faults = [
+        f"    return 0{END}",
+        f"  return 0\n{END}",
+        f"    return (\n{END}",
+        "    return 0\n",
+        f"    import os\n{END}",
+    ]
     for fault, parses in zip(faults, (1.0, 0.0, 0.0, 0.0, 1.0), strict=True):
         monkeypatch.setattr(python_subset, "continuations", written(dict.fromkeys(bodies, fault)))
         metrics = task.judge(model, 40)
@@ -194,7 +217,9 @@ def test_judge_tells_form_from_meaning(task: PythonTask, monkeypatch: pytest.Mon
         assert metrics["right_cases"] == 40
 
 
-def test_show_gives_the_definition_only_where_the_model_was_wrong(task: PythonTask, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_gives_the_definition_only_where_the_model_was_wrong(
+    task: PythonTask, monkeypatch: pytest.MonkeyPatch
+) -> None:
     first, second = task.held_out_cases[:2]
     bodies = {first.example.prompt: first.example.answer, second.example.prompt: f"    return 0\n{END}"}
     monkeypatch.setattr(python_subset, "continuations", written(bodies))

@@ -24,7 +24,15 @@ TOKENIZER = CharacterTokenizer(ALPHABET, 32)
 def model() -> BitNetTransformer:
     """Untrained, but with its embeddings spread so that its answers differ from line to line."""
     torch.manual_seed(3)
-    config = BitNetConfig(vocab_size=32, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=32, max_seq_length=96)
+    config = BitNetConfig(
+        vocab_size=32,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=1,
+        ffn_hidden_size=32,
+        max_seq_length=96,
+    )
     model = BitNetTransformer(config)
     with torch.no_grad():
         model.token_embeddings.weight.normal_()
@@ -57,10 +65,16 @@ def some_children(depth: int, chosen: NDArray[np.int64], cells: NDArray[np.int64
 def test_cached_reading_of_the_tree_equals_reading_each_text_by_itself(
     model: BitNetTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With few rows at a time the walk reads most lines in place, with padding in the rows that have ended."""
+    """With few rows at a time the walk reads most lines in place, with padding in the rows that have
+    ended.
+    """
     monkeypatch.setattr(play, "MAX_ROWS", max_rows)
     choices = play.Explorer(model, TOKENIZER, wanted=some_children, results=True).explore()
-    read = [(depth, line) for depth, cells in enumerate(choices.cells) for line in np.flatnonzero(cells != play.NOT_READ).tolist()]
+    read = [
+        (depth, line)
+        for depth, cells in enumerate(choices.cells)
+        for line in np.flatnonzero(cells != play.NOT_READ).tolist()
+    ]
     assert len(read) > 50
     assert len({depth for depth, _ in read}) >= 6
     ids = play.cell_ids(TOKENIZER)
@@ -71,16 +85,22 @@ def test_cached_reading_of_the_tree_equals_reading_each_text_by_itself(
         assert choices.cells[depth][line] == (ids.index(likeliest) if likeliest in ids else play.NO_CELL)
 
 
-def test_result_line_counts_as_right_exactly_when_greedy_decoding_writes_it(tiny_config: BitNetConfig) -> None:
+def test_result_line_counts_as_right_exactly_when_greedy_decoding_writes_it(
+    tiny_config: BitNetConfig,
+) -> None:
     """A model that has learned one game by heart is right for that ending."""
     torch.manual_seed(0)
     model = BitNetTransformer(dataclasses.replace(tiny_config, max_seq_length=96))
     line = (0, 3, 1, 4, 2, 5)
-    row = torch.tensor([TOKENIZER.encode(play.line_text(line[:5]) + play.BETWEEN + play.RESULTS[play.X_WINS])])
+    row = torch.tensor(
+        [TOKENIZER.encode(play.line_text(line[:5]) + play.BETWEEN + play.RESULTS[play.X_WINS])]
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01)
 
     def judged() -> tuple[bool, bool]:
-        explorer = play.Explorer(model, TOKENIZER, wanted=lambda depth, chosen, cells: cells == line[depth], results=True)
+        explorer = play.Explorer(
+            model, TOKENIZER, wanted=lambda depth, chosen, cells: cells == line[depth], results=True
+        )
         right = sum(int(right.sum()) for right in explorer.explore().right_result)
         prompt = TOKENIZER.encode(play.line_text(line[:5]))
         said = continue_prompts(model, [prompt], max_new_tokens=20, stop_id=TOKENIZER.encode("\n")[0])[0]
@@ -130,7 +150,11 @@ def expected(moves: Sequence[int], side: int, choose: str) -> tuple[float, float
     if len(moves) % 2 == side:
         return expected([*moves, free[0] if choose == "first" else free[-1]], side, choose)
     below = [expected([*moves, cell], side, choose) for cell in free]
-    return sum(b[0] for b in below) / len(free), sum(b[1] for b in below) / len(free), sum(b[2] for b in below)
+    return (
+        sum(b[0] for b in below) / len(free),
+        sum(b[1] for b in below) / len(free),
+        sum(b[2] for b in below),
+    )
 
 
 @pytest.mark.parametrize("side", [0, 1])
@@ -147,7 +171,9 @@ def test_playing_out_equals_plain_recursion(side: int, choose: str) -> None:
 
 
 def test_an_illegal_move_forfeits_the_game() -> None:
-    """A player who always wants the cell 4 begins well and is illegal at the second move: one line for each reply."""
+    """A player who always wants the cell 4 begins well and is illegal at the second move: one line for each
+    reply.
+    """
     always = play.Choices([np.full(len(d.moves), 4, dtype=np.int8) for d in play.game_tree()], [])
     played = play.play_out(always, 0)
     assert (played["illegal_as_x"], played["losses_as_x"], played["losses_as_x_cases"]) == (8.0, 8.0, 8.0)

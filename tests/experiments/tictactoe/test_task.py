@@ -9,7 +9,15 @@ import pytest
 
 from bitnet.errors import ConfigError
 from bitnet.experiments.tictactoe.game_tree import OPEN, Choices, game_tree, legal_rate, play_out, winner
-from bitnet.experiments.tictactoe.task import QUICK, REFERENCE, TicTacToeData, TicTacToeTask, all_games, taught, teacher_move
+from bitnet.experiments.tictactoe.task import (
+    QUICK,
+    REFERENCE,
+    TicTacToeData,
+    TicTacToeTask,
+    all_games,
+    taught,
+    teacher_move,
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +66,9 @@ def test_held_out_games_are_never_drawn_and_none_is_the_teachers() -> None:
 
 
 def test_rows_are_drawn_as_the_settings_say() -> None:
-    """A quarter of the mixed games has the teacher as X: about that share follows its tree; random play hardly ever does."""
+    """A quarter of the mixed games has the teacher as X: about that share follows its tree; random play
+    hardly ever does.
+    """
     of_teacher = all_games().x_teaches > 0
     mixed, plain = (TicTacToeTask(config).weights[of_teacher].sum() for config in (QUICK, REFERENCE))
     assert mixed == pytest.approx(0.25, abs=0.02)

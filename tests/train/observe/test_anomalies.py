@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet.train.observe.anomalies import WINDOW, broken_samples, entropy_collapse, loss_spike, not_finite, repetition_surge
+from bitnet.train.observe.anomalies import (
+    WINDOW,
+    broken_samples,
+    entropy_collapse,
+    loss_spike,
+    not_finite,
+    repetition_surge,
+)
 
 FULL = [1.0] * WINDOW
 
 
 def sample(mode: str = "greedy", entropy: float | None = 2.0, repetition: int = 3) -> dict[str, object]:
     broken = entropy is None
-    numbers = {"mean_entropy": entropy, "max_repetition": repetition, "total_tokens": 50, "non_finite": broken}
+    numbers = {
+        "mean_entropy": entropy,
+        "max_repetition": repetition,
+        "total_tokens": 50,
+        "non_finite": broken,
+    }
     return {"prompt": "Once", "mode": mode, **numbers}
 
 

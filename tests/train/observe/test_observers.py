@@ -12,7 +12,18 @@ import pytest
 import torch
 
 from bitnet.run.metrics import read_lines
-from bitnet.run.schema import EVALUATION, FILES, FINGERPRINT, MATRIX, PROVENANCE, SAMPLES, SCALARS, STATE, STATUS, page
+from bitnet.run.schema import (
+    EVALUATION,
+    FILES,
+    FINGERPRINT,
+    MATRIX,
+    PROVENANCE,
+    SAMPLES,
+    SCALARS,
+    STATE,
+    STATUS,
+    page,
+)
 from bitnet.train.loop import StepReport
 from conftest import TINY_TRAIN, Result
 
@@ -54,7 +65,11 @@ def test_every_documented_key_is_written_and_no_other(bitnet: Command, tmp_path:
     samples = read_lines(run / "samples" / "samples.jsonl").rows
     assert all(row.keys() == SAMPLES.keys() for row in samples)
     assert {row["mode"] for row in samples} == {"greedy", "typical", "stress"}
-    for name, keys in (("meta/provenance.json", PROVENANCE), ("meta/dataset_fingerprint.json", FINGERPRINT), ("status.json", STATUS)):
+    for name, keys in (
+        ("meta/provenance.json", PROVENANCE),
+        ("meta/dataset_fingerprint.json", FINGERPRINT),
+        ("status.json", STATUS),
+    ):
         assert json.loads((run / name).read_text()).keys() == keys.keys()
     assert json.loads((run / "checkpoints/step_000004/state.json").read_text()).keys() == STATE.keys()
     assert FILES
@@ -103,18 +118,31 @@ def dumps(runs: Path, run_id: str) -> list[Path]:
 
 def test_clean_run_fires_nothing(runs: Path) -> None:
     assert dumps(runs, "tiny") == []
-    assert all(row["anomaly_flag"] is None for row in read_lines(runs / "tiny" / "metrics" / "scalars.jsonl").rows)
+    assert all(
+        row["anomaly_flag"] is None for row in read_lines(runs / "tiny" / "metrics" / "scalars.jsonl").rows
+    )
 
 
 def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path: Path) -> None:
     """A nearly untrained model with thresholds set to fire; every file of the dump is there and readable."""
     rules = ["--train.entropy-floor", 99, "--train.repetition-limit", 1, "--train.sample-every", 2]
     assert train(bitnet, tmp_path, "r", "--num-steps", 2, *rules).code == 0
-    assert [path.name for path in dumps(tmp_path, "r")] == ["step_000002_entropy_collapse", "step_000002_repetition_surge"]
+    assert [path.name for path in dumps(tmp_path, "r")] == [
+        "step_000002_entropy_collapse",
+        "step_000002_repetition_surge",
+    ]
     folder = dumps(tmp_path, "r")[0]
     names = {path.name for path in folder.iterdir()}
-    assert {"README.md", "batch.json", "grad_norms.json", "L0_attn_activations.json", "L0_attn_activations.png",
-            "L0_qkv_quant_dist.json", "L0_qkv_quant_dist.png", "prompt_25_+_17_=__top20.json"} <= names  # fmt: skip
+    assert {
+        "README.md",
+        "batch.json",
+        "grad_norms.json",
+        "L0_attn_activations.json",
+        "L0_attn_activations.png",
+        "L0_qkv_quant_dist.json",
+        "L0_qkv_quant_dist.png",
+        "prompt_25_+_17_=__top20.json",
+    } <= names
     norms = json.loads((folder / "grad_norms.json").read_text())
     assert norms["blocks.0.attention.qkv_proj.weight"] > 0
     batch = json.loads((folder / "batch.json").read_text())
@@ -131,7 +159,9 @@ def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path:
 
 
 def present_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
-    """Which update's rows were read last. Losses are also computed before the first update, where a fast path is tried."""
+    """Which update's rows were read last. Losses are also computed before the first update, where a fast path
+    is tried.
+    """
     import bitnet.train.loop as loop
 
     real, present = loop.row_numbers, 0
@@ -145,12 +175,16 @@ def present_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: present
 
 
-def test_every_rule_has_its_own_budget_of_dumps(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_rule_has_its_own_budget_of_dumps(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Early collapses, which many runs begin with, leave room for the folder of a later NaN."""
     import bitnet.train.objective as objective
 
     real, step = objective.summed_loss, present_update(monkeypatch)
-    monkeypatch.setattr(objective, "summed_loss", lambda *words: real(*words) * (float("nan") if step() == 5 else 1.0))
+    monkeypatch.setattr(
+        objective, "summed_loss", lambda *words: real(*words) * (float("nan") if step() == 5 else 1.0)
+    )
     rules = ["--train.entropy-floor", 99, "--train.sample-every", 1, "--train.max-dumps", 2]
     result = train(bitnet, tmp_path, "r", "--num-steps", 6, *rules)
     assert result.code == 0
@@ -181,18 +215,27 @@ def test_samples_of_a_broken_model_are_recorded_and_its_dump_comes_first(
     import bitnet.train.start as start
 
     monkeypatch.setattr(start, "train_steps", broken_after(6, start.train_steps))
-    result = train(bitnet, tmp_path, "r", "--num-steps", 9, "--train.sample-every", 7, "--train.eval-every", 7)
+    result = train(
+        bitnet, tmp_path, "r", "--num-steps", 9, "--train.sample-every", 7, "--train.eval-every", 7
+    )
     assert result.code == 1
     assert "Traceback" not in result.err
-    assert {"step_000007_nan_inf_loss", "step_000007_nan_inf_logits"} <= {path.name for path in dumps(tmp_path, "r")}
+    assert {"step_000007_nan_inf_loss", "step_000007_nan_inf_logits"} <= {
+        path.name for path in dumps(tmp_path, "r")
+    }
     assert all((folder / "grad_norms.json").is_file() for folder in dumps(tmp_path, "r"))
     samples = read_lines(tmp_path / "r" / "samples" / "samples.jsonl").rows
     assert all(row["non_finite"] and row["mean_entropy"] is None for row in samples if row["step"] == 7)
-    flags = {row["step"]: row["anomaly_flag"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows}
+    flags = {
+        row["step"]: row["anomaly_flag"]
+        for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows
+    }
     assert flags[7] == "nan_inf_loss,nan_inf_logits"
 
 
-def test_observers_run_in_the_order_that_they_ask_for(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_observers_run_in_the_order_that_they_ask_for(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import bitnet.train.start as start
 
     names: list[str] = []
@@ -209,8 +252,12 @@ def test_observers_run_in_the_order_that_they_ask_for(bitnet: Command, tmp_path:
     assert names[-1] == "Checkpoints"
 
 
-def test_refused_losses_enter_no_average_and_a_resume_agrees(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The loss of an update with a broken gradient is finite, and was once read back into the average on resume."""
+def test_refused_losses_enter_no_average_and_a_resume_agrees(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loss of an update with a broken gradient is finite, and was once read back into the average on
+    resume.
+    """
     import bitnet.train.loop as loop
     import bitnet.train.start as start
 
@@ -243,19 +290,25 @@ def test_refused_losses_enter_no_average_and_a_resume_agrees(bitnet: Command, tm
     assert rows[1]["loss"] is not None
     evaluation = read_lines(tmp_path / "whole" / "eval" / "eval_results.jsonl").rows[0]
     assert evaluation["train_loss"] == pytest.approx(sum(rows[n]["loss"] for n in (0, 2, 3)) / 3)
-    assert (tmp_path / "whole/eval/eval_results.jsonl").read_text() == (tmp_path / "cut/eval/eval_results.jsonl").read_text()
+    assert (tmp_path / "whole/eval/eval_results.jsonl").read_text() == (
+        tmp_path / "cut/eval/eval_results.jsonl"
+    ).read_text()
 
 
 def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitnet.train.objective as objective
 
     real, step = objective.summed_loss, present_update(monkeypatch)
-    monkeypatch.setattr(objective, "summed_loss", lambda *words: real(*words) * (50.0 if step() == 105 else 1.0))
+    monkeypatch.setattr(
+        objective, "summed_loss", lambda *words: real(*words) * (50.0 if step() == 105 else 1.0)
+    )
     assert train(bitnet, tmp_path, "r", "--num-steps", 106).code == 0
     assert [path.name for path in dumps(tmp_path, "r")] == ["step_000105_loss_spike"]
 
 
-def test_nan_is_dumped_refused_and_the_second_time_the_run_fails(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nan_is_dumped_refused_and_the_second_time_the_run_fails(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import bitnet.train.objective as objective
 
     real = objective.summed_loss
@@ -293,11 +346,22 @@ def test_full_disk_while_logging_stops_with_one_message_and_keeps_what_was_writt
     monkeypatch.setattr(LineWriter, "write", real)
     assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [1, 2, 3]
     assert train(bitnet, tmp_path, "r", "--num-steps", 6).code == 0
-    assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [1, 2, 3, 4, 5, 6]
+    assert [row["step"] for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
 
 
-def test_a_failed_run_says_at_which_update(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """status.json gave the step of the last log line, 0 here; after a resume that failed at once it gave 0 as well."""
+def test_a_failed_run_says_at_which_update(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """status.json gave the step of the last log line, 0 here; after a resume that failed at once it gave 0 as
+    well.
+    """
 
     def fail(self: object, report: StepReport) -> None:
         if report.step == 7:
@@ -312,4 +376,6 @@ def test_a_failed_run_says_at_which_update(bitnet: Command, tmp_path: Path, monk
 
     (tmp_path / "failed" / "eval" / "frozen_set.safetensors").unlink()
     assert train(bitnet, tmp_path, "failed", *words).code == 2
-    assert json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 7  # refused before anything was cut back
+    assert (
+        json.loads((tmp_path / "failed" / "status.json").read_text())["step"] == 7
+    )  # refused before anything was cut back

@@ -1,9 +1,10 @@
-"""The Python subset that is ever run: integers, if, for, while, return, print. Reads syntax trees, runs nothing.
+"""The Python subset that is ever run: integers, if, for, while, return, print. Reads syntax trees, runs
+nothing.
 
-`refusal` is a list of what is allowed, not of what is dangerous: a kind of syntax that nobody thought of is refused.
-No attributes, so no way from a number to its class and on to the interpreter; no imports, no strings, no lists, no
-power, no functions but print and range, no names with two underscores. What a program may still do is never end, or
-multiply until memory is full; that is the business of sandbox.py.
+`refusal` is a list of what is allowed, not of what is dangerous: a kind of syntax that nobody thought of is
+refused. No attributes, so no way from a number to its class and on to the interpreter; no imports, no
+strings, no lists, no power, no functions but print and range, no names with two underscores. What a program
+may still do is never end, or multiply until memory is full; that is the business of sandbox.py.
 """
 
 from __future__ import annotations
@@ -18,14 +19,17 @@ DEEPEST = 100  # levels of the syntax tree; a guess, far above what a function o
 LARGEST_CONSTANT = 1_000_000
 BUILTINS = ("print", "range")
 NODES = (
-    ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.AugAssign, ast.For, ast.While, ast.If, ast.Expr,
-    ast.Call, ast.Name, ast.Load, ast.Store, ast.Constant, ast.BinOp, ast.Add, ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.UnaryOp,
-    ast.USub, ast.Not, ast.BoolOp, ast.And, ast.Or, ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE,
+    ast.Module, ast.FunctionDef, ast.arguments, ast.arg, ast.Return, ast.Assign, ast.AugAssign, ast.For,
+    ast.While, ast.If, ast.Expr, ast.Call, ast.Name, ast.Load, ast.Store, ast.Constant, ast.BinOp, ast.Add,
+    ast.Sub, ast.Mult, ast.FloorDiv, ast.Mod, ast.UnaryOp, ast.USub, ast.Not, ast.BoolOp, ast.And, ast.Or,
+    ast.Compare, ast.Eq, ast.NotEq, ast.Lt, ast.LtE, ast.Gt, ast.GtE,
 )  # fmt: skip
 
 
 def parsed(source: str) -> ast.Module | None:
-    """The syntax tree, or None where there is none or it is too deep; Python's own limit of depth is moved by other libraries."""
+    """The syntax tree, or None where there is none or it is too deep; Python's own limit of depth is moved by
+    other libraries.
+    """
     if len(source) > LONGEST_SOURCE:
         return None
     try:
@@ -45,7 +49,9 @@ def _too_deep(tree: ast.Module) -> bool:
 
 
 def well_formed(source: str) -> bool:
-    """Whether a source defines something, and every block of it is indented by four spaces more than what is around it."""
+    """Whether a source defines something, and every block of it is indented by four spaces more than what is
+    around it.
+    """
     tree = parsed(source)
     if tree is None or not tree.body or "\t" in source:
         return False
@@ -71,16 +77,30 @@ def _violations(tree: ast.Module) -> Iterator[str]:
             yield f"{type(node).__name__} is not in the subset"
         elif isinstance(node, ast.FunctionDef) and (node is not tree.body[0] or not _is_plain(node)):
             yield "functions inside functions, decorators, defaults, annotations and * are not in the subset"
-        elif isinstance(node, ast.Call) and not (isinstance(node.func, ast.Name) and node.func.id in BUILTINS and not node.keywords):
+        elif isinstance(node, ast.Call) and not (
+            isinstance(node.func, ast.Name) and node.func.id in BUILTINS and not node.keywords
+        ):
             yield f"only {' and '.join(BUILTINS)} may be called"
-        elif isinstance(node, ast.Constant) and not (_is_number(node.value) or (isinstance(node.value, str) and id(node) in docstrings)):
+        elif isinstance(node, ast.Constant) and not (
+            _is_number(node.value) or (isinstance(node.value, str) and id(node) in docstrings)
+        ):
             yield f"the constant {node.value!r:.40} is not in the subset"
-        yield from (f"the name {word:.40} is not in the subset" for word in _words(node) if "__" in word or word.startswith("_"))
+        yield from (
+            f"the name {word:.40} is not in the subset"
+            for word in _words(node)
+            if "__" in word or word.startswith("_")
+        )
 
 
 def _is_plain(node: ast.FunctionDef) -> bool:
     arguments = node.args
-    extras = (arguments.posonlyargs, arguments.kwonlyargs, arguments.defaults, node.decorator_list, getattr(node, "type_params", []))
+    extras = (
+        arguments.posonlyargs,
+        arguments.kwonlyargs,
+        arguments.defaults,
+        node.decorator_list,
+        getattr(node, "type_params", []),
+    )
     bare = arguments.vararg is None and arguments.kwarg is None and node.returns is None
     return bare and not any(extras) and all(argument.annotation is None for argument in arguments.args)
 

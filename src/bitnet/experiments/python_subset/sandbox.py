@@ -1,18 +1,22 @@
 """Running small programs that nobody can vouch for: what a model wrote, judged by what it does.
 
-Three walls, each of which is tried alone with the others open (tests/experiments/python_subset/test_sandbox.py):
+Three walls, each of which is tried alone with the others open
+(tests/experiments/python_subset/test_sandbox.py):
 
-1.  `subset.refusal` reads the syntax tree and lets through one function of integers: assignments, if, for, while, return,
-    arithmetic, comparisons, and calls of print and range. No attributes, no imports, no strings, no other calls.
-2.  Each program runs in a process of its own, forked from a small interpreter that never runs one itself
-    (sandbox_worker.py). CPU time, memory, files and processes are limited by the system. On Linux (x86-64, ARM64) the kernel ends
-    that process at any system call but writing to its pipe, memory, and its own end, so that a program that owns the whole
-    interpreter still reaches nothing. Elsewhere, and where the kernel has no seccomp, an audit hook refuses what Python
-    itself reports (import, open, fork, ...): that is not all of what reaches outside, so there wall 1 has to hold.
-3.  A process only ever answers what a program returned and printed. What is right never leaves this process, so
-    there is no verdict to forge; an answer that is late, too long or garbled fails that program alone.
+1. `allowed_syntax.refusal` reads the syntax tree and lets through one function of integers: assignments, if,
+   for, while, return, arithmetic, comparisons, and calls of print and range. No attributes, no imports, no
+   strings, no other calls.
+2. Each program runs in a process of its own, forked from a small interpreter that never runs one itself
+   (sandbox_worker.py). CPU time, memory, files and processes are limited by the system. On Linux (x86-64,
+   ARM64) the kernel ends that process at any system call but writing to its pipe, memory, and its own end, so
+   that a program that owns the whole interpreter still reaches nothing. Elsewhere, and where the kernel has
+   no seccomp, an audit hook refuses what Python itself reports (import, open, fork, ...): that is not all of
+   what reaches outside, so there wall 1 has to hold.
+3. A process only ever answers what a program returned and printed. What is right never leaves this process,
+   so there is no verdict to forge; an answer that is late, too long or garbled fails that program alone.
 
-Not limited: the memory of a process on macOS, which has no such limit. Not here: what runs over there (sandbox_worker.py).
+Not limited: the memory of a process on macOS, which has no such limit. Not here: what runs over there
+(sandbox_worker.py).
 """
 
 from __future__ import annotations
@@ -67,7 +71,9 @@ class Outcome(NamedTuple):
 
 @dataclass(frozen=True)
 class Limits:
-    """Of one program. kernel, hook: the two doors of wall 2; both are shut, except where a test tries one alone."""
+    """Of one program. kernel, hook: the two doors of wall 2; both are shut, except where a test tries one
+    alone.
+    """
 
     cpu_seconds: float = 0.5
     wall_seconds: float = 20.0
@@ -93,7 +99,8 @@ def run_programs(programs: Sequence[Program], limits: Limits = Limits()) -> list
 
 
 class Worker:
-    """A small interpreter that runs programs, each in a process of its own. Started at the first program, and again if it dies.
+    """A small interpreter that runs programs, each in a process of its own. Started at the first program, and
+    again if it dies.
 
     kernel: whether the kernel shuts its door for programs, known once it has started.
     """
@@ -112,14 +119,20 @@ class Worker:
         self._stack.callback(self.stop)
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._stack.close()
 
     def run(self, program: Program) -> Outcome:
-        """What a program does, without looking at its source first. Only for what `refusal` has let through, and for tests."""
+        """What a program does, without looking at its source first. Only for what `refusal` has let through,
+        and for tests.
+        """
         was_used = self.process is not None
         outcome = self._run_once(program)
-        if outcome is None and was_used:  # what became of the worker since its last program is not this one's doing
+        if (
+            outcome is None and was_used
+        ):  # what became of the worker since its last program is not this one's doing
             outcome = self._run_once(program)
         return outcome or Outcome(None, "the worker gave no answer")
 
@@ -137,7 +150,9 @@ class Worker:
     def stop(self) -> None:
         """Kill the worker and whatever it may have started."""
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone already (on macOS: or about to be)
+            with contextlib.suppress(
+                ProcessLookupError, PermissionError
+            ):  # gone already (on macOS: or about to be)
                 os.killpg(self.process.pid, signal.SIGKILL)
             self.process.kill()
             for pipe in (self.process.stdin, self.process.stdout):
@@ -154,7 +169,14 @@ class Worker:
         command, pipe = [sys.executable, "-I", "-S", script], subprocess.PIPE
         try:
             self.process = subprocess.Popen(
-                command, bufsize=0, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env={}, cwd=self._folder, start_new_session=True
+                command,
+                bufsize=0,
+                stdin=pipe,
+                stdout=pipe,
+                stderr=subprocess.DEVNULL,
+                env={},
+                cwd=self._folder,
+                start_new_session=True,
             )
             answer = self._ask(asdict(self.limits))
             if answer is not None and answer.get("ready") is True:
@@ -164,7 +186,10 @@ class Worker:
         except OSError as error:
             why = str(error)
         self.stop()
-        raise BitnetError(f"the sandbox for generated programs did not start ({why}); check that {sys.executable!r} runs Python")
+        raise BitnetError(
+            f"the sandbox for generated programs did not start ({why}); check that {sys.executable!r} runs "
+            "Python"
+        )
 
     def _ask(self, question: dict[str, Any]) -> dict[str, Any] | None:
         """One line there, one line back; None where none comes, or something else."""

@@ -1,13 +1,14 @@
 """Python subset: does a ternary model write functions that compute what their names say?
 
-Functions of integers over characters: arguments, if/else, for, while, return, print, arithmetic and comparison. The
-name is the specification, `add_3_then_mul_5` or `is_mod_7_equal_2`, the body the only thing to write, indented by
-four. Most names carry two operations and two constants, in seven kinds of function; an eighth, `words`, has the short
-ones of the plan (`add`, `is_even`, `count_to_ten`). A body is judged by running it (experiments/python_subset/sandbox.py) and comparing
-what it returns and prints with the definition, so another text that computes the same is right too.
+Functions of integers over characters: arguments, if/else, for, while, return, print, arithmetic and
+comparison. The name is the specification, `add_3_then_mul_5` or `is_mod_7_equal_2`, the body the only thing
+to write, indented by four. Most names carry two operations and two constants, in seven kinds of function; an
+eighth, `words`, has the short ones of the plan (`add`, `is_even`, `count_to_ten`). A body is judged by
+running it (experiments/python_subset/sandbox.py) and comparing what it returns and prints with the
+definition, so another text that computes the same is right too.
 
-One name in ten is held out by a stable hash, under every argument name; of `words` one header in ten, since there the
-arguments are all that varies.
+One name in ten is held out by a stable hash, under every argument name; of `words` one header in ten, since
+there the arguments are all that varies.
 """
 
 from __future__ import annotations
@@ -61,7 +62,11 @@ OPERATORS: dict[str, tuple[str, Operation]] = {
     "div": ("//", operator.floordiv),
     "mod": ("%", operator.mod),
 }
-COMPARISONS: dict[str, tuple[str, Operation]] = {"above": (">", operator.gt), "below": ("<", operator.lt), "equal": ("==", operator.eq)}
+COMPARISONS: dict[str, tuple[str, Operation]] = {
+    "above": (">", operator.gt),
+    "below": ("<", operator.lt),
+    "equal": ("==", operator.eq),
+}
 SIGNS = OPERATORS | COMPARISONS
 
 
@@ -81,7 +86,9 @@ class FunctionData(DataConfig):
 
 
 class Function(NamedTuple):
-    """A specification: how it is written, and what it means. numbers: the constants, where its corners are."""
+    """A specification: how it is written, and what it means. numbers: the constants, where its corners
+    are.
+    """
 
     kind: str
     name: str
@@ -109,14 +116,21 @@ class Function(NamedTuple):
         tried = {-50, -7, -1, 0, 1, 2, 3, 10, 33, 64, 100}
         if self.numbers:
             a, b = self.numbers
-            tried |= {corner + by for corner in (a, b, a + b, b - a, b // a, a * b, a * b + a) for by in (-1, 0, 1)}
+            tried |= {
+                corner + by for corner in (a, b, a + b, b - a, b // a, a * b, a * b + a) for by in (-1, 0, 1)
+            }
         return [(number,) for number in sorted(tried)]
 
     def is_right(self, outcome: Outcome) -> bool:
-        """Whether a program that was called with `calls` did what this one means, to the type of its results."""
+        """Whether a program that was called with `calls` did what this one means, to the type of its
+        results.
+        """
         if outcome.results is None:
             return False
-        return all(self.meaning(*call).same_as(result) for call, result in zip(self.calls, outcome.results, strict=True))
+        return all(
+            self.meaning(*call).same_as(result)
+            for call, result in zip(self.calls, outcome.results, strict=True)
+        )
 
 
 class Template(NamedTuple):
@@ -152,45 +166,81 @@ ALONE = tuple((name, "add") for name in OPERATORS)  # the second is not used
 THAT_END = (("sub", "above"), ("add", "below"))
 TEMPLATES = {
     "then": Template(
-        "{f}_{a}_then_{g}_{b}", ("{x} = {x} {F} {a}", "return {x} {G} {b}"),
-        WITH_OPERATOR, lambda f, g, a, b: lambda x: gives(g(f(x, a), b)),
+        "{f}_{a}_then_{g}_{b}",
+        ("{x} = {x} {F} {a}", "return {x} {G} {b}"),
+        WITH_OPERATOR,
+        lambda f, g, a, b: lambda x: gives(g(f(x, a), b)),
     ),
     "if": Template(
-        "{f}_{a}_if_{g}_{b}", ("if {x} {G} {b}:", "    return {x} {F} {a}", "else:", "    return {x}"),
-        WITH_COMPARISON, lambda f, g, a, b: lambda x: gives(f(x, a) if g(x, b) else x),
+        "{f}_{a}_if_{g}_{b}",
+        ("if {x} {G} {b}:", "    return {x} {F} {a}", "else:", "    return {x}"),
+        WITH_COMPARISON,
+        lambda f, g, a, b: lambda x: gives(f(x, a) if g(x, b) else x),
     ),
     "is": Template(
-        "is_{f}_{a}_{g}_{b}", ("if {x} {F} {a} {G} {b}:", "    return True", "else:", "    return False"),
-        WITH_COMPARISON, lambda f, g, a, b: lambda x: gives(g(f(x, a), b)),
+        "is_{f}_{a}_{g}_{b}",
+        ("if {x} {F} {a} {G} {b}:", "    return True", "else:", "    return False"),
+        WITH_COMPARISON,
+        lambda f, g, a, b: lambda x: gives(g(f(x, a), b)),
     ),
     "for": Template(
-        "{f}_{a}_repeat_{b}", ("for i in range({b}):", "    {x} = {x} {F} {a}", "return {x}"),
-        ALONE, lambda f, _, a, b: lambda x: gives(functools.reduce(lambda now, _: f(now, a), range(b), x)),
+        "{f}_{a}_repeat_{b}",
+        ("for i in range({b}):", "    {x} = {x} {F} {a}", "return {x}"),
+        ALONE,
+        lambda f, _, a, b: lambda x: gives(functools.reduce(lambda now, _: f(now, a), range(b), x)),
     ),
     "while": Template(
-        "{f}_{a}_while_{g}_{b}", ("while {x} {G} {b}:", "    {x} = {x} {F} {a}", "return {x}"),
-        THAT_END, lambda f, g, a, b: lambda x: gives(repeated(f, x, a, lambda now: g(now, b))),
+        "{f}_{a}_while_{g}_{b}",
+        ("while {x} {G} {b}:", "    {x} = {x} {F} {a}", "return {x}"),
+        THAT_END,
+        lambda f, g, a, b: lambda x: gives(repeated(f, x, a, lambda now: g(now, b))),
     ),
     "sum": Template(
-        "sum_{f}_{a}_below_{b}", ("total = 0", "for i in range({b}):", "    total = total + i {F} {a}", "return total"),
-        ALONE, lambda f, _, a, b: lambda: gives(sum(f(i, a) for i in range(b))),
+        "sum_{f}_{a}_below_{b}",
+        ("total = 0", "for i in range({b}):", "    total = total + i {F} {a}", "return total"),
+        ALONE,
+        lambda f, _, a, b: lambda: gives(sum(f(i, a) for i in range(b))),
     ),
     "print": Template(
-        "print_{f}_{a}_below_{b}", ("for i in range({b}):", "    print(i {F} {a})"),
-        ALONE, lambda f, _, a, b: lambda: prints([f(i, a) for i in range(b)]),
+        "print_{f}_{a}_below_{b}",
+        ("for i in range({b}):", "    print(i {F} {a})"),
+        ALONE,
+        lambda f, _, a, b: lambda: prints([f(i, a) for i in range(b)]),
     ),
-}  # fmt: skip
-SHORT: dict[str, tuple[int, tuple[str, ...], Meaning]] = {  # number of arguments, body, meaning: the plan's and some like them
+}
+SHORT: dict[
+    str, tuple[int, tuple[str, ...], Meaning]
+] = {  # number of arguments, body, meaning: the plan's and some like them
     "add": (2, ("return {x} + {y}",), lambda x, y: gives(x + y)),
     "sub": (2, ("return {x} - {y}",), lambda x, y: gives(x - y)),
     "mul": (2, ("return {x} * {y}",), lambda x, y: gives(x * y)),
-    "larger": (2, ("if {x} > {y}:", "    return {x}", "else:", "    return {y}"), lambda x, y: gives(max(x, y))),
-    "smaller": (2, ("if {x} < {y}:", "    return {x}", "else:", "    return {y}"), lambda x, y: gives(min(x, y))),
-    "is_even": (1, ("if {x} % 2 == 0:", "    return True", "else:", "    return False"), lambda x: gives(x % 2 == 0)),
-    "is_odd": (1, ("if {x} % 2 == 1:", "    return True", "else:", "    return False"), lambda x: gives(x % 2 == 1)),
+    "larger": (
+        2,
+        ("if {x} > {y}:", "    return {x}", "else:", "    return {y}"),
+        lambda x, y: gives(max(x, y)),
+    ),
+    "smaller": (
+        2,
+        ("if {x} < {y}:", "    return {x}", "else:", "    return {y}"),
+        lambda x, y: gives(min(x, y)),
+    ),
+    "is_even": (
+        1,
+        ("if {x} % 2 == 0:", "    return True", "else:", "    return False"),
+        lambda x: gives(x % 2 == 0),
+    ),
+    "is_odd": (
+        1,
+        ("if {x} % 2 == 1:", "    return True", "else:", "    return False"),
+        lambda x: gives(x % 2 == 1),
+    ),
     "double": (1, ("return {x} * 2",), lambda x: gives(2 * x)),
     "square": (1, ("return {x} * {x}",), lambda x: gives(x**2)),
-    "count_down": (1, ("while {x} > 0:", "    print({x})", "    {x} = {x} - 1"), lambda x: prints(range(x, 0, -1))),
+    "count_down": (
+        1,
+        ("while {x} > 0:", "    print({x})", "    {x} = {x} - 1"),
+        lambda x: prints(range(x, 0, -1)),
+    ),
     "count_to_ten": (0, ("for i in range(10):", "    print(i)"), lambda: prints(range(10))),
 }
 
@@ -202,7 +252,14 @@ def function_of(kind: str, f: str, g: str, a: int, b: int, x: str) -> Function:
     words = {"f": f, "F": sign_f, "g": g, "G": sign_g, "a": a, "b": b, "x": x}
     body = tuple(line.format(**words) for line in template.body)
     arguments = (x,) if "{x}" in template.body[0] + template.body[-1] else ()
-    return Function(kind, template.name.format(**words), arguments, body, template.meaning(operation_f, operation_g, a, b), (a, b))
+    return Function(
+        kind,
+        template.name.format(**words),
+        arguments,
+        body,
+        template.meaning(operation_f, operation_g, a, b),
+        (a, b),
+    )
 
 
 def short_functions() -> Iterator[Function]:
@@ -220,7 +277,14 @@ def random_functions(seed: str, *, kept_back: bool) -> Iterator[Function]:
         found = None
         while found is None or found.kept_back != kept_back:
             f, g = generator.choice(TEMPLATES[kind].choices)
-            found = function_of(kind, f, g, generator.choice(CONSTANTS), generator.choice(CONSTANTS), generator.choice(ARGUMENTS))
+            found = function_of(
+                kind,
+                f,
+                g,
+                generator.choice(CONSTANTS),
+                generator.choice(CONSTANTS),
+                generator.choice(ARGUMENTS),
+            )
         yield found
 
 
@@ -270,12 +334,21 @@ class PythonTask:
         train, data = self.config.train, self.data
         functions = itertools.islice(training_functions(train.seed), data.functions)
         table = ExampleTable.of((function.example for function in functions), self.tokenizer)
-        return TableRows(table, seed=train.seed, seq_len=train.seq_len, layout=data.layout, loss_on=data.loss_on, name=data.dataset)
+        return TableRows(
+            table,
+            seed=train.seed,
+            seq_len=train.seq_len,
+            layout=data.layout,
+            loss_on=data.loss_on,
+            name=data.dataset,
+        )
 
     def frozen_evaluation(self) -> list[Batch]:
         """Held-out functions, one a row, scored as in training."""
         cases = self.held_out_cases[: self.config.train.eval_cases]
-        return [ExampleTable.of((function.example for function in cases), self.tokenizer).batch(self.data.loss_on)]
+        return [
+            ExampleTable.of((function.example for function in cases), self.tokenizer).batch(self.data.loss_on)
+        ]
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
         """parses: well-formed, and ended; right, and right_<kind>: computes what the name says."""
@@ -303,7 +376,9 @@ class PythonTask:
         return shown
 
     def _written(self, model: BitNetTransformer, cases: Sequence[Function]) -> list[str]:
-        """The sources that the model makes of the first lines, greedily, each with the end mark where it came."""
+        """The sources that the model makes of the first lines, greedily, each with the end mark where it
+        came.
+        """
         prompts = [function.example.prompt for function in cases]
         bodies = continuations(model, self.tokenizer, prompts, end_mark=END, max_new_tokens=LONGEST_BODY)
         return [prompt + body for prompt, body in zip(prompts, bodies, strict=True)]
@@ -314,7 +389,10 @@ class PythonTask:
             Program(source if source.endswith(END) else "", function.name, function.calls)
             for function, source in zip(cases, sources, strict=True)
         ]
-        return [function.is_right(outcome) for function, outcome in zip(cases, run_programs(programs), strict=True)]
+        return [
+            function.is_right(outcome)
+            for function, outcome in zip(cases, run_programs(programs), strict=True)
+        ]
 
 
 def training_text(config: RunConfig, count: int) -> Iterator[str]:
@@ -327,20 +405,48 @@ def training_text(config: RunConfig, count: int) -> Iterator[str]:
 CRITERIA = (Criterion("parses", at_least=0.99), Criterion("right", at_least=0.9))
 REFERENCE = RunConfig(
     model=dataclasses.replace(ARITHMETIC, vocab_size=64, max_seq_length=160),
-    train=TrainConfig(seq_len=160, batch_size=32, total_steps=6_000, warmup_steps=250, entropy_floor=None, repetition_limit=None),
+    train=TrainConfig(
+        seq_len=160,
+        batch_size=32,
+        total_steps=6_000,
+        warmup_steps=250,
+        entropy_floor=None,
+        repetition_limit=None,
+    ),
     data=FunctionData(functions=50_000, loss_on="all"),
 )
 QUICK = RunConfig(
     model=BitNetConfig(
-        vocab_size=64, hidden_size=128, num_layers=4, num_heads=2, num_kv_heads=1, ffn_hidden_size=384, max_seq_length=160
+        vocab_size=64,
+        hidden_size=128,
+        num_layers=4,
+        num_heads=2,
+        num_kv_heads=1,
+        ffn_hidden_size=384,
+        max_seq_length=160,
     ),
     train=TrainConfig(
-        seq_len=160, batch_size=40, total_steps=600, warmup_steps=20, optimizer="muon", schedule="warm_down", peak_lr=0.003,
-        final_lr=0.0, stage1_wd=0.0, muon_lr=0.02, log_every=20, eval_every=300, eval_cases=40, sample_every=300, probe_every=100,
-        checkpoint_every=200, entropy_floor=None, repetition_limit=None,
+        seq_len=160,
+        batch_size=40,
+        total_steps=600,
+        warmup_steps=20,
+        optimizer="muon",
+        schedule="warm_down",
+        peak_lr=0.003,
+        final_lr=0.0,
+        stage1_wd=0.0,
+        muon_lr=0.02,
+        log_every=20,
+        eval_every=300,
+        eval_cases=40,
+        sample_every=300,
+        probe_every=100,
+        checkpoint_every=200,
+        entropy_floor=None,
+        repetition_limit=None,
     ),
     data=FunctionData(),
-)  # fmt: skip
+)
 
 experiment = Experiment(
     name="python_subset",

@@ -2,12 +2,13 @@
 
     _ _ _ _ _ _ _ _ _ | X:4 | O:0 | X:8 | ... | Result: X wins
 
-A *line* is a sequence of moves. The tree holds all of them by depth: 549,946 lines, of which 294,778 are unfinished and
-255,168 finished. Lines of one depth have texts of one length and share their beginnings, so the model reads the tree
-downwards: each distinct line costs the six tokens by which it is longer than its parent, after its parent's cache.
+A *line* is a sequence of moves. The tree holds all of them by depth: 549,946 lines, of which 294,778 are
+unfinished and 255,168 finished. Lines of one depth have texts of one length and share their beginnings, so
+the model reads the tree downwards: each distinct line costs the six tokens by which it is longer than its
+parent, after its parent's cache.
 
-A model's move is its likeliest token after `X:` or `O:`, whatever that token is; a cell that is taken, or no cell at
-all, is an illegal move and forfeits the game. Not here: how the games it learns from are played
+A model's move is its likeliest token after `X:` or `O:`, whatever that token is; a cell that is taken, or no
+cell at all, is an illegal move and forfeits the game. Not here: how the games it learns from are played
 (bitnet.experiments.tictactoe.task), and playing against a person (bitnet.cli.play).
 """
 
@@ -55,7 +56,8 @@ def wins() -> NDArray[np.bool_]:
 class Depth:
     """All lines of `depth` moves, children of one parent together and in the order of the parents.
 
-    moves: int8 (N, depth); crosses, noughts: cells as bits, int64 (N,); outcome: int8 (N,); parent: index in the depth above.
+    moves: int8 (N, depth); crosses, noughts: cells as bits, int64 (N,); outcome: int8 (N,); parent: index in
+    the depth above.
     """
 
     moves: NDArray[np.int8]
@@ -106,7 +108,8 @@ def question(moves: Sequence[int]) -> str:
 
 
 class Choices(NamedTuple):
-    """What a model does, by depth. cells: int8, NO_CELL for a token that is no cell, NOT_READ for lines not asked.
+    """What a model does, by depth. cells: int8, NO_CELL for a token that is no cell, NOT_READ for lines not
+    asked.
 
     right_result: bool, for finished lines whether the greedy text after the last move is the right result.
     """
@@ -123,15 +126,25 @@ def cell_ids(tokenizer: Tokenizer) -> list[int]:
 class Explorer:
     """Reads a model's answers down the tree."""
 
-    def __init__(self, model: BitNetTransformer, tokenizer: Tokenizer, *, wanted: Wanted | None = None, results: bool = False) -> None:
-        """wanted(depth, parents, cells): which children to go on with (default all); results: also read the result lines."""
+    def __init__(
+        self,
+        model: BitNetTransformer,
+        tokenizer: Tokenizer,
+        *,
+        wanted: Wanted | None = None,
+        results: bool = False,
+    ) -> None:
+        """wanted(depth, parents, cells): which children to go on with (default all); results: also read the
+        result lines.
+        """
         self.model, self.tokenizer, self.wanted, self.results = model, tokenizer, wanted, results
         self.device = model.final_norm.weight.device
         self.cell_of = np.full(tokenizer.vocab_size, NO_CELL, dtype=np.int8)
         self.cell_of[cell_ids(tokenizer)] = np.arange(9)
         tree = game_tree()
         self.choices = Choices(
-            [np.full(len(d.moves), NOT_READ, dtype=np.int8) for d in tree], [np.zeros(len(d.moves), dtype=bool) for d in tree]
+            [np.full(len(d.moves), NOT_READ, dtype=np.int8) for d in tree],
+            [np.zeros(len(d.moves), dtype=bool) for d in tree],
         )
 
     @torch.no_grad()
@@ -144,25 +157,33 @@ class Explorer:
         return self.choices
 
     def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: Tensor, room: KVCache) -> None:
-        """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of `room`; then the children."""
+        """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of
+        `room`; then the children.
+        """
         start = room.length
         hidden, here, rows = self._read(tokens, rows, room)
-        self.choices.cells[depth][lines] = self.cell_of[self.model.lm_head(hidden[:, -1]).argmax(-1).cpu().numpy()]
+        self.choices.cells[depth][lines] = self.cell_of[
+            self.model.lm_head(hidden[:, -1]).argmax(-1).cpu().numpy()
+        ]
         below = game_tree()[depth + 1]
         for children, parents in self._families(depth, lines):
             closed = below.outcome[children] != OPEN
             for part in _parts(np.flatnonzero(closed)) if self.results else ():
                 self._read_result(depth + 1, children[part], rows[parents[part]], here)
             for part in _parts(np.flatnonzero(~closed)):
-                ends = self._tokens(below.moves[children[part], -1], [f"{BETWEEN}{MARKS[(depth + 1) % 2]}:"] * len(part))
+                ends = self._tokens(
+                    below.moves[children[part], -1], [f"{BETWEEN}{MARKS[(depth + 1) % 2]}:"] * len(part)
+                )
                 self._ask(depth + 1, children[part], rows[parents[part]], ends, here)
         room.length = start
 
     def _read(self, tokens: Tensor, rows: IntArray, room: KVCache) -> tuple[Tensor, KVCache, IntArray]:
-        """Hidden states (n, k, C) of tokens (n, k) read after `rows` of a cache, the cache that now holds them, and their rows in it.
+        """Hidden states (n, k, C) of tokens (n, k) read after `rows` of a cache, the cache that now holds
+        them, and their rows in it.
 
-        Where most rows go on, they do so in place, and the caller takes the cache back to its length; the few that do not
-        read padding, which is overwritten. Else the rows that go on are copied: copying is what this walk spends its time on.
+        Where most rows go on, they do so in place, and the caller takes the cache back to its length; the few
+        that do not read padding, which is overwritten. Else the rows that go on are copied: copying is what
+        this walk spends its time on.
         """
         if len(rows) < IN_PLACE * room.rows or len(np.unique(rows)) < len(rows):
             room = room.branch(torch.from_numpy(rows).to(self.device), room.capacity - room.length)
@@ -172,8 +193,8 @@ class Explorer:
         return self.model.hidden(whole, room)[rows], room, rows
 
     def _families(self, depth: int, lines: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
-        """Wanted children, as indices in the depth below and of their parents in `lines`: all at once, or, of many lines,
-        every line's first child, then every line's second, so that they can be read in place.
+        """Wanted children, as indices in the depth below and of their parents in `lines`: all at once, or, of
+        many lines, every line's first child, then every line's second, so that they can be read in place.
         """
         below = game_tree()[depth + 1]
         free = 9 - depth  # every open line of this depth has as many children
@@ -191,14 +212,20 @@ class Explorer:
 
     def _tokens(self, cells: NDArray[np.int8], texts: Sequence[str]) -> Tensor:
         """Each move and the text that follows it, padded, (n, k)."""
-        rows = [self.tokenizer.encode(f"{cell}{text}") for cell, text in zip(cells.tolist(), texts, strict=True)]
+        rows = [
+            self.tokenizer.encode(f"{cell}{text}") for cell, text in zip(cells.tolist(), texts, strict=True)
+        ]
         longest = max(map(len, rows))
         return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device=self.device)
 
     def _read_result(self, depth: int, lines: IntArray, rows: IntArray, room: KVCache) -> None:
-        """Greedy decoding gives a text if and only if each of its tokens is the likeliest after the ones before."""
+        """Greedy decoding gives a text if and only if each of its tokens is the likeliest after the ones
+        before.
+        """
         here = game_tree()[depth]
-        tokens = self._tokens(here.moves[lines, -1], [BETWEEN + RESULTS[outcome] for outcome in here.outcome[lines]])
+        tokens = self._tokens(
+            here.moves[lines, -1], [BETWEEN + RESULTS[outcome] for outcome in here.outcome[lines]]
+        )
         start = room.length
         hidden, _, _ = self._read(tokens[:, :-1], rows, room)
         room.length = start
@@ -219,7 +246,9 @@ def every_choice(model: BitNetTransformer, tokenizer: Tokenizer) -> Choices:
 
 
 def own_choices(model: BitNetTransformer, tokenizer: Tokenizer, side: int) -> Choices:
-    """The model's answers in the lines that can come up when it plays one side (0 for X) against every reply."""
+    """The model's answers in the lines that can come up when it plays one side (0 for X) against every
+    reply.
+    """
 
     def wanted(depth: int, chosen: IntArray, cells: IntArray) -> NDArray[np.bool_]:
         keep: NDArray[np.bool_] = (chosen == cells) | (depth % 2 != side)
@@ -267,9 +296,9 @@ def result_rate(choices: Choices) -> dict[str, float]:
 def play_out(choices: Choices, side: int) -> dict[str, float]:
     """The model on one side (0: X, 1: O) against every reply of the other.
 
-    wins_as_x, draws_as_x, losses_as_x: numbers of lines; an illegal move ends its line as a loss and is counted in
-    illegal_as_x too. expected_wins_as_x, expected_losses_as_x: exact shares of games against an opponent who plays any free
-    cell with equal chance.
+    wins_as_x, draws_as_x, losses_as_x: numbers of lines; an illegal move ends its line as a loss and is
+    counted in illegal_as_x too. expected_wins_as_x, expected_losses_as_x: exact shares of games against an
+    opponent who plays any free cell with equal chance.
     """
     tree = game_tree()
     lines = dict.fromkeys(("wins", "draws", "losses", "illegal"), 0)
@@ -303,7 +332,9 @@ def play_out(choices: Choices, side: int) -> dict[str, float]:
 
 @torch.no_grad()
 def next_token_probabilities(model: BitNetTransformer, tokenizer: Tokenizer, moves: Sequence[int]) -> Tensor:
-    """What the model expects where the next mover's cell stands. float32 (V,). Raises NotFiniteError for a broken model."""
+    """What the model expects where the next mover's cell stands. float32 (V,). Raises NotFiniteError for a
+    broken model.
+    """
     ids = torch.tensor([tokenizer.encode(question(moves))], device=model.final_norm.weight.device)
     logits: Tensor = model(ids)[0, -1]
     refuse_broken(logits)

@@ -1,7 +1,8 @@
 """The anomaly rules on a live run: flag every hit, leave a folder for the first few of each rule.
 
-The rules about the update itself run before the samples are drawn, so that their dump exists whatever sampling does. The
-rules about samples run after them. Both run before the update's line of metrics, which names everything that fired.
+The rules about the update itself run before the samples are drawn, so that their dump exists whatever
+sampling does. The rules about samples run after them. Both run before the update's line of metrics, which
+names everything that fired.
 """
 
 from __future__ import annotations
@@ -14,7 +15,15 @@ from bitnet.run.layout import RunLayout
 from bitnet.train.config import TrainConfig
 from bitnet.train.experiment import Task
 from bitnet.train.loop import StepReport
-from bitnet.train.observe.anomalies import WINDOW, Anomaly, broken_samples, entropy_collapse, loss_spike, not_finite, repetition_surge
+from bitnet.train.observe.anomalies import (
+    WINDOW,
+    Anomaly,
+    broken_samples,
+    entropy_collapse,
+    loss_spike,
+    not_finite,
+    repetition_surge,
+)
 from bitnet.train.observe.dump import write_dump
 from bitnet.train.observe.measurements import Samples
 from bitnet.train.observe.observers import ROLL_BACK, LossAverage, Order
@@ -57,17 +66,29 @@ class Anomalies:
 
     def _leave_folder(self, report: StepReport, anomaly: Anomaly) -> None:
         folder = self.layout.anomaly(report.step, anomaly.event)
-        written = [path for path in self.layout.anomaly_folders() if path.name.split("_", 2)[2] == anomaly.event]
+        written = [
+            path for path in self.layout.anomaly_folders() if path.name.split("_", 2)[2] == anomaly.event
+        ]
         what = f"anomaly at update {report.step}: {anomaly.event}, {anomaly.finding}"
         if not folder.exists() and len(written) >= self.config.max_dumps:
             self.say(f"{what} (no dump: {self.config.max_dumps} of this rule were written)")
             return
-        write_dump(folder, anomaly, report.step, self.model, report.batches[0], self.task.tokenizer, self.task.prompts)
+        write_dump(
+            folder,
+            anomaly,
+            report.step,
+            self.model,
+            report.batches[0],
+            self.task.tokenizer,
+            self.task.prompts,
+        )
         self.say(f"{what}; see {folder}/README.md")
 
 
 class UpdateAlarms:
-    """The rules about the loss and gradient of an update. They compare with the average of the losses before it."""
+    """The rules about the loss and gradient of an update. They compare with the average of the losses before
+    it.
+    """
 
     every, order = 1, Order.UPDATE_ALARMS
 
@@ -77,7 +98,9 @@ class UpdateAlarms:
     def __call__(self, report: StepReport) -> None:
         config = self.anomalies.config
         self.anomalies.begin(report.step)
-        spike = loss_spike(report.loss, list(self.average.losses)[-WINDOW:], config.spike_factor, config.spike_min_nats)
+        spike = loss_spike(
+            report.loss, list(self.average.losses)[-WINDOW:], config.spike_factor, config.spike_min_nats
+        )
         self.anomalies.record(report, [not_finite(report.refused), spike])
 
 
@@ -91,5 +114,9 @@ class SampleAlarms:
 
     def __call__(self, report: StepReport) -> None:
         config, rows = self.anomalies.config, self.samples.rows
-        found = [broken_samples(rows), entropy_collapse(rows, config.entropy_floor), repetition_surge(rows, config.repetition_limit)]
+        found = [
+            broken_samples(rows),
+            entropy_collapse(rows, config.entropy_floor),
+            repetition_surge(rows, config.repetition_limit),
+        ]
         self.anomalies.record(report, found)

@@ -1,8 +1,9 @@
 """Rules that say a run has gone wrong, each a pure function of what was measured.
 
-Four rules and their default thresholds are the seeds' (config-95m, section 5F); samples that are not finite are a fifth. A
-loss spike must also exceed the average by half a nat: near zero, twice the average is noise. Entropy and repetition thresholds
-suit vocabularies of about 2,000 and more; tasks over characters are near-deterministic and switch them off.
+Four rules and their default thresholds are the seeds' (config-95m, section 5F); samples that are not finite
+are a fifth. A loss spike must also exceed the average by half a nat: near zero, twice the average is noise.
+Entropy and repetition thresholds suit vocabularies of about 2,000 and more; tasks over characters are
+near-deterministic and switch them off.
 """
 
 from __future__ import annotations
@@ -36,19 +37,23 @@ def loss_spike(loss: float, window: Sequence[float], factor: float, min_nats: fl
         "loss_spike",
         f"loss {loss:.4f} is above {factor:g} x {average:.4f}, the mean of the {len(window)} updates before, "
         f"and {loss - average:.4f} nats over it",
-        "batch.json (is the text unusual?), then grad_norms.json (which layer reacts?), then the learning rate in metrics/scalars.jsonl",
+        "batch.json (is the text unusual?), then grad_norms.json (which layer reacts?), then the learning "
+        "rate in metrics/scalars.jsonl",
     )
 
 
 def not_finite(refused: str | None) -> Anomaly | None:
-    """A refused update: its loss or gradient was NaN or infinite. A step of the loss scaling of fp16 is none."""
+    """A refused update: its loss or gradient was NaN or infinite. A step of the loss scaling of fp16 is
+    none.
+    """
     if refused is None or refused == LOSS_SCALE_OVERFLOW:
         return None
     what = "loss" if refused == "nan_inf_loss" else "gradient norm"
     return Anomaly(
         refused,
         f"the {what} was NaN or infinite; the update was not applied",
-        "grad_norms.json and L*_attn_activations.json: the first layer with non-finite values is where it begins",
+        "grad_norms.json and L*_attn_activations.json: the first layer with non-finite values is where it "
+        "begins",
     )
 
 
@@ -76,7 +81,8 @@ def entropy_collapse(samples: Sequence[Mapping[str, Any]], floor: float | None) 
     return Anomaly(
         "entropy_collapse",
         f"the mean entropy over {len(entropies)} samples is {mean:.4f} nats, below {floor:g}",
-        "prompt_*_top20.json: if one token holds nearly everything, look at the learning rate and the logit scale",
+        "prompt_*_top20.json: if one token holds nearly everything, look at the learning rate and the logit "
+        "scale",
     )
 
 
@@ -92,5 +98,6 @@ def repetition_surge(samples: Sequence[Mapping[str, Any]], limit: int | None) ->
         "repetition_surge",
         f"the greedy sample of {worst['prompt']!r} has one token {worst['max_repetition']} times "
         f"among {worst['total_tokens']}, above {limit}",
-        "samples/samples.jsonl of this step, then prompt_*_top20.json: is the model undertrained or has it just collapsed?",
+        "samples/samples.jsonl of this step, then prompt_*_top20.json: is the model undertrained or has it "
+        "just collapsed?",
     )

@@ -1,6 +1,8 @@
-"""What an anomaly leaves behind: activations, weight codes, predictions, gradients, the batch, and a page that explains.
+"""What an anomaly leaves behind: activations, weight codes, predictions, gradients, the batch, and a page
+that explains.
 
-JSON always, PNG where matplotlib is installed. Gradients are computed again on the offending batch and dropped.
+JSON always, PNG where matplotlib is installed. Gradients are computed again on the offending batch and
+dropped.
 """
 
 from __future__ import annotations
@@ -30,61 +32,89 @@ NOT_IN_A_FILE_NAME = re.compile(r"[\s\x00-\x1f\x7f<>:\"/\\|?*]")
 
 
 def write_dump(
-    folder: Path, anomaly: Anomaly, step: int, model: BitNetTransformer, batch: Batch, tokenizer: Tokenizer, prompts: Sequence[str]
+    folder: Path,
+    anomaly: Anomaly,
+    step: int,
+    model: BitNetTransformer,
+    batch: Batch,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
 ) -> None:
     """Fill anomalies/step_NNNNNN_<event>/. Weights and random states are left as they were."""
     folder.mkdir(parents=True, exist_ok=True)
     batch = batch.select(slice(ROWS))
     _write(
-        folder / "batch.json", {"input_ids": batch.input_ids.tolist(), "text": [tokenizer.decode(row) for row in batch.input_ids.tolist()]}
+        folder / "batch.json",
+        {
+            "input_ids": batch.input_ids.tolist(),
+            "text": [tokenizer.decode(row) for row in batch.input_ids.tolist()],
+        },
     )
     activations, norms = _activations_and_gradients(model, batch)
     _write(folder / "grad_norms.json", norms)
     for index, block in enumerate(model.blocks):
         assert isinstance(block, Block)
-        _histogram(folder / f"L{index}_attn_activations", activations[index], f"Layer {index}: attention output")
+        _histogram(
+            folder / f"L{index}_attn_activations", activations[index], f"Layer {index}: attention output"
+        )
         codes = block.attention.qkv_proj.weight_quantized
         _shares(folder / f"L{index}_qkv_quant_dist", codes, f"Layer {index}: codes of q, k, v")
     for prompt, name in zip(prompts, prompt_files(prompts), strict=True):
         _write(folder / name, _predictions(model, tokenizer, prompt))
     worst = max(norms, key=lambda name: norms[name] if np.isfinite(norms[name]) else np.inf)
     (folder / "README.md").write_text(
-        f"At update {step} the rule `{anomaly.event}` fired: {anomaly.finding}. The largest gradient of the batch, computed again "
-        f"at the weights after the update, is {norms[worst]:.4g} in `{worst}`. Look first at {anomaly.look_first}. The batch "
-        f"(its first {ROWS} rows, ids and text) is in `batch.json`; `L*_attn_activations` and `L*_qkv_quant_dist` show each layer's "
+        f"At update {step} the rule `{anomaly.event}` fired: {anomaly.finding}. The largest gradient of the "
+        "batch, computed again "
+        f"at the weights after the update, is {norms[worst]:.4g} in `{worst}`. Look first at "
+        f"{anomaly.look_first}. The batch "
+        f"(its first {ROWS} rows, ids and text) is in `batch.json`; `L*_attn_activations` and "
+        "`L*_qkv_quant_dist` show each layer's "
         f"attention output and ternary codes; `prompt_*_top20.json` shows what the model would say next.\n",
         encoding="utf-8",
     )
 
 
 def prompt_files(prompts: Sequence[str]) -> list[str]:
-    """File names of the prompts' predictions, as the plan makes them: the first 20 characters with `_` for each space.
+    """File names of the prompts' predictions, as the plan makes them: the first 20 characters with `_` for
+    each space.
 
-    `_` also stands for a character that some file system forbids; of prompts that begin alike, the later ones get a number.
+    `_` also stands for a character that some file system forbids; of prompts that begin alike, the later ones
+    get a number.
     """
     names = [NOT_IN_A_FILE_NAME.sub("_", prompt[:20]) for prompt in prompts]
     before = [names[:index].count(name) for index, name in enumerate(names)]
-    return [f"prompt_{name}{f'_{count + 1}' if count else ''}_top20.json" for name, count in zip(names, before, strict=True)]
+    return [
+        f"prompt_{name}{f'_{count + 1}' if count else ''}_top20.json"
+        for name, count in zip(names, before, strict=True)
+    ]
 
 
-def _activations_and_gradients(model: BitNetTransformer, batch: Batch) -> tuple[list[Tensor], dict[str, float]]:
+def _activations_and_gradients(
+    model: BitNetTransformer, batch: Batch
+) -> tuple[list[Tensor], dict[str, float]]:
     """Attention outputs of every block, (B, T, C) each, and the gradient norm of every parameter."""
     outputs: list[Tensor] = []
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
         outputs.append(output.detach().float().cpu())
 
-    handles = [block.attention.register_forward_hook(keep) for block in model.blocks if isinstance(block, Block)]
+    handles = [
+        block.attention.register_forward_hook(keep) for block in model.blocks if isinstance(block, Block)
+    ]
     try:
         logits = model(batch.input_ids, **batch.context())
         losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
         mask = batch.loss_mask.flatten()
         parameters = dict(model.named_parameters())
-        gradients = torch.autograd.grad((losses * mask).sum() / mask.sum().clamp(min=1), list(parameters.values()), allow_unused=True)
+        gradients = torch.autograd.grad(
+            (losses * mask).sum() / mask.sum().clamp(min=1), list(parameters.values()), allow_unused=True
+        )
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, {name: float(g.norm()) if g is not None else 0.0 for name, g in zip(parameters, gradients, strict=True)}
+    return outputs, {
+        name: float(g.norm()) if g is not None else 0.0 for name, g in zip(parameters, gradients, strict=True)
+    }
 
 
 @torch.no_grad()
@@ -93,14 +123,26 @@ def _predictions(model: BitNetTransformer, tokenizer: Tokenizer, prompt: str) ->
     logits = model(ids)[0, -1]
     probs, best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
     tokens = [tokenizer.decode([token]) for token in best.tolist()]
-    return {"prompt": prompt, "tokens": tokens, "ids": best.tolist(), "probs": probs.tolist(), "entropy": entropy_nats(logits)}
+    return {
+        "prompt": prompt,
+        "tokens": tokens,
+        "ids": best.tolist(),
+        "probs": probs.tolist(),
+        "entropy": entropy_nats(logits),
+    }
 
 
 def _histogram(stem: Path, values: Tensor, title: str) -> None:
     """JSON with counts and edges of the finite values, and a PNG."""
     flat = values.flatten().numpy()
-    good = flat[np.isfinite(flat)].astype(np.float64)  # the range of a histogram may exceed what float32 holds
-    counts, edges = np.histogram(good, bins=BINS) if good.size else (np.zeros(BINS, dtype=int), np.linspace(0, 1, BINS + 1))
+    good = flat[np.isfinite(flat)].astype(
+        np.float64
+    )  # the range of a histogram may exceed what float32 holds
+    counts, edges = (
+        np.histogram(good, bins=BINS)
+        if good.size
+        else (np.zeros(BINS, dtype=int), np.linspace(0, 1, BINS + 1))
+    )
     facts = {
         "mean": float(good.mean()) if good.size else None,
         "std": float(good.std()) if good.size else None,
@@ -112,7 +154,9 @@ def _histogram(stem: Path, values: Tensor, title: str) -> None:
 
 def _shares(stem: Path, codes: Tensor, title: str) -> None:
     counts = [int((codes == value).sum()) for value in (-1, 0, 1)]
-    _write(stem.with_suffix(".json"), {"-1": counts[0], "0": counts[1], "+1": counts[2], "total": codes.numel()})
+    _write(
+        stem.with_suffix(".json"), {"-1": counts[0], "0": counts[1], "+1": counts[2], "total": codes.numel()}
+    )
     _bars(stem.with_suffix(".png"), [-1, 0, 1], counts, 0.8, title)
 
 

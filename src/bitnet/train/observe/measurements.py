@@ -25,7 +25,8 @@ PROBE_ROWS = 16  # rows of the frozen evaluation set that activations are measur
 
 
 class Evaluation:
-    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few cases.
+    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few
+    cases.
 
     A model whose logits are not finite has no metrics; its line has the loss only, as null.
     """
@@ -71,7 +72,9 @@ class Probe:
 
     order = Order.MEASUREMENTS
 
-    def __init__(self, writer: LineWriter, model: BitNetTransformer, config: TrainConfig, batches: Sequence[Batch]) -> None:
+    def __init__(
+        self, writer: LineWriter, model: BitNetTransformer, config: TrainConfig, batches: Sequence[Batch]
+    ) -> None:
         self.every, self.writer, self.model = config.probe_every, writer, model
         rows = batches[0].input_ids[:PROBE_ROWS]
         self.input_ids = rows.to(model.final_norm.weight.device)
@@ -79,7 +82,9 @@ class Probe:
 
     def __call__(self, report: StepReport) -> None:
         codes = ternary_codes(self.model)
-        self.writer.write({"step": report.step, **ternary_statistics(self.model, codes, self.codes, self.input_ids)})
+        self.writer.write(
+            {"step": report.step, **ternary_statistics(self.model, codes, self.codes, self.input_ids)}
+        )
         self.codes = codes
 
     def memory(self) -> dict[str, Tensor]:
@@ -90,9 +95,14 @@ class Probe:
         """Take up what `memory` gave."""
         for name, packed in memory.items():
             codes = self.codes.get(name)
-            if codes is None or packed.dim() != 2 or packed.shape != (-(-codes.shape[0] // PER_BYTE), codes.shape[1]):
+            if (
+                codes is None
+                or packed.dim() != 2
+                or packed.shape != (-(-codes.shape[0] // PER_BYTE), codes.shape[1])
+            ):
                 raise CheckpointError(
-                    f"the memory of the probes has {name[:80]!r}, which is not of this model; use the run's own checkpoint"
+                    f"the memory of the probes has {name[:80]!r}, which is not of this model; use the run's "
+                    "own checkpoint"
                 )
             self.codes[name] = unpack_ternary(packed)[: codes.shape[0]].to(codes.device)
 
@@ -103,7 +113,9 @@ def _padded(codes: Tensor) -> Tensor:
 
 
 class Samples:
-    """samples/samples.jsonl: every fixed prompt in every mode, with a stable seed each. rows: the samples of the last time."""
+    """samples/samples.jsonl: every fixed prompt in every mode, with a stable seed each. rows: the samples of
+    the last time.
+    """
 
     order = Order.SAMPLES
 
@@ -114,7 +126,12 @@ class Samples:
     def __call__(self, report: StepReport) -> None:
         self.rows = [
             snapshot(
-                self.model, self.task.tokenizer, prompt, mode=mode, seed=stable_seed(index, report.step, mode), stop=self.task.end_mark
+                self.model,
+                self.task.tokenizer,
+                prompt,
+                mode=mode,
+                seed=stable_seed(index, report.step, mode),
+                stop=self.task.end_mark,
             )
             for index, prompt in enumerate(self.task.prompts)
             for mode in MODES

@@ -1,7 +1,7 @@
 """What watches every update: metrics, status, checkpoints. One call, one period each.
 
-An observer reads reports and the model between updates. It never changes a weight and never draws from the random
-state that training uses, so losses are the same with and without it.
+An observer reads reports and the model between updates. It never changes a weight and never draws from the
+random state that training uses, so losses are the same with and without it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,8 @@ class Order(IntEnum):
     AVERAGE = 4
     """The alarms compare a loss with the average before it."""
     GUARD = 5
-    """It may end the run; the dump and the line are written by then, and no broken model is measured or saved."""
+    """It may end the run; the dump and the line are written by then, and no broken model is measured or
+    saved."""
     MEASUREMENTS = 6
     CHECKPOINT = 7
     """Last: every metric line of the update is on disk before its checkpoint."""
@@ -86,8 +87,12 @@ class LossAverage:
             self.losses.append(report.loss)
 
     def read(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Take up the losses of recorded updates (rows of metrics/scalars.jsonl), without those of refused ones."""
-        self.losses.extend(row["loss"] for row in rows if row.get("loss") is not None and not _was_refused(row))
+        """Take up the losses of recorded updates (rows of metrics/scalars.jsonl), without those of refused
+        ones.
+        """
+        self.losses.extend(
+            row["loss"] for row in rows if row.get("loss") is not None and not _was_refused(row)
+        )
 
     @property
     def value(self) -> float | None:
@@ -105,7 +110,9 @@ class Scalars:
 
     every, order = 1, Order.LINE
 
-    def __init__(self, writer: LineWriter, config: RunConfig, device: torch.device, flag: Callable[[], str | None]) -> None:
+    def __init__(
+        self, writer: LineWriter, config: RunConfig, device: torch.device, flag: Callable[[], str | None]
+    ) -> None:
         """flag: the events that the anomaly rules saw at this update, if any."""
         self.writer, self.device, self.flag = writer, device, flag
         self.flops_per_token = config.model.flops_per_token(config.train.seq_len)
@@ -154,7 +161,13 @@ class Status:
         self.step = step
         if state != "failed":
             demand_run(self.layout)
-        values = {"state": state, "why": why, "step": step, "total_steps": self.config.total_steps, "pid": os.getpid()}
+        values = {
+            "state": state,
+            "why": why,
+            "step": step,
+            "total_steps": self.config.total_steps,
+            "pid": os.getpid(),
+        }
         write_json(self.layout.status, {**values, "started_unix": self.started, "updated_unix": time.time()})
 
     def stopped_at_once(self, why: str) -> None:
@@ -170,9 +183,14 @@ class Status:
 
 
 def demand_run(layout: RunLayout) -> None:
-    """Raise RunError where the run's folder is gone, before anything is written into a new one of the same name."""
+    """Raise RunError where the run's folder is gone, before anything is written into a new one of the same
+    name.
+    """
     if not layout.config.is_file():
-        raise RunError(f"{layout.root} was removed or moved while the run was training, so nothing more can be kept; begin the run again")
+        raise RunError(
+            f"{layout.root} was removed or moved while the run was training, so nothing more can be kept; "
+            "begin the run again"
+        )
 
 
 def step_before(layout: RunLayout) -> int:
@@ -189,7 +207,9 @@ ROLL_BACK = "roll_back"
 
 
 class Diverged(Exception):
-    """Nothing can be learned from here: updates in a row, or the weights, are not finite. The run goes back (roll_back.py)."""
+    """Nothing can be learned from here: updates in a row, or the weights, are not finite. The run goes back
+    (roll_back.py).
+    """
 
     def __init__(self, reason: str, refused: Sequence[int], report: StepReport) -> None:
         """refused: the updates in a row that were not applied."""
@@ -200,7 +220,9 @@ class Diverged(Exception):
 
 
 class Guard:
-    """Counts refused updates and raises Diverged after three in a row; the weights are as they were before the first."""
+    """Counts refused updates and raises Diverged after three in a row; the weights are as they were before
+    the first.
+    """
 
     every, order = 1, Order.GUARD
     LIMIT = 3
@@ -233,7 +255,9 @@ class Checkpoints:
         skips: Sequence[Skip],
         scaling: LossScale | None = None,
     ) -> None:
-        """memory: what the other observers must find again after a resume; skips: training data that was left out."""
+        """memory: what the other observers must find again after a resume; skips: training data that was left
+        out.
+        """
         self.scaling = scaling
         self.layout, self.model, self.optimizers, self.config = layout, model, optimizers, config
         self.writers, self.memory, self.guard, self.skips = writers, memory, guard, skips
@@ -249,23 +273,40 @@ class Checkpoints:
                 raise Diverged("nan_inf_weights", self.guard.refused, report) from None
 
     def save(self, step: int, tokens_seen: int, loss: float | None) -> None:
-        """Write a checkpoint of this step; every metric line up to it is on disk first. Raises NotFiniteError for broken weights.
+        """Write a checkpoint of this step; every metric line up to it is on disk first. Raises NotFiniteError
+        for broken weights.
 
-        Nothing is deleted when a signal asks for a checkpoint or while updates are being refused: the checkpoint that a run would go
-        back to must be the same one whether it was interrupted or not.
+        Nothing is deleted when a signal asks for a checkpoint or while updates are being refused: the
+        checkpoint that a run would go back to must be the same one whether it was interrupted or not.
         """
         demand_run(self.layout)
         for writer in self.writers:
             writer.sync()
-        answer = {"refused_in_a_row": len(self.guard.refused), "skipped_data": [list(skip) for skip in self.skips]}
+        answer = {
+            "refused_in_a_row": len(self.guard.refused),
+            "skipped_data": [list(skip) for skip in self.skips],
+        }
         lines = {str(writer.path.relative_to(self.layout.root)): writer.extent() for writer in self.writers}
         scale = None if self.scaling is None else self.scaling.state()
-        state = {**training_state(self.config, step, tokens_seen, loss), **answer, "loss_scale": scale, "lines": lines}
+        state = {
+            **training_state(self.config, step, tokens_seen, loss),
+            **answer,
+            "loss_scale": scale,
+            "lines": lines,
+        }
         model: dict[str, Tensor] = dict(self.model.named_parameters())
-        save_checkpoint(self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state, self.memory()))
+        save_checkpoint(
+            self.layout, Checkpoint(step, model, self.optimizers.state_tensors(), state, self.memory())
+        )
         if self.config.has_checkpoint(step) and not self.guard.refused:
             keep_last, keep_every = self.config.keep_last, self.config.keep_every
-            prune(self.layout, mandatory=self.mandatory, keep_last=keep_last, keep_every=keep_every, named=self.named)
+            prune(
+                self.layout,
+                mandatory=self.mandatory,
+                keep_last=keep_last,
+                keep_every=keep_every,
+                named=self.named,
+            )
 
 
 def training_state(config: TrainConfig, step: int, tokens_seen: int, loss: float | None) -> dict[str, Any]:
@@ -282,7 +323,11 @@ def training_state(config: TrainConfig, step: int, tokens_seen: int, loss: float
             "stage2_lr": config.stage2_lr,
             "final_lr": config.final_lr,
         },
-        "wd_scheduler_state": {"current_step": step, "stage1_wd": config.stage1_wd, "stage2_wd": config.stage2_wd},
+        "wd_scheduler_state": {
+            "current_step": step,
+            "stage1_wd": config.stage1_wd,
+            "stage2_wd": config.stage2_wd,
+        },
         "rng_states": random_states(),
         "config": "meta/config.json",
     }

@@ -1,4 +1,6 @@
-"""Progress for a person: one line per log interval, and in a terminal a line that rewrites itself in between."""
+"""Progress for a person: one line per log interval, and in a terminal a line that rewrites itself in
+between.
+"""
 
 from __future__ import annotations
 

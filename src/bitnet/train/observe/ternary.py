@@ -1,7 +1,7 @@
 """Statistics of the ternary weights and int8 activations of a model.
 
-Shares are numbers from 0 to 1 (the seeds' names end in _pct all the same). Between 20% and 60% zeros is what trained
-ternary models show; a Gaussian gives 31% at the start.
+Shares are numbers from 0 to 1 (the seeds' names end in _pct all the same). Between 20% and 60% zeros is what
+trained ternary models show; a Gaussian gives 31% at the start.
 """
 
 from __future__ import annotations
@@ -39,10 +39,13 @@ def ternary_codes(model: BitNetTransformer) -> Codes:
 
 
 @torch.no_grad()
-def ternary_statistics(model: BitNetTransformer, codes: Codes, previous: Codes, input_ids: Tensor) -> dict[str, Any]:
+def ternary_statistics(
+    model: BitNetTransformer, codes: Codes, previous: Codes, input_ids: Tensor
+) -> dict[str, Any]:
     """One row of metrics/quantization.jsonl, without its step.
 
-    codes: of the model now; previous: of the last probe; input_ids: int64 (B, T) that activations are measured on.
+    codes: of the model now; previous: of the last probe; input_ids: int64 (B, T) that activations are
+    measured on.
     """
     row: dict[str, Any] = {}
     activations = activation_ranges(model, input_ids)
@@ -66,11 +69,15 @@ def _layer(layer: BitLinear, codes: Tensor, previous: Tensor) -> dict[str, Any]:
 
 
 def _summary(row: dict[str, Any], codes: Codes) -> dict[str, Any]:
-    """The same over the whole model: shares weighted by size, dead rows and columns added, the largest activation."""
+    """The same over the whole model: shares weighted by size, dead rows and columns added, the largest
+    activation.
+    """
     sizes = {name: tensor.numel() for name, tensor in codes.items()}
     total = sum(sizes.values())
     shares = ("neg1_pct", "zero_pct", "pos1_pct", "flipped_pct")
-    summary: dict[str, Any] = {key: sum(row[f"{name}_{key}"] * size for name, size in sizes.items()) / total for key in shares}
+    summary: dict[str, Any] = {
+        key: sum(row[f"{name}_{key}"] * size for name, size in sizes.items()) / total for key in shares
+    }
     summary |= {key: sum(row[f"{name}_{key}"] for name in sizes) for key in ("dead_rows", "dead_cols")}
     summary["act_absmax"] = max(row[f"{name}_act_absmax"] for name in sizes)
     summary["act_clip_pct"] = sum(row[f"{name}_act_clip_pct"] for name in sizes) / len(sizes)
@@ -79,12 +86,17 @@ def _summary(row: dict[str, Any], codes: Codes) -> dict[str, Any]:
 
 @torch.no_grad()
 def activation_ranges(model: BitNetTransformer, input_ids: Tensor) -> dict[str, dict[str, float]]:
-    """For the inputs of every ternary layer: act_absmax, and act_clip_pct, the share of codes at the int8 limit."""
+    """For the inputs of every ternary layer: act_absmax, and act_clip_pct, the share of codes at the int8
+    limit.
+    """
     seen: dict[str, dict[str, float]] = {}
 
     def look(name: str, x: Tensor) -> None:
         codes = quantize_activations(x).codes
-        seen[name] = {"act_absmax": float(x.abs().max()), "act_clip_pct": float((codes.abs() >= INT8_LIMIT).float().mean())}
+        seen[name] = {
+            "act_absmax": float(x.abs().max()),
+            "act_clip_pct": float((codes.abs() >= INT8_LIMIT).float().mean()),
+        }
 
     with watched_inputs(model, look):
         model(input_ids)

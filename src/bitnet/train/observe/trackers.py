@@ -1,8 +1,9 @@
-"""Optional mirrors of the metric rows: TensorBoard, Weights & Biases, Trackio. The run directory stays the truth.
+"""Optional mirrors of the metric rows: TensorBoard, Weights & Biases, Trackio. The run directory stays the
+truth.
 
-Each is a listener that is called with the name of a file (`scalars`, `quantization`, `eval_results`) and a row. Numbers
-are passed on; samples and lists are not. Nothing goes over the network unless the user's own settings say so: Weights
-& Biases starts offline unless WANDB_MODE is set, and Trackio keeps a local database.
+Each is a listener that is called with the name of a file (`scalars`, `quantization`, `eval_results`) and a
+row. Numbers are passed on; samples and lists are not. Nothing goes over the network unless the user's own
+settings say so: Weights & Biases starts offline unless WANDB_MODE is set, and Trackio keeps a local database.
 """
 
 from __future__ import annotations
@@ -23,7 +24,11 @@ PROJECT = "bitnet"
 
 def numbers_of(stem: str, row: dict[str, Any]) -> dict[str, float]:
     """`scalars/loss` and so on: what a mirror can draw."""
-    return {f"{stem}/{key}": float(value) for key, value in row.items() if key != "step" and isinstance(value, int | float)}
+    return {
+        f"{stem}/{key}": float(value)
+        for key, value in row.items()
+        if key != "step" and isinstance(value, int | float)
+    }
 
 
 @contextmanager
@@ -72,4 +77,6 @@ def _import(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError:
-        raise ConfigError(f"--mirror {name} needs the package {name}; install it with: pip install 'bitnet[{name}]'") from None
+        raise ConfigError(
+            f"--mirror {name} needs the package {name}; install it with: pip install 'bitnet[{name}]'"
+        ) from None

@@ -1,18 +1,21 @@
-"""The far side of sandbox.py: a small interpreter that runs every program in a process of its own, with the doors shut.
+"""The far side of sandbox.py: a small interpreter that runs every program in a process of its own, with the
+doors shut.
 
-It is started as a script (`python -I -S sandbox_worker.py`), reads limits and then programs as JSON lines, and answers each with
-one line. It never runs a program itself: a forked child does, and says what came of it through a pipe. Before the first
-line of the program runs, the child has
+It is started as a script (`python -I -S sandbox_worker.py`), reads limits and then programs as JSON lines,
+and answers each with one line. It never runs a program itself: a forked child does, and says what came of it
+through a pipe. Before the first line of the program runs, the child has
 
 *   no builtins for it but print and range,
 *   limits on CPU time, memory, files and processes, which the system keeps,
-*   on Linux (x86-64 and ARM64) a seccomp filter: the kernel ends the process at any system call but writing to what is open
-    (the pipe and /dev/null), memory, and its own end. It cannot be lifted, whatever becomes of the interpreter,
-*   an audit hook that makes Python's own reports of what reaches outside (import, open, fork, ...) raise. It is a function
-    of C without any state, so that there is nothing to switch off. Not all of Python reports (os.mkfifo does not), so this
-    is a second best for systems without seccomp.
+* on Linux (x86-64 and ARM64) a seccomp filter: the kernel ends the process at any system call but writing to
+  what is open (the pipe and /dev/null), memory, and its own end. It cannot be lifted, whatever becomes of the
+  interpreter,
+* an audit hook that makes Python's own reports of what reaches outside (import, open, fork, ...) raise. It is
+  a function of C without any state, so that there is nothing to switch off. Not all of Python reports
+  (os.mkfifo does not), so this is a second best for systems without seccomp.
 
-Only the standard library, since nothing else can be imported here. What programs may be is decided in subset.py.
+Only the standard library, since nothing else can be imported here. What programs may be is decided in
+subset.py.
 """
 
 from __future__ import annotations
@@ -31,7 +34,8 @@ from typing import IO, Any
 
 LONGEST_ANSWER = 1_000_000  # bytes that are read from a child
 
-# Linux: include/uapi/linux/{prctl,seccomp,audit,filter}.h; system calls by number: arch/*/include/asm/unistd.h
+# Linux: include/uapi/linux/{prctl,seccomp,audit,filter}.h; system calls by number:
+# arch/*/include/asm/unistd.h
 NO_NEW_PRIVILEGES, SET_SECCOMP, FILTER = 38, 22, 2
 KILL_PROCESS, ALLOW = 0x8000_0000, 0x7FFF_0000
 LOAD, JUMP_IF_EQUAL, RETURN = 0x20, 0x15, 0x06  # BPF: a word of the call's description; compare; the verdict
@@ -40,23 +44,33 @@ CALLS = {
     "x86_64": (0xC000_003E, (1, 9, 11, 12, 15, 25, 28, 60, 202, 231)),
     "aarch64": (0xC000_00B7, (64, 222, 215, 214, 139, 216, 233, 93, 98, 94)),
 }
-"""By machine: the kernel's name for its calling convention, and the numbers of the calls that a program may make."""
+"""By machine: the kernel's name for its calling convention, and the numbers of the calls that a program may
+make."""
 
 
 # ---- the child: shut the doors, run one program, say what came of it
 
 
 def _filter(machine: str) -> list[tuple[int, int, int, int]]:
-    """The BPF program (operation, jump if equal, jump if not, value): kill unless the call is one of CALLS."""
+    """The BPF program (operation, jump if equal, jump if not, value): kill unless the call is one of
+    CALLS.
+    """
     convention, calls = CALLS[machine]
-    lines = [(LOAD, 0, 0, 4), (JUMP_IF_EQUAL, 1, 0, convention), (RETURN, 0, 0, KILL_PROCESS), (LOAD, 0, 0, 0)]
+    lines = [
+        (LOAD, 0, 0, 4),
+        (JUMP_IF_EQUAL, 1, 0, convention),
+        (RETURN, 0, 0, KILL_PROCESS),
+        (LOAD, 0, 0, 0),
+    ]
     for place, call in enumerate(calls):
         lines.append((JUMP_IF_EQUAL, len(calls) - place, 0, call))
     return [*lines, (RETURN, 0, 0, KILL_PROCESS), (RETURN, 0, 0, ALLOW)]
 
 
 def kernel_door() -> Callable[[], bool] | None:
-    """What shuts the kernel's door for this process for good, and says whether it did; None where there is no such door."""
+    """What shuts the kernel's door for this process for good, and says whether it did; None where there is no
+    such door.
+    """
     machine = os.uname().machine
     if sys.platform != "linux" or machine not in CALLS or sys.maxsize < 2**32:
         return None
@@ -66,7 +80,12 @@ def kernel_door() -> Callable[[], bool] | None:
         return None
 
     class Line(ctypes.Structure):
-        _fields_ = [("operation", ctypes.c_uint16), ("yes", ctypes.c_uint8), ("no", ctypes.c_uint8), ("value", ctypes.c_uint32)]
+        _fields_ = [
+            ("operation", ctypes.c_uint16),
+            ("yes", ctypes.c_uint8),
+            ("no", ctypes.c_uint8),
+            ("value", ctypes.c_uint32),
+        ]
 
     class Program(ctypes.Structure):
         _fields_ = [("length", ctypes.c_uint16), ("lines", ctypes.POINTER(Line))]
@@ -79,13 +98,17 @@ def kernel_door() -> Callable[[], bool] | None:
     address = ctypes.addressof(program)
 
     def shut(_keep: object = (lines, program)) -> bool:
-        return bool(prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and prctl(SET_SECCOMP, FILTER, address, 0, 0) == 0)
+        return bool(
+            prctl(NO_NEW_PRIVILEGES, 1, 0, 0, 0) == 0 and prctl(SET_SECCOMP, FILTER, address, 0, 0) == 0
+        )
 
     return shut
 
 
 def usable_door() -> Callable[[], bool] | None:
-    """`kernel_door`, where a process that shut it was let through: a kernel may lack the filter, or a container forbid it."""
+    """`kernel_door`, where a process that shut it was let through: a kernel may lack the filter, or a
+    container forbid it.
+    """
     door = kernel_door()
     if door is None:
         return None
@@ -96,11 +119,15 @@ def usable_door() -> Callable[[], bool] | None:
 
 
 def _limit_resources(limits: dict[str, Any]) -> None:
-    """What the system keeps to: memory, and nothing new. CPU: the alarm raises first, the system kills a second later."""
+    """What the system keeps to: memory, and nothing new. CPU: the alarm raises first, the system kills a
+    second later.
+    """
     memory, cpu = limits["memory_mib"] * 2**20, int(limits["cpu_seconds"]) + 2
     wanted = {"AS": memory, "DATA": memory, "CPU": cpu, "FSIZE": 0, "NOFILE": 0, "NPROC": 0, "CORE": 0}
     for name, value in wanted.items():
-        with contextlib.suppress(AttributeError, ValueError, OSError):  # a system that lacks one keeps the others
+        with contextlib.suppress(
+            AttributeError, ValueError, OSError
+        ):  # a system that lacks one keeps the others
             resource.setrlimit(getattr(resource, f"RLIMIT_{name}"), (value, value))
 
 
@@ -119,10 +146,14 @@ def _printer(lines: list[str], limit: int) -> Callable[..., None]:
     return collect
 
 
-def _results(question: dict[str, Any], limits: dict[str, Any], door: Callable[[], bool] | None) -> dict[str, Any]:
+def _results(
+    question: dict[str, Any], limits: dict[str, Any], door: Callable[[], bool] | None
+) -> dict[str, Any]:
     """Shut the doors and run a program. What was prepared before them is all that it can use."""
     lines: list[str] = []
-    space: dict[str, Any] = {"__builtins__": {"print": _printer(lines, limits["printed_lines"]), "range": range}}
+    space: dict[str, Any] = {
+        "__builtins__": {"print": _printer(lines, limits["printed_lines"]), "range": range}
+    }
     begin = FunctionType(compile(question["source"], "program", "exec", dont_inherit=True), space)
     _limit_resources(limits)
     signal.signal(signal.SIGPROF, _alarm)
@@ -144,7 +175,9 @@ def _results(question: dict[str, Any], limits: dict[str, Any], door: Callable[[]
     return {"results": results}
 
 
-def _child(question: dict[str, Any], limits: dict[str, Any], door: Callable[[], bool] | None, answers: int) -> None:
+def _child(
+    question: dict[str, Any], limits: dict[str, Any], door: Callable[[], bool] | None, answers: int
+) -> None:
     """Everything that happens in the process of one program."""
     os.setsid()
     os.dup2(answers, 3)
@@ -173,7 +206,9 @@ def _serve(questions: IO[bytes], answers: IO[bytes]) -> None:
         answers.flush()
 
 
-def _answer(question: dict[str, Any], limits: dict[str, Any], door: Callable[[], bool] | None) -> dict[str, Any]:
+def _answer(
+    question: dict[str, Any], limits: dict[str, Any], door: Callable[[], bool] | None
+) -> dict[str, Any]:
     """What a child makes of a program."""
     reading, writing = os.pipe()
     child = os.fork()
