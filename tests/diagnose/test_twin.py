@@ -41,11 +41,7 @@ def test_healthy_twins_pass(subject: Subject) -> None:
     assert [check for check in checks if not check.ok] == []
     assert {
         name for name in ("AdamW", "Muon", "preference") if any(name in check.name for check in checks)
-    } == {
-        "AdamW",
-        "Muon",
-        "preference",
-    }
+    } == {"AdamW", "Muon", "preference"}
 
 
 def test_every_mechanism_acts_in_a_twin(subject: Subject) -> None:
