@@ -146,8 +146,8 @@ def why_outgrown(row: Row) -> str | None:
     now = settings_of(variant.config)
     if row["parameters"] != variant.config.model.total_params:
         return f"{row['parameters']:,} parameters"
-    if row["tokens"] > variant.config.train.total_tokens:
-        return f"{row['tokens']:,} tokens"
+    if row["budget"] != variant.config.train.total_tokens:
+        return f"a budget of {row['budget']:,} tokens"
     keys = sorted((row["settings"].keys() | now.keys()) - NOT_SETTINGS)
     other = [key for key in keys if row["settings"].get(key) != now.get(key)]
     if other:

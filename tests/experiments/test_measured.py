@@ -188,6 +188,7 @@ def test_a_row_whose_variant_has_changed_since_is_dropped(
         record.why_outgrown({**whole, "settings": record.settings_of(small)})
         == "other settings: data.max_operand"
     )
+    assert record.why_outgrown({**whole, "budget": 1_000}) == "a budget of 1,000 tokens"
     assert record.why_outgrown({**whole, "metrics": {}}) == "not judged by exact_match"
 
 
