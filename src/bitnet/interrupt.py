@@ -27,7 +27,7 @@ STOPPERS = (signal.SIGINT, signal.SIGTERM)
 LastWords = Callable[[signal.Signals], None]
 
 
-class Watch:
+class SignalWatch:
     """Counts the stop signals of this process, and ends it some seconds after the second."""
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Watch:
                 speak(number)
 
 
-_watch: Watch | None = None
+_watch: SignalWatch | None = None
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def second_signal_ends() -> Iterator[None]:
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield
         return
-    watch = _watch = Watch()
+    watch = _watch = SignalWatch()
     before = signal.set_wakeup_fd(watch.writer.fileno(), warn_on_full_buffer=False)
     watch.start()
     try:

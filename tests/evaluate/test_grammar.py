@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from bitnet.evaluate.grammar import Pair, grammar_metrics, minimal_pairs, sentence_log_probs
+from bitnet.evaluate.grammar import MinimalPair, grammar_metrics, minimal_pairs, sentence_log_probs
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
@@ -78,7 +78,7 @@ def test_a_model_gets_the_sentences_that_it_learned_right_or_wrong() -> None:
 
 
 def test_equal_sentences_are_no_hit() -> None:
-    metrics = grammar_metrics(model_of(), TOKENIZER, [Pair("agreement", "I ran.", "I ran.")])
+    metrics = grammar_metrics(model_of(), TOKENIZER, [MinimalPair("agreement", "I ran.", "I ran.")])
     assert metrics == {
         "grammar": 0.0,
         "grammar_cases": 1.0,

@@ -20,7 +20,7 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.loss_scale import INITIAL_SCALE, LossScale
 from bitnet.optim.optimizer import OptimizerConfig, Optimizers
 from bitnet.optim.schedule import Rates
-from bitnet.optim.update import LOSS_SCALE_OVERFLOW, Outcome, apply_update
+from bitnet.optim.update import LOSS_SCALE_OVERFLOW, UpdateOutcome, apply_update
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 from bitnet.train.device import Machine, choose_machine
@@ -33,7 +33,7 @@ MUON = OptimizerConfig(kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_moment
 
 def update(
     model: BitNetTransformer, optimizers: Optimizers, scaling: LossScale | None, *, overflow: bool = False
-) -> Outcome:
+) -> UpdateOutcome:
     """One update whose gradient is 0.01 everywhere, times the scale; one element of one of Muon's matrices
     may overflow.
     """
@@ -162,7 +162,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
         now = step
         return real_numbers(step, *words, **sizes)
 
-    def overflowing(model: BitNetTransformer, *words: Any, **options: Any) -> Outcome:
+    def overflowing(model: BitNetTransformer, *words: Any, **options: Any) -> UpdateOutcome:
         if now in steps:
             next(model.parameters()).grad[0] = torch.inf  # type: ignore[index]
         return real_apply(model, *words, **options)

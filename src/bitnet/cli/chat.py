@@ -73,7 +73,7 @@ class Sitting:
         self.sampling = dataclasses.replace(self.sampling, seed=self.sampling.seed + 1)
 
 
-class Leave(Exception):
+class LeaveChat(Exception):
     """The person wants to stop."""
 
 
@@ -177,7 +177,7 @@ def _talk(sitting: Sitting) -> None:
                 _command(sitting, text)
             elif text:
                 _answer(sitting, text)
-    except (Leave, EOFError, KeyboardInterrupt):
+    except (LeaveChat, EOFError, KeyboardInterrupt):
         print()
 
 
@@ -205,7 +205,7 @@ def _command(sitting: Sitting, text: str) -> None:
     """Something for this program, not for the model."""
     word, _, rest = text.partition(" ")
     if word == "/quit":
-        raise Leave
+        raise LeaveChat
     if word not in COMMANDS:
         print(f"  there is no {word}.{did_you_mean(word, COMMANDS)}")
     elif word == "/temperature":

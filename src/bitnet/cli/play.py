@@ -52,7 +52,7 @@ class Table:
     score: dict[str, int] = field(default_factory=lambda: {"you": 0, "model": 0, "draws": 0, "illegal": 0})
 
 
-class Leave(Exception):
+class LeaveGame(Exception):
     """The person wants to stop."""
 
 
@@ -82,7 +82,7 @@ def main(arguments: Sequence[str]) -> int:
         while True:
             play_one(table)
             ask_again(table)
-    except (Leave, EOFError, KeyboardInterrupt):
+    except (LeaveGame, EOFError, KeyboardInterrupt):
         print()
     score = table.score
     print(
@@ -95,10 +95,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def ask(prompt: str) -> str:
-    """One line from the person. Raises Leave for q."""
+    """One line from the person. Raises LeaveGame for q."""
     word = input(prompt).strip().lower()
     if word in ("q", "quit", "exit"):
-        raise Leave
+        raise LeaveGame
     return word
 
 

@@ -30,7 +30,7 @@ SAY_EVERY_DOCUMENTS = 10_000
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainFlags(CorpusFlags):
+class TokenizerFlags(CorpusFlags):
     """Make a tokenizer from documents; those that `bitnet prepare` holds out are left out."""
 
     vocab_size: int
@@ -63,7 +63,7 @@ class InspectFlags:
     """Print the result as JSON on the last line."""
 
 
-ACTIONS = {"train": TrainFlags, "inspect": InspectFlags}
+ACTIONS = {"train": TokenizerFlags, "inspect": InspectFlags}
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -75,13 +75,13 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError("say what to do: bitnet tokenizer train, or bitnet tokenizer inspect")
     action, *rest = arguments
     if action == "train":
-        return train(parse(TrainFlags, rest, "tokenizer train"))
+        return train(parse(TokenizerFlags, rest, "tokenizer train"))
     if action == "inspect":
         return inspect(parse(InspectFlags, rest, "tokenizer inspect"))
     raise ConfigError(f"there is no `bitnet tokenizer {action}`.{did_you_mean(action, ACTIONS)}")
 
 
-def train(flags: TrainFlags) -> int:
+def train(flags: TokenizerFlags) -> int:
     """Train, and put the folder in place in one step."""
     within("--max-documents", flags.max_documents, 1, MOST_DOCUMENTS)
     within("--vocab-size", flags.vocab_size, 1, MOST_ENTRIES)

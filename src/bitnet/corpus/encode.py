@@ -48,7 +48,7 @@ class Texts(NamedTuple):
             yield self.content[start:end].decode()
 
 
-class Batch(NamedTuple):
+class DocumentBatch(NamedTuple):
     """Documents in a row, and what was left out on the way to the last of them. position: where to go on
     after it.
     """
@@ -60,7 +60,7 @@ class Batch(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedDocuments:
     """D documents, each ending with the end-of-text id.
 
     tokens: (sum of lengths,); lengths: int64 (D,), tokens with that id; roles: uint8 (D,).
@@ -79,7 +79,7 @@ class Encoder:
     hold_out: HoldOut
     dtype: str
 
-    def __call__(self, texts: Texts) -> Encoded:
+    def __call__(self, texts: Texts) -> EncodedDocuments:
         """Ids, lengths and roles of the documents."""
         end = np.array([self.tokenizer.eos_id], dtype=self.dtype)
         parts: list[NDArray[np.unsignedinteger]] = []
@@ -87,14 +87,14 @@ class Encoder:
         for text in texts.each():
             parts.append(np.append(self.tokenizer.encode_array(text).astype(self.dtype), end))
             roles.append(self.hold_out.role(content_hash(text)))
-        return Encoded(
+        return EncodedDocuments(
             tokens=np.concatenate(parts) if parts else end[:0],
             lengths=np.array([len(part) for part in parts], dtype=np.int64),
             roles=np.array(roles, dtype=np.uint8),
         )
 
 
-def batches(source: DocumentSource, position: Position | None) -> Iterator[Batch]:
+def batches(source: DocumentSource, position: Position | None) -> Iterator[DocumentBatch]:
     """The source's documents in batches of about BATCH_BYTES; a longer document is a batch of its own."""
     reading = source.open(position)
     filling = Filling()
@@ -130,15 +130,15 @@ class Filling:
         """Whether it should be encoded now."""
         return len(self.content) >= BATCH_BYTES or self.records >= BATCH_DOCUMENTS
 
-    def batch(self, reading: Reading) -> Batch:
+    def batch(self, reading: Reading) -> DocumentBatch:
         """The batch, at the place that the reading has come to."""
         texts = Texts(bytes(self.content), np.array(self.sizes, dtype=np.int64))
-        return Batch(texts, self.skipped, reading.position(), reading.fraction())
+        return DocumentBatch(texts, self.skipped, reading.position(), reading.fraction())
 
 
 def encode_in_order(
-    work: Iterable[Batch], tokenizer_folder: Path, hold_out: HoldOut, dtype: str, processes: int
-) -> Iterator[tuple[Batch, Encoded]]:
+    work: Iterable[DocumentBatch], tokenizer_folder: Path, hold_out: HoldOut, dtype: str, processes: int
+) -> Iterator[tuple[DocumentBatch, EncodedDocuments]]:
     """Each batch with its ids, in order. processes: 1 works in this process."""
     if processes == 1:
         encoder = Encoder(load_tokenizer(tokenizer_folder), hold_out, dtype)
@@ -149,7 +149,7 @@ def encode_in_order(
     pool = ProcessPoolExecutor(
         processes, context, initializer=_begin, initargs=(tokenizer_folder, hold_out, dtype)
     )
-    waiting: deque[tuple[Batch, Future[Encoded]]] = deque()
+    waiting: deque[tuple[DocumentBatch, Future[EncodedDocuments]]] = deque()
     try:
         for batch in work:
             waiting.append((batch, pool.submit(_encode, batch.texts)))
@@ -161,7 +161,7 @@ def encode_in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _result(pair: tuple[Batch, Future[Encoded]]) -> tuple[Batch, Encoded]:
+def _result(pair: tuple[DocumentBatch, Future[EncodedDocuments]]) -> tuple[DocumentBatch, EncodedDocuments]:
     try:
         return pair[0], pair[1].result()
     except BrokenProcessPool:
@@ -189,6 +189,6 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(texts: Texts) -> Encoded:
+def _encode(texts: Texts) -> EncodedDocuments:
     assert _encoder is not None
     return _encoder(texts)

@@ -25,7 +25,7 @@ from bitnet.allocator import return_freed_memory
 from bitnet.bounds import within
 from bitnet.corpus.corpus import Corpus
 from bitnet.corpus.documents import DocumentSource
-from bitnet.corpus.encode import Batch, Encoded, batches, encode_in_order
+from bitnet.corpus.encode import DocumentBatch, EncodedDocuments, batches, encode_in_order
 from bitnet.corpus.holdout import EVERYTHING, HoldOut, Role
 from bitnet.corpus.shard_writer import SplitWriter
 from bitnet.data.shards import FORMAT, MANIFEST, SPLITS, TOKENIZER, Shards, Split, token_dtype
@@ -261,7 +261,7 @@ class Preparation:
             if full:
                 break
 
-    def _take(self, batch: Batch, encoded: Encoded) -> bool:
+    def _take(self, batch: DocumentBatch, encoded: EncodedDocuments) -> bool:
         """Write a batch. Returns whether a limit was reached; documents after it are left out."""
         taken, full = self._within_limits(encoded)
         counts = self.counts
@@ -284,7 +284,7 @@ class Preparation:
         }
         return full
 
-    def _within_limits(self, encoded: Encoded) -> tuple[NDArray[np.bool_], bool]:
+    def _within_limits(self, encoded: EncodedDocuments) -> tuple[NDArray[np.bool_], bool]:
         """Which documents of a batch are taken, (D,), and whether that is the end.
 
         Where the tokens are enough but hardly any document is held out yet, reading goes on for held-out ones

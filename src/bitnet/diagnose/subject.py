@@ -67,7 +67,7 @@ class Report(Protocol):
     def batches(self) -> tuple[Batch, ...]: ...
 
 
-class Criterion(Protocol):
+class Threshold(Protocol):
     """One threshold of success."""
 
     @property
@@ -141,7 +141,7 @@ class Subject:
     read_update: Callable[[RowSource, int], Sequence[Batch]]
     """The micro-batches that the loop reads of a source at an update, by the settings."""
     rehearse: Callable[[Path], Rehearsal] | None = None
-    criteria: Sequence[Criterion] = ()
+    criteria: Sequence[Threshold] = ()
     planned_tokens: int | None = None
     """Tokens that the experiment's variant plans."""
     layout: RunLayout | None = None

@@ -74,7 +74,7 @@ PLACES = tuple(
 )
 
 
-class Pair(NamedTuple):
+class MinimalPair(NamedTuple):
     """Two sentences that differ in one fault. kind: what it is a fault of."""
 
     kind: str
@@ -82,44 +82,46 @@ class Pair(NamedTuple):
     wrong: str
 
 
-def _pairs_of_words() -> Iterator[Pair]:
+def _pairs_of_words() -> Iterator[MinimalPair]:
     """Pairs in which one word has the wrong form."""
     for index, noun in enumerate(ANIMALS):
         mood = MOODS[index % len(MOODS)]
-        yield Pair("agreement", f"The {noun} was {mood}.", f"The {noun} were {mood}.")
-        yield Pair("agreement", f"The {noun}s were {mood}.", f"The {noun}s was {mood}.")
+        yield MinimalPair("agreement", f"The {noun} was {mood}.", f"The {noun} were {mood}.")
+        yield MinimalPair("agreement", f"The {noun}s were {mood}.", f"The {noun}s was {mood}.")
     for noun in WITH_AN:
-        yield Pair("article", f"She saw an {noun}.", f"She saw a {noun}.")
+        yield MinimalPair("article", f"She saw an {noun}.", f"She saw a {noun}.")
     for noun in WITH_A:
-        yield Pair("article", f"She saw a {noun}.", f"She saw an {noun}.")
+        yield MinimalPair("article", f"She saw a {noun}.", f"She saw an {noun}.")
     for subject, other in CASES:
         for did in ("ran to the park", "saw a big dog", "liked to play"):
-            yield Pair("pronoun", f"{subject} {did}.", f"{other.capitalize()} {did}.")
+            yield MinimalPair("pronoun", f"{subject} {did}.", f"{other.capitalize()} {did}.")
         wrong = subject if subject == "I" else subject.lower()
         for gave in ("Mom gave {} a toy.", "The dog ran after {}."):
-            yield Pair("pronoun", gave.format(other), gave.format(wrong))
+            yield MinimalPair("pronoun", gave.format(other), gave.format(wrong))
     for base, past in VERBS:
         for before in ("Tim wanted to", "She loved to"):
-            yield Pair("infinitive", f"{before} {base}.", f"{before} {past}.")
+            yield MinimalPair("infinitive", f"{before} {base}.", f"{before} {past}.")
         for before in ("Tim did not", "She could not"):
-            yield Pair("auxiliary", f"{before} {base}.", f"{before} {past}.")
+            yield MinimalPair("auxiliary", f"{before} {base}.", f"{before} {past}.")
     for noun in THINGS:
-        yield Pair("number", f"She liked this {noun}.", f"She liked these {noun}.")
-        yield Pair("number", f"She liked these {noun}s.", f"She liked this {noun}s.")
+        yield MinimalPair("number", f"She liked this {noun}.", f"She liked these {noun}.")
+        yield MinimalPair("number", f"She liked these {noun}s.", f"She liked this {noun}s.")
 
 
-def _pairs_of_order() -> Iterator[Pair]:
+def _pairs_of_order() -> Iterator[MinimalPair]:
     """Pairs in which two words have changed places."""
     for noun in ANIMALS:
         for adjective in ("big", "little"):
-            yield Pair("adjective", f"The {adjective} {noun} ran away.", f"The {noun} {adjective} ran away.")
+            yield MinimalPair(
+                "adjective", f"The {adjective} {noun} ran away.", f"The {noun} {adjective} ran away."
+            )
     for place in PLACES:
         for walked in ("She ran", "They walked"):
-            yield Pair("preposition", f"{walked} to the {place}.", f"{walked} the to {place}.")
+            yield MinimalPair("preposition", f"{walked} to the {place}.", f"{walked} the to {place}.")
 
 
 @cache
-def minimal_pairs() -> tuple[Pair, ...]:
+def minimal_pairs() -> tuple[MinimalPair, ...]:
     """All pairs, mixed, so that the first few are of several kinds; always in the same order."""
     found = [*_pairs_of_words(), *_pairs_of_order()]
     random.Random("minimal pairs").shuffle(found)
@@ -127,7 +129,7 @@ def minimal_pairs() -> tuple[Pair, ...]:
 
 
 def grammar_metrics(
-    model: BitNetTransformer, tokenizer: Tokenizer, pairs: Sequence[Pair]
+    model: BitNetTransformer, tokenizer: Tokenizer, pairs: Sequence[MinimalPair]
 ) -> dict[str, float]:
     """Share of the pairs whose right sentence is the likelier one: `grammar`, and `grammar_<kind>`, each with
     its number of cases.

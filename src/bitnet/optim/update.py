@@ -19,7 +19,7 @@ from bitnet.optim.schedule import Rates
 LOSS_SCALE_OVERFLOW = "loss_scale_overflow"
 
 
-class Outcome(NamedTuple):
+class UpdateOutcome(NamedTuple):
     """grad_norm: global L2 norm before clipping; refused: why the update did not happen, or None.
 
     LOSS_SCALE_OVERFLOW is a step of the loss scaling of fp16, and no sign of trouble; the other reasons are.
@@ -37,22 +37,22 @@ def apply_update(
     loss: float,
     clip_norm: float,
     scaling: LossScale | None = None,
-) -> Outcome:
+) -> UpdateOutcome:
     """Clip the gathered gradients to `clip_norm` and step, unless the loss or the norm is not finite.
 
     scaling: what the loss was multiplied by before the backward pass; None where it was not.
     """
     if not math.isfinite(loss):
         optimizers.zero_grad()
-        return Outcome(math.nan, "nan_inf_loss")
+        return UpdateOutcome(math.nan, "nan_inf_loss")
     if scaling is not None:
         scaling.unscale(optimizers)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
     if not math.isfinite(norm):
         optimizers.zero_grad()
         may_help = scaling is not None and scaling.move()
-        return Outcome(norm, LOSS_SCALE_OVERFLOW if may_help else "nan_inf_grad")
+        return UpdateOutcome(norm, LOSS_SCALE_OVERFLOW if may_help else "nan_inf_grad")
     optimizers.step(rates)
     if scaling is not None:
         scaling.move()
-    return Outcome(norm, None)
+    return UpdateOutcome(norm, None)

@@ -49,7 +49,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Anomaly:
+class DumpPage:
     """One debug dump: its folder's name, what its README.md says, and the names of the other files."""
 
     step: int
@@ -77,7 +77,7 @@ class Recorded:
     samples: list[Sample]
     sample_steps: int
     """How many steps have samples; at most SAMPLE_STEPS of them are in `samples`."""
-    anomalies: list[Anomaly]
+    anomalies: list[DumpPage]
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -214,7 +214,7 @@ def _sample(row: dict[str, Any]) -> Sample:
     return Sample(row["step"], row["prompt"], row["mode"], clipped(row["generated_text"]), told)
 
 
-def _anomalies(folder: Path) -> list[Anomaly]:
+def _anomalies(folder: Path) -> list[DumpPage]:
     if not folder.is_dir():
         return []
     matches = [
@@ -228,7 +228,7 @@ def _anomalies(folder: Path) -> list[Anomaly]:
     return [_anomaly(step, event, path) for step, event, path in found[:ANOMALY_LIMIT]]
 
 
-def _anomaly(step: int, event: str, folder: Path) -> Anomaly:
+def _anomaly(step: int, event: str, folder: Path) -> DumpPage:
     readme = folder / "README.md"
     try:
         with open_regular(readme) as file:
@@ -238,4 +238,4 @@ def _anomaly(step: int, event: str, folder: Path) -> Anomaly:
     except (OSError, DataError):
         text = ""
     files = tuple(sorted(path.name for path in folder.iterdir() if path.name != readme.name))
-    return Anomaly(step, event, folder.name, clipped(text.strip(), README_LIMIT), files)
+    return DumpPage(step, event, folder.name, clipped(text.strip(), README_LIMIT), files)

@@ -33,7 +33,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Part:
+class ModelPart:
     """One part of a model: how many parameters, which share of all, and what its weights are."""
 
     name: str
@@ -195,7 +195,7 @@ def measured(run: Recorded) -> list[Row]:
     ]
 
 
-def parts(run: Recorded) -> list[Part]:
+def parts(run: Recorded) -> list[ModelPart]:
     """Where the model's parameters are; empty when the configuration does not describe a model."""
     model = run.section("model")
     if not model:
@@ -209,7 +209,9 @@ def parts(run: Recorded) -> list[Part]:
     total = sum(counts.values()) or 1
     ternary = model.get("weights", "ternary") == "ternary"
     kinds = {name: "ternary" if ternary and name in TERNARY_PARTS else "full precision" for name in counts}
-    return [Part(name.replace("_", " "), count, count / total, kinds[name]) for name, count in counts.items()]
+    return [
+        ModelPart(name.replace("_", " "), count, count / total, kinds[name]) for name, count in counts.items()
+    ]
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ from bitnet.train.observe.observers import (
     Scalars,
     Status,
 )
-from bitnet.train.observe.progress import Progress
+from bitnet.train.observe.progress import ProgressLine
 from bitnet.train.observe.trackers import open_mirror
 from bitnet.train.resume import begin, resume
 from bitnet.train.roll_back import read_skips, roll_back
@@ -296,7 +296,7 @@ def observers_of(
         Scalars(scalars, session.config, session.machine.device, lambda: anomalies.flag),
         average,
         guard,
-        Progress(model, train, to_stderr=session.options.progress_to_stderr),
+        ProgressLine(model, train, to_stderr=session.options.progress_to_stderr),
         probe,
         Evaluation(evaluations, model, task, train, average, frozen),
         status,

@@ -21,11 +21,18 @@ from hypothesis import strategies as st
 
 from bitnet.errors import BitnetError
 from bitnet.experiments.python_subset import sandbox, sandbox_worker
-from bitnet.experiments.python_subset.sandbox import Limits, Outcome, Program, Result, Worker, run_programs
+from bitnet.experiments.python_subset.sandbox import (
+    CallResult,
+    Limits,
+    Outcome,
+    Program,
+    Worker,
+    run_programs,
+)
 
 SHORT = Limits(cpu_seconds=0.1, wall_seconds=10.0)
 GOOD = Program("def f(x):\n    print(x)\n    return x * 2\n", "f", [(1,), (21,)])
-GOOD_OUTCOME = Outcome((Result(2, ("1",)), Result(42, ("21",))))
+GOOD_OUTCOME = Outcome((CallResult(2, ("1",)), CallResult(42, ("21",))))
 FOREVER = "def f(x):\n    while True:\n        x = x + 1\n"
 
 # A way past missing builtins, to every module that the process has loaded. What it then meets is the second
@@ -140,8 +147,8 @@ def test_what_a_function_returns_and_prints_per_call() -> None:
 def test_a_truth_is_not_a_number() -> None:
     (outcome,) = run_programs([alone("def f(x):\n    return x == 1\n")])
     assert outcome.results is not None
-    assert outcome.results[0].same_as(Result(True, ()))
-    assert not outcome.results[0].same_as(Result(1, ()))
+    assert outcome.results[0].same_as(CallResult(True, ()))
+    assert not outcome.results[0].same_as(CallResult(1, ()))
 
 
 def test_a_kernel_that_refuses_the_filter_is_one_without_a_door(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -163,7 +170,7 @@ def test_the_attacks_below_do_get_inside(worker: Worker) -> None:
     """Should this fail, Python has closed the way in, and the attacks that begin with it show nothing any
     more.
     """
-    assert worker.run(alone(inside("return names['os'].O_RDONLY == 0"))) == Outcome((Result(True, ()),))
+    assert worker.run(alone(inside("return names['os'].O_RDONLY == 0"))) == Outcome((CallResult(True, ()),))
 
 
 @pytest.mark.parametrize("name", BREAKOUTS)
@@ -221,7 +228,7 @@ def test_only_numbers_come_back(source: str) -> None:
 
 
 def test_a_program_finds_nothing_of_the_one_before(worker: Worker) -> None:
-    assert worker.run(alone("y = 7\ndef f(x):\n    return y\n")) == Outcome((Result(7, ()),))
+    assert worker.run(alone("y = 7\ndef f(x):\n    return y\n")) == Outcome((CallResult(7, ()),))
     assert worker.run(alone("def f(x):\n    return y\n")).results is None
 
 
@@ -298,18 +305,18 @@ def test_what_a_program_writes_to_the_pipes_is_no_verdict(worker: Worker, text: 
     forged = inside(f"names['os'].write({ANSWERS}, {text!r}.encode() + b'\\n')\n    END")
     for end in ("return names", "return 1", "names['os']._exit(0)", "while True:\n        x = x"):
         outcome = worker.run(alone(forged.replace("END", end)))
-        assert outcome.results in (None, (Result(7, ()),), (Result(2, ()),))
+        assert outcome.results in (None, (CallResult(7, ()),), (CallResult(2, ()),))
         assert worker.run(GOOD) == GOOD_OUTCOME
 
 
 def test_standard_output_leads_nowhere(worker: Worker) -> None:
     attack = "return names['os'].write(1, b'PASS') + names['os'].write(2, b'PASS')"
-    assert worker.run(alone(inside(attack))) == Outcome((Result(8, ()),))
+    assert worker.run(alone(inside(attack))) == Outcome((CallResult(8, ()),))
 
 
 def test_the_pipe_of_the_answers_is_the_one_attacked_here(worker: Worker) -> None:
     assert worker.run(alone(inside(f"return names['os'].write({ANSWERS}, b' ')"))) == Outcome(
-        (Result(1, ()),)
+        (CallResult(1, ()),)
     )
 
 

@@ -14,7 +14,7 @@ from bitnet.data.generated import held_out
 from bitnet.errors import ConfigError
 from bitnet.experiments.python_subset import task as python_subset
 from bitnet.experiments.python_subset.allowed_syntax import refusal, well_formed
-from bitnet.experiments.python_subset.sandbox import Program, Result, run_programs
+from bitnet.experiments.python_subset.sandbox import CallResult, Program, run_programs
 from bitnet.experiments.python_subset.task import (
     CASES_PER_KIND,
     CONSTANTS,
@@ -64,14 +64,14 @@ def test_the_functions_of_the_plan_are_there() -> None:
 
 def test_names_say_what_is_computed() -> None:
     """Worked examples, by hand."""
-    assert function_of("then", "add", "mul", 3, 5, "x").meaning(1) == Result(20, ())
-    assert function_of("if", "sub", "above", 3, 10, "x").meaning(10) == Result(10, ())
-    assert function_of("if", "sub", "above", 3, 10, "x").meaning(11) == Result(8, ())
-    assert function_of("is", "mod", "equal", 7, 2, "x").meaning(9) == Result(True, ())
-    assert function_of("for", "mul", "add", 2, 10, "x").meaning(1) == Result(1024, ())
-    assert function_of("while", "sub", "above", 7, 20, "x").meaning(40) == Result(19, ())
-    assert function_of("sum", "mul", "add", 3, 4, "x").meaning() == Result(18, ())
-    assert function_of("print", "div", "add", 2, 3, "x").meaning() == Result(None, ("0", "0", "1"))
+    assert function_of("then", "add", "mul", 3, 5, "x").meaning(1) == CallResult(20, ())
+    assert function_of("if", "sub", "above", 3, 10, "x").meaning(10) == CallResult(10, ())
+    assert function_of("if", "sub", "above", 3, 10, "x").meaning(11) == CallResult(8, ())
+    assert function_of("is", "mod", "equal", 7, 2, "x").meaning(9) == CallResult(True, ())
+    assert function_of("for", "mul", "add", 2, 10, "x").meaning(1) == CallResult(1024, ())
+    assert function_of("while", "sub", "above", 7, 20, "x").meaning(40) == CallResult(19, ())
+    assert function_of("sum", "mul", "add", 3, 4, "x").meaning() == CallResult(18, ())
+    assert function_of("print", "div", "add", 2, 3, "x").meaning() == CallResult(None, ("0", "0", "1"))
     assert function_of("then", "add", "mul", 3, 5, "n").example == (
         "def add_3_then_mul_5(n):\n",
         f"    n = n + 3\n    return n * 5\n{END}",

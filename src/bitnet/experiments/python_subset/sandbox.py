@@ -51,13 +51,13 @@ class Program(NamedTuple):
     calls: Sequence[tuple[int, ...]]
 
 
-class Result(NamedTuple):
+class CallResult(NamedTuple):
     """What one call returned, and the lines it printed."""
 
     value: int | bool | None
     printed: tuple[str, ...]
 
-    def same_as(self, other: Result) -> bool:
+    def same_as(self, other: CallResult) -> bool:
         """Equal, and True is not 1."""
         return self == other and type(self.value) is type(other.value)
 
@@ -65,7 +65,7 @@ class Result(NamedTuple):
 class Outcome(NamedTuple):
     """results: one per call, or None with the reason why there are none."""
 
-    results: tuple[Result, ...] | None
+    results: tuple[CallResult, ...] | None
     problem: str | None = None
 
 
@@ -225,7 +225,7 @@ def _understood(answer: dict[str, Any] | None, number: int, calls: int) -> Outco
         raise ValueError("no answer to this question")
     if "problem" in answer:
         return Outcome(None, str(answer["problem"]))
-    results = tuple(Result(value, tuple(map(str, printed))) for value, printed in answer["results"])
+    results = tuple(CallResult(value, tuple(map(str, printed))) for value, printed in answer["results"])
     if len(results) != calls or not all(isinstance(result.value, int | None) for result in results):
         raise ValueError("results that do not fit the calls")
     return Outcome(results)

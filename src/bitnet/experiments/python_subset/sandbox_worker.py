@@ -87,12 +87,12 @@ def kernel_door() -> Callable[[], bool] | None:
             ("value", ctypes.c_uint32),
         ]
 
-    class Program(ctypes.Structure):
+    class FilterProgram(ctypes.Structure):
         _fields_ = [("length", ctypes.c_uint16), ("lines", ctypes.POINTER(Line))]
 
     source = _filter(machine)
     lines = (Line * len(source))(*(Line(*line) for line in source))
-    program = Program(len(source), lines)
+    program = FilterProgram(len(source), lines)
     prctl = ctypes.CDLL(None).prctl
     prctl.argtypes = [ctypes.c_int, *[ctypes.c_ulong] * 4]
     address = ctypes.addressof(program)

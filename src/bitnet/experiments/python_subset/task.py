@@ -30,7 +30,7 @@ from bitnet.data.stream import Batch
 from bitnet.errors import ConfigError
 from bitnet.evaluate.continuations import continuations
 from bitnet.experiments.python_subset.allowed_syntax import well_formed
-from bitnet.experiments.python_subset.sandbox import Outcome, Program, Result, run_programs
+from bitnet.experiments.python_subset.sandbox import CallResult, Outcome, Program, run_programs
 from bitnet.experiments.shapes import ARITHMETIC
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
@@ -54,7 +54,7 @@ PROMPTS = (
 )
 
 Operation = Callable[[int, int], int]
-Meaning = Callable[..., Result]
+Meaning = Callable[..., CallResult]
 OPERATORS: dict[str, tuple[str, Operation]] = {
     "add": ("+", operator.add),
     "sub": ("-", operator.sub),
@@ -143,14 +143,14 @@ class Template(NamedTuple):
     meaning: Callable[[Operation, Operation, int, int], Meaning]
 
 
-def gives(value: int) -> Result:
+def gives(value: int) -> CallResult:
     """A call that returns and prints nothing."""
-    return Result(value, ())
+    return CallResult(value, ())
 
 
-def prints(numbers: Sequence[int]) -> Result:
+def prints(numbers: Sequence[int]) -> CallResult:
     """A call that prints a number a line and returns nothing."""
-    return Result(None, tuple(map(str, numbers)))
+    return CallResult(None, tuple(map(str, numbers)))
 
 
 def repeated(f: Operation, x: int, a: int, still: Callable[[int], int]) -> int:

@@ -18,7 +18,7 @@ from bitnet.train.observe.observers import Order
 from bitnet.train.observe.ternary import zero_share
 
 
-class Progress:
+class ProgressLine:
     """One line per log interval; in a terminal a line that rewrites itself in between."""
 
     every, order = 1, Order.MEASUREMENTS
