@@ -25,13 +25,14 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.cost import ROWS, train_of_shape
-from bitnet.cli.cost_page import fits, long_time, scaled, size
 from bitnet.cost.devices import load_devices
 from bitnet.cost.estimate import estimate
 from bitnet.cost.memory import Numerics, head_ledger, layer_ledger
+from bitnet.cost.page import fits
 from bitnet.cost.presets import PRESETS
 from bitnet.experiments.shapes import BASELINE, SHAPES
 from bitnet.train.config import TrainConfig
+from bitnet.units import byte_size, duration, scaled
 from hardware import RESULTS, where, write_results
 from tables import table
 
@@ -130,9 +131,9 @@ def shapes_table() -> str:
                 f"{found.parameters:,}",
                 scaled(found.tokens_at_20).strip(),
                 scaled(found.tokens_at_20 * found.flops_per_token).strip(),
-                size(found.packed_bytes),
-                size(found.checkpoint_bytes),
-                size(found.process_bytes["cuda"]),
+                byte_size(found.packed_bytes),
+                byte_size(found.checkpoint_bytes),
+                byte_size(found.process_bytes["cuda"]),
                 *cards,
             ]
         )
@@ -151,7 +152,7 @@ def devices_table() -> str:
                 device.name,
                 rate,
                 f"{'measured' if device.measured else 'ASSUMED'}: {device.basis}",
-                long_time(row.seconds),
+                duration(row.seconds),
                 "-" if row.usd is None else f"{row.usd:,.2f}",
                 device.price_basis,
                 "-" if row.fit is None else fits(row.fit),

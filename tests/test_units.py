@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bitnet.units import figure, parameters_label
+from bitnet.units import byte_size, duration, figure, parameters_label, scaled, short_count
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,39 @@ def test_one_illegal_move_in_300_000_is_not_rounded_away(value: float, text: str
 )
 def test_a_number_of_parameters_is_written_short(count: int, label: str) -> None:
     assert parameters_label(count) == label
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.4, "0s"),
+        (59.4, "59s"),
+        (59.6, "1m00s"),
+        (200, "3m20s"),
+        (3599.6, "1h00m"),
+        (36_120, "10h02m"),
+        (172_799, "47h59m"),
+        (172_800, "2.0 days"),
+        (86_400 * 999, "999.0 days"),
+        (86_400 * 365.25 * 45, "45 years"),
+    ],
+)
+def test_a_time_is_written_in_the_two_largest_units(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "prefixed", "counted"),
+    [
+        (12, "12 ", "12"),
+        (999.4, "999 ", "999.4"),
+        (1_000, "1 k", "1 k"),
+        (4_830_000, "4.83 M", "4.83 M"),
+        (1.97e9, "1.97 G", "1.97 B"),
+        (5.2e21, "5.2 Z", "5.2e+09 T"),
+    ],
+)
+def test_large_numbers_have_three_digits_and_a_letter(value: float, prefixed: str, counted: str) -> None:
+    assert scaled(value) == prefixed
+    assert byte_size(value) == f"{prefixed}B"
+    assert short_count(value) == counted

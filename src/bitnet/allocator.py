@@ -1,5 +1,6 @@
-"""What glibc does with freed memory. Two kinds of work want opposite things; on other systems nothing happens
-here.
+"""Memory: how much the machine has, and what glibc does with what was freed.
+
+Two kinds of work want opposite things of glibc; on other systems nothing happens here.
 
 Training asks for the same tensors at every update. Mapped afresh each time they would be faulted in again,
 page by page: keeping freed memory made an update of the quick arithmetic model a third faster (docs/log.md).
@@ -10,6 +11,7 @@ corpus; mapped by themselves they vanish.
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # parameters of mallopt (malloc.h)
@@ -25,6 +27,11 @@ def return_freed_memory() -> None:
     freed.
     """
     _set({_M_MMAP_THRESHOLD: 1 << 17, _M_TRIM_THRESHOLD: 1 << 17})
+
+
+def machine_memory_bytes() -> int:
+    """Memory that is built into this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _set(values: dict[int, int]) -> None:

@@ -71,9 +71,9 @@ LARGE, LARGE_UPDATE = 10**9, 1 << 20
 def main(arguments: Sequence[str]) -> int:
     """Print the estimate; nothing is written."""
     name, flags, model, train = resolve(arguments)
-    from bitnet.cli.cost_page import page
     from bitnet.cost.devices import TABLE, load_devices
     from bitnet.cost.estimate import estimate
+    from bitnet.cost.page import page
 
     table = flags.devices or TABLE
     found = estimate(model, train, load_devices(table))

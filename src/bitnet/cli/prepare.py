@@ -22,6 +22,7 @@ from bitnet.cli.flags import last_value, parse
 from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, DataError
 from bitnet.terminal import send
+from bitnet.units import duration, megabytes
 
 if TYPE_CHECKING:
     from bitnet.corpus.prepare import Progress
@@ -198,13 +199,9 @@ def progress_line() -> Callable[[Progress], None]:
 
 
 def _line(progress: Progress) -> str:
-    from bitnet.run.wording import duration
-
     done = "" if progress.fraction is None else f"{progress.fraction:6.1%}  "
     left = "" if progress.eta_s is None else f"  about {duration(progress.eta_s)} to go"
-    text = (
-        f"{progress.documents:,} documents  {progress.text_bytes / 1e6:,.1f} MB  {progress.tokens:,} tokens"
-    )
+    text = f"{progress.documents:,} documents  {megabytes(progress.text_bytes)}  {progress.tokens:,} tokens"
     return f"{done}{text}  {progress.mb_per_s:.1f} MB/s{left}"
 
 

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.errors import ConfigError
+from bitnet.units import megabytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,5 +61,5 @@ def main(arguments: Sequence[str]) -> int:
             json.dumps({"out": str(out), "bytes": size, "runs": [run.name for run in runs], "notes": notes})
         )
     else:
-        print("\n".join([*notes, f"wrote {out} ({size / 1e6:.1f} MB)"]))
+        print("\n".join([*notes, f"wrote {out} ({megabytes(size)})"]))
     return 0

@@ -13,6 +13,7 @@ from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
 from bitnet.terminal import one_line, send
+from bitnet.units import duration
 
 WATCH_EVERY_S = 10
 BAR_WIDTH = 40
@@ -50,8 +51,6 @@ def main(arguments: Sequence[str]) -> int:
 
 def page(summary: dict[str, Any]) -> str:
     """A few lines for a person; what was not recorded yet is left out."""
-    from bitnet.run.wording import duration
-
     done, total = summary["step"], summary["total_steps"]
     filled = min(round(BAR_WIDTH * done / total), BAR_WIDTH) if total else 0
     lines = [

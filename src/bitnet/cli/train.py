@@ -96,6 +96,7 @@ def main(arguments: Sequence[str]) -> int:
     """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time
     in full precision.
     """
+    from bitnet.cost.outlook import outlook, refuse_beyond_memory
     from bitnet.train.device import choose_device, processes
     from bitnet.train.loop import refuse_several_processes
 
@@ -307,51 +308,6 @@ def with_settled_tokenizer(config: RunConfig, say: Callable[[str], None]) -> Run
     if not isinstance(config.data, TextData) or config.data.tokenizer != AUTO:
         return config
     return dataclasses.replace(config, data=with_tokenizer(config.data, say))
-
-
-def refuse_beyond_memory(config: RunConfig, device_type: str) -> None:
-    """Raise ConfigError where weights, gradients and optimizer alone are more than this machine has: the
-    system would end the process.
-    """
-    from bitnet.cli.cost_page import size
-    from bitnet.cost.memory import memory_of, numerics_on
-
-    if device_type != "cpu":
-        return
-    memory = memory_of(config.model, config.train, numerics_on("cpu", config.model, config.train))
-    least, there = (
-        memory.weights + memory.gradients + memory.optimizer,
-        os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-    )
-    if least > there:
-        raise ConfigError(
-            f"this model takes {size(least)} for weights, gradients and optimizer alone, and the machine has "
-            f"{size(there)}; "
-            "lower --model.hidden-size, --model.num-layers or --model.vocab-size"
-        )
-
-
-def outlook(config: RunConfig) -> list[str]:
-    """Memory, disk and time of a run before it starts, without measuring anything."""
-    from bitnet.cli.cost_page import long_time, size
-    from bitnet.cost.devices import load_devices
-    from bitnet.cost.estimate import estimate
-
-    found = estimate(config.model, config.train, load_devices())
-    memory = ", ".join(f"{kind} {size(count)}" for kind, count in found.process_bytes.items())
-    times = [
-        f"{row.device.name} {long_time(row.seconds)}"
-        + ("" if row.fit is None or row.fit.fits else f" in micro-batches of {row.fit.largest_batch}")
-        for row in found.devices
-        if row.fit is None or row.fit.largest_batch
-    ]
-    return [
-        f"  tokens for each parameter {found.tokens_per_parameter:.3g}",
-        f"  memory of the whole process: {memory}",
-        f"  disk {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints of "
-        f"{size(found.checkpoint_bytes)} and one being written",
-        f"  time, assumed rates (bitnet cost tells more): {', '.join(times)}",
-    ]
 
 
 def summary(experiment: Experiment, variant: str, config: RunConfig) -> str:

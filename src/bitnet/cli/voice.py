@@ -13,6 +13,7 @@ from typing import Any
 from bitnet.cli.flags import parse
 from bitnet.errors import ConfigError, did_you_mean
 from bitnet.terminal import send
+from bitnet.units import duration
 from bitnet.voice.teachers import DEFAULT, Teacher, TeacherOptions, open_teacher
 
 USAGE = """usage: bitnet voice prompts [--topics FILE] [--teacher T] --out DIR
@@ -184,8 +185,6 @@ def progress(pieces: str, kept: str) -> Callable[[int, int, int], None]:
     """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few
     seconds.
     """
-    from bitnet.run.wording import duration
-
     rewritten = sys.stderr.isatty()
     started = last = time.monotonic()
     first: int | None = None

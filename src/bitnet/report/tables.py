@@ -13,6 +13,7 @@ import numpy as np
 
 from bitnet.errors import BitnetError
 from bitnet.report.read_run import Recorded, Sample, clipped, number
+from bitnet.units import duration, short_count
 
 ABSENT = "not recorded"
 MODES = ("greedy", "typical", "stress")  # of decoding, in this order
@@ -114,26 +115,12 @@ def _counted(value: float | None) -> str:
     return "—" if value is None else f"{value:,.0f}"
 
 
+def _short(value: float | None) -> str:
+    return "—" if value is None else short_count(value)
+
+
 def _decimals(value: float | None) -> str:
     return "—" if value is None else f"{value:.4f}"
-
-
-def _short(value: float | None) -> str:
-    """12,345,678 as 12.3 M."""
-    if value is None:
-        return "—"
-    for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:.3g} {letter}"
-    return f"{value:g}"
-
-
-def duration(seconds: float) -> str:
-    """Hours and minutes, or minutes and seconds."""
-    whole = round(seconds)
-    if whole >= 3600:
-        return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    return f"{whole // 60} min {whole % 60:02d} s" if whole >= 60 else f"{seconds:.1f} s"
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from bitnet.allocator import machine_memory_bytes
 from bitnet.errors import DataError
 from bitnet.files import sync
+from bitnet.units import byte_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,10 +43,10 @@ def check_fits_memory(path: Path) -> None:
     """Raise DataError for a file larger than this machine's memory, before it is hashed or read: a terabyte
     on paper costs nothing.
     """
-    size, there = path.stat().st_size, os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    size, there = path.stat().st_size, machine_memory_bytes()
     if size > there:
         raise DataError(
-            f"{path} has {size / 1e9:,.1f} GB, and the machine has {there / 1e9:,.1f} GB of memory; use a "
+            f"{path} has {byte_size(size)}, and the machine has {byte_size(there)} of memory; use a "
             "smaller one"
         )
 

@@ -10,12 +10,12 @@ import time
 from collections import deque
 
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.run.wording import duration
 from bitnet.terminal import send
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
 from bitnet.train.observe.observers import Order
 from bitnet.train.observe.ternary import zero_share
+from bitnet.units import duration
 
 
 class ProgressLine:

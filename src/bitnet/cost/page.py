@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from bitnet.run.wording import duration
+from bitnet.units import byte_size, duration, scaled
 
 if TYPE_CHECKING:
     from bitnet.cost.estimate import Estimate, Fit, OnDevice
@@ -26,7 +26,7 @@ MEMORY_ROWS = {
 
 def page(name: str, found: Estimate, train: TrainConfig, measured: Measured | None) -> list[str]:
     """All sections."""
-    muon, each = found.optimizer_flops_per_update, size(found.checkpoint_bytes)
+    muon, each = found.optimizer_flops_per_update, byte_size(found.checkpoint_bytes)
     return [
         f"{name}: {found.parameters:,} parameters, {found.ternary_parameters:,} of them ternary",
         "  " + "  ".join(f"{part} {count:,}" for part, count in found.breakdown.items()),
@@ -35,10 +35,10 @@ def page(name: str, found: Estimate, train: TrainConfig, measured: Measured | No
         f" parameter; 20 would be {found.tokens_at_20:,}",
         f"compute  {scaled(found.flops_per_token)}FLOP for each token, {scaled(found.flops)}FLOP in all"
         + (f", with Muon's {scaled(muon)}FLOP an update" if muon else ""),
-        f"packed   {size(found.packed_bytes)}: "
+        f"packed   {byte_size(found.packed_bytes)}: "
         f"{'2 bits a ternary weight, the rest' if found.ternary_parameters else 'all'} in float32; "
-        f"in bf16 {size(found.packed_bf16_bytes)}",
-        f"disk     {size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints that stay, one being "
+        f"in bf16 {byte_size(found.packed_bf16_bytes)}",
+        f"disk     {byte_size(found.disk_bytes)}: {found.checkpoints_kept} checkpoints that stay, one being "
         f"written, {each} each",
         "",
         *_memory(found, train),
@@ -48,37 +48,15 @@ def page(name: str, found: Estimate, train: TrainConfig, measured: Measured | No
     ]
 
 
-def size(count: float) -> str:
-    """Bytes as 3.17 MB."""
-    return f"{scaled(count)}B"
-
-
-def scaled(value: float) -> str:
-    """Three digits and a decimal prefix: 4.83 M."""
-    for prefix in ("", "k", "M", "G", "T", "P", "E"):
-        if value < 999.5:
-            return f"{value:.3g} {prefix}"
-        value /= 1000
-    return f"{value:.3g} Z"
-
-
-def long_time(seconds: float) -> str:
-    """2m56s, 10h02m, 12.3 days, 45 years."""
-    if seconds < 48 * 3600:
-        return duration(seconds)
-    days = seconds / 86400
-    return f"{days:.1f} days" if days < 1000 else f"{days / 365.25:,.0f} years"
-
-
 def _memory(found: Estimate, train: TrainConfig) -> Iterator[str]:
     several = f" (1 of {train.grad_accumulation_steps})" if train.grad_accumulation_steps > 1 else ""
     yield f"{f'memory, micro-batch {train.batch_size} x {train.seq_len}{several}':<44}{'GPU':>12}{'CPU':>12}"
     for field, label in MEMORY_ROWS.items():
         yield f"  {label:<42}" + "".join(
-            f"{size(getattr(found.memory[kind], field)):>12}" for kind in ("cuda", "cpu")
+            f"{byte_size(getattr(found.memory[kind], field)):>12}" for kind in ("cuda", "cpu")
         )
     yield f"  {'whole process, allocator included':<42}" + "".join(
-        f"{size(found.process_bytes[kind]):>12}" for kind in ("cuda", "cpu")
+        f"{byte_size(found.process_bytes[kind]):>12}" for kind in ("cuda", "cpu")
     )
     yield "  fits on a card of  " + "   ".join(f"{fit.gb:g} GB: {fits(fit)}" for fit in found.fits)
 
@@ -104,13 +82,13 @@ def _device(row: OnDevice, found: Estimate) -> str:
         return start + "  does not fit, not even one row"
     money = "-" if row.usd is None else f"{row.usd:,.2f}" if row.usd >= 0.01 else "< 0.01"
     note = "" if row.fit is None or row.fit.fits else f"  in micro-batches of {row.fit.largest_batch}"
-    return f"{start}{found.tokens / row.seconds:>12,.0f}{long_time(row.seconds):>13}{money:>12}{note}"
+    return f"{start}{found.tokens / row.seconds:>12,.0f}{duration(row.seconds):>13}{money:>12}{note}"
 
 
 def _measured(measured: Measured, found: Estimate) -> Iterator[str]:
     seconds = measured.update_s * found.updates
     yield (
-        f"measured now on this machine ({measured.device}): {long_time(seconds)} at {measured.update_s:.3g} "
+        f"measured now on this machine ({measured.device}): {duration(seconds)} at {measured.update_s:.3g} "
         "s an update, "
         f"{found.tokens_per_update / measured.update_s:,.0f} tokens/s, {scaled(found.flops / seconds)}FLOP/s"
     )
@@ -121,5 +99,5 @@ def _measured(measured: Measured, found: Estimate) -> Iterator[str]:
     scope = "the whole micro-batch" if measured.whole else "EXTRAPOLATED from this part"
     yield (
         f"  from {measured.updates} updates of {part}: {scope}; meanwhile it held up to "
-        f"{size(measured.peak_bytes)}"
+        f"{byte_size(measured.peak_bytes)}"
     )
