@@ -34,7 +34,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "trained_model": {"nn", "text", "run", "generate"},
     # the annexes
     "corpus": {"text", "data"},
-    "voice": {"text", "data", "generate", "run"},
+    "voice": {"data"},
     # a voice's fine-tuning is judged by its signs, and against the run that it began from
     "experiments": {
         *("nn", "text", "data", "corpus", "generate", "evaluate", "optim", "trained_model"),

@@ -12,8 +12,7 @@ import pytest
 from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.voice.answers import AnswerOptions, make_answers
 from bitnet.voice.prompts import PromptOptions, make_prompts
-from bitnet.voice.rules import RulesTeacher
-from bitnet.voice.teachers import Reply, Request
+from bitnet.voice.teachers import Reply, Request, RulesTeacher
 from bitnet.voice.voices import built_in, find_voice
 
 BITNUT = built_in("bitnut")
@@ -167,7 +166,7 @@ def test_broken_prompts_are_counted_and_above_five_percent_refused(prompts: Path
     path.write_text("".join(json.dumps(row) + "\n" for row in many) + '{"id": 3}\n')
     manifest = make_answers(prompts, BITNUT, RULES, AnswerOptions(attempts=9), tmp_path / "a", quiet)
     assert manifest["broken_prompts"] == 1
-    assert manifest["first_broken"].endswith("id is no text")
+    assert manifest["first_broken"].endswith("id is not a text")
     path.write_text(path.read_text() + "nonsense\n" * 20)
     with pytest.raises(DataError, match=r"lines of .* are broken, more than 5%"):
         make_answers(prompts, BITNUT, RULES, AnswerOptions(), tmp_path / "b", quiet)
@@ -187,7 +186,7 @@ def test_a_teacher_of_whom_nothing_can_be_used_is_stopped(tmp_path: Path) -> Non
         tmp_path / "p",
         quiet,
     )
-    with pytest.raises(DataError, match=r"answers nonsense: none of .* could be taken .empty"):
+    with pytest.raises(DataError, match=r"replies are unusable: none of .* passed the gates .empty"):
         make_answers(
             tmp_path / "p",
             BITNUT,

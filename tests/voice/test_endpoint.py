@@ -1,5 +1,5 @@
 """An OpenAI-compatible endpoint: a local server that speaks the protocol, with its errors, delays and
-nonsense.
+unusable answers.
 """
 
 from __future__ import annotations
@@ -173,10 +173,10 @@ def test_nobody_there() -> None:
     "content",
     [b"<html>hello</html>", b"[]", b'{"choices": []}', b'{"choices": [{"message": null}]}', b"null"],
 )
-def test_nonsense_is_named(content: bytes) -> None:
+def test_what_is_not_a_chat_completion_is_named(content: bytes) -> None:
     with (
         server(lambda body, before: (200, content, {})) as (url, _),
-        pytest.raises(DataError, match="answers nonsense: no chat completion"),
+        pytest.raises(DataError, match="is not a chat completion"),
     ):
         teacher(url).reply([ASK])
 

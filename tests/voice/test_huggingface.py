@@ -88,5 +88,5 @@ def test_the_original_bitnet_says_in_one_line_what_to_install(
 
 def test_no_model_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(NotFoundError, match=r"cannot be had .*or --teacher rules"):
+    with pytest.raises(NotFoundError, match=r"cannot be loaded .*or --teacher rules"):
         open_teacher(str(tmp_path), TeacherOptions())

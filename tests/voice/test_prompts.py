@@ -12,8 +12,7 @@ import pytest
 
 from bitnet.errors import ConfigError, DataError
 from bitnet.voice.prompts import PromptOptions, make_prompts, read_list
-from bitnet.voice.rules import RulesTeacher
-from bitnet.voice.teachers import Reply, Request
+from bitnet.voice.teachers import Reply, Request, RulesTeacher
 from bitnet.voice.voices import built_in
 from conftest import Result
 
@@ -125,8 +124,8 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
         make_prompts(["rain"], HUMAN, RulesTeacher(), SMALL, tmp_path, quiet)
 
 
-def test_a_teacher_that_answers_nonsense_is_stopped(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"answers nonsense.*'\?\?\?'"):
+def test_a_teacher_with_unusable_replies_is_stopped(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"replies are unusable.*'\?\?\?'"):
         make_prompts(
             [f"topic {number}" for number in range(9)],
             HUMAN,
@@ -183,7 +182,7 @@ def test_a_journal_of_a_terabyte_and_one_that_is_a_pipe_are_not_read(tmp_path: P
     journal = tmp_path / "journal.jsonl"
     with journal.open("wb") as file:
         file.truncate(1 << 40)  # on paper
-    with pytest.raises(DataError, match="more than the 268,435,456"):
+    with pytest.raises(DataError, match="more than the limit of 268,435,456"):
         make_prompts(["tea"], HUMAN, Scripted(lambda request: ""), SMALL, tmp_path, quiet)
     assert journal.stat().st_size == 1 << 40
     journal.unlink()

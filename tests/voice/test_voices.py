@@ -50,7 +50,7 @@ def test_a_file_of_five_keys_is_a_voice(tmp_path: Path) -> None:
         (("{topic} be", "it be"), "no opening has {topic}"),
         (('"You are a pirate."', '""'), "needs style"),
         (('"pirate"', '"two words"'), "it must be a letter"),
-        (('"bilge"', '"{kind}"'), "leads back to itself"),
+        (('"bilge"', '"{kind}"'), "contains itself"),
         (("arr = 1", "arr = 'much'"), "it must be a number"),
         (("arr = 1", '"(arr" = 1'), "not a regular expression"),
         (('["treasure", "bilge"]', "[]"), "list of texts with at least one"),

@@ -2,7 +2,7 @@
 what was measured, its limits.
 
 Everything comes from the run's files; what they do not tell is said to be missing. Not here: the card of
-generated data, which its maker writes beside it (voice/card.py).
+generated data, which its maker writes beside it (voice/folder.py).
 """
 
 from __future__ import annotations

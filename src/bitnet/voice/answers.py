@@ -1,10 +1,9 @@
-"""Prompts to answers in a voice, past the gates; and, for preference optimisation, a plain answer beside
-each.
+"""Prompts to answers in a voice that pass the gates; for preference optimisation, a plain answer beside each.
 
-Each attempt at a prompt is one line of the journal, taken or refused with the reason. A refused one is tried
-again with another seed, `attempts` times in all; then the prompt is given up and counted. A killed command
-goes on where it was. Written at the end: answers.jsonl (id, topic, held_out, prompt, answer), with `pairs`
-also pairs.jsonl (prompt, chosen, rejected), voice.toml (a copy of the voice), manifest.json and a data card.
+Each attempt at a prompt is one line of the journal, taken, or refused with the reason. A refused prompt is
+tried again with another seed, `attempts` times in all; then it is given up and counted. Repeating a command
+that was killed continues it. Written at the end: answers.jsonl (id, topic, held_out, prompt, answer), with
+`pairs` also pairs.jsonl (prompt, chosen, rejected), voice.toml (a copy of the voice), manifest and data card.
 """
 
 from __future__ import annotations
@@ -18,13 +17,10 @@ from typing import Any
 from bitnet.bounds import SEEDS, within
 from bitnet.data.json_lines import JsonLines, read_json_lines
 from bitnet.errors import ConfigError, DataError, NotFoundError
-from bitnet.files import write_json
-from bitnet.voice.card import answers_card
-from bitnet.voice.gates import REASONS, Gates, broken, cleaned, first_words
-from bitnet.voice.journal import Journal, open_journal, write_lines, write_whole
+from bitnet.voice.folder import Journal, counted, data_card, json_lines, open_journal, write_results
 from bitnet.voice.prompts import FILE as PROMPTS_FILE
 from bitnet.voice.prompts import Report
-from bitnet.voice.score import in_voice
+from bitnet.voice.score import REASONS, Gates, broken, cleaned, first_words, in_voice
 from bitnet.voice.teachers import Reply, Request, Teacher
 from bitnet.voice.topics import mentions, same
 from bitnet.voice.voices import Voice, built_in
@@ -32,12 +28,12 @@ from bitnet.voice.voices import Voice, built_in
 FILE = "answers.jsonl"
 PAIRS_FILE = "pairs.jsonl"
 VOICE_FILE = "voice.toml"
-NONSENSE_AFTER = 40  # answers refused in a row, from the start, after which the teacher talks nonsense
+NOTHING_AFTER = 40  # refused answers without one that was taken, after which the command stops
 
 
 @dataclass(frozen=True, kw_only=True)
 class AnswerOptions:
-    """How hard to try, and whether to make pairs."""
+    """How often to try, and whether to make pairs."""
 
     attempts: int = 3
     seed: int = 42
@@ -56,7 +52,7 @@ def make_answers(
     prompts = found.rows
     if options.pairs and not voice.signs:
         raise ConfigError(
-            f"pairs need to tell the voice {voice.name} from a plain answer; give its file [signs]"
+            f"--pairs needs signs that tell the voice {voice.name} from a plain answer; give its file [signs]"
         )
     settings = {
         "voice": voice.name,
@@ -74,7 +70,7 @@ def make_answers(
             work.answer(waiting[first : first + teacher.batch_size])
             finished = len(prompts) - len(waiting) + min(first + teacher.batch_size, len(waiting))
             report(finished, len(prompts), len(work.answers))
-            work.stop_at_nonsense()
+            work.stop_without_answers()
         if options.pairs:
             work.add_plain_answers(prompts, report)
     return _finish(folder, settings, found, work)
@@ -93,8 +89,8 @@ class _Work:
         for number, row in enumerate(journal.rows, start=2):
             if not {"plain", "answer"} & row.keys():
                 raise DataError(
-                    f"line {number} of the journal has no answer; delete it, and that prompt is answered "
-                    "again"
+                    f"line {number} of the journal has no answer; delete the line and that item is "
+                    "regenerated"
                 )
             self._count(row)
 
@@ -131,15 +127,15 @@ class _Work:
         self.journal.append(row)
         self._count(row)
 
-    def stop_at_nonsense(self) -> None:
-        """Raise DataError where not one of the first answers could be taken."""
-        if not self.answers and sum(self.refused.values()) >= NONSENSE_AFTER:
+    def stop_without_answers(self) -> None:
+        """Raise DataError if none of the first answers could be taken."""
+        if not self.answers and self.refused.total() >= NOTHING_AFTER:
             reasons = ", ".join(f"{reason} {count}" for reason, count in self.refused.most_common())
             example = self.journal.rows[-1]["answer"][:60]
             raise DataError(
-                f"the teacher answers nonsense: none of {sum(self.refused.values())} answers could be taken "
-                f"({reasons}; the last begins "
-                f"{example!r}); take another --teacher, or another voice, and a new --out"
+                f"the teacher's replies are unusable: none of {self.refused.total()} passed the gates "
+                f"({reasons}; the last begins {example!r}); choose another --teacher, or another voice, and "
+                "a new --out"
             )
 
     def add_plain_answers(self, prompts: Sequence[dict[str, Any]], report: Report) -> None:
@@ -161,7 +157,7 @@ class _Work:
 
 
 def read_prompts(folder: Path) -> JsonLines:
-    """The prompts of `bitnet voice prompts`. Broken lines are counted; above 5% they stop the command."""
+    """The prompts of `bitnet voice prompts`. Broken lines are counted; more than 5% of them are an error."""
     path = folder / PROMPTS_FILE
     if not path.is_file():
         raise NotFoundError(
@@ -174,7 +170,7 @@ def read_prompts(folder: Path) -> JsonLines:
 def _prompt_problem(row: dict[str, Any]) -> str | None:
     for key in ("id", "topic", "prompt"):
         if not isinstance(row.get(key), str) or not row[key].strip():
-            return f"{key} is no text"
+            return f"{key} is not a text"
     return None if isinstance(row.get("held_out"), bool) else "held_out is neither true nor false"
 
 
@@ -186,9 +182,9 @@ def _finish(folder: Path, settings: dict[str, Any], found: JsonLines, work: _Wor
     ]
     if not rows:
         raise DataError(
-            "no answer passed the gates; take another --teacher, or another voice, and a new --out"
+            "no answer passed the gates; choose another --teacher, or another voice, and a new --out"
         )
-    write_lines(folder / FILE, rows)
+    files = {FILE: json_lines(rows)}
     manifest = {
         "kind": "answers",
         **settings,
@@ -197,19 +193,15 @@ def _finish(folder: Path, settings: dict[str, Any], found: JsonLines, work: _Wor
         **_counts(prompts, rows, work),
     }
     if work.options.pairs:
-        pairs = [
-            _pair(row, work.plain[row["id"]]["plain"])
-            for row in rows
-            if work.plain[row["id"]]["refused"] is None
-        ]
-        write_lines(folder / PAIRS_FILE, pairs)
+        taken = [row for row in rows if work.plain[row["id"]]["refused"] is None]
+        files[PAIRS_FILE] = json_lines([_pair(row, work.plain[row["id"]]["plain"]) for row in taken])
         refused = Counter(row["refused"] for row in work.plain.values() if row["refused"])
-        manifest |= {"pair_count": len(pairs), "plain_refused": dict(refused)}
-    write_whole(folder / VOICE_FILE, work.voice.text)
-    write_json(folder / "manifest.json", manifest)
-    write_whole(
-        folder / "README.md", answers_card(manifest, rows[: 3 * (len(rows) // 3) : max(len(rows) // 3, 1)])
-    )
+        manifest |= {"pair_count": len(taken), "plain_refused": dict(refused)}
+    files[VOICE_FILE] = work.voice.text
+
+    # three examples at equal distances
+    examples = rows[: 3 * (len(rows) // 3) : max(len(rows) // 3, 1)]
+    write_results(folder, files, manifest, _card(manifest, examples))
     return manifest
 
 
@@ -237,3 +229,35 @@ def _counts(prompts: list[dict[str, Any]], rows: list[dict[str, Any]], work: _Wo
         "mention_topic": sum(mentions(row["answer"], row["topic"]) for row in rows) / len(rows),
         "shared_beginnings": shared / len(rows),
     }
+
+
+def _card(manifest: dict[str, Any], examples: Sequence[dict[str, Any]]) -> str:
+    facts = {
+        "Answers": (
+            f"{manifest['answers']:,} to {manifest['prompts']:,} prompts on {manifest['topics']:,} topics; "
+            f"{manifest['answers_held_out']:,} are on topics held out"
+        ),
+        "Prompts given up": f"{manifest['given_up']:,} after {manifest['attempts']} attempts each",
+        "Attempts refused": counted(manifest["refused_attempts"]),
+        "In the voice": f"{manifest['in_voice']:.1%} by the words and patterns of the voice file",
+        "Mention the topic": f"{manifest['mention_topic']:.1%}",
+        "Share their first eight words": f"{manifest['shared_beginnings']:.1%}",
+    }
+    files = (
+        "`answers.jsonl`: one object a line with `id`, `topic`, `held_out` (kept from all fine-tuning), "
+        "`prompt` and `answer`."
+    )
+    if manifest["pairs"]:
+        facts["Preference pairs"] = (
+            f"{manifest['pair_count']:,}; plain answers refused: {counted(manifest['plain_refused'])}"
+        )
+        files += "\n`pairs.jsonl`: `prompt`, `chosen` (in the voice) and `rejected` (plain)."
+    shown = "\n\n".join(
+        f"> human: {row['prompt']}\n>\n> {manifest['voice']}: {row['answer']}" for row in examples
+    )
+    about = (
+        f"Answers in the voice `{manifest['voice']}`, written by a program, not by people. They are for fun "
+        "and say false things."
+    )
+    title = f"Answers of {manifest['voice']}"
+    return data_card(title, about, manifest, facts, f"{files}\n\n## Examples\n\n{shown}")

@@ -1,10 +1,10 @@
-"""A teacher behind an OpenAI-compatible endpoint: POST {base}/chat/completions, as llama.cpp, vLLM, Ollama
-and others serve it.
+"""A teacher behind an OpenAI-compatible endpoint: POST {base}/chat/completions, which llama.cpp, vLLM, Ollama
+and others serve.
 
-Requests of a batch go out together. What may pass (429, 500, 502, 503, 504, no connection, no answer in time)
-is tried again with growing pauses, or after what the server's Retry-After says; what will not pass ends the
-command with the server's words. A key, where the server wants one, is read from the environment variable
-BITNET_TEACHER_KEY and never written anywhere.
+The requests of a batch are sent together. A failure that may be temporary (408, 429, 500, 502, 503, 504, no
+connection, no answer in time) is retried after growing pauses, or after the server's Retry-After. Another
+failure ends the command with the server's message. A key, where the server needs one, is read from the
+environment variable BITNET_TEACHER_KEY and never written anywhere.
 """
 
 from __future__ import annotations
@@ -22,36 +22,33 @@ from urllib.parse import urlsplit
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.files import parse_json
-from bitnet.voice.teachers import Reply, Request, TeacherOptions
+from bitnet.voice.teachers import Reply, Request, TeacherOptions, messages
 
 KEY = "BITNET_TEACHER_KEY"
-PASSING = (408, 429, 500, 502, 503, 504)
+TEMPORARY = (408, 429, 500, 502, 503, 504)
 TRIES = 5
 FIRST_PAUSE_S = 1.0  # doubled after each try: 1, 2, 4, 8
 LONGEST_ANSWER = 16 << 20  # bytes
-LONGEST_PAUSE_S = 60.0  # a server that asks for more is waited for so long
+LONGEST_PAUSE_S = 60.0  # also where a server asks for more
 
 
 class EndpointTeacher:
-    """Replies over HTTP."""
+    """A model behind HTTP."""
 
     def __init__(
         self, base: str, options: TeacherOptions, *, pause: Callable[[float], None] = time.sleep
     ) -> None:
-        """base: the address, with or without /v1. pause: waits so many seconds. Raises ConfigError without a
-        model's name.
-        """
+        """base: the address, with or without /v1. pause: waits for that many seconds. Raises ConfigError."""
         if not options.model:
             raise ConfigError(f"the endpoint {base} needs the name of its model; add --model NAME")
         self.url, self.options, self._pause = address(base), options, pause
 
     @property
     def batch_size(self) -> int:
-        """Requests under way at once."""
+        """Requests that are sent together."""
         return self.options.batch_size
 
     def describe(self) -> dict[str, Any]:
-        """Model and host."""
         return {
             "kind": "endpoint",
             "name": self.options.model,
@@ -61,7 +58,7 @@ class EndpointTeacher:
         }
 
     def reply(self, requests: Sequence[Request]) -> list[Reply]:
-        """All at once, in order. Raises BitnetError with the server's words."""
+        """All at once. Raises BitnetError with the server's message."""
         if not requests:
             return []
         with ThreadPoolExecutor(max_workers=len(requests)) as pool:
@@ -70,19 +67,15 @@ class EndpointTeacher:
     def _one(self, request: Request) -> Reply:
         body = {
             "model": self.options.model,
-            "messages": [
-                {"role": "system", "content": request.voice.style},
-                {"role": "user", "content": request.text},
-            ],
-            "max_tokens": self.options.max_new_tokens
-            * (4 if request.entries else 1),  # a list is longer than an answer
+            "messages": messages(request),
+            "max_tokens": self.options.max_tokens(entries=request.entries is not None),
             "temperature": self.options.temperature,
             "seed": request.seed,
         }
         return self._read(self._post(json.dumps(body).encode()))
 
     def _post(self, body: bytes) -> bytes:
-        """The server's answer, after as many tries as it takes."""
+        """The server's answer, after at most TRIES attempts."""
         headers = {"Content-Type": "application/json"}
         if os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {os.environ[KEY]}"
@@ -95,7 +88,7 @@ class EndpointTeacher:
                     return _bounded(answer, self.url)
             except urllib.error.HTTPError as error:
                 problem = f"{error.code} {error.reason}: {_words(error.read(LONGEST_ANSWER))}"
-                if error.code not in PASSING:
+                if error.code not in TEMPORARY:
                     raise DataError(
                         f"the teacher at {self.url} refused the request ({problem}); check --model and {KEY}"
                     ) from None
@@ -107,8 +100,7 @@ class EndpointTeacher:
                 self._pause(wait)
         raise NotFoundError(
             f"the teacher at {self.url} cannot be reached after {TRIES} tries ({problem}); start it or "
-            "correct --teacher, "
-            "and repeat the command to continue"
+            "correct --teacher, and repeat the command to continue"
         )
 
     def _read(self, content: bytes) -> Reply:
@@ -118,15 +110,14 @@ class EndpointTeacher:
             text, reason = choice["message"]["content"], choice.get("finish_reason")
         except (ValueError, LookupError, TypeError, AttributeError):
             raise DataError(
-                f"the teacher at {self.url} answers nonsense: no chat completion but {_words(content)!r}; "
-                "give the address of an "
-                "OpenAI-compatible endpoint, as in http://localhost:8000/v1"
+                f"the answer of the teacher at {self.url} is not a chat completion but {_words(content)!r}; "
+                "give the address of an OpenAI-compatible endpoint, as in http://localhost:8000/v1"
             ) from None
         return Reply(text if isinstance(text, str) else "", ended=reason != "length")
 
 
 def _bounded(answer: IO[bytes], url: str) -> bytes:
-    """All of an answer. Raises DataError for one that has no end."""
+    """The whole answer. Raises DataError if it is too long."""
     content = answer.read(LONGEST_ANSWER + 1)
     if len(content) > LONGEST_ANSWER:
         raise DataError(
@@ -137,7 +128,7 @@ def _bounded(answer: IO[bytes], url: str) -> bytes:
 
 
 def address(base: str) -> str:
-    """Where chat completions are asked for. Raises ConfigError for what is no address."""
+    """The URL of chat completions. Raises ConfigError for what is not an address."""
     parts = urlsplit(base)
     if not parts.hostname:
         raise ConfigError(
@@ -150,16 +141,14 @@ def address(base: str) -> str:
 
 
 def _retry_after(value: str | None, otherwise: float) -> float:
-    """Seconds that the server asks to wait; it may also name a date, which is not read."""
+    """Seconds that the server asks to wait. A date, which the header may also hold, is ignored."""
     if value is None or not value.strip().isdecimal():
         return otherwise
     return min(float(value), LONGEST_PAUSE_S)
 
 
 def _words(content: bytes) -> str:
-    """A server's explanation on one line: the message of its error object, or the beginning of what it
-    sent.
-    """
+    """A server's explanation on one line: the message of its error object, or the beginning of its answer."""
     text = content.decode(errors="replace")
     try:
         error = parse_json(text)["error"]

@@ -1,6 +1,6 @@
 """A teacher from a Hugging Face folder or hub name: a causal language model through transformers.
 
-A tokenizer with a chat template is spoken to in it; another gets style, message and a label as running text.
+A tokenizer with a chat template gets chat messages; another gets style, message and a label as running text.
 Weights are read from safetensors only, never from a pickle, and no code but that of transformers is run.
 Which tokens are drawn depends on the seeds, the batch and the machine; the journal keeps what was drawn.
 Not here: the project's own runs, which are not causal models of transformers.
@@ -12,20 +12,20 @@ from collections.abc import Sequence
 from typing import Any
 
 from bitnet.errors import ConfigError, DataError, NotFoundError
-from bitnet.voice.teachers import Reply, Request, TeacherOptions
+from bitnet.voice.teachers import Reply, Request, TeacherOptions, messages
 
 
 class HuggingFaceTeacher:
-    """Replies of a model in this process."""
+    """A model in this process."""
 
     def __init__(self, name: str, options: TeacherOptions) -> None:
-        """Raises BitnetError where the model cannot be had."""
+        """Raises BitnetError if the model cannot be had."""
         self.name, self.options = options.model or name, options
         self._tokenizer, self._model = _loaded(self.name, options.device)
         if self._tokenizer.pad_token_id is None:
             self._tokenizer.pad_token = self._tokenizer.eos_token
         if self._tokenizer.pad_token_id is None:
-            raise DataError(f"the tokenizer of {self.name} names no end of text; take another model")
+            raise DataError(f"the tokenizer of {self.name} has no end-of-text token; choose another model")
         self._tokenizer.padding_side = "left"
 
     @property
@@ -34,7 +34,6 @@ class HuggingFaceTeacher:
         return self.options.batch_size
 
     def describe(self) -> dict[str, Any]:
-        """Name and how it is drawn from."""
         return {
             "kind": "huggingface",
             "name": self.name,
@@ -46,38 +45,40 @@ class HuggingFaceTeacher:
         """One generation for the whole batch."""
         if not requests:
             return []
-        import torch
-
-        templated = bool(self._tokenizer.chat_template)
         inputs = self._tokenizer(
             [self._text(request) for request in requests],
             return_tensors="pt",
             padding=True,
-            add_special_tokens=not templated,
+            add_special_tokens=not self._tokenizer.chat_template,  # the template has them
         ).to(self._model.device)
         inputs.pop("token_type_ids", None)
+
         width = inputs["input_ids"].shape[1]
-        longest = self.options.max_new_tokens * (4 if any(request.entries for request in requests) else 1)
+        new_tokens = self.options.max_tokens(entries=any(request.entries for request in requests))
         limit = getattr(self._model.config, "max_position_embeddings", None)
         if limit is not None and width >= limit:
             raise DataError(
-                f"a request has {width} tokens, the teacher {self.name} reads at most {limit}; shorten the "
-                "voice's style"
+                f"a request has {width} tokens, and the teacher {self.name} reads at most {limit}; shorten "
+                "the voice's style"
             )
-        drawn: dict[str, Any] = (
-            {"do_sample": True, "temperature": self.options.temperature}
-            if self.options.temperature
-            else {"do_sample": False}
+        ids = self._generate(
+            inputs, requests[0].seed, new_tokens if limit is None else min(new_tokens, limit - width)
         )
+        return [self._reply(row) for row in ids[:, width:].tolist()]
+
+    def _generate(self, inputs: Any, seed: int, new_tokens: int) -> Any:
+        """Token ids of shape (requests, prompt + new tokens), int64."""
+        import torch
+
+        drawn = {"do_sample": True, "temperature": self.options.temperature}
         with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(requests[0].seed)
-            ids = self._model.generate(
+            torch.manual_seed(seed)
+            return self._model.generate(
                 **inputs,
-                **drawn,
-                max_new_tokens=longest if limit is None else min(longest, limit - width),
+                **(drawn if self.options.temperature else {"do_sample": False}),
+                max_new_tokens=new_tokens,
                 pad_token_id=self._tokenizer.pad_token_id,
             )
-        return [self._reply(row) for row in ids[:, width:].tolist()]
 
     def _reply(self, ids: list[int]) -> Reply:
         ends = self._model.generation_config.eos_token_id
@@ -89,11 +90,9 @@ class HuggingFaceTeacher:
     def _text(self, request: Request) -> str:
         if not self._tokenizer.chat_template:
             return f"{request.voice.style}\n\nHuman: {request.text}\nAnswer:"
-        messages = [
-            {"role": "system", "content": request.voice.style},
-            {"role": "user", "content": request.text},
-        ]
-        text: str = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text: str = self._tokenizer.apply_chat_template(
+            messages(request), tokenize=False, add_generation_prompt=True
+        )
         return text
 
 
@@ -107,7 +106,7 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
             "a Hugging Face teacher needs transformers; install it with: pip install 'bitnet[teacher]', or "
             "say --teacher rules"
         ) from None
-    # it tells of every try to reach the hub; what counts is said below
+    # it logs every attempt to reach the hub; the errors below say what counts
     logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
@@ -116,13 +115,12 @@ def _loaded(name: str, device: str) -> tuple[Any, Any]:
     except ImportError as error:  # the original BitNet asks for accelerate, others for packages of their own
         raise ConfigError(
             f"the teacher {name!r} needs more packages ({_short(error)}); install them with: pip install "
-            "'bitnet[teacher]', "
-            "or say --teacher rules"
+            "'bitnet[teacher]', or say --teacher rules"
         ) from None
     except (OSError, ValueError, KeyError) as error:
         raise NotFoundError(
-            f"the teacher {name!r} cannot be had ({_short(error)}); "
-            "give a folder or hub name of a causal model, an endpoint, or --teacher rules"
+            f"the teacher {name!r} cannot be loaded ({_short(error)}); give a folder or hub name of a causal "
+            "model, an endpoint, or --teacher rules"
         ) from None
 
 

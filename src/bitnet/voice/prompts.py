@@ -1,9 +1,9 @@
-"""Topics to prompts: several batches of messages about each topic, asked of a teacher and read out of its
+"""Topics to prompts: ask a teacher for several batches of messages about each topic, and read them out of its
 free text.
 
-A batch is one request for a numbered list, and one line of the journal. Prompts that are the same apart from
-case, spaces and marks are kept once over all topics. Topics may be added to the file later: the same command
-does what is missing. Not here: the answers (answers.py).
+A batch is one request for a numbered list, and one line of the journal. Prompts that are equal apart from
+case, spaces and punctuation are kept once, over all topics. Topics may be added to the file later: the same
+command then asks for what is missing. Not here: the answers (answers.py).
 """
 
 from __future__ import annotations
@@ -17,18 +17,15 @@ from typing import Any
 
 from bitnet.bounds import SEEDS, within
 from bitnet.errors import DataError
-from bitnet.files import sha256_of, write_json
-from bitnet.voice.card import prompts_card
-from bitnet.voice.journal import Journal, open_journal, write_lines, write_whole
+from bitnet.files import sha256_of
+from bitnet.voice.folder import Journal, counted, data_card, json_lines, open_journal, write_results
 from bitnet.voice.teachers import Request, Teacher
 from bitnet.voice.topics import is_held_out, same
 from bitnet.voice.voices import Voice
 
 FILE = "prompts.jsonl"
-LONGEST = 300  # characters; longer entries are no short message
-NOTHING_AFTER = (
-    5  # batches without one readable prompt, from the start, after which the teacher talks nonsense
-)
+LONGEST = 300  # characters of a short message
+NOTHING_AFTER = 5  # batches without a single readable prompt, after which the command stops
 ANGLES = (
     "simple questions",
     "personal questions and small talk",
@@ -39,7 +36,7 @@ ANGLES = (
 )
 ENTRY = re.compile(r"^\s*(?:\(?\d{1,3}[.):\]]|[-*•–])\s*(?P<text>\S.*)$")
 Report = Callable[[int, int, int], None]
-"""Told of progress: pieces done, pieces in all, entries kept."""
+"""Called with progress: items done, items in all, entries kept."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +61,7 @@ def make_prompts(
     folder: Path,
     report: Report,
 ) -> dict[str, Any]:
-    """Ask for what the journal lacks, then write prompts.jsonl, manifest.json and the data card. Returns the
-    manifest.
-    """
+    """Ask for what the journal lacks, then write the prompts, manifest and card. Returns the manifest."""
     settings = {
         "voice": asker.name,
         "voice_sha256": asker.sha256,
@@ -86,15 +81,15 @@ def make_prompts(
             entries += _ask(part, asker, teacher, options, journal)
             report(len(wanted) - len(missing) + first + len(part), len(wanted), entries)
             if not entries and len(journal.rows) >= NOTHING_AFTER:
+                last = journal.rows[-1]["reply"][:60]
                 raise DataError(
-                    f"the teacher answers nonsense: no prompt could be read in {len(journal.rows)} batches "
-                    "(the last reply begins "
-                    f"{journal.rows[-1]['reply'][:60]!r}); take another --teacher and a new --out"
+                    f"the teacher's replies are unusable: no prompt could be read in {len(journal.rows)} "
+                    f"batches (the last reply begins {last!r}); choose another --teacher and a new --out"
                 )
         rows, dropped = kept_prompts(journal.rows, topics)
     if not rows:
         raise DataError(
-            "no prompt could be read out of the teacher's replies; take another --teacher and a new --out"
+            "no prompt could be read in the teacher's replies; choose another --teacher and a new --out"
         )
     return _finish(folder, settings, topics, rows, dropped)
 
@@ -106,7 +101,6 @@ def _finish(
     rows: list[dict[str, Any]],
     dropped: Counter[str],
 ) -> dict[str, Any]:
-    write_lines(folder / FILE, rows)
     counts = Counter(row["topic"] for row in rows)
     manifest = {
         "kind": "prompts",
@@ -119,57 +113,60 @@ def _finish(
         "fewest_of_a_topic": min(counts[topic] for topic in topics),
         "dropped": dict(dropped),
     }
-    write_json(folder / "manifest.json", manifest)
-    write_whole(folder / "README.md", prompts_card(manifest))
+    write_results(folder, {FILE: json_lines(rows)}, manifest, _card(manifest))
     return manifest
+
+
+def _card(manifest: dict[str, Any]) -> str:
+    about = (
+        f"{manifest['prompts']:,} messages about {manifest['topics']:,} topics, written by a program "
+        f"({manifest['batches']} batches of {manifest['per_batch']} for each topic), not by people."
+    )
+    facts = {
+        "Prompts": f"{manifest['prompts']:,}",
+        "Held out": f"{manifest['prompts_held_out']:,} of them, on {manifest['topics_held_out']:,} topics",
+        "Fewest of a topic": f"{manifest['fewest_of_a_topic']:,}",
+        "Dropped": counted(manifest["dropped"]),
+    }
+    files = (
+        "`prompts.jsonl`: one object a line with `id`, `topic`, `held_out` (kept from all fine-tuning, for "
+        "judging) and `prompt`."
+    )
+    return data_card("Prompts", about, manifest, facts, files)
 
 
 def _ask(
     part: Sequence[tuple[str, int]], asker: Voice, teacher: Teacher, options: PromptOptions, journal: Journal
 ) -> int:
-    """One batch of each piece; returns how many entries there were. What a reply without prompts said is
-    kept, to be shown.
-    """
-    entries = 0
+    """Ask for one batch of each (topic, batch). Returns the number of entries."""
+    count = options.per_batch
     requests = [
-        Request(
-            asker,
-            topic,
-            instruction(topic, batch, options.per_batch),
-            options.seed + batch,
-            options.per_batch,
-        )
+        Request(asker, topic, instruction(topic, batch, count), options.seed + batch, count)
         for topic, batch in part
     ]
+    entries = 0
     for (topic, batch), reply in zip(part, teacher.reply(requests), strict=True):
         found = read_list(reply.text, ended=reply.ended)
-        journal.append(
-            {
-                "topic": topic,
-                "batch": batch,
-                "prompts": found,
-                **({} if found else {"reply": reply.text[:200]}),
-            }
-        )
+        row = {"topic": topic, "batch": batch, "prompts": found}
+        # where nothing could be read, the beginning of the reply shows why
+        journal.append(row if found else {**row, "reply": reply.text[:200]})
         entries += len(found)
     return entries
 
 
 def instruction(topic: str, batch: int, count: int) -> str:
-    """What a language model is asked for."""
+    """What a language model is asked."""
     return (
         f"Write {count} different short messages that somebody might send about this topic: {topic}. In this "
-        "list: "
-        f"{ANGLES[batch % len(ANGLES)]}. Each names the topic and is at most 20 words long. Write them as a "
-        "numbered list, "
-        "one on each line, and nothing else."
+        f"list: {ANGLES[batch % len(ANGLES)]}. Each names the topic and is at most 20 words long. Write them "
+        "as a numbered list, one on each line, and nothing else."
     )
 
 
 def read_list(text: str, *, ended: bool = True) -> list[str]:
-    """The entries of a list in free text: numbered or marked lines, else every line that is no heading.
+    """The entries of a list in free text: numbered or marked lines, else every line that is not a heading.
 
-    The last entry of a reply that was cut off is left out: it is not whole.
+    The last entry of a reply that was cut off is left out, because it may not be whole.
     """
     lines = [line for line in text.splitlines() if line.strip()]
     marked = [match["text"] for match in map(ENTRY.match, lines) if match]
@@ -186,7 +183,7 @@ def read_list(text: str, *, ended: bool = True) -> list[str]:
 def kept_prompts(
     journal: Sequence[dict[str, Any]], topics: Sequence[str]
 ) -> tuple[list[dict[str, Any]], Counter[str]]:
-    """Every prompt once, in the order of topics and batches, and how many were dropped, by reason."""
+    """Every prompt once, in the order of topics and batches, and the number dropped by reason."""
     place = {topic: number for number, topic in enumerate(topics)}
     batches = sorted(
         (row for row in journal if row["topic"] in place), key=lambda row: (place[row["topic"]], row["batch"])
@@ -200,9 +197,8 @@ def kept_prompts(
             if not key or key in kept:
                 dropped["repeats"] += 1
                 continue
-            name = sha256_of(f"{row['topic']}\x1f{prompt}")[:16]
             kept[key] = {
-                "id": name,
+                "id": sha256_of(f"{row['topic']}\x1f{prompt}")[:16],
                 "topic": row["topic"],
                 "held_out": is_held_out(row["topic"]),
                 "prompt": prompt,

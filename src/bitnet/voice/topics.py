@@ -1,7 +1,7 @@
-"""What people may ask about: one topic a line, any words, and which topics are kept from all fine-tuning.
+"""What people may ask about: one topic a line, in any words; and which topics are held out from fine-tuning.
 
-A topic is held out by a hash of itself, so that neither the order of the file nor a topic added later moves
-another one from one side to the other. One in five is: 20 of the 100 topics that come with the package.
+A hash of the topic itself decides whether it is held out, so neither the order of the file nor a topic added
+later moves another one from one side to the other. One in five is held out: 20 of the 100 built-in topics.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bitnet.files import open_regular
 
 HELD_OUT_ONE_IN = 5
 MAX_BYTES = 16 << 20  # 100 topics have 1 kB
-LONGEST = 200  # characters; a longer line is no topic but a text
+LONGEST = 200  # characters of a topic; a longer line is a text
 
 
 def built_in_topics() -> list[str]:
@@ -27,7 +27,7 @@ def built_in_topics() -> list[str]:
 
 
 def read_topics(path: Path) -> list[str]:
-    """Topics of a file, in order, each once. Raises DataError where there is none."""
+    """The topics of a file, in order, each once. Raises DataError if there is none."""
     try:
         with open_regular(path) as file:
             text = file.read(MAX_BYTES + 1)
@@ -69,15 +69,15 @@ def _topics(text: str, where: str) -> list[str]:
 
 
 def same(text: str) -> str:
-    """The text as it is compared: Unicode forms, case and spaces play no role."""
+    """The form in which texts are compared: Unicode form, case and spaces make no difference."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def is_held_out(topic: str) -> bool:
-    """Whether a topic is kept from fine-tuning, for judging."""
+    """Whether a topic is held out from fine-tuning, for judging."""
     return held_out(f"topic {same(topic)}", HELD_OUT_ONE_IN)
 
 
 def mentions(text: str, topic: str) -> bool:
-    """Whether a text contains a topic's words as they stand, in any case."""
+    """Whether a text contains the words of a topic in their order, in any case."""
     return same(topic) in same(text)

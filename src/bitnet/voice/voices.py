@@ -1,17 +1,16 @@
 """A voice is a small TOML file: who speaks, how to tell a teacher so, and how to recognise the result.
 
-    name        what stands before the answers (`bitnut:`)
+    name        the label before the answers (`bitnut:`)
     about       one line for people
-    style       what a language model is told; it is the teacher's system prompt
-    templates   sentences for the built-in grammar (rules.py): openings, and if wished middles and closings
+    style       instructions to a language model; the teacher's system prompt
+    templates   sentences for the built-in grammar (teachers.py): openings, optional middles and closings
     slots       words that fill {slot} in a template; {topic} is the topic of the prompt
     signs       words and patterns of the voice with their points (score.py)
     in_voice_at points from which a text is in the voice
-    breaks      patterns of answers that fall out of character (gates.py)
+    breaks      patterns of answers that fall out of character (score.py)
 
 Built in are `bitnut`, the default; `plain`, which answers like a reference book, for the other side of
-preference pairs; and `human`, which asks. Not here: anything that speaks (rules.py, huggingface.py,
-endpoint.py).
+preference pairs; and `human`, which asks. Not here: whatever writes in the voice (teachers.py).
 """
 
 from __future__ import annotations
@@ -38,9 +37,7 @@ KEYS = ("name", "about", "style", "templates", "slots", "signs", "in_voice_at", 
 
 @dataclass(frozen=True)
 class Voice:
-    """One voice file, checked. text: what it says, kept beside the data that it made; sha256: of that
-    text.
-    """
+    """A checked voice file. text: its content, which is kept beside the data; sha256: of that text."""
 
     name: str
     style: str
@@ -75,7 +72,7 @@ def find_voice(word: str) -> Voice:
 
 
 def _voice(text: str, where: str) -> Voice:
-    """Parse and check. Raises DataError that says which key is wrong."""
+    """Parse and check. Raises DataError that names the wrong key."""
     try:
         values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
@@ -100,7 +97,7 @@ def _voice(text: str, where: str) -> Voice:
         slots=_lists(values.get("slots", {}), where, "slots"),
         signs=_points(values.get("signs", {}), where),
         in_voice_at=_number(values.get("in_voice_at", 1.0), where, "in_voice_at"),
-        breaks=_lists({"breaks": values.get("breaks", [""])}, where, "the file")["breaks"]
+        breaks=_lists({"breaks": values["breaks"]}, where, "the file")["breaks"]
         if "breaks" in values
         else (),
     )
@@ -117,15 +114,12 @@ def _known(values: Mapping[str, Any], keys: Sequence[str], where: str) -> None:
 
 
 def _lists(values: Any, where: str, section: str) -> dict[str, tuple[str, ...]]:
-    """A table of lists of texts, none of them empty."""
+    """Check a table of lists of texts, none of them empty."""
     if not isinstance(values, dict):
         raise DataError(f"{where}: {section} must be a table of lists, as in [{section}]")
     for key, entries in values.items():
-        if (
-            not isinstance(entries, list)
-            or not entries
-            or not all(isinstance(entry, str) for entry in entries)
-        ):
+        texts = isinstance(entries, list) and all(isinstance(entry, str) for entry in entries)
+        if not texts or not entries:
             raise DataError(f"{where}: {key} in {section} must be a list of texts with at least one entry")
     return {key: tuple(entries) for key, entries in values.items()}
 
@@ -143,7 +137,7 @@ def _number(value: Any, where: str, what: str) -> float:
 
 
 def _check_templates(voice: Voice, where: str) -> None:
-    """Known parts, known slots, no slot that leads back to itself, and a place for the topic."""
+    """Check parts and slots: all known, no slot that contains itself, and a place for the topic."""
     _known(voice.templates, PARTS, f"{where}, [templates],")
     if voice.templates and "openings" not in voice.templates:
         raise DataError(f"{where}: [templates] needs openings; every answer of the grammar begins with one")
@@ -159,7 +153,7 @@ def _check_templates(voice: Voice, where: str) -> None:
                 )
     for slot in voice.slots:
         if slot in _reachable(voice, slot):
-            raise DataError(f"{where}: the slot {slot!r} leads back to itself; take one of its uses out")
+            raise DataError(f"{where}: the slot {slot!r} contains itself; remove one of its uses")
     if sentences and not any(f"{{{TOPIC}}}" in text for text in voice.templates["openings"]):
         raise DataError(
             f"{where}: no opening has {{{TOPIC}}}; put it into one, or answers cannot mention what was asked"
@@ -167,7 +161,7 @@ def _check_templates(voice: Voice, where: str) -> None:
 
 
 def _reachable(voice: Voice, slot: str) -> set[str]:
-    """Slots that the words of a slot name, directly or through others."""
+    """The slots in the words of a slot, directly or through others."""
     found: set[str] = set()
     waiting = [slot]
     while waiting:

@@ -14,11 +14,9 @@ from hypothesis import strategies as st
 
 from bitnet.errors import ConfigError
 from bitnet.voice.answers import AnswerOptions, make_answers
-from bitnet.voice.gates import broken
 from bitnet.voice.prompts import PromptOptions, make_prompts
-from bitnet.voice.rules import RulesTeacher
-from bitnet.voice.score import in_voice
-from bitnet.voice.teachers import Reply, Request
+from bitnet.voice.score import broken, in_voice
+from bitnet.voice.teachers import Reply, Request, RulesTeacher
 from bitnet.voice.topics import built_in_topics, mentions
 from bitnet.voice.voices import Voice, built_in, find_voice
 
