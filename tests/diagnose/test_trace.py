@@ -14,7 +14,7 @@ from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
 from bitnet.diagnose.check_numerics import layers, off_the_edges
 from bitnet.diagnose.subject import Narrow, OneBatch, Watched
-from bitnet.diagnose.trace import multiplied_by, off, random_ids, traced, worst
+from bitnet.diagnose.trace import multiplied_by, off, random_ids, traced
 from bitnet.nn.bitlinear import BitLinear
 from bitnet.nn.quantize import quantize_activations
 from bitnet.nn.transformer import BitNetTransformer
@@ -67,7 +67,6 @@ def test_distance_is_infinite_for_what_is_not_a_number() -> None:
     assert math.isclose(off(1.5 * one, one), 0.5, rel_tol=1e-6)
     assert off(torch.tensor([1.0, math.nan, 1.0]), one) == math.inf
     assert off(torch.ones(2), one) == math.inf
-    assert worst({"a": 0.1, "b": math.nan})[1] == "b"
 
 
 def test_narrow_rows_keep_something_scored() -> None:

@@ -8,8 +8,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.diagnose import ngrams as counting
-from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Part, collect, symptom
+from bitnet.diagnose import ngrams
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Part, collect
 from bitnet.diagnose.page import page
 from bitnet.diagnose.verdict import NEXT, TREE, judge
 
@@ -28,6 +28,11 @@ def check(suspect: Any, ok: bool = False, **more: Any) -> Check:
     )
 
 
+def symptom(suspect: Any, weight: float = PROOF) -> Check:
+    """A failed check that any broken part explains."""
+    return Part(suspect, "a test", weight, direct=False)("a symptom", "it is one").holds(False, 1.0, "2")
+
+
 def test_nothing_failed_is_healthy() -> None:
     verdict = judge([check("data", ok=True)] * 30)
     assert verdict.healthy
@@ -39,14 +44,14 @@ def test_symptoms_do_not_outvote_a_direct_finding() -> None:
     """Shuffled data: nothing learns, the criteria are missed, the control fails too; but one check saw the
     data.
     """
-    found = [check("data", weight=STRONG), *[symptom(check("training"))] * 5, symptom(check("optimizer"))]
+    found = [check("data", weight=STRONG), *[symptom("training")] * 5, symptom("optimizer")]
     verdict = judge(found)
     assert verdict.suspect == "data"
     assert {one.suspect for one in verdict.explained} == {"training", "optimizer"}
 
 
 def test_symptoms_alone_are_believed() -> None:
-    assert judge([symptom(check("training", weight=HINT))]).suspect == "training"
+    assert judge([symptom("training", weight=HINT)]).suspect == "training"
 
 
 def test_a_broken_forward_pass_explains_other_gradients() -> None:
@@ -114,18 +119,18 @@ def test_an_error_in_the_examined_code_is_a_finding() -> None:
 
 
 def test_an_error_of_the_examination_is_no_finding() -> None:
-    """counting.py is a file of the examination: that it fails says nothing about the data, and nothing is
+    """ngrams.py is a file of the examination: that it fails says nothing about the data, and nothing is
     called healthy then.
     """
 
     def broken() -> Iterator[Check]:
-        counting.shingles([1], 2)  # type: ignore[list-item]
+        ngrams.shingles([1], 2)  # type: ignore[list-item]
         yield check("data", ok=True)
 
     (only,) = collect("the data", "data", broken)
     assert not only.examined
     assert "bitnet diagnose itself failed in" in only.detail
-    assert "counting.py" in only.detail
+    assert "ngrams.py" in only.detail
     verdict = judge([only, *[check("data", ok=True)] * 30])
     assert (verdict.suspect, verdict.healthy) == ("none", False)
     assert verdict.to_json()["not_examined"] == ["the data can be examined"]
@@ -140,7 +145,7 @@ def test_an_unfinished_run_is_called_unfinished() -> None:
     assert "unfinished (40 of 720 updates)" in page("x", [], going)
     assert "repeat the command" in going.next
     assert going.experiments == ()
-    short = judge([symptom(check("training", weight=HINT))], "6 of 700 tokens")
+    short = judge([symptom("training", weight=HINT)], "6 of 700 tokens")
     assert (short.suspect, short.words) == ("training", "unfinished")
     assert "training (unfinished)" in page("x", [], short)
     assert judge([check("data")], "40 of 720 updates").words == "sure"
@@ -150,19 +155,3 @@ def test_a_healthy_verdict_names_the_plans_next_experiments() -> None:
     text = page("x", [], judge([check("data", ok=True)] * 30), ["training row 0  2 + 2 = «4»"])
     for words in ("tinystories_2k", "--num-steps 4000000", "--variant 200m", "2 + 2 = «4»"):
         assert words in text
-
-
-def test_a_check_of_a_part_is_one_call() -> None:
-    part = Part(suspect="optimizer", source="a test", weight=STRONG)
-    assert part.equal("n", 2, 2, "other").ok
-    assert not part.below("n", {"a": 0.1, "b": float("nan")}, 1.0, "error", "is off").ok
-    worst = part.below("n", {"a": 0.1, "b": 3.0}, 1.0, "error", "is off")
-    assert (worst.ok, worst.value, worst.detail, worst.suspect, worst.weight) == (
-        False,
-        3.0,
-        "b: is off",
-        "optimizer",
-        STRONG,
-    )
-    assert part.within("n", 2.0, 1.0, 2.0, "other").ok
-    assert not part.below("n", {}, 1.0, "error", "is off").ok

@@ -17,7 +17,7 @@ from bitnet.files import read_json
 from bitnet.run import checkpoint as checkpoints
 from bitnet.run.layout import RunLayout
 
-CHECKPOINT = Part(suspect="checkpoint", source="state.json and the folders' names")
+CHECKPOINT = Part("checkpoint", "state.json and the folders' names")
 
 
 def kept(subject: Subject, layout: RunLayout) -> Iterator[Check]:
@@ -36,14 +36,8 @@ def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
         except BitnetError as error:
             problems.append(str(error))
     steps = layout.checkpoint_steps()
-    yield Check(
-        name="checkpoints are whole",
-        suspect="checkpoint",
-        ok=bool(steps) and not problems,
-        value=len(set(problems)),
-        expected=f"0 of {len(steps)} damaged, and at least one there",
-        source="sizes and SHA-256 of manifest.json",
-        detail=problems[0] if problems else "there is none",
+    yield CHECKPOINT("checkpoints are whole", problems[0] if problems else "there is none").holds(
+        bool(steps) and not problems, len(set(problems)), f"0 of {len(steps)} damaged, and at least one there"
     )
     if subject.step in steps:
         try:
@@ -62,23 +56,21 @@ def whole_checkpoints(subject: Subject, layout: RunLayout) -> Iterator[Check]:
             for name, tensor in stored.optimizer.items()
             if not bool(torch.isfinite(tensor.float()).all())
         ]
-        yield Check(
-            name="checkpoint loads as it was stored",
-            suspect="checkpoint",
-            ok=not other and not odd and not bad,
-            value=len(other) + len(odd) + len(bad),
-            expected="0 tensors changed, missing or not finite",
+        yield CHECKPOINT(
+            "checkpoint loads as it was stored",
+            f"differs: {', '.join((other + odd + bad)[:3])}",
             source="what is saved is restored, bit for bit",
-            detail=f"differs: {', '.join((other + odd + bad)[:3])}",
+        ).holds(
+            not other and not odd and not bad,
+            len(other) + len(odd) + len(bad),
+            "0 tensors changed, missing or not finite",
         )
-        yield Check(
-            name="checkpoint knows its step",
-            suspect="checkpoint",
-            ok=stored.state.get("step") == subject.step == stored.step,
-            value=stored.state.get("step"),
-            expected=str(subject.step),
-            source="state.json",
-            detail="the folder's name and its state disagree",
+        yield CHECKPOINT(
+            "checkpoint knows its step", "the folder's name and its state disagree", source="state.json"
+        ).holds(
+            stored.state.get("step") == subject.step == stored.step,
+            stored.state.get("step"),
+            str(subject.step),
         )
 
 
@@ -92,12 +84,10 @@ def newest(subject: Subject, layout: RunLayout) -> Iterator[Check]:
         subject.step if not subject.step_named else max(steps),
         resumed.step if resumed is not None else None,
     ]
-    yield CHECKPOINT.equal(
+    yield CHECKPOINT(
         "the newest checkpoint is the one that loads",
-        found,
-        [max(steps)] * 2,
         "an older checkpoint is loaded, and later updates are lost",
-    )
+    ).equal(found, [max(steps)] * 2)
     told = {
         step: checkpoints.load_checkpoint(layout.checkpoint(step), optimizer=False).state
         for step in {steps[0], steps[-1]}
@@ -109,12 +99,8 @@ def newest(subject: Subject, layout: RunLayout) -> Iterator[Check]:
         for step, state in told.items()
         if state.get("tokens_seen") != step * per_step or state.get("step") != step
     ]
-    yield CHECKPOINT.holds(
-        "checkpoints count their tokens",
-        not wrong,
-        wrong,
-        f"step * {per_step:,} in state.json",
-        "the state belongs to another update",
+    yield CHECKPOINT("checkpoints count their tokens", "the state belongs to another update").holds(
+        not wrong, wrong, f"step * {per_step:,} in state.json"
     )
 
 
@@ -131,12 +117,9 @@ def began_as_seeded(subject: Subject, layout: RunLayout) -> Iterator[Check]:
         name: weight.detach().cpu() for name, weight in subject.new_model(subject.config).named_parameters()
     }
     other = [name for name in fresh if name not in first or not torch.equal(fresh[name], first[name])]
-    yield CHECKPOINT.holds(
+    yield CHECKPOINT(
         "the run began with the weights of its seed",
-        not other,
-        len(other),
-        "0 parameters that differ from checkpoint 0",
-        f"begins otherwise now: {other[:2]}; the seed, or how a model is initialised, has changed",
+        "begins otherwise now; the seed, or how a model is initialised, has changed",
         weight=STRONG,
         explained_by=frozenset({"quantization"}),
-    )
+    ).none(other, "parameters that differ from checkpoint 0")

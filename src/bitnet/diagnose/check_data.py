@@ -18,7 +18,7 @@ import torch
 
 from bitnet.data import stream
 from bitnet.data.stream import Batch
-from bitnet.diagnose.finding import STRONG, Check
+from bitnet.diagnose.finding import STRONG, Check, Part
 from bitnet.diagnose.ngrams import Counts, Rows, rows_of
 from bitnet.diagnose.subject import Narrow, Subject, Update
 
@@ -30,6 +30,13 @@ ORDER_GAIN = 0.05
 0.2 to 0.4, sums 0.5. Ours."""
 DECODED = 0.95
 UNKNOWN, DISTINCT = 0.01, 0.1
+DATA = Part("data", "model.vocab_size")
+EVALUATION = Part(
+    "evaluation",
+    "held out by chance, so alike on average (ours)",
+    weight=STRONG,
+    explained_by=frozenset({"data"}),
+)
 
 
 def read(subject: Subject) -> Batch:
@@ -57,14 +64,10 @@ def ids_and_targets(subject: Subject, batch: Batch) -> Iterator[Check]:
     tokenizer, vocabulary = subject.task.tokenizer, subject.config.vocab_size
     largest = max(int(batch.input_ids.max()), int(batch.targets.max()), tokenizer.vocab_size - 1)
     smallest = min(int(batch.input_ids.min()), int(batch.targets.min()))
-    yield Check(
-        name="ids inside the vocabulary",
-        suspect="data",
-        ok=smallest >= 0 and largest < vocabulary,
-        value=[smallest, largest],
-        expected=f"0..{vocabulary - 1}, the tokenizer's included",
-        source="model.vocab_size",
-        detail="tokenizer, rows and model disagree about the vocabulary",
+    yield DATA("ids inside the vocabulary", "tokenizer, rows and model disagree about the vocabulary").holds(
+        smallest >= 0 and largest < vocabulary,
+        [smallest, largest],
+        f"0..{vocabulary - 1}, the tokenizer's included",
     )
     same, present, later = (_agreement(batch, shift) for shift in (1, 0, 2))
     hint = (
@@ -74,32 +77,24 @@ def ids_and_targets(subject: Subject, batch: Batch) -> Iterator[Check]:
         if later > same
         else "something else"
     )
-    yield Check(
-        name="targets are the next tokens",
-        suspect="data",
-        ok=same == 1.0,
-        value=same,
-        expected="1.0 of the positions where both are in the row",
+    yield DATA(
+        "targets are the next tokens",
+        f"the model is asked for {hint}",
         source="definition of next-token prediction",
-        detail=f"the model is asked for {hint}",
-    )
+    ).holds(same == 1.0, same, "1.0 of the positions where both are in the row")
     mask = batch.loss_mask
     scored_padding = (
         int((mask & (batch.targets == tokenizer.pad_id)).sum()) if _pads(batch, tokenizer.pad_id) else 0
     )
     empty = int((~mask.any(dim=1)).sum())
-    yield Check(
-        name="loss mask scores text",
-        suspect="data",
-        ok=bool(mask.any()) and not scored_padding and empty <= len(mask) // 10,
-        value={
+    yield DATA("loss mask scores text", "nothing is learned from, or padding is", source="definition").holds(
+        bool(mask.any()) and not scored_padding and empty <= len(mask) // 10,
+        {
             "scored": round(float(mask.float().mean()), 4),
             "scored_padding": scored_padding,
             "rows_without": empty,
         },
-        expected="some targets in nearly every row, and no padding",
-        source="definition",
-        detail="nothing is learned from, or padding is",
+        "some targets in nearly every row, and no padding",
     )
 
 
@@ -125,49 +120,33 @@ def order(subject: Subject, asked: Sequence[Sequence[int]], updates: Sequence[Up
         source.rows(np.array(numbers, dtype=np.int64)) for numbers in ([3, 11], [3, 11], [11, 3])
     )
     pure = one.equals(two) and one.equals(turned.select(torch.tensor([1, 0])))
-    yield Check(
-        name="rows depend on their number alone",
-        suspect="data",
-        ok=pure,
-        value=pure,
-        expected="the same row again, in any order",
+    yield DATA(
+        "rows depend on their number alone",
+        "reading a row again gives another one: a resumed run learns from other data",
         source="the data position is a pure function of (seed, step)",
-        detail="reading a row again gives another one: a resumed run learns from other data",
-    )
+    ).holds(pure, pure, "the same row again, in any order")
     per_update = len(asked[0]) * 2 if asked else 0
     wanted = list(range(per_update * max(len(updates), 1)))
     got = [number for numbers in asked for number in numbers]
-    yield Check(
-        name="each update reads its own rows",
-        suspect="data",
-        ok=got == wanted,
-        value=got[:16],
-        expected=f"{wanted[:16]}",
+    yield DATA(
+        "each update reads its own rows",
+        "rows are skipped, repeated or read out of turn",
         source="update n reads rows (n-1)R .. nR-1",
-        detail="rows are skipped, repeated or read out of turn",
-    )
+    ).holds(got == wanted, got[:16], f"{wanted[:16]}")
     seen = [update.report.batches for update in updates if update.report is not None]
     if seen:  # an update that could not be made is another check's finding
         shown = all(_are_rows(batches, subject, number, per_update) for number, batches in enumerate(seen))
-        yield Check(
-            name="the loop trains on the rows that it read",
-            suspect="data",
-            ok=shown,
-            value=shown,
-            expected="the batches of each update equal the source's rows",
+        yield DATA(
+            "the loop trains on the rows that it read",
+            "the batch of an update is not that of its rows: stale, or changed on the way",
             source="the same",
-            detail="the batch of an update is not that of its rows: stale, or changed on the way",
-        )
+        ).holds(shown, shown, "the batches of each update equal the source's rows")
     worlds = [_covers(world, accumulation) for world, accumulation in ((1, 1), (1, 3), (2, 1), (4, 2))]
-    yield Check(
-        name="processes share the rows without gap or overlap",
-        suspect="data",
-        ok=all(worlds),
-        value=worlds,
-        expected="every row once for 1, 2 and 4 processes",
+    yield DATA(
+        "processes share the rows without gap or overlap",
+        "with several processes rows are lost or read twice",
         source="the data position is a pure function of (seed, step, rank, world size)",
-        detail="with several processes rows are lost or read twice",
-    )
+    ).holds(all(worlds), worlds, "every row once for 1, 2 and 4 processes")
 
 
 def _are_rows(batches: Sequence[Batch], subject: Subject, number: int, per_update: int) -> bool:
@@ -201,28 +180,20 @@ def variety(subject: Subject, rows: Rows, count: int) -> Iterator[Check]:
     )  # distinct among draws with replacement, the worst case
     distinct = len({row.tobytes() for row in rows}) / max(count, 1)
     least = DISTINCT * possible
-    yield Check(
-        name="rows differ",
-        suspect="data",
-        ok=distinct >= least,
-        value=distinct,
-        expected=f">= {least:.3f} of {count} rows distinct",
+    yield DATA(
+        "rows differ",
+        "the same few rows come again and again",
         source="a tenth of what drawing evenly with replacement gives; some tasks draw unevenly (ours)",
-        detail="the same few rows come again and again",
         weight=STRONG,
-    )
+    ).holds(distinct >= least, distinct, f">= {least:.3f} of {count} rows distinct")
     flat = np.concatenate(rows) if rows else np.empty(0, dtype=np.int64)
     most = float(np.bincount(flat).max() / len(flat)) if len(flat) else 1.0
-    yield Check(
-        name="tokens differ",
-        suspect="data",
-        ok=most < 0.7,
-        value=most,
-        expected="the most frequent token is below 0.7 of all",
+    yield DATA(
+        "tokens differ",
+        "the rows are nearly constant",
         source="ours; a space is 0.2 of sums and of English",
-        detail="the rows are nearly constant",
         weight=STRONG,
-    )
+    ).holds(most < 0.7, most, "the most frequent token is below 0.7 of all")
 
 
 def text(subject: Subject, rows: Rows) -> Iterator[Check]:
@@ -231,15 +202,9 @@ def text(subject: Subject, rows: Rows) -> Iterator[Check]:
     broken = [
         prompt for prompt in subject.task.prompts if tokenizer.decode(tokenizer.encode(prompt)) != prompt
     ]
-    yield Check(
-        name="tokenizer gives text back",
-        suspect="data",
-        ok=not broken,
-        value=len(broken),
-        expected="0 prompts changed by encoding and decoding",
-        source="definition of a tokenizer",
-        detail=f"comes back as another text: {broken[:1]}",
-    )
+    yield DATA(
+        "tokenizer gives text back", "comes back as another text", source="definition of a tokenizer"
+    ).none(broken, "prompts changed by encoding and decoding")
     again, pieces = 0, 0
     strange, characters = 0, 0
     for row in rows[:32]:
@@ -253,38 +218,26 @@ def text(subject: Subject, rows: Rows) -> Iterator[Check]:
             np.array([t for t in row.tolist() if t not in set(special)]), np.array(back, dtype=np.int64)
         )
     share = again / pieces if pieces else 0.0
-    yield Check(
-        name="rows are this tokenizer's ids",
-        suspect="data",
-        ok=share >= DECODED,
-        value=share,
-        expected=f">= {DECODED:g} of the ids come back from their text",
+    yield DATA(
+        "rows are this tokenizer's ids",
+        "the rows were made by another tokenizer than the one at hand",
         source="a tokenizer encodes a text in one way; a window's ends may differ",
-        detail="the rows were made by another tokenizer than the one at hand",
-    )
+    ).at_least(share, DECODED, "of the ids come back from their text")
     odd = strange / characters if characters else 1.0
-    yield Check(
-        name="rows decode to readable text",
-        suspect="data",
-        ok=characters > 0 and odd <= 0.05,
-        value=odd,
-        expected="<= 0.05 unprintable characters, and not empty",
+    yield DATA(
+        "rows decode to readable text",
+        "the decoded rows are not text",
         source="text is made to be read (ours)",
-        detail="the decoded rows are not text",
         weight=STRONG,
-    )
+    ).holds(characters > 0 and odd <= 0.05, odd, "<= 0.05 unprintable characters, and not empty")
     flat = np.concatenate(rows)
     unknown = float((flat == 3).mean()) if tokenizer.decode([3]) == "" and tokenizer.vocab_size > 4 else 0.0
-    yield Check(
-        name="hardly any unknown tokens",
-        suspect="data",
-        ok=unknown <= UNKNOWN,
-        value=unknown,
-        expected=f"<= {UNKNOWN:g} of the ids are <unk>",
+    yield DATA(
+        "hardly any unknown tokens",
+        "the vocabulary does not cover the text",
         source="ours; byte-level BPE has none",
-        detail="the vocabulary does not cover the text",
         weight=STRONG,
-    )
+    ).holds(unknown <= UNKNOWN, unknown, f"<= {UNKNOWN:g} of the ids are <unk>")
 
 
 def _common(first: np.ndarray, second: np.ndarray) -> int:
@@ -307,16 +260,12 @@ def looks_like_text(subject: Subject, rows: Rows) -> Iterator[Check]:
     counts = Counts.of(rows[:half], vocabulary)
     alone, pairs = counts.surprise(rows[half:])
     gain = 1 - pairs / alone if alone else 0.0
-    yield Check(
-        name="tokens are in order",
-        suspect="data",
-        ok=gain >= ORDER_GAIN,
-        value=gain,
-        expected=f"neighbours predict: surprise falls by >= {ORDER_GAIN:g}",
+    yield DATA(
+        "tokens are in order",
+        "the tokens of a row stand in no order",
         source="pairs against single tokens, counted (ours); shuffled tokens gain nothing",
-        detail="the tokens of a row stand in no order",
         weight=STRONG,
-    )
+    ).holds(gain >= ORDER_GAIN, gain, f"neighbours predict: surprise falls by >= {ORDER_GAIN:g}")
     held_out = [
         row
         for batch in subject.task.frozen_evaluation()
@@ -325,29 +274,22 @@ def looks_like_text(subject: Subject, rows: Rows) -> Iterator[Check]:
     ]
     other = counts.surprise(held_out)[1] if held_out else math.nan
     limit = pairs + 0.5 * max(alone - pairs, 0.2) + 0.1
-    yield Check(
-        name="held-out rows are the same kind of text",
-        suspect="evaluation",
-        ok=bool(held_out) and other <= limit,
-        value=other,
-        expected=f"<= {limit:.3f} nats by pairs counted in training rows ({pairs:.3f} there)",
-        source="held out by chance, so alike on average (ours)",
-        detail="evaluation has other text, other ids or another order than training",
-        weight=STRONG,
-        explained_by=frozenset({"data"}),
+    yield EVALUATION(
+        "held-out rows are the same kind of text",
+        "evaluation has other text, other ids or another order than training",
+    ).holds(
+        bool(held_out) and other <= limit,
+        other,
+        f"<= {limit:.3f} nats by pairs counted in training rows ({pairs:.3f} there)",
     )
     if subject.task.end_mark is None:
         return  # prompts of running text need not be like the user's own documents
     prompts = [np.array(tokenizer.encode(prompt), dtype=np.int64) for prompt in subject.task.prompts]
     said = counts.surprise([ids for ids in prompts if len(ids) > 1] or rows[half:])[1]
     most = alone + 0.5
-    yield Check(
-        name="prompts are the same kind of text",
-        suspect="data",
-        ok=said <= most,
-        value=said,
-        expected=f"<= {most:.2f} nats by pairs counted in training rows",
+    yield DATA(
+        "prompts are the same kind of text",
+        "the tokenizer's ids mean something else in the rows",
         source="prompts are beginnings of such text (ours)",
-        detail="the tokenizer's ids mean something else in the rows",
         weight=STRONG,
-    )
+    ).holds(said <= most, said, f"<= {most:.2f} nats by pairs counted in training rows")

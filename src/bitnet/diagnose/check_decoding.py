@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import check_sampling
-from bitnet.diagnose.finding import STRONG, Check, Suspect, below
+from bitnet.diagnose.finding import STRONG, Check, Part, Suspect, worst
 from bitnet.diagnose.subject import Subject, copy_of
-from bitnet.diagnose.trace import made_loud, off, random_ids, worst
+from bitnet.diagnose.trace import made_loud, off, random_ids
 from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
 from bitnet.generate import decode, snapshot
 from bitnet.generate.sampling import Sampling
@@ -33,6 +33,7 @@ a wrong position moves the logits by 0.2."""
 LAST, PIECE = 12, 24  # tokens decoded one by one at the end of a row; a twin's prompt
 LONGEST_TRIED = 1 << 14
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
+DECODING = Part("decoding", "the model's own logits for the whole prefix")
 
 
 def decoding(subject: Subject) -> Iterator[Check]:
@@ -65,16 +66,11 @@ def cache(subject: Subject) -> Iterator[Check]:
         (", loud attention", made_loud(copy_of(subject, subject.model)), LOUD_CACHED),
     ):
         error, where = worst(_cached_errors(model, ids))
-        yield Check(
-            name=f"cached decoding equals full recomputation{kind}",
-            suspect="decoding",
-            ok=below(error, limit),
-            value=error,
-            expected=f"relative error <= {limit:g}",
-            source="the model's own logits for the whole prefix",
-            detail=f"{where}: keys, values or positions in the cache are wrong",
+        yield DECODING(
+            f"cached decoding equals full recomputation{kind}",
+            f"{where}: keys, values or positions in the cache are wrong",
             explained_by=FORWARD,
-        )
+        ).below(error, limit)
 
 
 def _cached_errors(model: BitNetTransformer, ids: Tensor) -> dict[str, float]:
@@ -122,27 +118,18 @@ def late_positions(subject: Subject) -> Iterator[Check]:
     twin = twin_of(subject, KINDS[0])
     ids = random_ids(VOCABULARY, 2, twin.config.max_seq_length, subject.device)
     errors["a twin in small pieces"] = _pieces(twin.model, ids, PIECE, PIECE)
-    yield Check(
-        name="cached decoding equals full recomputation, to the last position",
-        suspect="decoding",
-        ok=below(max(errors.values()), LOUD_CACHED),
-        value=max(errors.values()),
-        expected=f"relative error <= {LOUD_CACHED:g}",
-        source="the model's own logits for the whole prefix",
+    yield DECODING(
+        "cached decoding equals full recomputation, to the last position",
+        f"{worst(errors)[1]}: keys, values or positions are wrong late in a row",
         explained_by=FORWARD,
-        detail=f"{worst(errors)[1]}: keys, values or positions are wrong late in a row",
-    )
+    ).below(max(errors.values()), LOUD_CACHED)
     room = min(4, length - 1)
     made = decode.generate(model, last[:, : length - room], max_new_tokens=10 * length).shape[1]
-    yield Check(
-        name="generation goes on to the last position",
-        suspect="decoding",
-        ok=made == length + 1,
-        value=made,
-        expected=f"{length + 1}: the token after the last position that is read",
+    yield DECODING(
+        "generation goes on to the last position",
+        "generation stops before the model's length is used, or goes beyond it",
         source="model.max_seq_length",
-        detail="generation stops before the model's length is used, or goes beyond it",
-    )
+    ).holds(made == length + 1, made, f"{length + 1}: the token after the last position that is read")
 
 
 def _pieces(model: BitNetTransformer, ids: Tensor, first: int, last: int) -> float:
@@ -181,27 +168,16 @@ def greedy(subject: Subject) -> Iterator[Check]:
         if not bool((new == logits.argmax(-1)).all()):
             gaps.append(math.inf)
     gap = max(gaps, default=math.inf)
-    yield Check(
-        name="greedy takes the most likely token",
-        suspect="decoding",
-        ok=kept and gap <= 0.05,
-        value=gap,
-        expected="within 0.05 standard deviations of the largest logit, at every step",
+    yield DECODING(
+        "greedy takes the most likely token",
+        "another token than the most likely is taken, or the prompt is changed",
         source="definition of greedy decoding, on the model's own logits",
-        detail="another token than the most likely is taken, or the prompt is changed",
         explained_by=FORWARD,
-    )
+    ).holds(kept and gap <= 0.05, gap, "within 0.05 standard deviations of the largest logit, at every step")
     error, where = worst(errors)
-    yield Check(
-        name="streamed logits are the model's",
-        suspect="decoding",
-        ok=below(error, LOUD_CACHED),
-        value=error,
-        expected=f"relative error <= {LOUD_CACHED:g}",
-        source="the model's own logits for the whole prefix",
-        detail=f"{where}: the decoder reads other logits",
-        explained_by=FORWARD,
-    )
+    yield DECODING(
+        "streamed logits are the model's", f"{where}: the decoder reads other logits", explained_by=FORWARD
+    ).below(error, LOUD_CACHED)
 
 
 def draws(subject: Subject) -> Iterator[Check]:
@@ -221,14 +197,12 @@ def draws(subject: Subject) -> Iterator[Check]:
         int(torch.bincount(row).max()) for row in first[:, ids.shape[1] :].cpu()
     )  # nearly even draws: hardly one twice
     moves_on = count < 6 or most <= count / 2
-    yield Check(
-        name="seeds decide the draws",
-        suspect="decoding",
-        ok=same and differ and rows_differ and moves_on,
-        value={"repeats": same, "differs": differ, "rows_differ": rows_differ, "positions_differ": moves_on},
-        expected="equal seeds equal text, other seeds other text, new numbers for each row and position",
-        source="definition of a seed",
-        detail="the seed is ignored, or fixed",
+    yield DECODING(
+        "seeds decide the draws", "the seed is ignored, or fixed", source="definition of a seed"
+    ).holds(
+        same and differ and rows_differ and moves_on,
+        {"repeats": same, "differs": differ, "rows_differ": rows_differ, "positions_differ": moves_on},
+        "equal seeds equal text, other seeds other text, new numbers for each row and position",
     )
     seeds = {
         (index, step, mode): snapshot.stable_seed(index, step, mode)
@@ -240,16 +214,12 @@ def draws(subject: Subject) -> Iterator[Check]:
         key: int.from_bytes(hashlib.sha256("|".join(map(str, key)).encode()).digest()[:4], "big")
         for key in seeds
     }
-    yield Check(
-        name="sample seeds are stable",
-        suspect="decoding",
-        ok=seeds == right,
-        value=seeds == right,
-        expected="SHA-256 of prompt number, step and mode",
+    yield DECODING(
+        "sample seeds are stable",
+        "samples of different steps cannot be compared or repeated",
         source="docs/run-directory.md",
-        detail="samples of different steps cannot be compared or repeated",
         weight=STRONG,
-    )
+    ).holds(seeds == right, seeds == right, "SHA-256 of prompt number, step and mode")
 
 
 class _Ending:
@@ -283,15 +253,11 @@ def stops(subject: Subject) -> Iterator[Check]:
         subject.model, [prompt[0].tolist()], max_new_tokens=len(new), stop_id=new[place], sampling=wild
     )
     got = [ended.shape[1] - prompt.shape[1], len(lists[0])]
-    yield Check(
-        name="generation ends at the stop token",
-        suspect="decoding",
-        ok=got == [place + 1] * 2,
-        value=got,
-        expected=f"{place + 1} new tokens, the stop token the last",
+    yield DECODING(
+        "generation ends at the stop token",
+        "the end of text does not end it, or it ends too early",
         source="definition of a stop token",
-        detail="the end of text does not end it, or it ends too early",
-    )
+    ).holds(got == [place + 1] * 2, got, f"{place + 1} new tokens, the stop token the last")
     text = next((p for p in subject.task.prompts if subject.task.tokenizer.encode(p)), None)
     if text is None:
         return
@@ -300,15 +266,9 @@ def stops(subject: Subject) -> Iterator[Check]:
     greedy_ids = [int(t) for t in decode.generate(subject.model, ids, max_new_tokens=room)[0, ids.shape[1] :]]
     tokenizer: object = _Ending(subject.task.tokenizer, greedy_ids[0])
     row = snapshot.snapshot(subject.model, tokenizer, text, mode="greedy", seed=1, max_new_tokens=room)  # type: ignore[arg-type]
-    yield Check(
-        name="samples end at the end of text",
-        suspect="decoding",
-        ok=row["total_tokens"] == 1,
-        value=row["total_tokens"],
-        expected="1: the end of text came first",
-        source="definition",
-        detail="samples run on after the end of text",
-    )
+    yield DECODING(
+        "samples end at the end of text", "samples run on after the end of text", source="definition"
+    ).holds(row["total_tokens"] == 1, row["total_tokens"], "1: the end of text came first")
 
 
 def prompts_in_order(subject: Subject) -> Iterator[Check]:
@@ -327,15 +287,11 @@ def prompts_in_order(subject: Subject) -> Iterator[Check]:
         for p in prompts
     ]
     share = sum(a == b for a, b in zip(together, alone, strict=True)) / len(prompts)
-    yield Check(
-        name="answers belong to their prompts",
-        suspect="decoding",
-        ok=share >= 0.75,
-        value=share,
-        expected=">= 0.75 equal to the prompt's own continuation (ties)",
+    yield DECODING(
+        "answers belong to their prompts",
+        "answers are given to other prompts, or batching changes them",
         source="prompts of a batch do not see each other",
-        detail="answers are given to other prompts, or batching changes them",
-    )
+    ).holds(share >= 0.75, share, ">= 0.75 equal to the prompt's own continuation (ties)")
 
 
 def completions(subject: Subject) -> Iterator[Check]:
@@ -350,14 +306,14 @@ def completions(subject: Subject) -> Iterator[Check]:
     right = tokenizer.decode(new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new)
     told = subject.complete(tokenizer, text, room)
     early = subject.complete(_Ending(tokenizer, new[0]), text, room)
-    yield Check(
-        name="completions are the model's greedy text",
-        suspect="decoding",
-        ok=told.rstrip("\ufffd") == right.rstrip("\ufffd") and not early,
-        value=[told, early],
-        expected=f"{[right, '']}: the whole, and nothing where the end of text comes first",
+    yield DECODING(
+        "completions are the model's greedy text",
+        "bitnet complete shows another text than the model's",
         source="the model's own greedy ids",
-        detail="bitnet complete shows another text than the model's",
+    ).holds(
+        told.rstrip("\ufffd") == right.rstrip("\ufffd") and not early,
+        [told, early],
+        f"{[right, '']}: the whole, and nothing where the end of text comes first",
     )
 
 
@@ -376,14 +332,14 @@ def samples(subject: Subject) -> Iterator[Check]:
     new = row["generated_ids"][len(ids) :]
     whole = len(new) == room or new[-1:] == [subject.task.tokenizer.eos_id]
     kept = whole and row["generated_ids"][: len(ids)] == ids and row["generated_text"].startswith(text)
-    yield Check(
-        name="samples are recorded as they are",
-        suspect="decoding",
-        ok=kept and abs(told - entropy) < 0.02 * max(1.0, entropy),
-        value=told,
-        expected=f"entropy of the first token {entropy:.4f} nats",
+    yield DECODING(
+        "samples are recorded as they are",
+        "what samples.jsonl says about a sample is not what the model said",
         source="the model's own logits",
-        detail="what samples.jsonl says about a sample is not what the model said",
         weight=STRONG,
         explained_by=FORWARD,
+    ).holds(
+        kept and abs(told - entropy) < 0.02 * max(1.0, entropy),
+        told,
+        f"entropy of the first token {entropy:.4f} nats",
     )

@@ -31,6 +31,7 @@ LOSS = Part(
     source="independent float64 computation on a twin of the model",
     explained_by=frozenset({"quantization"}),
 )
+EVALUATION = Part("evaluation", "losses of different steps must be comparable", explained_by=UPSTREAM)
 
 
 def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
@@ -50,26 +51,15 @@ def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     same = len(frozen) == len(again) and all(
         one.equals(other) for one, other in zip(frozen, again, strict=False)
     )
-    yield Check(
-        name="frozen evaluation is frozen",
-        suspect="evaluation",
-        ok=same and bool(frozen),
-        value=same,
-        expected="the same rows at every call",
-        source="losses of different steps must be comparable",
-        detail="the held-out rows change from call to call",
-    )
+    yield EVALUATION(
+        "frozen evaluation is frozen", "the held-out rows change from call to call", explained_by=()
+    ).holds(same and bool(frozen), same, "the same rows at every call")
     shifted = [bool(torch.equal(b.targets[:, :-1], b.input_ids[:, 1:])) for b in frozen]
-    yield Check(
-        name="held-out targets are the next tokens",
-        suspect="evaluation",
-        ok=all(shifted),
-        value=all(shifted),
-        expected="true of every row",
+    yield EVALUATION(
+        "held-out targets are the next tokens",
+        "the held-out loss is taken of other targets than the training loss",
         source="definition of next-token prediction",
-        detail="the held-out loss is taken of other targets than the training loss",
-        explained_by=UPSTREAM,
-    )
+    ).holds(all(shifted), all(shifted), "true of every row")
 
 
 def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterator[Check]:
@@ -79,15 +69,12 @@ def apart(subject: Subject, frozen: Sequence[Batch], training: Batch) -> Iterato
     kept = [row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)]
     end = tokenizer.encode(subject.task.end_mark)[0] if subject.task.end_mark else None
     share, limit, what = _leaked_text(kept, trained) if end is None else _leaked_examples(kept, trained, end)
-    yield Check(
-        name="held-out text is not trained on",
-        suspect="evaluation",
-        ok=share <= limit,
-        value=share,
-        expected=f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows",
+    yield EVALUATION(
+        "held-out text is not trained on",
+        "evaluation measures memory, not learning: the good numbers mean nothing",
         source="held-out means never trained on",
-        detail="evaluation measures memory, not learning: the good numbers mean nothing",
-        explained_by=UPSTREAM,
+    ).holds(
+        share <= limit, share, f"<= {limit:g} of the held-out {what} occur in {len(trained):,} training rows"
     )
 
 
@@ -101,17 +88,12 @@ def same_tokens(subject: Subject, frozen: Sequence[Batch], training: Batch) -> I
     wanted = np.bincount(trained, minlength=subject.config.vocab_size) / max(len(trained), 1) * len(kept)
     missing = [int(token) for token in np.nonzero(wanted >= USUAL)[0] if token not in kept]
     names = [subject.task.tokenizer.decode([token]) for token in missing[:3]]
-    yield Check(
-        name="held-out rows have the usual tokens of training",
-        suspect="evaluation",
-        ok=not missing,
-        value=len(missing),
-        expected=f"0 tokens missing of those that should come {USUAL} times or more",
+    yield EVALUATION(
+        "held-out rows have the usual tokens of training",
+        f"{names} never occur: part of the task is not evaluated",
         source="held out by chance, so alike on average",
-        detail=f"{names} never occur: part of the task is not evaluated",
         weight=STRONG,
-        explained_by=UPSTREAM,
-    )
+    ).holds(not missing, len(missing), f"0 tokens missing of those that should come {USUAL} times or more")
 
 
 def _leaked_examples(kept: Rows, trained: Rows, end: int) -> tuple[float, float, str]:
@@ -148,38 +130,27 @@ def measured_loss(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     size = len(written.encode("utf-8", errors="replace"))
     right = nats / max(tokens, 1)
     gap = abs(found["nats_per_token"] - right)
-    yield Check(
-        name="held-out loss is what it says",
-        suspect="evaluation",
-        ok=below(gap, 1e-3 * max(1.0, right)),
-        value=found["nats_per_token"],
-        expected=f"{right:.5f} nats/token",
+    yield EVALUATION(
+        "held-out loss is what it says",
+        "evaluation measures something else than the model's loss",
         source="mean cross-entropy over the scored targets of the model's own logits",
-        detail="evaluation measures something else than the model's loss",
-    )
+        explained_by=(),
+    ).holds(below(gap, 1e-3 * max(1.0, right)), found["nats_per_token"], f"{right:.5f} nats/token")
     per_byte = nats / math.log(2) / size if size else math.nan
     agree = abs(found["bits_per_byte"] / per_byte - 1) <= 0.05 if size else True
-    yield Check(
-        name="bits per byte count the text's bytes",
-        suspect="evaluation",
-        ok=agree,
-        value=found["bits_per_byte"],
-        expected=f"{per_byte:.4f}, within 5% (cut characters)",
+    yield EVALUATION(
+        "bits per byte count the text's bytes",
+        "the byte count does not belong to this text",
         source="nats / ln 2 / UTF-8 bytes of the decoded targets",
-        detail="the byte count does not belong to this text",
         weight=STRONG,
-        explained_by=UPSTREAM,
-    )
+    ).holds(agree, found["bits_per_byte"], f"{per_byte:.4f}, within 5% (cut characters)")
     drift = abs(found["nats_per_token"] - again["nats_per_token"])
-    yield Check(
-        name="evaluation repeats",
-        suspect="evaluation",
-        ok=below(drift, 1e-6),
-        value=drift,
-        expected="<= 1e-6 nats between two measurements",
+    yield EVALUATION(
+        "evaluation repeats",
+        "there is noise in the evaluation",
         source="nothing in it is random",
-        detail="there is noise in the evaluation",
-    )
+        explained_by=(),
+    ).holds(below(drift, 1e-6), drift, "<= 1e-6 nats between two measurements")
 
 
 def two_modes(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
@@ -193,16 +164,12 @@ def two_modes(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
             seen.append(subject.model(ids).detach())
     subject.model.train(was)
     error = max(off(other, seen[0]) for other in seen[1:])
-    yield Check(
-        name="evaluation computes as training does",
-        suspect="evaluation",
-        ok=below(error, 1e-4),
-        value=error,
-        expected="relative error <= 1e-4 between train and eval mode",
+    yield EVALUATION(
+        "evaluation computes as training does",
+        "the model behaves differently when it is evaluated",
         source="the model has no dropout",
-        detail="the model behaves differently when it is evaluated",
         explained_by=frozenset({"quantization"}),
-    )
+    ).holds(below(error, 1e-4), error, "relative error <= 1e-4 between train and eval mode")
 
 
 @torch.no_grad()
@@ -223,13 +190,9 @@ def other_weights(subject: Subject) -> Iterator[Check]:
         "nats per token": abs(found["nats_per_token"] - nats / tokens),
         "tokens": abs(found["tokens"] - tokens),
     }
-    yield LOSS.below(
-        "held-out loss is the mean over scored tokens",
-        gap,
-        0.02,
-        "nats",
-        "is another mean, or of other targets or texts",
-    )
+    yield LOSS(
+        "held-out loss is the mean over scored tokens", "is another mean, or of other targets or texts"
+    ).below(gap, 0.02, "nats")
 
 
 class _Ids:

@@ -51,13 +51,10 @@ def formats(subject: Subject) -> Iterator[Check]:
             model.set_product(product)
             for name, layer in model.bit_linears().items():
                 errors[f"{name}, {product} product"] = worst_token(layer, kind)
-        yield QUANTIZATION.below(
+        yield QUANTIZATION(
             f"layers compute the same in {named(kind)}",
-            errors,
-            limit,
-            "relative error of any token",
             f"the output differs by more than rounding where inputs are {named(kind)}",
-        )
+        ).below(errors, limit, "relative error of any token")
     yield norms(model)
     yield from whole(model)
     yield small_inputs(model)
@@ -104,14 +101,11 @@ def norms(model: BitNetTransformer) -> Check:
     for kind in (torch.bfloat16, torch.float16):
         right = reference.norm(x.to(kind), norm.weight, norm.eps).to(kind)
         other[named(kind)] = float((norm(x.to(kind)) != right).double().mean())
-    return QUANTIZATION.below(
+    return QUANTIZATION(
         "norms round once",
-        other,
-        ONCE,
-        "share of values that are not the exact one rounded",
         "the norm is computed in the input's format",
         source="arXiv:1910.07467, in float32",
-    )
+    ).below(other, ONCE, "share of values that are not the exact one rounded")
 
 
 def whole(model: BitNetTransformer) -> Iterator[Check]:
@@ -126,14 +120,11 @@ def whole(model: BitNetTransformer) -> Iterator[Check]:
             model.set_product(product, kind)
             with torch.autocast(ids.device.type, kind):
                 errors[f"{product} product"] = off(model(ids), right)
-        yield QUANTIZATION.below(
+        yield QUANTIZATION(
             f"logits under {named(kind)} autocast",
-            errors,
-            limit,
-            "relative error",
             "the forward pass differs by more than rounding",
             weight=STRONG,
-        )
+        ).below(errors, limit)
     model.set_product("float")
 
 
@@ -146,10 +137,6 @@ def small_inputs(model: BitNetTransformer) -> Check:
             x[1, 0] = 1e-7
             found.append(float(_in_format(layer, x).double().abs().max()))
     ok = all(value <= 1e-5 for value in found)  # and no NaN
-    return QUANTIZATION.holds(
-        "an input of zeros gives zeros",
-        ok,
-        max(found),
-        "finite and <= 1e-5",
-        "the step of an input of zeros is not bounded by the epsilon of 1e-5",
-    )
+    return QUANTIZATION(
+        "an input of zeros gives zeros", "the step of an input of zeros is not bounded by the epsilon of 1e-5"
+    ).holds(ok, max(found), "finite and <= 1e-5")

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch, RowSource
 from bitnet.diagnose import reference, reference_updates
-from bitnet.diagnose.finding import STRONG, Check, Suspect, below
+from bitnet.diagnose.finding import STRONG, Check, Part, Suspect, below, worst
 from bitnet.diagnose.subject import Subject, Update, copy_of, watch
-from bitnet.diagnose.trace import off, worst
+from bitnet.diagnose.trace import off
 
 COLUMNS, ROWS, MICRO = 48, 2, 2
 DIRECTION, LENGTH, LOSS = 0.05, 0.02, 2e-3
@@ -27,6 +27,8 @@ DIRECTION, LENGTH, LOSS = 0.05, 0.02, 2e-3
 healthy models measured below 0.01), relative error of the norm, and of the loss in nats. With bf16 products
 four times as much."""
 FORWARD: frozenset[Suspect] = frozenset({"quantization"})
+GRADIENTS = Part("gradients", "the loop itself", explained_by=FORWARD | {"data"})
+OPTIMIZER = Part("optimizer", "arXiv:1211.5063; train.grad_clip_norm", weight=STRONG)
 
 
 def first_updates(subject: Subject, source: RowSource) -> list[Update]:
@@ -43,19 +45,11 @@ def gradients(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
     """All checks of this file, on the updates made."""
     slack = 4.0 if subject.bf16 else 1.0
     done = [update for update in updates if update.report is not None and update.rates is not None]
-    yield Check(
-        name="updates are made",
-        suspect="gradients",
-        ok=len(done) == 2,
-        value=len(done),
-        expected="2 of 2",
-        source="the loop itself",
-        detail=(
-            "the optimizers were not asked to move: "
-            f"{[u.report.refused for u in updates if u.report is not None]}"
-        ),
-        explained_by=FORWARD | {"data"},
-    )
+    yield GRADIENTS(
+        "updates are made",
+        "the optimizers were not asked to move: "
+        f"{[u.report.refused for u in updates if u.report is not None]}",
+    ).holds(len(done) == 2, len(done), "2 of 2")
     if not done:
         return
     yield reaches(done[0])
@@ -79,16 +73,12 @@ def reaches(update: Update) -> Check:
     without = [
         name for name, gradient in update.gradients.items() if gradient is None or not bool(gradient.any())
     ]
-    return Check(
-        name="gradient reaches every parameter",
-        suspect="gradients",
-        ok=not without,
-        value=len(without),
-        expected="0 parameters without gradient",
+    return GRADIENTS(
+        "gradient reaches every parameter",
+        "no gradient",
         source="every parameter is used in every forward pass",
-        detail=f"no gradient: {', '.join(without[:3])}",
         explained_by=FORWARD,
-    )
+    ).none(without, "parameters without gradient")
 
 
 def losses(
@@ -103,16 +93,13 @@ def losses(
     gap = max(abs(mine - other) for mine, other in zip(reported, true, strict=True))
     ok = below(gap, slack * LOSS * max(1.0, *true))
     shift = None if ok else _explained_by_shift(updates[0], subject, reported[0])
-    yield Check(
-        name="training loss is the mean over scored next tokens",
+    yield GRADIENTS(
+        "training loss is the mean over scored next tokens",
+        f"the loss is taken of {shift}" if shift else "the loop optimises another loss",
         suspect="data" if shift else "gradients",
-        ok=ok,
-        value=[round(x, 5) for x in reported],
-        expected=f"{[round(x, 5) for x in true]} nats/token",
         source="independent float64 computation on the batches that the loop reports",
-        detail=f"the loss is taken of {shift}" if shift else "the loop optimises another loss",
         explained_by=FORWARD,
-    )
+    ).holds(ok, [round(x, 5) for x in reported], f"{[round(x, 5) for x in true]} nats/token")
 
 
 def _explained_by_shift(update: Update, subject: Subject, reported: float) -> str | None:
@@ -155,16 +142,11 @@ def directions(
             )
     error, where = worst(errors)
     meaning = "opposite" if error > 1.9 else "unrelated" if error > 1 else "different"
-    yield Check(
-        name="gradient equals the straight-through reference",
-        suspect="gradients",
-        ok=below(error, slack * DIRECTION),
-        value=error,
-        expected=f"distance of unit vectors <= {slack * DIRECTION:g}",
+    yield GRADIENTS(
+        "gradient equals the straight-through reference",
+        f"{where}: the direction is {meaning}",
         source="arXiv:1308.3432; independent float64 backward pass",
-        detail=f"{where}: the direction is {meaning}",
-        explained_by=FORWARD | {"data"},
-    )
+    ).below(error, slack * DIRECTION, "distance of unit vectors")
 
 
 def lengths(
@@ -178,18 +160,15 @@ def lengths(
     error = max(
         abs(mine / other - 1) if other else math.inf for mine, other in zip(reported, true, strict=True)
     )
-    yield Check(
-        name="gradient has the length of the mean's",
-        suspect="gradients",
-        ok=below(error, slack * LENGTH),
-        value=[round(x, 6) for x in reported],
-        expected=f"{[round(x, 6) for x in true]} before clipping",
+    yield GRADIENTS(
+        "gradient has the length of the mean's",
+        f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed "
+        "instead of averaged, or scaled",
         source="one mean over all scored tokens of an update, however they are split",
-        detail=(
-            f"off by a factor of {reported[0] / true[0] if true[0] else math.nan:.3g}: micro-batches summed "
-            "instead of averaged, or scaled"
-        ),
-        explained_by=FORWARD | {"data"},
+    ).holds(
+        below(error, slack * LENGTH),
+        [round(x, 6) for x in reported],
+        f"{[round(x, 6) for x in true]} before clipping",
     )
     clipped = [
         reference_updates.norm_of({k: g for k, g in update.gradients.items() if g is not None})
@@ -199,13 +178,11 @@ def lengths(
     error = max(
         abs(mine / other - 1) if other else math.inf for mine, other in zip(clipped, wanted, strict=True)
     )
-    yield Check(
-        name="clipping to the norm that was set",
-        suspect="optimizer",
-        ok=below(error, LENGTH),
-        value=[round(x, 8) for x in clipped],
-        expected=f"{[round(x, 6) for x in wanted]}: min(norm, {limit:g})",
-        source="arXiv:1211.5063; train.grad_clip_norm",
-        detail="what reaches the optimizers is shorter or longer than clipping leaves it",
-        weight=STRONG,
+    yield OPTIMIZER(
+        "clipping to the norm that was set",
+        "what reaches the optimizers is shorter or longer than clipping leaves it",
+    ).holds(
+        below(error, LENGTH),
+        [round(x, 8) for x in clipped],
+        f"{[round(x, 6) for x in wanted]}: min(norm, {limit:g})",
     )

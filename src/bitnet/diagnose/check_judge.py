@@ -26,6 +26,7 @@ JUDGE = Part(
 )
 JUDGED = 6
 Text = tuple[int, ...]
+EVALUATION = Part("evaluation", "the task's own interface", weight=STRONG)
 
 
 def judging(subject: Subject) -> Iterator[Check]:
@@ -52,28 +53,21 @@ def judged(subject: Subject) -> Iterator[Check]:
         and all(value >= 0 for value in shares.values())
     )
     same = metrics == again
-    yield Check(
-        name="judge counts its cases and repeats",
-        suspect="evaluation",
-        ok=sound and same,
-        value=f"{len(counts)} counted, repeats: {same}",
-        expected="every figure with its cases, twice the same",
-        source="the task's own interface",
-        detail="the judge's figures are not finite, not counted, or change from call to call",
-        weight=STRONG,
+    yield EVALUATION(
+        "judge counts its cases and repeats",
+        "the judge's figures are not finite, not counted, or change from call to call",
+    ).holds(
+        sound and same,
+        f"{len(counts)} counted, repeats: {same}",
+        "every figure with its cases, twice the same",
     )
     known = [criterion for criterion in subject.criteria if criterion.metric in metrics]
     passed = [str(criterion) for criterion in known if criterion.met(metrics[criterion.metric])]
-    yield Check(
-        name="an untrained model does not pass",
-        suspect="evaluation",
-        ok=not known or len(passed) < len(known),
-        value=passed,
-        expected="not all criteria met",
+    yield EVALUATION(
+        "an untrained model does not pass",
+        "the judge is satisfied with a model that knows nothing",
         source="weights that never trained",
-        detail="the judge is satisfied with a model that knows nothing",
-        weight=STRONG,
-    )
+    ).holds(not known or len(passed) < len(known), passed, "not all criteria met")
 
 
 class _History:
@@ -163,14 +157,11 @@ def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     share = judged_as(subject, Oracle(subject.model, known), "exact_match")
     if share is None:
         return
-    yield JUDGE.holds(
+    yield JUDGE(
         "right answers pass",
-        wanted[0].met(share),
-        share,
-        str(wanted[0]),
         "the judge does not recognise right answers",
         source="a stand-in for the model that has the held-out examples by heart",
-    )
+    ).holds(wanted[0].met(share), share, str(wanted[0]))
     used = sorted({token for text in known for token in text[answer_start(subject, text) or -3 : -1]})
     if len(used) < 2:
         return
@@ -189,14 +180,11 @@ def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
         way: judged_as(subject, Oracle(subject.model, texts), "exact_match") or 0.0
         for way, texts in wrong.items()
     }
-    yield JUDGE.below(
+    yield JUDGE(
         "wrong answers do not pass",
-        shares,
-        0.0,
-        "share that counts as right",
         "and the answer counts as right",
         source="stand-ins that are wrong in one character",
-    )
+    ).below(shares, 0.0, "share that counts as right")
 
 
 def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
@@ -217,13 +205,8 @@ def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     found = judged_as(subject, Oracle(subject.model, (), otherwise=usual), "greedy_looping")
     if found is None:
         return
-    yield JUDGE.holds(
-        "repetition is called looping",
-        found == 1.0,
-        found,
-        "1.0 of the texts of a model that says one word for ever",
-        "loops are not noticed",
-        weight=STRONG,
+    yield JUDGE("repetition is called looping", "loops are not noticed", weight=STRONG).holds(
+        found == 1.0, found, "1.0 of the texts of a model that says one word for ever"
     )
 
 

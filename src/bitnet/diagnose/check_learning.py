@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bitnet.data.stream import Batch
-from bitnet.diagnose.finding import HINT, STRONG, Check, below, symptom
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, Check, Part, below
 from bitnet.diagnose.ngrams import Counts, rows_of
 from bitnet.diagnose.subject import PLAIN, Narrow, OneBatch, Subject
 from bitnet.files import read_json
@@ -39,6 +39,28 @@ WEIGHTS_PER_ENTRY = 16
 """Weights in the blocks for each entry of the vocabulary. TinyStories' smallest models that still wrote
 sentences had about 40 in full precision (1M, arXiv:2305.07759); the 95M baseline has 2,200. Admitted doubt:
 half an order of magnitude."""
+TRAINING = Part(
+    "training",
+    "tests/test_experiments.py; a model with more weights than targets can store them",
+    weight=STRONG,
+)
+OPTIMIZER_SYMPTOM = Part(
+    "optimizer", "codes must move for a ternary model to learn", weight=HINT, direct=False
+)
+QUANTIZATION_SYMPTOM = Part(
+    "quantization", "every run has a control (--weights full)", weight=STRONG, direct=False
+)
+SIZE = Part(
+    "size", "arXiv:2305.07759 had about 40 at its smallest; the 95M baseline has 2,200", weight=STRONG
+)
+QUANTIZATION = Part("quantization", "a uniform guess", weight=STRONG)
+TRAINING_SYMPTOM = Part("training", "S-shaped, but not rising (recipes)", weight=STRONG, direct=False)
+EVALUATION = Part(
+    "evaluation",
+    "train and held-out rows are drawn alike (ours)",
+    weight=HINT,
+    explained_by=frozenset({"data"}),
+)
 
 
 def learning(subject: Subject, training: Batch) -> Iterator[Check]:
@@ -91,32 +113,19 @@ def overfits(subject: Subject) -> Iterator[Check]:
     losses, flipped = trial(subject, subject.config, updates)
     first, last = losses[0], min(losses[-3:], default=math.nan)
     limit = limit_of(losses, full=subject.full)
-    found = Check(
-        name="one batch can be learned by heart",
-        suspect="training",
-        ok=below(last, limit),
-        value=[round(first, 4), round(last, 4)],
-        expected=f"below {limit:.3f} nats/token within {updates} updates",
-        source="tests/test_experiments.py; a model with more weights than targets can store them",
-        detail="the loss of the same few rows does not fall",
-        weight=STRONG,
+    found = TRAINING_SYMPTOM(
+        "one batch can be learned by heart", "the loss of the same few rows does not fall"
+    ).holds(
+        below(last, limit),
+        [round(first, 4), round(last, 4)],
+        f"below {limit:.3f} nats/token within {updates} updates",
     )
-    yield symptom(found)
+    yield found
     if subject.config.weights == "ternary":
-        yield symptom(
-            Check(
-                name="codes flip in the trial",
-                suspect="optimizer",
-                ok=0 < flipped < 0.8,
-                value=flipped,
-                expected="a share above 0 and below 0.8",
-                source="codes must move for a ternary model to learn",
-                detail="latent weights move, or not, but no code does"
-                if not flipped
-                else "codes are thrown about",
-                weight=HINT,
-            )
-        )
+        yield OPTIMIZER_SYMPTOM(
+            "codes flip in the trial",
+            "latent weights move, or not, but no code does" if not flipped else "codes are thrown about",
+        ).holds(0 < flipped < 0.8, flipped, "a share above 0 and below 0.8")
         if subject.full or not found.ok:
             yield from control(subject, updates, last, limit)
 
@@ -131,17 +140,10 @@ def control(subject: Subject, updates: int, ternary_end: float, limit: float) ->
         if both
         else "learns where the ternary model does not: it is the ternary part"
     )
-    yield symptom(
-        Check(
-            name="control with full-precision weights",
-            suspect="quantization",
-            ok=both or below(ternary_end, limit),
-            value=[round(ternary_end, 4), round(end, 4)],
-            expected="both learn, or both fail",
-            source="every run has a control (--weights full)",
-            detail=f"the same model with full-precision weights {words}",
-            weight=STRONG,
-        )
+    yield QUANTIZATION_SYMPTOM(
+        "control with full-precision weights", f"the same model with full-precision weights {words}"
+    ).holds(
+        both or below(ternary_end, limit), [round(ternary_end, 4), round(end, 4)], "both learn, or both fail"
     )
 
 
@@ -150,41 +152,33 @@ def large_enough(subject: Subject) -> Iterator[Check]:
     parts = subject.config.parameter_breakdown()
     inner = parts["attention"] + parts["feedforward"]
     ratio = inner / subject.config.vocab_size
-    yield Check(
-        name="large enough for its vocabulary",
-        suspect="size",
-        ok=ratio >= WEIGHTS_PER_ENTRY,
-        value=ratio,
-        expected=(
-            f">= {WEIGHTS_PER_ENTRY} weights in the blocks for each of {subject.config.vocab_size:,} ids"
-        ),
-        source="arXiv:2305.07759 had about 40 at its smallest; the 95M baseline has 2,200",
-        detail="nearly all parameters are embeddings: a larger model or a smaller vocabulary is needed",
-        weight=STRONG,
+    yield SIZE(
+        "large enough for its vocabulary",
+        "nearly all parameters are embeddings: a larger model or a smaller vocabulary is needed",
+    ).at_least(
+        ratio, WEIGHTS_PER_ENTRY, f"weights in the blocks for each of {subject.config.vocab_size:,} ids"
     )
-    yield Check(
-        name="rows fit the model's length",
-        suspect="size",
-        ok=int(subject.training["seq_len"]) <= subject.config.max_seq_length,
-        value=int(subject.training["seq_len"]),
-        expected=f"<= {subject.config.max_seq_length}",
+    yield SIZE(
+        "rows fit the model's length",
+        "rows are longer than the model's positions",
         source="model.max_seq_length",
-        detail="rows are longer than the model's positions",
+        weight=PROOF,
+    ).holds(
+        int(subject.training["seq_len"]) <= subject.config.max_seq_length,
+        int(subject.training["seq_len"]),
+        f"<= {subject.config.max_seq_length}",
     )
 
 
 def plan(subject: Subject) -> Iterator[Check]:
     """Whether the plan of a fresh experiment has enough tokens."""
     ratio = int(subject.training["total_tokens"]) / subject.config.total_params
-    yield Check(
-        name="planned tokens per parameter",
-        suspect="training",
-        ok=ratio >= TOKENS_PER_PARAMETER,
-        value=ratio,
-        expected=f">= {TOKENS_PER_PARAMETER:g}; 20 for text (arXiv:2203.15556)",
+    yield TRAINING(
+        "planned tokens per parameter",
+        "the plan ends before anything can be learned: more updates",
         source="nothing is published to learn from less",
-        detail="the plan ends before anything can be learned: more updates",
-        weight=STRONG,
+    ).holds(
+        ratio >= TOKENS_PER_PARAMETER, ratio, f">= {TOKENS_PER_PARAMETER:g}; 20 for text (arXiv:2203.15556)"
     )
 
 
@@ -217,16 +211,9 @@ def trained(subject: Subject, training: Batch) -> Iterator[Check]:
 def curve(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
     """Began near ln(V), fell, and did not end above where it had been."""
     uniform = math.log(subject.config.vocab_size)
-    yield Check(
-        name="recorded loss begins at ln(V)",
-        suspect="quantization",
-        ok=losses[0] <= uniform + 1.0,
-        value=losses[0],
-        expected=f"<= {uniform + 1:.2f} nats/token at the first update",
-        source="a uniform guess",
-        detail="the run began sure of wrong answers: its initialisation was broken",
-        weight=STRONG,
-    )
+    yield QUANTIZATION(
+        "recorded loss begins at ln(V)", "the run began sure of wrong answers: its initialisation was broken"
+    ).holds(losses[0] <= uniform + 1.0, losses[0], f"<= {uniform + 1:.2f} nats/token at the first update")
     if len(losses) < 20:
         return
     window = max(len(losses) // 20, 5)
@@ -234,18 +221,10 @@ def curve(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
         float(np.mean(losses[begin : begin + window])) for begin in range(0, len(losses) - window + 1, window)
     ]
     risen = means[-1] - min(means)
-    yield symptom(
-        Check(
-            name="loss ends where it was lowest",
-            suspect="training",
-            ok=risen <= max(0.5, 0.25 * min(means)),
-            value=risen,
-            expected="at most 0.5 nats above its lowest average",
-            source="S-shaped, but not rising (recipes)",
-            detail="training went well and then apart: the rate is too high, or the data changed",
-            weight=STRONG,
-        )
-    )
+    yield TRAINING_SYMPTOM(
+        "loss ends where it was lowest",
+        "training went well and then apart: the rate is too high, or the data changed",
+    ).holds(risen <= max(0.5, 0.25 * min(means)), risen, "at most 0.5 nats above its lowest average")
 
 
 def consistent(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
@@ -264,35 +243,20 @@ def consistent(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
         float(np.mean(at[-20:])), float(np.mean(at[-3:]))
     )  # a loss that still falls is ahead of its average
     gap = float(told[-1]["eval_loss"]) - recent
-    yield Check(
-        name="held-out loss is not far below the training loss",
-        suspect="evaluation",
-        ok=gap >= -max(0.3, 0.3 * recent),
-        value=gap,
-        expected=">= -0.3 nats or 30%: held out is not easier",
-        source="train and held-out rows are drawn alike (ours)",
-        detail="evaluation is easier than training: it sees training rows, or the answers",
-        weight=HINT,
-        explained_by=frozenset({"data"}),
-    )
+    yield EVALUATION(
+        "held-out loss is not far below the training loss",
+        "evaluation is easier than training: it sees training rows, or the answers",
+    ).holds(gap >= -max(0.3, 0.3 * recent), gap, ">= -0.3 nats or 30%: held out is not easier")
     over = gap > max(1.0, recent)
     epochs = subject.task.source.epochs(
         int(subject.training["batch_size"]) * int(subject.training["grad_accumulation_steps"]) * subject.step
     )
-    yield symptom(
-        Check(
-            name="held-out loss follows the training loss",
-            suspect="training",
-            ok=not over,
-            value=gap,
-            expected="at most a nat, and at most twice, above the training loss",
-            source="generalisation gap (ours)",
-            detail=(
-                f"the training rows are learned by heart ({epochs:.1f} epochs): more data, or fewer updates"
-            ),
-            weight=HINT,
-        )
-    )
+    yield TRAINING_SYMPTOM(
+        "held-out loss follows the training loss",
+        f"the training rows are learned by heart ({epochs:.1f} epochs): more data, or fewer updates",
+        source="generalisation gap (ours)",
+        weight=HINT,
+    ).holds(not over, gap, "at most a nat, and at most twice, above the training loss")
 
 
 def against_counting(subject: Subject, training: Batch, losses: Sequence[float]) -> Iterator[Check]:
@@ -304,20 +268,13 @@ def against_counting(subject: Subject, training: Batch, losses: Sequence[float])
         rows[len(rows) * 3 // 4 :]
     )
     recent = float(np.mean(losses[-min(20, len(losses)) :]))
-    yield symptom(
-        Check(
-            name="loss below that of counting",
-            suspect="training",
-            ok=recent < pairs,
-            value=recent,
-            expected=f"< {pairs:.3f} nats/token by pairs of tokens ({alone:.3f} by single ones)",
-            source="counted in the training rows",
-            detail=(
-                "the model knows no more than "
-                f"{'the frequencies of tokens' if recent > 0.97 * alone else 'pairs of tokens'}"
-            ),
-            weight=STRONG,
-        )
+    yield TRAINING_SYMPTOM(
+        "loss below that of counting",
+        "the model knows no more than "
+        f"{'the frequencies of tokens' if recent > 0.97 * alone else 'pairs of tokens'}",
+        source="counted in the training rows",
+    ).holds(
+        recent < pairs, recent, f"< {pairs:.3f} nats/token by pairs of tokens ({alone:.3f} by single ones)"
     )
 
 
@@ -342,17 +299,16 @@ def success(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
             else ""
         )
     )
-    yield symptom(
-        Check(
-            name="criteria of success",
-            suspect="size" if small else "training",
-            ok=not missed,
-            value={c.metric: round(metrics[c.metric], 4) for c in known},
-            expected=", ".join(map(str, known)) or "none measured",
-            source="the variant's own criteria; 20 tokens per parameter for text (arXiv:2203.15556)",
-            detail=detail,
-            weight=STRONG if planned < 0.5 or small else HINT,
-        )
+    yield TRAINING_SYMPTOM(
+        "criteria of success",
+        detail,
+        suspect="size" if small else "training",
+        source="the variant's own criteria; 20 tokens per parameter for text (arXiv:2203.15556)",
+        weight=STRONG if planned < 0.5 or small else HINT,
+    ).holds(
+        not missed,
+        {c.metric: round(metrics[c.metric], 4) for c in known},
+        ", ".join(map(str, known)) or "none measured",
     )
 
 

@@ -69,24 +69,17 @@ def scored(subject: Subject, batch: Batch, part: Part, which: str) -> Check:
         meant = (
             subject.data.get("loss_on") is None and share < NEARLY
         )  # an experiment of the user's own with a mask of its own
-        return part.holds(
-            f"every real token is scored: {which}",
-            share == 1.0 or meant,
-            share,
-            "1.0 of text scored, and none of the padding",
-            "part of the text is not learned from, or padding is",
-        )
+        return part(
+            f"every real token is scored: {which}", "part of the text is not learned from, or padding is"
+        ).holds(share == 1.0 or meant, share, "1.0 of text scored, and none of the padding")
     end = end_id(subject)
     before = before_answers(subject)
     found = [one for one in marked(batch, end, subject.task.tokenizer.pad_id) if not all(one.scored[1:])]
     share = sum(_answer_scored(one, before) for one in found) / max(len(found), 1)
-    return part.holds(
+    return part(
         f"answers with their end are scored, prompts are not: {which}",
-        share >= RIGHT,
-        share,
-        f">= {RIGHT:g} of {len(found)} whole examples",
         "prompts are scored, or answers or their end marks are not",
-    )
+    ).at_least(share, RIGHT, f"of {len(found)} whole examples")
 
 
 def end_id(subject: Subject) -> int:
@@ -152,15 +145,12 @@ def document_ends(subject: Subject, batch: Batch) -> Iterator[Check]:
     found = int((batch.targets == subject.task.tokenizer.eos_id).sum())
     if wanted >= ENOUGH_ENDS:
         ok = 0.5 * wanted <= found <= 1.5 * wanted
-        yield MARKS.holds(
+        yield MARKS(
             "documents end in the end-of-text id",
-            ok,
-            found,
-            f"{wanted:.0f} in {tokens:,} tokens, within half of it",
             "the model never learns where a text ends",
             source="documents of the fingerprint",
             weight=STRONG,
-        )
+        ).holds(ok, found, f"{wanted:.0f} in {tokens:,} tokens, within half of it")
 
 
 def equal_examples(subject: Subject, batch: Batch) -> Iterator[Check]:
@@ -178,12 +168,13 @@ def equal_examples(subject: Subject, batch: Batch) -> Iterator[Check]:
         return
     found = [text for text in asked.values() if tuple(tokenizer.encode(text)) in trained]
     share = len(found) / len(asked)
-    yield HELD_OUT.holds(
+    yield HELD_OUT(
         "an example that says the same is held out too",
+        f"trained on {found[:1]}: the held-out one is known by its twin",
+    ).holds(
         share <= LEAKED,
         share,
         f"<= {LEAKED:g} of {len(asked)} held-out examples with their operands changed over occur in training",
-        f"trained on {found[:1]}: the held-out one is known by its twin",
     )
 
 
@@ -199,14 +190,9 @@ def one_answer(subject: Subject, batch: Batch) -> Iterator[Check]:
         start = one.scored.index(True)
         answers.setdefault(tuple(one.ids[:start]), set()).add(tuple(one.ids[start:]))
     twice = sum(len(said) > 1 for said in answers.values())
-    yield MARKS.holds(
-        "a prompt has one answer",
-        not twice,
-        twice,
-        f"0 of {len(answers)} prompts with two answers",
-        "the same question is answered differently",
-        source="data/generated.py",
-    )
+    yield MARKS(
+        "a prompt has one answer", "the same question is answered differently", source="data/generated.py"
+    ).holds(not twice, twice, f"0 of {len(answers)} prompts with two answers")
 
 
 def examples_differ(subject: Subject, batch: Batch) -> Iterator[Check]:
@@ -219,15 +205,12 @@ def examples_differ(subject: Subject, batch: Batch) -> Iterator[Check]:
     several = [set_of for set_of in rows if len(set_of) >= 3]
     if subject.task.end_mark and len(several) >= 8:
         share = sum(len(set(one)) / len(one) for one in several) / len(several)
-        yield MARKS.holds(
+        yield MARKS(
             "examples of a row differ",
-            share >= 0.5,
-            share,
-            ">= 0.5 of the examples of a row are different ones",
             "one example fills a row again and again",
             source="data/generated.py",
             weight=STRONG,
-        )
+        ).holds(share >= 0.5, share, ">= 0.5 of the examples of a row are different ones")
 
 
 def swapped(text: str) -> str | None:
@@ -247,13 +230,14 @@ def equal_documents() -> Check:
     others = ["The cafe is old. It has two rooms.", "The caf\u00e9 is old. It has three rooms.", ""]
     equal = [holdout.content_hash(text) == holdout.content_hash(one) for text in copies]
     apart = [holdout.content_hash(text) != holdout.content_hash(one) for text in others]
-    return HELD_OUT.holds(
+    return HELD_OUT(
         "copies of a document are held out together",
+        "a copy of a held-out document is trained on",
+        source="corpus/holdout.py",
+    ).holds(
         all(equal + apart),
         {"copies": equal, "others": apart},
         "copies that differ in white space or composition equal, other texts apart",
-        "a copy of a held-out document is trained on",
-        source="corpus/holdout.py",
     )
 
 
@@ -270,11 +254,8 @@ def references(subject: Subject) -> Iterator[Check]:
         [-reference.summed_loss(scores[row], rows.targets[row], rows.loss_mask[row]) for row in range(PAIRS)]
     )
     gap = (rows.reference.double() - right).abs() / right.abs().clamp(min=1.0)
-    yield MARKS.below(
+    yield MARKS(
         "a preference's rows carry the start weights' view",
-        {"a row": float(gap.max())},
-        0.01,
-        "relative error",
         "log p0 is of other weights, targets or rows",
         source="arXiv:2305.18290; weights of train.start_from",
-    )
+    ).below({"a row": float(gap.max())}, 0.01)

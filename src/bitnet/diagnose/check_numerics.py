@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference
-from bitnet.diagnose.finding import HINT, STRONG, Check, below
+from bitnet.diagnose.finding import HINT, STRONG, Check, Part, below, worst
 from bitnet.diagnose.subject import Subject, copy_of
-from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_ids, traced, worst
+from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_ids, traced
 from bitnet.nn.transformer import BitNetTransformer
 
 EXACT, ROUNDED, WHOLE = 1e-4, 1e-3, 2e-2
@@ -32,6 +32,7 @@ STEP0_NATS = 0.5
 within 0.1."""
 ROWS, TOKENS = 2, 128
 SOURCE = "independent float64 computation"
+QUANTIZATION = Part("quantization", SOURCE)
 
 
 def numerics(subject: Subject) -> Iterator[Check]:
@@ -52,45 +53,27 @@ def stored(model: BitNetTransformer) -> Iterator[Check]:
     """The latent weights: there, finite, in full precision, and as many as the configuration says."""
     weights = dict(model.named_parameters())
     broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
-    yield Check(
-        name="weights are finite",
-        suspect="quantization",
-        ok=not broken,
-        value=len(broken),
-        expected="0 parameters with NaN or infinity",
-        source="definition",
-        detail=f"not finite: {', '.join(broken[:3])}",
+    yield QUANTIZATION("weights are finite", "not finite", source="definition").none(
+        broken, "parameters with NaN or infinity"
     )
     low = [name for name, weight in weights.items() if weight.dtype != torch.float32 or _is_coarse(weight)]
-    yield Check(
-        name="latent weights have full precision",
-        suspect="quantization",
-        ok=not low,
-        value=len(low),
-        expected="0 parameters coarser than float32",
+    yield QUANTIZATION(
+        "latent weights have full precision",
+        "stored or rounded to fewer bits",
         source="b1.58 training tips: latent weights stay in high precision",
-        detail=f"stored or rounded to fewer bits: {', '.join(low[:3])}",
-    )
+    ).none(low, "parameters coarser than float32")
     count = sum(weight.numel() for weight in weights.values())
-    yield Check(
-        name="parameter count",
-        suspect="quantization",
-        ok=count == model.config.total_params,
-        value=count,
-        expected=f"{model.config.total_params:,}",
+    yield QUANTIZATION(
+        "parameter count",
+        "parts of the model are missing, doubled, or a tied head is not tied",
         source="exact sum of the configuration's shapes",
-        detail="parts of the model are missing, doubled, or a tied head is not tied",
-    )
+    ).equal(count, model.config.total_params)
     tied = model.lm_head.weight is model.token_embeddings.weight
-    yield Check(
-        name="head tied as configured",
-        suspect="quantization",
-        ok=tied == model.config.embeddings_tied,
-        value=tied,
-        expected=str(model.config.embeddings_tied),
+    yield QUANTIZATION(
+        "head tied as configured",
+        "the output head is not the embedding, or should not be",
         source="model.embeddings_tied",
-        detail="the output head is not the embedding, or should not be",
-    )
+    ).equal(tied, model.config.embeddings_tied)
 
 
 def _is_coarse(weight: Tensor) -> bool:
@@ -189,67 +172,49 @@ def _ternary(
     values: dict[str, float], scales: dict[str, float], codes: dict[str, float], zeros: dict[str, float]
 ) -> Iterator[Check]:
     most, where = worst(values)
-    yield Check(
-        name="weights in the forward pass are ternary",
-        suspect="quantization",
-        ok=most <= 1,
-        value=most,
-        expected="one magnitude besides 0 in each logical matrix",
+    yield QUANTIZATION(
+        "weights in the forward pass are ternary",
+        f"{where} multiplies by {most:g} different magnitudes",
         source="arXiv:2402.17764, section 2; columns measured from outside",
-        detail=f"{where} multiplies by {most:g} different magnitudes",
-    )
+    ).holds(most <= 1, most, "one magnitude besides 0 in each logical matrix")
     error, where = worst(scales)
-    yield Check(
-        name="scale is the mean magnitude",
-        suspect="quantization",
-        ok=below(error, EXACT),
-        value=error,
-        expected=f"relative error <= {EXACT:g}",
+    yield QUANTIZATION(
+        "scale is the mean magnitude",
+        f"the scale of {where} is off by a factor of {error:.3g}",
         source="arXiv:2402.17764, section 2",
-        detail=f"the scale of {where} is off by a factor of {error:.3g}",
-    )
+    ).below(error, EXACT)
     share, where = worst(codes)
-    yield Check(
-        name="codes are those of the present weights",
-        suspect="quantization",
-        ok=below(share, 1e-3),
-        value=share,
-        expected="share of other codes <= 0.001 (ties)",
-        source=SOURCE,
-        detail=f"{where} uses codes that do not belong to its weights: stale, or by another rule",
-    )
+    yield QUANTIZATION(
+        "codes are those of the present weights",
+        f"{where} uses codes that do not belong to its weights: stale, or by another rule",
+    ).holds(below(share, 1e-3), share, "share of other codes <= 0.001 (ties)")
     odd = {name: share for name, share in zeros.items() if not 0.005 < share < 0.995}
     lowest, highest = min(zeros.values()), max(zeros.values())
     note = "" if lowest >= 0.2 and highest <= 0.6 else "; outside 20-60%, unusual"
-    yield Check(
-        name="zeros among the codes",
-        suspect="quantization",
-        ok=not odd,
-        value=[round(lowest, 4), round(highest, 4)],
-        expected=f"no layer all zero or without zeros; trained models have 0.20-0.60{note}",
+    yield QUANTIZATION(
+        "zeros among the codes",
+        f"dead or saturated: {', '.join(list(odd)[:3])}",
         source="a Gaussian has 0.31; published models 0.30-0.47",
-        detail=f"dead or saturated: {', '.join(list(odd)[:3])}",
-        explained_by=frozenset(),
+    ).holds(
+        not odd,
+        [round(lowest, 4), round(highest, 4)],
+        f"no layer all zero or without zeros; trained models have 0.20-0.60{note}",
     )
 
 
 def _activations(inputs: dict[str, float], plain: dict[str, float], int8: bool) -> Check:
     error, where = worst(inputs)
     unquantised = int8 and not below(error, ROUNDED) and plain[where] < error
-    return Check(
-        name="inputs quantized to int8 per token" if int8 else "inputs left unquantized",
-        suspect="quantization",
-        ok=below(error, ROUNDED),
-        value=error,
-        expected=f"relative error of a layer's output <= {ROUNDED:g}",
-        source=f"arXiv:2402.17764, section 2; {SOURCE}",
-        detail=f"{where}: "
+    return QUANTIZATION(
+        "inputs quantized to int8 per token" if int8 else "inputs left unquantized",
+        f"{where}: "
         + (
             "the inputs are not quantized at all"
             if unquantised
             else "the layer's product is not codes * step * scale"
         ),
-    )
+        source=f"arXiv:2402.17764, section 2; {SOURCE}",
+    ).below(error, ROUNDED, "relative error of a layer's output")
 
 
 def parts(
@@ -266,15 +231,10 @@ def parts(
             errors[kind] |= {f"{name}{twin}": error for name, error in found.items()}
     for kind, found in errors.items():
         error, where = worst(found)
-        yield Check(
-            name=f"{kind} as in the papers",
-            suspect="quantization",
-            ok=below(error, EXACT),
-            value=error,
-            expected=f"relative error <= {EXACT:g}",
-            source=SOURCE,
-            detail=f"{where} computes something else than its formula on the input it was given",
-        )
+        yield QUANTIZATION(
+            f"{kind} as in the papers",
+            f"{where} computes something else than its formula on the input it was given",
+        ).below(error, EXACT)
 
 
 def _part_errors(
@@ -323,28 +283,19 @@ def whole(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> Iterator[Che
     with torch.no_grad():
         right = reference.logits(weights, model.config, ids)
     error = off(logits, right)
-    yield Check(
-        name="logits as in the papers",
-        suspect="quantization",
-        ok=below(error, WHOLE),
-        value=error,
-        expected=f"relative error <= {WHOLE:g}",
-        source=SOURCE,
-        detail="the forward pass as a whole differs although it may be right in its parts",
+    yield QUANTIZATION(
+        "logits as in the papers",
+        "the forward pass as a whole differs although it may be right in its parts",
         weight=STRONG,
-    )
+    ).below(error, WHOLE)
     again, _ = traced(model, ids, grad=True)
     error = off(again, logits)
-    yield Check(
-        name="the same input gives the same logits",
-        suspect="quantization",
-        ok=below(error, 1e-4),
-        value=error,
-        expected="relative error <= 1e-4",
+    yield QUANTIZATION(
+        "the same input gives the same logits",
+        "something in the forward pass is random or keeps a memory",
         source="the model has no random part",
-        detail="something in the forward pass is random or keeps a memory",
         weight=STRONG,
-    )
+    ).below(error, 1e-4)
 
 
 @torch.no_grad()
@@ -355,15 +306,11 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     future[:, cut:] = (future[:, cut:] + 1) % model.config.vocab_size
     changed, _ = traced(model, future)
     leak = off(changed[:, :cut], logits[:, :cut])
-    yield Check(
-        name="causal mask holds",
-        suspect="quantization",
-        ok=below(leak, 1e-4),
-        value=leak,
-        expected="changed future tokens change no earlier logit (1e-4)",
+    yield QUANTIZATION(
+        "causal mask holds",
+        "earlier positions see later tokens: the loss falls to nothing and generation is garbage",
         source="definition of next-token prediction",
-        detail="earlier positions see later tokens: the loss falls to nothing and generation is garbage",
-    )
+    ).holds(below(leak, 1e-4), leak, "changed future tokens change no earlier logit (1e-4)")
     swapped = ids.clone()
     swapped[:, [0, cut]] = ids[:, [cut, 0]]
     _, first = traced(model, ids)
@@ -371,16 +318,12 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     name = "blocks.0.attention.sub_norm" if model.config.sub_norm else "blocks.0.attention.out_proj"
     moved = off(second[name].entered[:, -1], first[name].entered[:, -1])
     unlike = bool((ids[:, 0] != ids[:, cut]).any())
-    yield Check(
-        name="positions matter",
-        suspect="quantization",
-        ok=not unlike or moved > 1e-5,
-        value=moved,
-        expected="two earlier tokens swapped change the attention (> 1e-5)",
+    yield QUANTIZATION(
+        "positions matter",
+        "the attention of the first layer does not see positions",
         source="arXiv:2104.09864: without positions attention is blind to order",
-        detail="the attention of the first layer does not see positions",
         weight=STRONG,
-    )
+    ).holds(not unlike or moved > 1e-5, moved, "two earlier tokens swapped change the attention (> 1e-5)")
 
 
 @torch.no_grad()
@@ -392,23 +335,15 @@ def start(fresh: BitNetTransformer) -> Iterator[Check]:
     uniform = math.log(config.vocab_size)
     mask = torch.ones_like(ids[:, 1:], dtype=torch.bool)
     loss = float(reference.summed_loss(logits, ids[:, 1:], mask)) / mask.sum().item()
-    yield Check(
-        name="step-0 loss is ln(V)",
-        suspect="quantization",
-        ok=abs(loss - uniform) < STEP0_NATS,
-        value=loss,
-        expected=f"{uniform:.2f} +- {STEP0_NATS:g} nats/token",
+    yield QUANTIZATION(
+        "step-0 loss is ln(V)",
+        "the model begins sure of wrong answers: look at the initialisation of embeddings and head",
         source="a uniform guess; 164 was seen with embeddings of N(0, 1)",
-        detail="the model begins sure of wrong answers: look at the initialisation of embeddings and head",
-    )
+    ).holds(abs(loss - uniform) < STEP0_NATS, loss, f"{uniform:.2f} +- {STEP0_NATS:g} nats/token")
     spread = float(logits.float().std(dim=-1).mean())
-    yield Check(
-        name="logit spread at step 0",
-        suspect="quantization",
-        ok=below(spread, 2) and spread > 1e-4,
-        value=spread,
-        expected="standard deviation in 0.0001..2",
+    yield QUANTIZATION(
+        "logit spread at step 0",
+        "logits begin too wide, or all equal",
         source="above 2 the start is far from uniform; at 0 no input gets through (ours)",
-        detail="logits begin too wide, or all equal",
         weight=HINT,
-    )
+    ).holds(below(spread, 2) and spread > 1e-4, spread, "standard deviation in 0.0001..2")

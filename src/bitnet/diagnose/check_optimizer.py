@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference, reference_updates
-from bitnet.diagnose.finding import Check, Part, Suspect, below
+from bitnet.diagnose.finding import Check, Part, Suspect, below, worst
 from bitnet.diagnose.subject import PLAIN, Narrow, Subject, Update, copy_of, watch
-from bitnet.diagnose.trace import multiplied_by, off, worst
+from bitnet.diagnose.trace import multiplied_by, off
 
 SIZE = 0.02
 """Relative error allowed between the change of a parameter and the reference's: float32 rounding of w + dw is
@@ -29,6 +29,8 @@ WALKED = 5_000  # updates whose rates are looked at
 SCHEDULE = Part(suspect="optimizer", source="docstring of optim/schedule.py, recomputed")
 PRECISION: frozenset[Suspect] = frozenset({"quantization"})
 """Weights stored in few bits cannot move by what an update says."""
+OPTIMIZER = Part("optimizer", "recomputed from the settings: warm-up, lines between the corners")
+QUANTIZATION = Part("quantization", "codes are a function of the present weights")
 
 
 def optimizer(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
@@ -71,15 +73,9 @@ def schedule(subject: Subject) -> Iterator[Check]:
         used = subject.rates_at(step)
         gaps[f"update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
     gap, where = worst(gaps)
-    yield Check(
-        name="schedule as configured",
-        suspect="optimizer",
-        ok=below(gap, RATES + 1e-6 * float(training["peak_lr"])),
-        value=gap,
-        expected="rate and decay within 1e-9",
-        source="recomputed from the settings: warm-up, lines between the corners",
-        detail=f"at {where} the schedule gives other rates than its settings",
-    )
+    yield OPTIMIZER(
+        "schedule as configured", f"at {where} the schedule gives other rates than its settings"
+    ).holds(below(gap, RATES + 1e-6 * float(training["peak_lr"])), gap, "rate and decay within 1e-9")
 
 
 def every_schedule(subject: Subject) -> Iterator[Check]:
@@ -98,12 +94,8 @@ def every_schedule(subject: Subject) -> Iterator[Check]:
             used = subject.rates_at(step, **short, schedule=kind)
             lr, wd = reference_updates.rates({**subject.training, **short, "schedule": kind}, step)
             gaps[f"{kind}, update {step}"] = max(abs(used.lr - lr), abs(used.wd - wd))
-    yield SCHEDULE.below(
-        "every kind of schedule as defined",
-        gaps,
-        RATES,
-        "difference of rate or decay",
-        "another rate or decay",
+    yield SCHEDULE("every kind of schedule as defined", "another rate or decay").below(
+        gaps, RATES, "difference of rate or decay"
     )
 
 
@@ -118,17 +110,14 @@ def rates_used(subject: Subject, updates: Sequence[Update]) -> Iterator[Check]:
         )
         gaps[f"update {update.report.step}"] = max(max(abs(a - lr), abs(b - wd)) for a, b in used)
     gap, where = worst(gaps)
-    yield Check(
-        name="each update runs at its own rates",
-        suspect="optimizer",
-        ok=below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])),
-        value=gap,
-        expected="rate and decay of the same step, within 1e-9",
+    yield OPTIMIZER(
+        "each update runs at its own rates",
+        f"{where} ran at, or reported, other rates: a schedule stepped after the update, or a stale one",
         source="update n uses lr(n) and wd(n); the first is warm-up step 1, never the peak",
-        detail=(
-            f"{where} ran at, or reported, other rates: a schedule stepped after the update, or a stale one"
-        ),
-        explained_by=frozenset(),
+    ).holds(
+        below(gap, RATES + 1e-6 * float(subject.training["peak_lr"])),
+        gap,
+        "rate and decay of the same step, within 1e-9",
     )
 
 
@@ -165,29 +154,19 @@ def changes(subject: Subject, updates: Sequence[Update], which: str) -> Iterator
                 and float(want.abs().max()) > 1e-7 * float(update.before[name].abs().max())
             ):
                 still.append(name)
-    yield Check(
-        name=f"every parameter moves: {which}",
-        suspect="optimizer",
-        ok=not still,
-        value=len(still),
-        expected="0 parameters that stay although they have a gradient",
+    yield OPTIMIZER(
+        f"every parameter moves: {which}",
+        "not moved",
         source="definition of an update",
-        detail=f"not moved: {', '.join(still[:3])}",
         explained_by=PRECISION,
-    )
+    ).none(still, "parameters that stay although they have a gradient")
     error, where = worst(errors) if errors else (0.0, "")
-    yield Check(
-        name=f"change of weights as defined: {which}",
-        suspect="optimizer",
-        ok=below(error, 1.0),
-        value=error * SIZE,
-        expected=f"relative error <= {SIZE:g}",
+    yield OPTIMIZER(
+        f"change of weights as defined: {which}",
+        f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas",
         source="AdamW arXiv:1711.05101, Muon (Jordan 2024), in float64 on the gradients that were given",
-        detail=(
-            f"{where}: size or direction of the change does not follow from gradient, rate, decay and betas"
-        ),
         explained_by=PRECISION,
-    )
+    ).holds(below(error, 1.0), error * SIZE, f"relative error <= {SIZE:g}")
 
 
 def refuses(subject: Subject) -> Iterator[Check]:
@@ -209,14 +188,12 @@ def refuses(subject: Subject) -> Iterator[Check]:
         torch.equal(weight.nan_to_num(), before[name].nan_to_num())
         for name, weight in model.named_parameters()
     )
-    yield Check(
-        name="an update that is not finite is refused",
-        suspect="optimizer",
-        ok=same and report.refused is not None,
-        value=report.refused or "applied",
-        expected="refused, and no weight changed",
+    yield OPTIMIZER(
+        "an update that is not finite is refused",
+        "one bad batch destroys the weights for good",
         source="the loss of a model with a NaN weight",
-        detail="one bad batch destroys the weights for good",
+    ).holds(
+        same and report.refused is not None, report.refused or "applied", "refused, and no weight changed"
     )
 
 
@@ -253,15 +230,10 @@ def codes_follow(subject: Subject) -> Iterator[Check]:
         )
         shares[name] = float((used.sign() != right.sign()).double().mean())
     share, where = worst(shares)
-    yield Check(
-        name="forward pass uses the weights after the update",
-        suspect="quantization",
-        ok=below(share, 1e-3),
-        value=share,
-        expected="share of stale codes <= 0.001",
-        source="codes are a function of the present weights",
-        detail=f"{where} still multiplies by codes of earlier weights",
-    )
+    yield QUANTIZATION(
+        "forward pass uses the weights after the update",
+        f"{where} still multiplies by codes of earlier weights",
+    ).below(share, 1e-3, "share of stale codes")
 
 
 def _push(parameter: Tensor) -> Tensor:

@@ -95,13 +95,9 @@ def numbers_of_every_update(subject: Subject) -> Check:
         got = np.concatenate(source.asked) if source.asked else np.empty(0)
         if not np.array_equal(got, np.arange((step - 1) * per_update, step * per_update)):
             wrong.append(step)
-    return DATA.holds(
-        "every update of the plan reads its own rows",
-        not wrong,
-        len(wrong),
-        f"0 of {len(steps):,} updates with other rows",
-        f"other rows are read from update {wrong[:1]} on",
-    )
+    return DATA(
+        "every update of the plan reads its own rows", f"other rows are read from update {wrong[:1]} on"
+    ).holds(not wrong, len(wrong), f"0 of {len(steps):,} updates with other rows")
 
 
 def visits(subject: Subject) -> Iterator[Check]:
@@ -113,13 +109,10 @@ def visits(subject: Subject) -> Iterator[Check]:
         int(small.training[key]) for key in ("total_steps", "stage1_end", "warmup_steps")
     )
     asked, problems = _made_in_a_row(small, min(IN_A_ROW, total))
-    yield DATA.holds(
+    yield DATA(
         "the loop counts its steps, rows and tokens",
-        not problems,
-        problems[:3],
-        f"{asked} updates, each its own",
         "step, tokens_seen or the rows of an update are not its own",
-    )
+    ).holds(not problems, problems[:3], f"{asked} updates, each its own")
     places = {
         warmup - 1,
         warmup,
@@ -209,14 +202,11 @@ def order_never_repeats(subject: Subject) -> Check:
         and _digests(subject, np.arange(period, period + SEQUENCE)) == first
     ]
     known = len(set(first)) < SEQUENCE // 2  # a handful of different rows comes again in any order
-    return DATA.holds(
+    return DATA(
         "the order of rows does not come again",
-        known or not again,
-        again[:3],
-        "no period after which the first rows return",
         "the rows of the beginning are read again, in the same order",
         source="rows are drawn anew, epochs ordered anew",
-    )
+    ).holds(known or not again, again[:3], "no period after which the first rows return")
 
 
 def _digests(subject: Subject, numbers: NDArray[np.int64]) -> list[bytes]:
@@ -241,35 +231,30 @@ def epochs(subject: Subject) -> Iterator[Check]:
     if not once or facts.get("other_share") or count * width > EPOCH_TOKENS:
         return
     seen = [_epoch(subject, number * count, count) for number in range(2)]
-    yield DATA.holds(
+    yield DATA(
         "an epoch shows each row once",
+        "rows are lost or shown twice within an epoch",
+        source=str(facts["sampling_strategy"]),
+    ).holds(
         seen[0][0] == seen[1][0],
         sum((seen[0][0] - seen[1][0]).values()),
         "0 rows of an epoch that the next one lacks",
-        "rows are lost or shown twice within an epoch",
-        source=str(facts["sampling_strategy"]),
     )
     distinct = len(seen[0][0]) / count
-    yield DATA.holds(
+    yield DATA(
         "rows of an epoch differ",
-        distinct >= DISTINCT,
-        distinct,
-        f">= {DISTINCT:g} of the {count:,} rows of an epoch",
         "pieces of the data are shown twice in an epoch, others never",
         weight=STRONG,
-    )
+    ).at_least(distinct, DISTINCT, f"of the {count:,} rows of an epoch")
     size = int(facts.get("dataset_size_tokens", 0))
     shown = seen[0][1] if facts.get("windows_per_epoch") is None else count * width
     missing = size - shown
     slack = width + 1 if facts.get("windows_per_epoch") is not None else 0
-    yield DATA.holds(
+    yield DATA(
         "an epoch covers the data",
-        0 <= missing <= slack,
-        missing,
-        f"0..{slack} of {size:,} tokens left out",
         "part of the data is never read, or read more than once",
         source="dataset_size_tokens of the fingerprint",
-    )
+    ).holds(0 <= missing <= slack, missing, f"0..{slack} of {size:,} tokens left out")
 
 
 def _epoch(subject: Subject, first: int, count: int) -> tuple[Counter[bytes], int]:

@@ -16,9 +16,8 @@ import torch
 
 from bitnet.diagnose import reference
 from bitnet.diagnose.check_run import UPSTREAM, scalars
-from bitnet.diagnose.finding import Check, Part, below
+from bitnet.diagnose.finding import Check, Part, below, worst
 from bitnet.diagnose.subject import Rehearsal
-from bitnet.diagnose.trace import worst
 from bitnet.run import checkpoint as checkpoints
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
@@ -37,6 +36,13 @@ TIMES = (
     "mfu",
 )
 """Keys of metric lines that differ from run to run."""
+CHECKPOINT = Part(
+    "checkpoint",
+    "what is saved is restored; tested bit for bit on CPUs",
+    explained_by=UPSTREAM - {"optimizer"},
+)
+OPTIMIZER = Part("optimizer", "optimizer.safetensors", explained_by=frozenset({"quantization", "gradients"}))
+DATA = Part("data", "update n reads rows (n-1)R .. nR-1")
 
 
 def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
@@ -50,15 +56,12 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
         (abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None),
         default=math.inf,
     )
-    yield Check(
-        name="a resumed run has the same losses",
-        suspect="checkpoint",
-        ok=len(losses[0]) == len(losses[1]) and below(gap, 1e-5),
-        value=gap,
-        expected="<= 1e-5 nats between a run in one go and one resumed",
-        source="what is saved is restored; tested bit for bit on CPUs",
-        detail="something that decides the loss was not restored",
-        explained_by=UPSTREAM - {"optimizer"},
+    yield CHECKPOINT(
+        "a resumed run has the same losses", "something that decides the loss was not restored"
+    ).holds(
+        len(losses[0]) == len(losses[1]) and below(gap, 1e-5),
+        gap,
+        "<= 1e-5 nats between a run in one go and one resumed",
     )
     ends = [checkpoints.load_checkpoint(layout.checkpoint(total)) for layout in (whole, parts)]
     errors = {
@@ -71,31 +74,18 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
         ends[0].model.keys() == ends[1].model.keys() and ends[0].optimizer.keys() == ends[1].optimizer.keys()
     )
     error, where = worst(errors)
-    yield Check(
-        name="a resumed run has the same weights and optimizer state",
-        suspect="checkpoint",
-        ok=keys and below(error, 1e-6),
-        value=error,
-        expected="<= 1e-6 after a stop and a resume",
-        source="what is saved is restored; tested bit for bit on CPUs",
-        detail=f"{where}: weights, optimizer state or random state come back changed",
-        explained_by=UPSTREAM - {"optimizer"},
-    )
+    yield CHECKPOINT(
+        "a resumed run has the same weights and optimizer state",
+        f"{where}: weights, optimizer state or random state come back changed",
+    ).holds(keys and below(error, 1e-6), error, "<= 1e-6 after a stop and a resume")
     held = {
         f"{key}.{name}"
         for name in ends[0].model
         for key in (("momentum_buffer",) if _by_muon(name, rehearsal) else ("exp_avg", "exp_avg_sq"))
     }
     missing = sorted(held - ends[0].optimizer.keys())
-    yield Check(
-        name="the optimizer remembers every parameter",
-        suspect="optimizer",
-        ok=not missing,
-        value=len(missing),
-        expected="0 parameters without optimizer state",
-        source="optimizer.safetensors",
-        detail=f"no state: {', '.join(missing[:3])}",
-        explained_by=frozenset({"quantization", "gradients"}),
+    yield OPTIMIZER("the optimizer remembers every parameter", "no state").none(
+        missing, "parameters without optimizer state"
     )
     yield from same_lines(whole, parts)
     yield from averages(parts)
@@ -117,14 +107,13 @@ def _same_rows(
     wanted = [list(range(n * per_update, (n + 1) * per_update)) for n in range(total)]
     first = [list(rows) for rows in whole] == wanted
     second = [list(rows) for rows in parts] == wanted
-    yield Check(
-        name="a resumed run reads on where it stopped",
-        suspect="data",
-        ok=first and second,
-        value={"in one go": first, "resumed": second},
-        expected=f"rows of updates 1..{total}, each once, also after a stop at {stop}",
-        source="update n reads rows (n-1)R .. nR-1",
-        detail="after a resume the data begins elsewhere: rows are skipped or read again",
+    yield DATA(
+        "a resumed run reads on where it stopped",
+        "after a resume the data begins elsewhere: rows are skipped or read again",
+    ).holds(
+        first and second,
+        {"in one go": first, "resumed": second},
+        f"rows of updates 1..{total}, each once, also after a stop at {stop}",
     )
 
 
@@ -136,13 +125,9 @@ def same_lines(whole: RunLayout, parts: RunLayout) -> Iterator[Check]:
         errors[one.name] = (
             math.inf if len(mine) != len(theirs) else max(map(_apart, mine, theirs), default=0.0)
         )
-    yield SAVED.below(
-        "a resumed run writes the same lines",
-        errors,
-        1e-4,
-        "relative difference of any figure",
-        "says something else after a resume, or has other lines",
-    )
+    yield SAVED(
+        "a resumed run writes the same lines", "says something else after a resume, or has other lines"
+    ).below(errors, 1e-4, "relative difference of any figure")
 
 
 def averages(layout: RunLayout) -> Iterator[Check]:
@@ -161,15 +146,12 @@ def averages(layout: RunLayout) -> Iterator[Check]:
         gaps[f"update {row['step']}"] = max(
             abs(row["train_loss"] - mean), abs(row["train_eval_gap"] - (mean - row["eval_loss"]))
         )
-    yield SAVED.below(
+    yield SAVED(
         "evaluations stand beside the mean training loss",
-        gaps,
-        1e-6,
-        "nats",
         "train_loss is another mean",
         suspect="evaluation",
         source="docs/run-directory.md",
-    )
+    ).below(gaps, 1e-6, "nats")
 
 
 def probed(layout: RunLayout, total: int) -> Iterator[Check]:
@@ -199,16 +181,13 @@ def probed(layout: RunLayout, total: int) -> Iterator[Check]:
                 abs(a / float(scale[b]) - 1) for a, b in zip(scales, starts, strict=True)
             )
     if gaps:
-        yield SAVED.below(
+        yield SAVED(
             "probes count the codes",
-            gaps,
-            1e-3,
-            "difference",
             "is another in metrics/quantization.jsonl",
             suspect="evaluation",
             source="independent float64 computation",
             explained_by=UPSTREAM,
-        )
+        ).below(gaps, 1e-3, "difference")
 
 
 def _heights(weight: torch.Tensor, parts: int, out_proj: torch.Tensor) -> tuple[int, ...]:
@@ -246,12 +225,10 @@ def states(rehearsal: Rehearsal) -> Iterator[Check]:
         checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).state
         for layout in (rehearsal.whole, rehearsal.parts)
     ]
-    yield SAVED.holds(
-        "random states are restored",
+    yield SAVED("random states are restored", "random numbers after a resume are other ones").holds(
         told[0].get("rng_states") == told[1].get("rng_states"),
         told[0].get("rng_states") == told[1].get("rng_states"),
         "the same after a stop and a resume",
-        "random numbers after a resume are other ones",
     )
     right = {
         "step": total,
@@ -264,14 +241,11 @@ def states(rehearsal: Rehearsal) -> Iterator[Check]:
     ):
         right[key] = {"current_step": total, **{one: rehearsal.training[one] for one in name}}
     wrong = [key for key, value in right.items() if told[0].get(key) != value]
-    yield SAVED.holds(
+    yield SAVED(
         "a checkpoint's state is that of its update",
-        not wrong,
-        wrong,
-        ", ".join(right),
         "state.json says something else",
         source="the seeds' keys, recomputed",
-    )
+    ).holds(not wrong, wrong, ", ".join(right))
 
 
 def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
@@ -284,14 +258,11 @@ def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
     other = [
         name for name, weight in last.items() if name not in first or not torch.equal(first[name], weight)
     ]
-    yield SAVED.holds(
+    yield SAVED(
         "a run begins with the weights it is begun from",
-        not other,
-        len(other),
-        "0 parameters that differ",
-        f"fine-tuning begins with other weights: {other[:2]}",
+        "fine-tuning begins with other weights",
         source="train.start_from",
-    )
+    ).none(other, "parameters that differ")
     mine = rehearsal.loaded
     other = [
         name
@@ -299,12 +270,10 @@ def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
         if name not in mine or not torch.equal(mine[name].detach().cpu(), weight)
     ]
     other += sorted(mine.keys() ^ last.keys())  # a tied head that came apart, for one
-    yield SAVED.holds(
-        "a user loads the newest weights",
+    yield SAVED("a user loads the newest weights", f"bitnet.load gives others: {other[:2]}").holds(
         not other and rehearsal.loaded_step == total,
         [rehearsal.loaded_step, len(other)],
         f"[{total}, 0]: step, and parameters that differ",
-        f"bitnet.load gives others: {other[:2]}",
     )
 
 
@@ -314,21 +283,18 @@ def kept(rehearsal: Rehearsal) -> Iterator[Check]:
     promised = {0, boundary - 1, boundary, total}
     there = [set(layout.checkpoint_steps()) for layout in (rehearsal.whole, rehearsal.parts)]
     missing = [sorted(promised - steps) for steps in there]
-    yield SAVED.holds(
+    yield SAVED(
         "the promised checkpoints are there",
-        not any(missing),
-        missing,
-        f"{sorted(promised)}, at least",
         "a checkpoint that is promised was not written, or deleted",
         source="docs/run-directory.md",
-    )
+    ).holds(not any(missing), missing, f"{sorted(promised)}, at least")
     loaded = [
         checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
         for layout in (rehearsal.whole, rehearsal.parts)
     ]
     found = [one.step if one is not None else None for one in loaded]
-    yield SAVED.equal(
-        "the newest checkpoint is the one that loads", found, [total] * 2, "an older one is resumed from"
+    yield SAVED("the newest checkpoint is the one that loads", "an older one is resumed from").equal(
+        found, [total] * 2
     )
     yield retention()
     yield damage_is_seen(rehearsal)
@@ -338,13 +304,11 @@ def retention() -> Check:
     """The last few, every so many, and the mandatory ones stay."""
     steps = [0, 10, 20, 100, 110, 120, 130, 200, 210]
     found = checkpoints.retained_steps(steps, mandatory={0, 20}, keep_last=3, keep_every=100)
-    return SAVED.equal(
+    return SAVED(
         "retention keeps what it should",
-        sorted(found),
-        [0, 20, 100, 130, 200, 210],
         "checkpoints are deleted that should stay, or kept for ever",
         source="docs/run-directory.md",
-    )
+    ).equal(sorted(found), [0, 20, 100, 130, 200, 210])
 
 
 def damage_is_seen(rehearsal: Rehearsal) -> Check:
@@ -357,10 +321,8 @@ def damage_is_seen(rehearsal: Rehearsal) -> Check:
     found = checkpoints.newest_good(layout, lambda problem: None, optimizer=False)
     step = found.step if found is not None else None
     before = max(step for step in layout.checkpoint_steps() if step != total)
-    return SAVED.equal(
+    return SAVED(
         "a damaged checkpoint is passed over",
-        step,
-        before,
         "damage is not noticed, or nothing is loaded any more",
         source="SHA-256 of the manifest",
-    )
+    ).equal(step, before)

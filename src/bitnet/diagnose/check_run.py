@@ -18,9 +18,8 @@ import torch
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose import check_checkpoints, reference_updates
-from bitnet.diagnose.finding import HINT, PROOF, STRONG, Check, Part, Suspect, below
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, Check, Part, Suspect, below, worst
 from bitnet.diagnose.subject import Subject
-from bitnet.diagnose.trace import worst
 from bitnet.errors import BitnetError
 from bitnet.evaluate import loss as loss_module
 from bitnet.files import read_json
@@ -44,6 +43,10 @@ OPTIMIZER = Part(
     explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
 )
 UPSTREAM: frozenset[Suspect] = frozenset({"data", "quantization", "gradients", "optimizer"})
+CHECKPOINT = Part("checkpoint", "files are cut back to the checkpoint on resume", weight=STRONG)
+TRAINING = Part("training", "NaN and infinities are written as null", weight=STRONG, explained_by=UPSTREAM)
+DATA = Part("data", "batch_size * accumulation * seq_len", weight=HINT)
+EVALUATION = Part("evaluation", "meta/dataset_fingerprint.json")
 
 
 def recorded(subject: Subject) -> Iterator[Check]:
@@ -66,32 +69,21 @@ def scalars(layout: RunLayout, training: Mapping[str, Any], *, resumed: bool) ->
     lines = read_lines(layout.scalars)
     rows = lines.rows
     steps = [row["step"] for row in rows]
-    yield Check(
-        name="every update is recorded once",
-        suspect="checkpoint",
-        ok=steps == list(range(1, len(steps) + 1)) and not lines.skipped,
-        value=len(steps),
-        expected="1, 2, 3 ... without gap or repeat",
-        source="files are cut back to the checkpoint on resume",
-        detail="a resume left a gap or a repeat in metrics/scalars.jsonl",
-        weight=STRONG,
+    yield CHECKPOINT(
+        "every update is recorded once", "a resume left a gap or a repeat in metrics/scalars.jsonl"
+    ).holds(
+        steps == list(range(1, len(steps) + 1)) and not lines.skipped,
+        len(steps),
+        "1, 2, 3 ... without gap or repeat",
     )
     broken = [
         row["step"]
         for row in rows
         if not isinstance(row.get("loss"), int | float) or not math.isfinite(row["loss"])
     ]
-    yield Check(
-        name="recorded losses are numbers",
-        suspect="training",
-        ok=len(broken) <= len(rows) // 100,
-        value=len(broken),
-        expected="at most 1 of 100 updates refused",
-        source="NaN and infinities are written as null",
-        detail=f"no finite loss at updates {broken[:5]}: training diverged",
-        weight=STRONG,
-        explained_by=UPSTREAM,
-    )
+    yield TRAINING(
+        "recorded losses are numbers", f"no finite loss at updates {broken[:5]}: training diverged"
+    ).holds(len(broken) <= len(rows) // 100, len(broken), "at most 1 of 100 updates refused")
     gaps = {}
     for row in rows:
         lr, wd = reference_updates.rates(training, row["step"])
@@ -101,29 +93,21 @@ def scalars(layout: RunLayout, training: Mapping[str, Any], *, resumed: bool) ->
             else math.inf
         )
     gap, where = worst(gaps) if gaps else (0.0, "")
-    yield Check(
-        name="recorded rates follow the schedule",
-        suspect="optimizer",
-        ok=below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12),
-        value=gap,
-        expected="learning rate and decay of every update",
+    yield OPTIMIZER(
+        "recorded rates follow the schedule",
+        f"{where} did not run at its rates",
         source="recomputed from meta/config.json",
-        detail=f"{where} did not run at its rates",
-        weight=STRONG if resumed else 1.0,
+        weight=STRONG if resumed else PROOF,
+        explained_by=(),
+    ).holds(
+        below(gap, 1e-6 * float(training["peak_lr"]) + 1e-12), gap, "learning rate and decay of every update"
     )
     per_step = (
         int(training["batch_size"]) * int(training["grad_accumulation_steps"]) * int(training["seq_len"])
     )
     wrong = [row["step"] for row in rows if row.get("tokens_seen", 0) % (row["step"] * per_step)]
-    yield Check(
-        name="tokens are counted right",
-        suspect="data",
-        ok=not wrong,
-        value=len(wrong),
-        expected=f"{per_step:,} tokens an update and process",
-        source="batch_size * accumulation * seq_len",
-        detail=f"tokens_seen is wrong from update {wrong[:1]}",
-        weight=HINT,
+    yield DATA("tokens are counted right", f"tokens_seen is wrong from update {wrong[:1]}").holds(
+        not wrong, len(wrong), f"{per_step:,} tokens an update and process"
     )
 
 
@@ -139,15 +123,12 @@ def same_tokenizer(subject: Subject, layout: RunLayout) -> Iterator[Check]:
     ok = (
         then == now and size == subject.task.tokenizer.vocab_size and made.get("tokenizer_sha256", now) == now
     )
-    yield Check(
-        name="run and data have one tokenizer",
-        suspect="data",
-        ok=ok,
-        value=then[:12],
-        expected=now[:12],
+    yield DATA(
+        "run and data have one tokenizer",
+        "the model was trained on other ids than those it is given now",
         source="SHA-256 of both, and of the shards'",
-        detail="the model was trained on other ids than those it is given now",
-    )
+        weight=PROOF,
+    ).holds(ok, then[:12], now[:12])
 
 
 @torch.no_grad()
@@ -158,42 +139,29 @@ def frozen_and_evaluated(subject: Subject, layout: RunLayout) -> Iterator[Check]
     try:
         frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
     except BitnetError as error:
-        yield Check(
-            name="frozen evaluation set is intact",
-            suspect="evaluation",
-            ok=False,
-            value="damaged",
-            expected="the SHA-256 of meta/dataset_fingerprint.json",
-            source="meta/dataset_fingerprint.json",
-            detail=str(error),
+        yield EVALUATION("frozen evaluation set is intact", str(error)).holds(
+            False, "damaged", "the SHA-256 of meta/dataset_fingerprint.json"
         )
         return
     now = subject.task.frozen_evaluation()
     same = len(frozen) == len(now) and all(one.equals(other) for one, other in zip(frozen, now, strict=False))
-    yield Check(
-        name="frozen evaluation set is intact",
-        suspect="evaluation",
-        ok=same,
-        value=same,
-        expected="the task's held-out rows",
+    yield EVALUATION(
+        "frozen evaluation set is intact",
+        "the run was measured on other rows than its task holds out",
         source="eval/frozen_set.safetensors",
-        detail="the run was measured on other rows than its task holds out",
         explained_by=frozenset({"data"}),
-    )
+    ).holds(same, same, "the task's held-out rows")
     told = [row for row in read_lines(layout.evaluations).rows if row["step"] == subject.step]
     if told:
         found = loss_module.held_out_loss(subject.model, frozen, subject.task.tokenizer)["nats_per_token"]
         gap = abs(found - float(told[-1]["eval_loss"]))
-        yield Check(
-            name="checkpoint reloads to the recorded loss",
-            suspect="checkpoint",
-            ok=below(gap, LOSS_GAP),
-            value=found,
-            expected=f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}",
+        yield CHECKPOINT(
+            "checkpoint reloads to the recorded loss",
+            "the weights are not those that were evaluated, or evaluation has changed",
             source="eval/eval_results.jsonl",
-            detail="the weights are not those that were evaluated, or evaluation has changed",
+            weight=PROOF,
             explained_by=frozenset({"quantization", "evaluation"}),
-        )
+        ).holds(below(gap, LOSS_GAP), found, f"{told[-1]['eval_loss']:.5f} nats/token, within {LOSS_GAP:g}")
 
 
 def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[Check]:
@@ -232,40 +200,30 @@ def repeats(subject: Subject, layout: RunLayout, *, reloads: bool) -> Iterator[C
     if gaps:
         gap, where = worst(gaps)
         another_model = not reloads and not below(gap, LOSS_GAP)
-        yield Check(
-            name="updates repeat with the recorded loss",
+        yield OPTIMIZER(
+            "updates repeat with the recorded loss",
+            f"{where} " + (OTHER_MODEL if another_model else OTHER_ROWS),
             suspect="quantization" if another_model else "data",
-            ok=below(gap, LOSS_GAP),
-            value=gap,
-            expected=f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl",
             source="loss of the update after a checkpoint, on the rows of that step",
-            detail=f"{where} " + (OTHER_MODEL if another_model else OTHER_ROWS),
             weight=PROOF if another_model else STRONG,
             explained_by=frozenset()
             if another_model
             else frozenset({"quantization", "gradients", "checkpoint"}),
-        )
+        ).holds(below(gap, LOSS_GAP), gap, f"<= {LOSS_GAP:g} nats from metrics/scalars.jsonl")
     if later:
-        yield OPTIMIZER.below(
+        yield OPTIMIZER(
             "the update after it repeats too",
-            later,
-            4 * LOSS_GAP,
-            "nats from metrics/scalars.jsonl",
             "the update before it moved the weights otherwise than it does now",
-        )
+        ).below(later, 4 * LOSS_GAP, "nats from metrics/scalars.jsonl")
     if moved:
         error, where = worst(moved)
-        yield Check(
-            name="updates repeat with the recorded weights",
-            suspect="optimizer",
-            ok=below(error, 0.05),
-            value=error,
-            expected="relative error of the change <= 0.05",
+        yield OPTIMIZER(
+            "updates repeat with the recorded weights",
+            f"{where} moved the weights otherwise than it does now",
             source="two checkpoints in a row",
-            detail=f"{where} moved the weights otherwise than it does now",
             weight=STRONG,
             explained_by=frozenset({"data", "quantization", "gradients", "checkpoint"}),
-        )
+        ).below(error, 0.05, "relative error of the change")
 
 
 def _affordable(subject: Subject) -> bool:
@@ -318,14 +276,14 @@ def probes(layout: RunLayout, step: int, *, finished: bool) -> Iterator[Check]:
         return
     early, late = max(flips[: max(len(flips) // 2, 1)]), flips[-1]
     settled = not finished or len(flips) < 4 or late <= max(early, 0.02)
-    yield Check(
-        name="codes flip early and settle late",
-        suspect="optimizer",
-        ok=0 < early < 0.75 and settled,
-        value={"early": round(early, 5), "late": round(late, 5)},
-        expected="some flip in the first half of the probes, fewer at the last",
+    yield OPTIMIZER(
+        "codes flip early and settle late",
+        "codes never move, or never come to rest",
         source="the magnitude of a latent weight is its confidence (b1.58 training tips)",
-        detail="codes never move, or never come to rest",
         weight=HINT,
         explained_by=UPSTREAM - {"optimizer"},
+    ).holds(
+        0 < early < 0.75 and settled,
+        {"early": round(early, 5), "late": round(late, 5)},
+        "some flip in the first half of the probes, fewer at the last",
     )

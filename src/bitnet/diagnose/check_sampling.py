@@ -12,8 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from bitnet.diagnose.finding import STRONG, Check, below
-from bitnet.diagnose.trace import worst
+from bitnet.diagnose.finding import STRONG, Check, Part, below, worst
 from bitnet.generate import sampling, snapshot
 from bitnet.generate.sampling import Sampling
 
@@ -30,6 +29,7 @@ WAYS = (
     Sampling(temperature=0.9, top_p=0.95),
     Sampling(temperature=1.3, top_k=8, top_p=0.8),
 )
+DECODING = Part("decoding", "definitions, recomputed in float64; top-p arXiv:1904.09751")
 
 
 def allowed(logits: Tensor, how: Sampling) -> Tensor:
@@ -85,44 +85,26 @@ def distributions() -> Iterator[Check]:
         drawn[_words(how)] = 0.5 * float((shares - right).abs().sum())
         outside += [_words(how)] if bool((shares[right == 0] > 0).any()) else []
     error, where = worst(written)
-    yield Check(
-        name="temperature, top-k and top-p as defined",
-        suspect="decoding",
-        ok=below(error, 1e-3),
-        value=error,
-        expected="total variation distance <= 0.001",
-        source="definitions, recomputed in float64; top-p arXiv:1904.09751",
-        detail=f"{where}: another distribution is sampled from",
-    )
+    yield DECODING(
+        "temperature, top-k and top-p as defined", f"{where}: another distribution is sampled from"
+    ).below(error, 1e-3, "total variation distance")
     error, where = worst(drawn)
-    yield Check(
-        name="draws follow their distribution",
-        suspect="decoding",
-        ok=below(error, FAR) and not outside,
-        value=error,
-        expected=f"total variation distance <= {FAR:g} over {DRAWS} draws",
+    yield DECODING(
+        "draws follow their distribution",
+        f"{(outside or [where])[0]}: tokens are drawn that should not be, or in other shares",
         source="definitions, recomputed in float64",
-        detail=f"{(outside or [where])[0]}: tokens are drawn that should not be, or in other shares",
+    ).holds(
+        below(error, FAR) and not outside, error, f"total variation distance <= {FAR:g} over {DRAWS} draws"
     )
     best = sampling.choose(logits[None], sampling.GREEDY, sampling.GREEDY.generator(logits.device))
-    yield Check(
-        name="greedy choice is argmax",
-        suspect="decoding",
-        ok=int(best) == int(logits.argmax()),
-        value=int(best),
-        expected=str(int(logits.argmax())),
-        source="definition",
-        detail="temperature 0 does not take the largest logit",
-    )
+    yield DECODING(
+        "greedy choice is argmax", "temperature 0 does not take the largest logit", source="definition"
+    ).equal(int(best), int(logits.argmax()))
     plan = {"greedy": (0.0, None, None), "typical": (0.9, 0.95, None), "stress": (1.5, None, 10)}
     named = {mode: (how.temperature, how.top_p, how.top_k) for mode, how in snapshot.MODES.items()} == plan
-    yield Check(
-        name="named modes are the plan's",
-        suspect="decoding",
-        ok=named,
-        value=named,
-        expected="greedy; 0.9 and top-p 0.95; 1.5 and top-k 10",
+    yield DECODING(
+        "named modes are the plan's",
+        "greedy, typical or stress means something else",
         source="config-95m, section 5E",
-        detail="greedy, typical or stress means something else",
         weight=STRONG,
-    )
+    ).holds(named, named, "greedy; 0.9 and top-p 0.95; 1.5 and top-k 10")

@@ -51,23 +51,14 @@ def rates(subject: Subject) -> Iterator[Check]:
         )
     elif training.get("start_from"):
         low = FINE_TUNING_LOWEST  # what is learned already is to be kept
-    yield RATES.within("peak learning rate", float(training["peak_lr"]), low, high, OUTSIDE, source=source)
+    yield RATES("peak learning rate", OUTSIDE, source=source).within(float(training["peak_lr"]), low, high)
     if training["optimizer"] == "muon":
         muon_low = 0.1 * MUON_PEAK[0] if training.get("start_from") else MUON_PEAK[0]
-        yield RATES.within(
-            "Muon's peak rate",
-            float(training["muon_lr"]),
-            muon_low,
-            MUON_PEAK[1],
-            OUTSIDE,
-            source="published for ternary models: 0.02 to 0.04",
+        yield RATES("Muon's peak rate", OUTSIDE, source="published for ternary models: 0.02 to 0.04").within(
+            float(training["muon_lr"]), muon_low, MUON_PEAK[1]
         )
-    yield RATES.within(
-        "clipping norm",
-        float(training["grad_clip_norm"]),
-        *CLIP,
-        OUTSIDE,
-        source="1.0 in the seeds and most recipes",
+    yield RATES("clipping norm", OUTSIDE, source="1.0 in the seeds and most recipes").within(
+        float(training["grad_clip_norm"]), *CLIP
     )
 
 
@@ -80,55 +71,42 @@ def shape_of_the_schedule(subject: Subject) -> Iterator[Check]:
         [peak, final] if training["schedule"] != "two_stage" else [peak, float(training["stage2_lr"]), final]
     )
     falls = points == sorted(points, reverse=True) and final <= 0.5 * peak
-    yield RATES.holds(
+    yield RATES(
         "rates fall to the end",
-        falls,
-        points,
-        "each at most the one before, the last at most half of the peak",
         "the rate does not fall, and codes never settle",
         source="b1.58 training tips: two stages of falling rates",
-    )
+    ).holds(falls, points, "each at most the one before, the last at most half of the peak")
     if total < LONG_RUN:
         return
-    yield RATES.within(
+    yield RATES(
         "warm-up as a share of the run",
-        warmup / total,
-        0.0,
-        WARM_UP,
         "most of the run is warm-up",
         source="375 of 60,000 in the seeds, at most a tenth in published recipes",
-    )
+    ).within(warmup / total, 0.0, WARM_UP)
     if training["schedule"] in ("two_stage", "warm_down"):
-        yield RATES.within(
+        yield RATES(
             "stage boundary as a share of the run",
-            boundary / total,
-            0.1,
-            0.95,
             "one of the two stages hardly exists",
             source="half in the seeds; 0.5 to 0.8 in published two-stage recipes",
-        )
+        ).within(boundary / total, 0.1, 0.95)
 
 
 def decay(subject: Subject) -> Iterator[Check]:
     """Decay that acts in stage 1, where it is asked for, and is switched off."""
     training = subject.training
     first, second = float(training["stage1_wd"]), float(training["stage2_wd"])
-    yield RATES.holds(
+    yield RATES(
         "weight decay is switched off",
-        second == 0 and 0 <= first <= DECAY,
-        [first, second],
-        f"0..{DECAY:g} in stage 1, 0 in stage 2",
         "latent weights are pulled to zero to the end and codes never settle",
         source="b1.58 training tips; Spectra: the removal helps below 1B",
-    )
+    ).holds(second == 0 and 0 <= first <= DECAY, [first, second], f"0..{DECAY:g} in stage 1, 0 in stage 2")
     none_meant = first == 0 and not (training["schedule"] == "two_stage" and training["optimizer"] == "adamw")
-    yield RATES.holds(
-        "weight decay acts",
+    yield RATES(
+        "weight decay acts", "decay is on, and too small to do anything", source="0.1 in the seeds"
+    ).holds(
         none_meant or bool(training.get("start_from")) or first >= 1e-3,
         first,
         "at least 0.001 where it is asked for, as the two-stage schedule does",
-        "decay is on, and too small to do anything",
-        source="0.1 in the seeds",
     )
 
 
@@ -137,50 +115,39 @@ def moments(subject: Subject) -> Iterator[Check]:
     training = subject.training
     first, second = float(training["adam_beta1"]), float(training["adam_beta2"])
     ok = 0.8 <= first <= 0.95 and 0.9 <= second <= 0.9999 and first <= second
-    yield RATES.holds(
+    yield RATES(
         "Adam's betas",
-        ok,
-        [first, second],
-        "0.8..0.95 and 0.9..0.9999, the second not below the first",
         "moments that forget at once or never, or in each other's place",
         source="0.9 and 0.95 in the seeds, 0.999 in arXiv:1412.6980",
-    )
+    ).holds(ok, [first, second], "0.8..0.95 and 0.9..0.9999, the second not below the first")
     if training["optimizer"] == "muon":
-        yield RATES.within(
-            "Muon's momentum",
-            float(training["muon_momentum"]),
-            0.8,
-            0.99,
-            OUTSIDE,
-            source="0.95 (K. Jordan, 2024)",
+        yield RATES("Muon's momentum", OUTSIDE, source="0.95 (K. Jordan, 2024)").within(
+            float(training["muon_momentum"]), 0.8, 0.99
         )
 
 
 def model(subject: Subject) -> Iterator[Check]:
     """Epsilon, rotary base and widths."""
     config = subject.config
-    yield MODEL.within(
+    yield MODEL(
         "epsilon of the norms",
-        config.norm_eps,
-        *EPSILONS,
         "norms divide by the epsilon instead of their input, or by zero",
         source="1e-5 and 1e-6 in published models",
-    )
-    yield MODEL.within(
+    ).within(config.norm_eps, *EPSILONS)
+    yield MODEL(
         "base of the rotary positions",
-        config.rope_theta,
-        *THETAS,
         "positions turn all alike, or not at all",
         source="10,000 (arXiv:2104.09864) to 1,000,000",
-    )
+    ).within(config.rope_theta, *THETAS)
     slowest = config.rope_theta ** (1 - 2 / config.head_dim) * 6.3
-    yield MODEL.holds(
+    yield MODEL(
         "the slowest rotary pair turns less than once in a row",
+        "far positions look like near ones",
+        source="2 pi theta^(1 - 2/D) positions a turn",
+    ).holds(
         config.head_dim <= 4 or slowest >= config.max_seq_length / 2,
         slowest,
         f">= {config.max_seq_length // 2} positions",
-        "far positions look like near ones",
-        source="2 pi theta^(1 - 2/D) positions a turn",
     )
 
 
@@ -188,26 +155,16 @@ def objective(subject: Subject) -> Iterator[Check]:
     """Weights of what is minimised beside the loss."""
     training = subject.training
     if training.get("objective") == "preference":
-        yield RATES.within(
-            "beta of the preference",
-            float(training["preference_beta"]),
-            0.01,
-            1.0,
-            OUTSIDE,
-            source="0.1 (arXiv:2305.18290)",
+        yield RATES("beta of the preference", OUTSIDE, source="0.1 (arXiv:2305.18290)").within(
+            float(training["preference_beta"]), 0.01, 1.0
         )
         return
     largest = max(
         float(training.get("stage1_unlikelihood") or 0), float(training.get("stage2_unlikelihood") or 0)
     )
-    yield RATES.within(
-        "weight of the unlikelihood",
-        largest,
-        0.0,
-        10.0,
-        "the penalty outweighs the loss",
-        source="1.0 in arXiv:1908.04319",
-    )
+    yield RATES(
+        "weight of the unlikelihood", "the penalty outweighs the loss", source="1.0 in arXiv:1908.04319"
+    ).within(largest, 0.0, 10.0)
 
 
 def watching(subject: Subject) -> Iterator[Check]:
@@ -217,27 +174,15 @@ def watching(subject: Subject) -> Iterator[Check]:
     training = subject.training
     total, every = int(training["total_steps"]), int(training["eval_every"])
     if total >= 10 * LONG_RUN:
-        yield JUDGED.holds(
+        yield JUDGED(
             "evaluations during the run",
-            every <= total / 2,
-            every,
-            f"every {total // 2:,} updates or more often",
             "nothing is known of the run before its end",
             source="10 to 60 evaluations in the plan's runs",
-        )
-    yield JUDGED.holds(
-        "alarms are above the noise",
-        float(training["spike_factor"]) > 1,
-        float(training["spike_factor"]),
-        "above 1",
-        "every update is called a spike",
-        weight=HINT,
+        ).holds(every <= total / 2, every, f"every {total // 2:,} updates or more often")
+    yield JUDGED("alarms are above the noise", "every update is called a spike", weight=HINT).holds(
+        float(training["spike_factor"]) > 1, float(training["spike_factor"]), "above 1"
     )
     scored = sum(int(batch.loss_mask.sum()) for batch in subject.task.frozen_evaluation())
-    yield JUDGED.holds(
-        "held-out tokens to measure with",
-        scored >= 16,
-        scored,
-        ">= 16 scored tokens",
-        "the held-out loss is chance",
+    yield JUDGED("held-out tokens to measure with", "the held-out loss is chance").holds(
+        scored >= 16, scored, ">= 16 scored tokens"
     )

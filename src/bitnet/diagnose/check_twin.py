@@ -58,13 +58,9 @@ def texts_apart(model: torch.nn.Module, ids: torch.Tensor) -> Check:
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     right = reference.logits(weights, model.config, ids, segments)  # type: ignore[arg-type]
     error = off(model(ids, segments=segments), right)
-    return FORWARD.below(
-        "texts of one row are kept apart",
-        {"logits": error},
-        check_numerics.WHOLE,
-        "relative error",
-        "tokens attend to another text of their row, or not to their own",
-    )
+    return FORWARD(
+        "texts of one row are kept apart", "tokens attend to another text of their row, or not to their own"
+    ).below({"logits": error}, check_numerics.WHOLE)
 
 
 def updates(twin: Subject) -> Iterator[Check]:
@@ -92,7 +88,7 @@ def watched(twin: Subject, start: int, count: int) -> list[Update]:
 def judged(twin: Subject, made: Sequence[Update], which: str) -> Iterator[Check]:
     """Loss, penalty, gradient, clipping, rates and change of weights of updates."""
     done = [update for update in made if update.report is not None and update.rates is not None]
-    yield BACKWARD.equal("updates are made", len(done), 2, "the optimizers were not asked to move")
+    yield BACKWARD("updates are made", "the optimizers were not asked to move").equal(len(done), 2)
     if not done:
         return
     right = [_wanted(twin, update) for update in done]
@@ -115,11 +111,11 @@ def reported(done: Sequence[Update], right: Sequence[Wanted]) -> Iterator[Check]
         at = f"update {update.report.step}"
         gaps[at] = abs(update.report.loss - true.loss) / max(1.0, abs(true.loss))
         penalties[at] = abs(update.report.penalty - true.penalty) / max(1.0, abs(true.penalty))
-    yield BACKWARD.below(
-        "training loss is the mean over cases", gaps, LOSS, "nats", "the loop reports another loss"
+    yield BACKWARD("training loss is the mean over cases", "the loop reports another loss").below(
+        gaps, LOSS, "nats"
     )
-    yield BACKWARD.below(
-        "penalty is the mean over cases", penalties, LOSS, "nats", "unlikelihood is another one than defined"
+    yield BACKWARD("penalty is the mean over cases", "unlikelihood is another one than defined").below(
+        penalties, LOSS, "nats"
     )
 
 
@@ -143,27 +139,17 @@ def given(twin: Subject, done: Sequence[Update], right: Sequence[Wanted]) -> Ite
         for name, wish in true.gradients.items():
             gradient = update.gradients.get(name)
             turned[f"{name}, {at}"] = math.inf if gradient is None else off(_unit(gradient), _unit(wish))
-    yield BACKWARD.below(
-        "gradient equals the straight-through reference",
-        turned,
-        DIRECTION,
-        "distance of unit vectors",
-        "the direction is different",
+    yield BACKWARD("gradient equals the straight-through reference", "the direction is different").below(
+        turned, DIRECTION, "distance of unit vectors"
     )
-    yield BACKWARD.below(
+    yield BACKWARD(
         "gradient has the length of the mean's",
-        lengths,
-        LENGTH,
-        "relative error",
         "micro-batches are weighted otherwise than by their cases, or the sum is divided otherwise",
-    )
-    yield CLIPPING.below(
+    ).below(lengths, LENGTH)
+    yield CLIPPING(
         "clipping to the norm that was set",
-        clipped,
-        LENGTH,
-        "relative error",
         "what reaches the optimizers is shorter or longer than clipping leaves it",
-    )
+    ).below(clipped, LENGTH)
 
 
 def _unit(gradient: torch.Tensor) -> torch.Tensor:

@@ -3,8 +3,8 @@
 A check is `direct` when it looks at one part by itself (an equality with an independent computation, a
 definition that holds or not). A symptom looks at the whole (does it learn?) and fails for any broken part, so
 it never outvotes a direct finding. `explained_by` names the parts whose own failure makes this check fail
-too, whatever the state of its own part. `Part` writes a check in one call. Not here: the checks (check_*.py)
-and what follows from them together (verdict.py).
+too, whatever the state of its own part. A `Part` asks a check in two to four lines. Not here: the checks
+(check_*.py) and what follows from them together (verdict.py).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 import sysconfig
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -72,63 +72,91 @@ class Check:
         }
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Part:
-    """What the checks of one part have in common, so that each of them is one call."""
+    """What the checks of one part have in common.
+
+    One check is then `PART("name of the check", "what a failure means").below(error, 1e-4)`.
+    direct: False makes its checks symptoms, which any broken part explains.
+    """
 
     suspect: Suspect
     source: str
     weight: float = PROOF
+    explained_by: Collection[Suspect] = ()
     direct: bool = True
-    explained_by: frozenset[Suspect] = frozenset()
 
-    def holds(self, name: str, ok: bool, value: Any, expected: str, detail: str, **other: Any) -> Check:
-        """A condition that is met or not. other: fields of Check that differ from the part's."""
-        shared: dict[str, Any] = {
-            "suspect": self.suspect,
-            "source": self.source,
-            "weight": self.weight,
-            "direct": self.direct,
-            "explained_by": self.explained_by,
-        }
+    def __call__(self, name: str, detail: str, **other: Any) -> Question:
+        """A check without its measurement. other: fields of the part that differ for this check."""
+        return Question(replace(self, **other) if other else self, name, detail)
+
+
+@dataclass(frozen=True)
+class Question:
+    """A check that waits for what was measured. Every method answers with the check."""
+
+    part: Part
+    name: str
+    detail: str
+
+    def holds(self, ok: bool, value: Any, expected: str) -> Check:
+        """A condition that is met or not. expected: the condition in words."""
+        part = self.part
+        others = part.explained_by if part.direct else set(SUSPECTS) - {part.suspect, "none"}
         return Check(
-            **{
-                **shared,
-                "name": name,
-                "ok": ok,
-                "value": value,
-                "expected": expected,
-                "detail": detail,
-                **other,
-            }
+            name=self.name,
+            suspect=part.suspect,
+            ok=ok,
+            value=value,
+            expected=expected,
+            source=part.source,
+            detail=self.detail,
+            weight=part.weight,
+            direct=part.direct,
+            explained_by=frozenset(others),
         )
 
-    def equal(self, name: str, value: Any, right: Any, detail: str, **other: Any) -> Check:
+    def equal(self, value: Any, right: Any) -> Check:
         """A value that must be one other."""
-        return self.holds(name, value == right, value, str(right), detail, **other)
+        number = isinstance(right, int) and not isinstance(right, bool)
+        return self.holds(value == right, value, f"{right:,}" if number else str(right))
+
+    def none(self, found: Sequence[object], what: str) -> Check:
+        """Nothing may be found. what: the kind of thing; the first three that were found are named."""
+        named = ": " + ", ".join(map(str, found[:3])) if found else ""
+        return replace(self, detail=self.detail + named).holds(not found, len(found), f"0 {what}")
 
     def below(
-        self, name: str, errors: Mapping[str, float], limit: float, what: str, detail: str, **other: Any
+        self, measured: float | Mapping[str, float], limit: float, what: str = "relative error"
     ) -> Check:
-        """The largest of some errors, which must not be above `limit`. what: the kind of error; NaN is above
-        every limit.
+        """An error, or the largest of several by the places where they are, of at most `limit`. NaN is above
+        every limit, and so is nothing measured.
         """
-        where = max(
-            errors, key=lambda key: errors[key] if math.isfinite(errors[key]) else math.inf, default="nothing"
-        )
-        found = errors.get(where, math.inf)
-        return self.holds(
-            name, below(found, limit), found, f"{what} <= {limit:g}", f"{where}: {detail}", **other
-        )
+        if not isinstance(measured, Mapping):
+            return self.holds(below(measured, limit), measured, f"{what} <= {limit:g}")
+        error, where = worst(measured)
+        return replace(self, detail=f"{where}: {self.detail}").below(error, limit, what)
 
-    def within(self, name: str, value: float, low: float, high: float, detail: str, **other: Any) -> Check:
+    def at_least(self, value: float, limit: float, what: str = "") -> Check:
+        """A value of `limit` or more. what: of which things."""
+        return self.holds(value >= limit, value, f">= {limit:g} {what}".rstrip())
+
+    def within(self, value: float, low: float, high: float, what: str = "") -> Check:
         """A value in a range, ends included."""
-        return self.holds(name, low <= value <= high, value, f"{low:g}..{high:g}", detail, **other)
+        return self.holds(low <= value <= high, value, f"{low:g}..{high:g} {what}".rstrip())
 
 
 def below(value: float, limit: float) -> bool:
     """value <= limit, and false for NaN."""
     return math.isfinite(value) and value <= limit
+
+
+def worst(errors: Mapping[str, float]) -> tuple[float, str]:
+    """The largest error and where it is. NaN is the largest of all."""
+    if not errors:
+        return math.inf, "nothing could be measured"
+    where = max(errors, key=lambda key: math.inf if math.isnan(errors[key]) else errors[key])
+    return errors[where], where
 
 
 def collect(group: str, suspect: Suspect, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
@@ -191,8 +219,3 @@ def raised_in(error: BaseException) -> str:
 def is_own(place: str) -> bool:
     """Whether a file belongs to the examination."""
     return place.startswith(OWN)
-
-
-def symptom(check: Check) -> Check:
-    """The same check as one that any broken part makes fail."""
-    return replace(check, direct=False, explained_by=frozenset(SUSPECTS) - {check.suspect, "none"})

@@ -65,14 +65,6 @@ def off(measured: Tensor, right: Tensor) -> float:
     return difference / size if size else (0.0 if difference == 0 else float("inf"))
 
 
-def worst(errors: dict[str, float]) -> tuple[float, str]:
-    """The largest error and where it is."""
-    if not errors:
-        return float("inf"), "nothing could be measured"
-    name = max(errors, key=lambda key: errors[key] if errors[key] == errors[key] else float("inf"))
-    return errors[name], name
-
-
 def random_ids(vocabulary: int, rows: int, tokens: int, device: torch.device) -> Tensor:
     """Ids to look at a forward pass with: all kinds of tokens, always the same."""
     generator = torch.Generator().manual_seed(20240227)
