@@ -7,7 +7,7 @@ check, and never in vain?
 
 Models are tiny (32 wide, two layers), so that all of it takes minutes. Rows go to
 benchmarks/results/faults.json as they come, and from there into docs/diagnose.md (benchmarks/readme.py). The
-faults themselves are in tests/faults/planted.py.
+faults themselves are in tests/faults/planted/.
 """
 
 from __future__ import annotations

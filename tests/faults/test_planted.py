@@ -37,10 +37,10 @@ def test_there_are_a_hundred_and_each_has_a_name() -> None:
 def _no_rehearsal() -> Any:
     import torch._dynamo  # noqa: F401 - torch's optimizers import it on first use, in every forked process again
 
-    from bitnet.diagnose import run_checks as examine
+    from bitnet.diagnose import run_checks
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(examine, "_rehearse", lambda subject: ())
+        patch.setattr(run_checks, "_rehearse", lambda subject: ())
         yield
 
 
