@@ -7,8 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from planted.fault import fault, on_run
-from planted.runs import small_run
 
 import bitnet.trained_model as trained
 from bitnet.optim.optimizer import Optimizers
@@ -19,6 +17,8 @@ from bitnet.train import resume, start
 from bitnet.train.config import TrainConfig
 from bitnet.train.observe import observers
 from bitnet.train.observe.measurements import Probe
+from planted.fault import fault, on_run
+from planted.runs import small_run
 
 
 @fault("checkpoints in bf16", "checkpoint", "resumed run")

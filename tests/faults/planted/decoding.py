@@ -7,12 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from planted.fault import fault
 
 from bitnet.generate import decode, sampling
 from bitnet.generate.sampling import Sampling
 from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.transformer import BitNetTransformer
+from planted.fault import fault
 
 
 @fault("cache at the wrong position", "decoding", "cached")
