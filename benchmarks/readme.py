@@ -132,7 +132,7 @@ def flags_table(kind: str) -> str:
             assert isinstance(about.value, ast.Constant)
             named = re.search(r"arg\(name='([^']+)'", ast.unparse(field.annotation))
             name = named[1] if named else field.target.id.replace("_", "-")
-            rows.append([f"`--{name}`", str(about.value.value)])
+            rows.append([f"`--{name}`", " ".join(str(about.value.value).split())])
     return table(["flag", "meaning"], rows)
 
 

@@ -1,34 +1,32 @@
-"""The two trees of README.md: every folder of src/bitnet with its files, and one level of benchmarks, docs
-and tests.
+"""The two trees of README.md: every folder of src/bitnet with its files, and one level of benchmarks, docs,
+tests.
 
-benchmarks/readme.py writes them. The phrase beside a package is the beginning of its `__init__.py`. Modules
-stand in reading order: a module that others of its folder import comes before them.
+benchmarks/readme.py writes them as nested lists, one line for each folder. The phrase beside a package is the
+beginning of its `__init__.py`. Modules are in reading order: a module that others of its folder import comes
+before them. The folders inside a package follow its files, with their own in parentheses.
 """
 
 from __future__ import annotations
 
 import ast
 import re
-import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from lines import ANNEXES, CORE, ROOT, SOURCE
 
-COLUMN, WIDTH = 20, 130
 UNSEEN = ("__pycache__", "__init__.py", "__main__.py")
 PHRASES = {
     SOURCE: "What every package may use, and bitnet.load",
-    SOURCE / "report" / "template": "The page of a report",
-    ROOT / "benchmarks": "One file for each measured claim, and the generators of pages",
+    ROOT / "benchmarks": "One file for each measured claim, and generators of pages",
     ROOT / "docs": "All pages",
-    ROOT / "tests": "Mirrors src/bitnet",
+    ROOT / "tests": "Like src/bitnet",
 }
 
 
 def core_tree() -> str:
     """The core: the modules at the top, then its packages in the order in which to read them."""
-    return block([entry(SOURCE, "src/bitnet/"), *packages(CORE)])
+    return "\n".join([entry(SOURCE, "src/bitnet"), *packages(CORE)])
 
 
 def annexes_tree() -> str:
@@ -37,37 +35,31 @@ def annexes_tree() -> str:
     unknown = sorted(
         path.name for path in SOURCE.iterdir() if path.is_dir() and path.name not in {*known, *UNSEEN}
     )
-    around = [entry(ROOT / name, f"{name}/", folders=True) for name in ("benchmarks", "docs", "tests")]
-    return block(["src/bitnet/", *packages([*ANNEXES, *unknown]), *around])
-
-
-def block(entries: Sequence[str]) -> str:
-    """The entries as a fenced block of text."""
-    return "\n".join(["```text", *entries, "```"])
+    around = [entry(ROOT / name, name, folders=True) for name in ("benchmarks", "docs", "tests")]
+    return "\n".join(["* `src/bitnet/`", *packages([*ANNEXES, *unknown]), *around])
 
 
 def packages(names: Sequence[str]) -> list[str]:
-    """The entries of these packages, where they exist, each followed by those of its folders."""
-    return [
-        entry(folder, f"  {folder.relative_to(SOURCE)}/")
-        for name in names
-        for folder in (SOURCE / name, *sorted((SOURCE / name).rglob("*/")))
-        if folder.is_dir() and folder.name not in UNSEEN
-    ]
+    """The entries of these packages, where they exist."""
+    return ["  " + entry(SOURCE / name, name, inner=True) for name in names if (SOURCE / name).is_dir()]
 
 
-def entry(folder: Path, name: str, *, folders: bool = False) -> str:
-    """A folder's name, its phrase, and the names in it."""
-    inside = [
-        path for path in sorted(folder.iterdir()) if path.name not in UNSEEN and not path.name.startswith(".")
-    ]
+def entry(folder: Path, name: str, *, folders: bool = False, inner: bool = False) -> str:
+    """A folder's name, its phrase, and the names in it; with `folders` also those of its folders, with
+    `inner` also what is in them.
+    """
+    inside = sorted(path for path in folder.rglob("*/") if path.name not in UNSEEN)
+    names = files(folder)
+    names += [f"{path.name}/" for path in inside if folders and path.parent == folder and path.name[0] != "."]
+    names += [f"{path.relative_to(folder)}/ ({', '.join(files(path))})" for path in inside if inner]
+    return f"* `{name}/` {phrase(folder)}: {', '.join(names)}"
+
+
+def files(folder: Path) -> list[str]:
+    """The files of a folder: modules in reading order, then the rest."""
+    inside = [path for path in sorted(folder.iterdir()) if path.name not in UNSEEN and path.name[0] != "."]
     modules = reading_order(folder, [path.stem for path in inside if path.suffix == ".py"])
-    other = [shown(path) for path in inside if path.is_file() and path.suffix != ".py"]
-    deeper = [f"{path.name}/" for path in inside if path.is_dir() and folders]
-    text = f"{phrase(folder)}: " + ", ".join([*modules, *other, *deeper])
-    return textwrap.fill(
-        text, WIDTH, initial_indent=f"{name:{COLUMN}}", subsequent_indent=" " * COLUMN, break_on_hyphens=False
-    )
+    return modules + [shown(path) for path in inside if path.is_file() and path.suffix != ".py"]
 
 
 def shown(path: Path) -> str:
@@ -101,7 +93,7 @@ def reading_order(folder: Path, names: Sequence[str]) -> list[str]:
 
 
 def imported(module: Path) -> set[str]:
-    """The last part of every module of the same folder that this one imports."""
+    """The last part of every module of the same folder that this one imports as it is loaded."""
     tree = ast.parse(module.read_text(encoding="utf-8"))
     package = (
         ".".join(["bitnet", *module.parent.relative_to(SOURCE).parts])
@@ -109,7 +101,7 @@ def imported(module: Path) -> set[str]:
         else ""
     )
     found: set[str] = set()
-    for node in ast.walk(tree):
+    for node in tree.body:
         if isinstance(node, ast.ImportFrom) and node.module is not None:
             parent, _, name = node.module.rpartition(".")
             found |= {name} if parent == package else set()

@@ -48,21 +48,16 @@ SOURCE = ROOT / "src" / "bitnet"
 
 def named_in_trees() -> dict[Path, set[str]]:
     """What the two trees of the README list: for each folder the names in it. An entry is
-    `folder/  phrase: names`."""
+    `folder/` phrase: names, where a name may be: folder/ (names).
+    """
     found: dict[Path, set[str]] = {}
-    above = ROOT
-    for tree in (
-        block
-        for block in re.findall(r"```text\n(.*?)```", README, re.DOTALL)
-        if block.startswith("src/bitnet/")
-    ):
-        for entry in re.split(r"\n(?= {0,2}\S)", tree.strip("\n")):
-            indent, folder, text = re.match(r"( *)(\S+)/\s*(.*)", entry, re.DOTALL).groups()  # type: ignore[union-attr]
-            above = above if indent else ROOT / folder
-            place = above / folder if indent else above
-            found.setdefault(place, set()).update(
-                re.split(r",\s+", text.rsplit(": ", 1)[-1].strip()) if text else set()
-            )
+    for indent, folder, text in re.findall(r"^( *)\* `(\S+)/`(.*)$", README, re.MULTILINE):
+        place = (SOURCE if indent else ROOT) / folder
+        names = text.rsplit(": ", 1)[-1]
+        for inner, inside in re.findall(r"(\S+)/ \(([^)]*)\)", names):
+            found[place / inner] = set(inside.split(", "))
+        plain = re.sub(r"\S+/ \([^)]*\)", "", names)
+        found.setdefault(place, set()).update(re.findall(r"[^\s,]+", plain))
     return found
 
 
