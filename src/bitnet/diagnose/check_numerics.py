@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -21,6 +21,8 @@ from bitnet.diagnose import reference
 from bitnet.diagnose.finding import HINT, STRONG, Check, Part, below, worst
 from bitnet.diagnose.subject import Subject, copy_of
 from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_ids, traced
+from bitnet.nn.bitlinear import BitLinear
+from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 
 EXACT, ROUNDED, WHOLE = 1e-4, 1e-3, 2e-2
@@ -31,8 +33,11 @@ STEP0_NATS = 0.5
 """How far the loss of a fresh model may be from ln(V). The seeds' broken start was 164; healthy ones here are
 within 0.1."""
 ROWS, TOKENS = 2, 128
-SOURCE = "independent float64 computation"
-QUANTIZATION = Part("quantization", SOURCE)
+STORED = Part("quantization", "the configuration; b1.58 training tips: latent weights stay in high precision")
+TERNARY = Part("quantization", "arXiv:2402.17764, section 2; the matrix is measured from outside")
+FORMULA = Part("quantization", "independent float64 computation")
+ORDER = Part("quantization", "definition of next-token prediction; arXiv:2104.09864")
+START = Part("quantization", "a uniform guess; 164 was seen with embeddings of N(0, 1)")
 
 
 def numerics(subject: Subject) -> Iterator[Check]:
@@ -53,27 +58,21 @@ def stored(model: BitNetTransformer) -> Iterator[Check]:
     """The latent weights: there, finite, in full precision, and as many as the configuration says."""
     weights = dict(model.named_parameters())
     broken = [name for name, weight in weights.items() if not bool(torch.isfinite(weight).all())]
-    yield QUANTIZATION("weights are finite", "not finite", source="definition").none(
-        broken, "parameters with NaN or infinity"
-    )
+    yield STORED("weights are finite", "not finite").none(broken, "parameters with NaN or infinity")
+
     low = [name for name, weight in weights.items() if weight.dtype != torch.float32 or _is_coarse(weight)]
-    yield QUANTIZATION(
-        "latent weights have full precision",
-        "stored or rounded to fewer bits",
-        source="b1.58 training tips: latent weights stay in high precision",
-    ).none(low, "parameters coarser than float32")
+    yield STORED("latent weights have full precision", "stored or rounded to fewer bits").none(
+        low, "parameters coarser than float32"
+    )
+
     count = sum(weight.numel() for weight in weights.values())
-    yield QUANTIZATION(
-        "parameter count",
-        "parts of the model are missing, doubled, or a tied head is not tied",
-        source="exact sum of the configuration's shapes",
-    ).equal(count, model.config.total_params)
+    yield STORED("parameter count", "parts are missing, doubled, or a tied head is not tied").equal(
+        count, model.config.total_params
+    )
     tied = model.lm_head.weight is model.token_embeddings.weight
-    yield QUANTIZATION(
-        "head tied as configured",
-        "the output head is not the embedding, or should not be",
-        source="model.embeddings_tied",
-    ).equal(tied, model.config.embeddings_tied)
+    yield STORED("head tied as configured", "the output head is not the embedding, or should not be").equal(
+        tied, model.config.embeddings_tied
+    )
 
 
 def _is_coarse(weight: Tensor) -> bool:
@@ -95,42 +94,39 @@ def layers(model: BitNetTransformer) -> Iterator[Check]:
     the inputs.
     """
     config = model.config
-    values: dict[str, float] = {}
-    scales: dict[str, float] = {}
-    codes: dict[str, float] = {}
-    inputs: dict[str, float] = {}
-    plain: dict[str, float] = {}
-    zeros: dict[str, float] = {}
+    found: dict[str, dict[str, float]] = defaultdict(dict)
     generator = torch.Generator().manual_seed(7)
     for name, layer in model.bit_linears().items():
-        rows = reference.matrix_rows(config, _kind(name))
-        used = multiplied_by(layer, layer.in_features, layer.weight).double()
-        right = reference.effective(layer.weight.detach(), rows, config)
-        values[name] = max(_distinct(part) for part in torch.split(used, list(rows)))
-        scales[name] = max(
-            _scale_error(mine, true)
-            for mine, true in zip(torch.split(used, list(rows)), torch.split(right, list(rows)), strict=True)
-        )
-        codes[name] = float((used.sign() != right.sign()).double().mean()) + float(
-            (layer.weight_quantized != right.sign()).double().mean()
-        )
-        zeros[name] = float((used == 0).double().mean())
-        x = off_the_edges(
-            torch.randn(16, layer.in_features, generator=generator) * torch.logspace(-1, 1, 16)[:, None]
-        ).to(used.device)
-        with torch.no_grad():
-            y = layer(x)
-        # by the matrix that it really multiplies by: a weight on the edge of a code is the codes' matter, not
-        # the inputs'
-        plain[name] = off(y, x.double() @ used.T)
-        inputs[name] = (
-            off(y, reference.int8_values(x.double()) @ used.T)
-            if config.activations == "int8"
-            else plain[name]
-        )
+        x = torch.randn(16, layer.in_features, generator=generator) * torch.logspace(-1, 1, 16)[:, None]
+        rows = list(reference.matrix_rows(config, name))
+        for kind, value in _measured(layer, off_the_edges(x).to(layer.weight.device), rows, config).items():
+            found[kind][name] = value
     if config.weights == "ternary":
-        yield from _ternary(values, scales, codes, zeros)
-    yield _activations(inputs, plain, config.activations == "int8")
+        yield from _ternary(found)
+    yield _activations(found["int8 inputs"], found["plain inputs"], config.activations == "int8")
+
+
+@torch.no_grad()
+def _measured(layer: BitLinear, x: Tensor, rows: list[int], config: BitNetConfig) -> dict[str, float]:
+    """Errors and figures of one layer by kind. x: inputs (N, in)."""
+    used = multiplied_by(layer, layer.in_features, layer.weight).double()
+    right = reference.effective(layer.weight, tuple(rows), config)
+    matrices = list(zip(torch.split(used, rows), torch.split(right, rows), strict=True))
+    stale = (used.sign() != right.sign()).double() + (layer.weight_quantized != right.sign()).double()
+
+    # Inputs are judged by the matrix that really multiplies: a weight on the edge of a code is the codes'
+    # matter.
+    y = layer(x)
+    plain = off(y, x.double() @ used.T)
+    int8 = off(y, reference.int8_values(x.double()) @ used.T)
+    return {
+        "magnitudes": max(_distinct(mine) for mine, _ in matrices),
+        "scale": max(_scale_error(mine, true) for mine, true in matrices),
+        "codes": float(stale.mean()),
+        "zeros": float((used == 0).double().mean()),
+        "plain inputs": plain,
+        "int8 inputs": int8 if config.activations == "int8" else plain,
+    }
 
 
 def off_the_edges(x: Tensor) -> Tensor:
@@ -142,12 +138,6 @@ def off_the_edges(x: Tensor) -> Tensor:
     over = units - torch.floor(units) - 0.5  # 0 on an edge
     moved = torch.where(over.abs() < EDGE, units + EDGE * torch.where(over < 0, -1.0, 1.0), units)
     return (moved * step).float()
-
-
-def _kind(short_name: str) -> str:
-    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[
-        short_name.rsplit("_", 1)[-1]
-    ]
 
 
 def _distinct(matrix: Tensor) -> float:
@@ -168,53 +158,31 @@ def _scale_error(used: Tensor, right: Tensor) -> float:
     )
 
 
-def _ternary(
-    values: dict[str, float], scales: dict[str, float], codes: dict[str, float], zeros: dict[str, float]
-) -> Iterator[Check]:
-    most, where = worst(values)
-    yield QUANTIZATION(
-        "weights in the forward pass are ternary",
-        f"{where} multiplies by {most:g} different magnitudes",
-        source="arXiv:2402.17764, section 2; columns measured from outside",
-    ).holds(most <= 1, most, "one magnitude besides 0 in each logical matrix")
-    error, where = worst(scales)
-    yield QUANTIZATION(
-        "scale is the mean magnitude",
-        f"the scale of {where} is off by a factor of {error:.3g}",
-        source="arXiv:2402.17764, section 2",
-    ).below(error, EXACT)
-    share, where = worst(codes)
-    yield QUANTIZATION(
-        "codes are those of the present weights",
-        f"{where} uses codes that do not belong to its weights: stale, or by another rule",
-    ).holds(below(share, 1e-3), share, "share of other codes <= 0.001 (ties)")
-    odd = {name: share for name, share in zeros.items() if not 0.005 < share < 0.995}
-    lowest, highest = min(zeros.values()), max(zeros.values())
-    note = "" if lowest >= 0.2 and highest <= 0.6 else "; outside 20-60%, unusual"
-    yield QUANTIZATION(
-        "zeros among the codes",
-        f"dead or saturated: {', '.join(list(odd)[:3])}",
-        source="a Gaussian has 0.31; published models 0.30-0.47",
-    ).holds(
-        not odd,
-        [round(lowest, 4), round(highest, 4)],
-        f"no layer all zero or without zeros; trained models have 0.20-0.60{note}",
+def _ternary(found: Mapping[str, Mapping[str, float]]) -> Iterator[Check]:
+    """Checks of the matrices. found: figures by kind and layer."""
+    yield TERNARY("weights in the forward pass are ternary", "multiplies by several magnitudes").below(
+        found["magnitudes"], 1, "magnitudes besides 0 of a logical matrix"
+    )
+    yield TERNARY("scale is the mean magnitude", "the scale is another").below(found["scale"], EXACT)
+    yield TERNARY("codes are those of the present weights", "codes are stale, or by another rule").below(
+        found["codes"], 1e-3, "share of other codes (ties)"
+    )
+    zeros = found["zeros"]
+    odd = [name for name, share in zeros.items() if not 0.005 < share < 0.995]
+    extremes = [round(min(zeros.values()), 4), round(max(zeros.values()), 4)]
+    note = "" if extremes[0] >= 0.2 and extremes[1] <= 0.6 else "; outside 20-60%, unusual"
+    yield TERNARY("zeros among the codes", f"dead or saturated: {', '.join(odd[:3])}").holds(
+        not odd, extremes, f"no layer all zero or without zeros; published models have 0.30-0.47{note}"
     )
 
 
-def _activations(inputs: dict[str, float], plain: dict[str, float], int8: bool) -> Check:
+def _activations(inputs: Mapping[str, float], plain: Mapping[str, float], int8: bool) -> Check:
+    """Whether inputs are quantized as configured. inputs, plain: errors by layer, with and without int8."""
     error, where = worst(inputs)
-    unquantised = int8 and not below(error, ROUNDED) and plain[where] < error
-    return QUANTIZATION(
-        "inputs quantized to int8 per token" if int8 else "inputs left unquantized",
-        f"{where}: "
-        + (
-            "the inputs are not quantized at all"
-            if unquantised
-            else "the layer's product is not codes * step * scale"
-        ),
-        source=f"arXiv:2402.17764, section 2; {SOURCE}",
-    ).below(error, ROUNDED, "relative error of a layer's output")
+    unquantized = int8 and not below(error, ROUNDED) and plain[where] < error
+    name = "inputs quantized to int8 per token" if int8 else "inputs left unquantized"
+    wrong = "inputs are not quantized at all" if unquantized else "its product is not codes * step * scale"
+    return TERNARY(name, wrong).below(inputs, ROUNDED, "relative error of a layer's output")
 
 
 def parts(
@@ -230,11 +198,8 @@ def parts(
         for kind, found in _part_errors(model, ids, logits, passed).items():
             errors[kind] |= {f"{name}{twin}": error for name, error in found.items()}
     for kind, found in errors.items():
-        error, where = worst(found)
-        yield QUANTIZATION(
-            f"{kind} as in the papers",
-            f"{where} computes something else than its formula on the input it was given",
-        ).below(error, EXACT)
+        other = "computes something else than its formula on the input that it was given"
+        yield FORMULA(f"{kind} as in the papers", other).below(found, EXACT)
 
 
 def _part_errors(
@@ -247,32 +212,31 @@ def _part_errors(
     errors["embedding"]["token_embeddings"] = off(stream, weights["token_embeddings.weight"].double()[ids])
     for name, (entered, left) in passed.items():
         if name.endswith("norm"):
-            errors["norms"][name] = off(
-                left, reference.norm(entered, weights[f"{name}.weight"], config.norm_eps)
-            )
-    inner = ("sub_norm",) if config.sub_norm else ()
+            right = reference.norm(entered, weights[f"{name}.weight"], config.norm_eps)
+            errors["norms"][name] = off(left, right)
+
     for layer in range(config.num_layers):
         at = f"blocks.{layer}"
-        into_out = passed[f"{at}.attention." + (inner or ("out_proj",))[0]].entered
-        errors["attention and rotary"][at] = off(
-            into_out, reference.attend(passed[f"{at}.attention.qkv_proj"].left, config)
-        )
-        into_down = passed[f"{at}.feedforward." + (inner or ("down",))[0]].entered
-        errors["feed-forward"][at] = off(
-            into_down, reference.gate(passed[f"{at}.feedforward.gate_up"].left, config)
-        )
-        middle = stream + passed[f"{at}.attention.out_proj"].left.double()
-        end = middle + passed[f"{at}.feedforward.down"].left.double()
-        errors["residual stream"][f"{at} (before attention)"] = off(
-            passed[f"{at}.pre_attn_norm"].entered, stream
-        )
-        errors["residual stream"][f"{at} (after attention)"] = off(
-            passed[f"{at}.pre_ffn_norm"].entered, middle
-        )
-        errors["residual stream"][at] = off(passed[at].left, end)
+        attention, feedforward = f"{at}.attention.", f"{at}.feedforward."
+
+        # what follows on attention and on the gate, which are no modules: a norm, or the next projection
+        mixed = passed[attention + ("sub_norm" if config.sub_norm else "out_proj")].entered
+        gated = passed[feedforward + ("sub_norm" if config.sub_norm else "down")].entered
+        right = reference.attend(passed[attention + "qkv_proj"].left, config)
+        errors["attention and rotary"][at] = off(mixed, right)
+        right = reference.gate(passed[feedforward + "gate_up"].left, config)
+        errors["feed-forward"][at] = off(gated, right)
+
+        middle = stream + passed[attention + "out_proj"].left.double()
+        end = middle + passed[feedforward + "down"].left.double()
+        residual = errors["residual stream"]
+        residual[f"{at} (before attention)"] = off(passed[f"{at}.pre_attn_norm"].entered, stream)
+        residual[f"{at} (after attention)"] = off(passed[f"{at}.pre_ffn_norm"].entered, middle)
+        residual[at] = off(passed[at].left, end)
         stream = passed[at].left.double()
-    head = weights["token_embeddings.weight" if config.embeddings_tied else "lm_head.weight"].double()
+
     errors["residual stream"]["into the final norm"] = off(passed["final_norm"].entered, stream)
+    head = weights["token_embeddings.weight" if config.embeddings_tied else "lm_head.weight"].double()
     errors["head"]["lm_head"] = off(logits, passed["final_norm"].left.double() @ head.T)
     return errors
 
@@ -282,20 +246,14 @@ def whole(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> Iterator[Che
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     with torch.no_grad():
         right = reference.logits(weights, model.config, ids)
-    error = off(logits, right)
-    yield QUANTIZATION(
-        "logits as in the papers",
-        "the forward pass as a whole differs although it may be right in its parts",
-        weight=STRONG,
-    ).below(error, WHOLE)
+    between = "the whole forward pass differs although it may be right in its parts"
+    yield FORMULA("logits as in the papers", between, weight=STRONG).below(off(logits, right), WHOLE)
+
     again, _ = traced(model, ids, grad=True)
-    error = off(again, logits)
-    yield QUANTIZATION(
-        "the same input gives the same logits",
-        "something in the forward pass is random or keeps a memory",
-        source="the model has no random part",
-        weight=STRONG,
-    ).below(error, 1e-4)
+    random = "something in the forward pass is random or keeps a memory"
+    yield FORMULA("the same input gives the same logits", random, weight=STRONG).below(
+        off(again, logits), 1e-4
+    )
 
 
 @torch.no_grad()
@@ -305,12 +263,11 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     future = ids.clone()
     future[:, cut:] = (future[:, cut:] + 1) % model.config.vocab_size
     changed, _ = traced(model, future)
-    leak = off(changed[:, :cut], logits[:, :cut])
-    yield QUANTIZATION(
-        "causal mask holds",
-        "earlier positions see later tokens: the loss falls to nothing and generation is garbage",
-        source="definition of next-token prediction",
-    ).holds(below(leak, 1e-4), leak, "changed future tokens change no earlier logit (1e-4)")
+    leak = "earlier positions see later tokens: the loss falls to nothing and generation is garbage"
+    yield ORDER("causal mask holds", leak).below(
+        off(changed[:, :cut], logits[:, :cut]), 1e-4, "change of earlier logits by later tokens"
+    )
+
     swapped = ids.clone()
     swapped[:, [0, cut]] = ids[:, [cut, 0]]
     _, first = traced(model, ids)
@@ -318,12 +275,10 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     name = "blocks.0.attention.sub_norm" if model.config.sub_norm else "blocks.0.attention.out_proj"
     moved = off(second[name].entered[:, -1], first[name].entered[:, -1])
     unlike = bool((ids[:, 0] != ids[:, cut]).any())
-    yield QUANTIZATION(
-        "positions matter",
-        "the attention of the first layer does not see positions",
-        source="arXiv:2104.09864: without positions attention is blind to order",
-        weight=STRONG,
-    ).holds(not unlike or moved > 1e-5, moved, "two earlier tokens swapped change the attention (> 1e-5)")
+    blind = "the attention of the first layer does not see positions"
+    yield ORDER("positions matter", blind, weight=STRONG).holds(
+        not unlike or moved > 1e-5, moved, "two earlier tokens swapped change the attention (> 1e-5)"
+    )
 
 
 @torch.no_grad()
@@ -335,15 +290,11 @@ def start(fresh: BitNetTransformer) -> Iterator[Check]:
     uniform = math.log(config.vocab_size)
     mask = torch.ones_like(ids[:, 1:], dtype=torch.bool)
     loss = float(reference.summed_loss(logits, ids[:, 1:], mask)) / mask.sum().item()
-    yield QUANTIZATION(
-        "step-0 loss is ln(V)",
-        "the model begins sure of wrong answers: look at the initialisation of embeddings and head",
-        source="a uniform guess; 164 was seen with embeddings of N(0, 1)",
-    ).holds(abs(loss - uniform) < STEP0_NATS, loss, f"{uniform:.2f} +- {STEP0_NATS:g} nats/token")
+    sure = "the model begins sure of wrong answers: look at the initialisation of embeddings and head"
+    yield START("step-0 loss is ln(V)", sure).holds(
+        abs(loss - uniform) < STEP0_NATS, loss, f"{uniform:.2f} +- {STEP0_NATS:g} nats/token"
+    )
     spread = float(logits.float().std(dim=-1).mean())
-    yield QUANTIZATION(
-        "logit spread at step 0",
-        "logits begin too wide, or all equal",
-        source="above 2 the start is far from uniform; at 0 no input gets through (ours)",
-        weight=HINT,
-    ).holds(below(spread, 2) and spread > 1e-4, spread, "standard deviation in 0.0001..2")
+    yield START("logit spread at step 0", "logits begin too wide, or all equal", weight=HINT).within(
+        spread, 1e-4, 2, "standard deviation"
+    )

@@ -206,7 +206,7 @@ def muon_rows(subject: Subject) -> dict[str, tuple[int, ...]]:
         for name, weight in subject.model.named_parameters()
         if name.startswith("blocks.") and weight.dim() == 2
     ]
-    return {name: reference.matrix_rows(subject.config, name.split(".")[-2]) for name in names}
+    return {name: reference.matrix_rows(subject.config, name) for name in names}
 
 
 def codes_follow(subject: Subject) -> Iterator[Check]:
@@ -226,7 +226,7 @@ def codes_follow(subject: Subject) -> Iterator[Check]:
     for name, layer in layers.items():
         used = multiplied_by(layer, layer.in_features, layer.weight)
         right = reference.effective(
-            layer.weight.detach(), reference.matrix_rows(subject.config, _projection(name)), subject.config
+            layer.weight.detach(), reference.matrix_rows(subject.config, name), subject.config
         )
         shares[name] = float((used.sign() != right.sign()).double().mean())
     share, where = worst(shares)
@@ -239,9 +239,3 @@ def codes_follow(subject: Subject) -> Iterator[Check]:
 def _push(parameter: Tensor) -> Tensor:
     """A gradient that pushes every weight towards zero and beyond, so that many codes change."""
     return parameter.detach().sign() + 0.1
-
-
-def _projection(short_name: str) -> str:
-    return {"qkv": "qkv_proj", "out": "out_proj", "up": "gate_up", "down": "down"}[
-        short_name.rsplit("_", 1)[-1]
-    ]

@@ -44,9 +44,8 @@ def matrices(weights: dict[str, Tensor], config: BitNetConfig) -> dict[str, Tens
     """Every logical matrix by name: q, k, v and gate, up by themselves."""
     found: dict[str, Tensor] = {}
     for name, weight in weights.items():
-        kind = name.split(".")[-2]
         if weight.dim() == 2 and name.startswith("blocks."):
-            for number, part in enumerate(torch.split(weight, list(reference.matrix_rows(config, kind)))):
+            for number, part in enumerate(torch.split(weight, list(reference.matrix_rows(config, name)))):
                 found[f"{name}[{number}]"] = part
         elif weight.dim() == 2:
             found[name] = weight

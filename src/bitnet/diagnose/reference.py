@@ -30,14 +30,14 @@ SMALLEST = 1e-5  # the epsilon of both quantizers in the published reference cod
 Weights = Mapping[str, Tensor]
 
 
-def matrix_rows(config: BitNetConfig, kind: str) -> tuple[int, ...]:
-    """Rows of each logical matrix in a projection: q, k, v; gate, up; or one."""
+def matrix_rows(config: BitNetConfig, name: str) -> tuple[int, ...]:
+    """Rows of each logical matrix in a projection: q, k, v; gate, up; or one. name: of the layer or of its
+    weight, such as L0_attn_qkv or blocks.0.attention.qkv_proj.weight.
+    """
     width, inner = config.hidden_size, config.ffn_hidden_size
-    head = width // config.num_heads
-    key = head * config.num_kv_heads
-    return {"qkv_proj": (width, key, key), "out_proj": (width,), "gate_up": (inner, inner), "down": (width,)}[
-        kind
-    ]
+    key = width // config.num_heads * config.num_kv_heads
+    rows = {"qkv": (width, key, key), "out": (width,), "up": (inner, inner), "down": (width,)}
+    return next(found for word, found in rows.items() if word in name)
 
 
 def ternary(weight: Tensor, rows: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -139,9 +139,7 @@ def _block(weights: Weights, config: BitNetConfig, x: Tensor, at: str, segments:
     eps = config.norm_eps
 
     def project(value: Tensor, name: str) -> Tensor:
-        return linear(
-            value, weights[f"{at}{name}.weight"], matrix_rows(config, name.rsplit(".", 1)[-1]), config
-        )
+        return linear(value, weights[f"{at}{name}.weight"], matrix_rows(config, name), config)
 
     y = attend(
         project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config, segments
