@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from bitnet.diagnose import reference
-from bitnet.diagnose.finding import HINT, STRONG, Check, Part, below, worst
+from bitnet.diagnose.finding import STRONG, Check, Part, below, worst
 from bitnet.diagnose.subject import Subject, copy_of
-from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_ids, traced
+from bitnet.diagnose.trace import Passed, made_loud, multiplied_by, off, random_ids, traced, weights_of
 from bitnet.nn.bitlinear import BitLinear
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
@@ -29,15 +29,11 @@ EXACT, ROUNDED, WHOLE = 1e-4, 1e-3, 2e-2
 """Relative errors allowed: of a part without rounding, of one ternary layer, of all layers one after another
 (where values on the edge of a code add up; measured below 1e-2 on healthy models)."""
 EDGE = 0.02  # of a code's width
-STEP0_NATS = 0.5
-"""How far the loss of a fresh model may be from ln(V). The seeds' broken start was 164; healthy ones here are
-within 0.1."""
 ROWS, TOKENS = 2, 128
 STORED = Part("quantization", "the configuration; b1.58 training tips: latent weights stay in high precision")
 TERNARY = Part("quantization", "arXiv:2402.17764, section 2; the matrix is measured from outside")
 FORMULA = Part("quantization", "independent float64 computation")
 ORDER = Part("quantization", "definition of next-token prediction; arXiv:2104.09864")
-START = Part("quantization", "a uniform guess; 164 was seen with embeddings of N(0, 1)")
 
 
 def numerics(subject: Subject) -> Iterator[Check]:
@@ -51,7 +47,6 @@ def numerics(subject: Subject) -> Iterator[Check]:
     yield from parts([(model, logits, passed), (loud, *traced(loud, ids))], ids)
     yield from whole(model, ids, logits)
     yield from order_of_tokens(model, ids, logits)
-    yield from start(subject.model if subject.fresh else subject.new_model(model.config))
 
 
 def stored(model: BitNetTransformer) -> Iterator[Check]:
@@ -206,7 +201,7 @@ def _part_errors(
     model: BitNetTransformer, ids: Tensor, logits: Tensor, passed: dict[str, Passed]
 ) -> dict[str, dict[str, float]]:
     """Relative errors by kind of part and name."""
-    config, weights = model.config, {name: weight.detach() for name, weight in model.named_parameters()}
+    config, weights = model.config, weights_of(model)
     errors: dict[str, dict[str, float]] = defaultdict(dict)
     stream = passed["token_embeddings"].left.double()
     errors["embedding"]["token_embeddings"] = off(stream, weights["token_embeddings.weight"].double()[ids])
@@ -243,9 +238,8 @@ def _part_errors(
 
 def whole(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> Iterator[Check]:
     """All of it at once: nothing may happen between the parts either; and twice the same."""
-    weights = {name: weight.detach() for name, weight in model.named_parameters()}
     with torch.no_grad():
-        right = reference.logits(weights, model.config, ids)
+        right = reference.logits(weights_of(model), model.config, ids)
     between = "the whole forward pass differs although it may be right in its parts"
     yield FORMULA("logits as in the papers", between, weight=STRONG).below(off(logits, right), WHOLE)
 
@@ -278,23 +272,4 @@ def order_of_tokens(model: BitNetTransformer, ids: Tensor, logits: Tensor) -> It
     blind = "the attention of the first layer does not see positions"
     yield ORDER("positions matter", blind, weight=STRONG).holds(
         not unlike or moved > 1e-5, moved, "two earlier tokens swapped change the attention (> 1e-5)"
-    )
-
-
-@torch.no_grad()
-def start(fresh: BitNetTransformer) -> Iterator[Check]:
-    """How a new model begins: knowing nothing, and not sure of anything."""
-    config = fresh.config
-    ids = random_ids(config.vocab_size, 8, min(64, config.max_seq_length), fresh.final_norm.weight.device)
-    logits = fresh(ids)[:, :-1]
-    uniform = math.log(config.vocab_size)
-    mask = torch.ones_like(ids[:, 1:], dtype=torch.bool)
-    loss = float(reference.summed_loss(logits, ids[:, 1:], mask)) / mask.sum().item()
-    sure = "the model begins sure of wrong answers: look at the initialisation of embeddings and head"
-    yield START("step-0 loss is ln(V)", sure).holds(
-        abs(loss - uniform) < STEP0_NATS, loss, f"{uniform:.2f} +- {STEP0_NATS:g} nats/token"
-    )
-    spread = float(logits.float().std(dim=-1).mean())
-    yield START("logit spread at step 0", "logits begin too wide, or all equal", weight=HINT).within(
-        spread, 1e-4, 2, "standard deviation"
     )

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from bitnet.nn.transformer import BitNetTransformer
 
-LOUD = (
-    2.0  # standard deviation of queries and keys, about; their products are then of the order of one and more
-)
+LOUD = 2.0
+"""Standard deviation of queries and keys, about; their products are then of the order of one and more."""
 
 
 class Passed(NamedTuple):
@@ -45,6 +44,11 @@ def traced(model: nn.Module, ids: Tensor, *, grad: bool = False) -> tuple[Tensor
         with torch.set_grad_enabled(grad):
             logits: Tensor = model(ids)
     return logits.detach(), seen
+
+
+def weights_of(model: nn.Module) -> dict[str, Tensor]:
+    """The parameters by name, without gradients."""
+    return {name: weight.detach() for name, weight in model.named_parameters()}
 
 
 @torch.no_grad()
