@@ -35,7 +35,7 @@ def planted() -> Any:
         "torch._dynamo",
         "bitnet.cli.diagnose",
         "bitnet.cli.train",
-        "bitnet.diagnose.run_checks",
+        "bitnet.diagnose.diagnosis",
         "bitnet.train.start",
     ):
         importlib.import_module(name)  # once here, not in every forked process

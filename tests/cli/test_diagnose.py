@@ -7,9 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from bitnet.cli.diagnose import experiment_word
-from bitnet.cli.rehearsal import rehearsal_config
 from bitnet.diagnose.finding import SUSPECTS
-from bitnet.experiments.arithmetic import QUICK, REFERENCE
 from conftest import TINY_MODEL, Result
 
 
@@ -81,22 +79,3 @@ def test_which_word_is_the_experiment() -> None:
     assert experiment_word(["--json", "tictactoe"]) == "tictactoe"
     assert experiment_word(["mine.py"]) == "mine.py"
     assert experiment_word(["bitnet_5M_arithmetic_1"]) is None
-
-
-def test_a_rehearsal_keeps_what_is_being_rehearsed() -> None:
-    """Only sizes and periods change: not the optimizer, the schedule, the numerics or the vocabulary."""
-    for config in (QUICK, REFERENCE):
-        small = rehearsal_config(config)
-        assert small.data == config.data
-        for field in ("optimizer", "schedule", "peak_lr", "seed", "stage1_wd", "grad_clip_norm"):
-            assert getattr(small.train, field) == getattr(config.train, field)
-        for field in (
-            "weights",
-            "activations",
-            "vocab_size",
-            "sub_norm",
-            "activation",
-            "embeddings_tied",
-            "max_seq_length",
-        ):
-            assert getattr(small.model, field) == getattr(config.model, field)

@@ -12,6 +12,7 @@ from bitnet.cli.diagnose import of_experiment
 from bitnet.data.stream import Batch
 from bitnet.diagnose import check_plan
 from bitnet.diagnose.subject import Subject
+from bitnet.train import loop
 from conftest import TINY_MODEL
 
 
@@ -40,13 +41,17 @@ def test_long_plans_are_walked_evenly_with_their_edges() -> None:
     assert len(steps) <= check_plan.WALKED + 8
 
 
-def test_an_update_late_in_the_plan_that_reads_other_rows_is_seen(subject: Subject) -> None:
+def test_an_update_late_in_the_plan_that_reads_other_rows_is_seen(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert check_plan.numbers_of_every_update(subject).ok
+    real = loop.read_batches
 
-    def again(source: Any, step: int) -> Any:
-        return subject.read_update(source, step if step < 190 else 1)
+    def again(source: Any, config: Any, step: int, *rest: Any) -> Any:
+        return real(source, config, step if step < 190 else 1, *rest)
 
-    found = check_plan.numbers_of_every_update(dataclasses.replace(subject, read_update=again))
+    monkeypatch.setattr(loop, "read_batches", again)
+    found = check_plan.numbers_of_every_update(subject)
     assert not found.ok
     assert found.value == 11
     assert "update [190]" in found.detail

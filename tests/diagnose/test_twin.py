@@ -96,5 +96,7 @@ def test_codes_that_wrap_in_bfloat16_are_seen(subject: Subject, monkeypatch: pyt
 def test_four_million_positions_of_a_foreign_configuration_are_not_filled(subject: Subject) -> None:
     """The check decodes up to the last position: attention over so many would take days."""
     assert len(list(check_decoding.late_positions(subject))) == 2
-    endless = dataclasses.replace(subject, config=dataclasses.replace(subject.config, max_seq_length=1 << 22))
+    model = dataclasses.replace(subject.config, max_seq_length=1 << 22)
+    settings = dataclasses.replace(subject.settings, model=model)
+    endless = dataclasses.replace(subject, settings=settings)
     assert list(check_decoding.late_positions(endless)) == []

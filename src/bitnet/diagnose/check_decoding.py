@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import math
 from collections.abc import Iterator
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -305,7 +306,8 @@ def completions(subject: Subject) -> Iterator[Check]:
     ].tolist()
     right = tokenizer.decode(new[: new.index(tokenizer.eos_id)] if tokenizer.eos_id in new else new)
     told = subject.complete(tokenizer, text, room)
-    early = subject.complete(_Ending(tokenizer, new[0]), text, room)
+    ending = cast(Tokenizer, _Ending(tokenizer, new[0]))
+    early = subject.complete(ending, text, room)
     yield DECODING(
         "completions are the model's greedy text",
         "bitnet complete shows another text than the model's",

@@ -285,7 +285,7 @@ def success(subject: Subject, losses: Sequence[float]) -> Iterator[Check]:
     missed = [str(criterion) for criterion in known if not criterion.met(metrics[criterion.metric])]
     tokens = int(subject.training["tokens_per_step"]) * subject.step
     ratio = tokens / subject.config.total_params
-    planned = tokens / subject.planned_tokens if subject.planned_tokens else 1.0
+    planned = tokens / subject.planned_tokens
     flat = _flat(losses)
     small = flat and ratio >= 20
     detail = (

@@ -3,7 +3,7 @@ data, optimizer.
 
 What is saved must be restored: rows, losses, weights, optimizer state, random state, and every line of every
 file. Which checkpoints are kept, what their state says, and that the newest is the one that loads, is looked
-at in their folders. Not here: how the runs are made (cli/rehearsal.py), runs of the user's (check_run.py).
+at in their folders. Not here: how the runs are made (rehearsal.py), runs of the user's (check_run.py).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from bitnet.diagnose import reference
 from bitnet.diagnose.check_run import UPSTREAM, scalars
 from bitnet.diagnose.finding import Check, Part, below, worst
-from bitnet.diagnose.subject import Rehearsal
+from bitnet.diagnose.rehearsal import STOP, Rehearsal
 from bitnet.run import checkpoint as checkpoints
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
@@ -47,10 +47,11 @@ DATA = Part("data", "update n reads rows (n-1)R .. nR-1")
 
 def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
     """Save, stop, resume: the same as never having stopped; and the files of a run say what happened."""
-    whole, parts, stop = rehearsal.whole, rehearsal.parts, rehearsal.stop
-    total = int(rehearsal.training["total_steps"])
-    yield from _same_rows(rehearsal.whole_rows, rehearsal.parts_rows, stop, total)
-    yield from scalars(parts, rehearsal.training, resumed=False)
+    whole, parts = rehearsal.whole, rehearsal.parts
+    training = rehearsal.settings.to_json()["training"]
+    total = rehearsal.settings.train.total_steps
+    yield from _same_rows(rehearsal.whole_rows, rehearsal.parts_rows, total)
+    yield from scalars(parts, training, resumed=False)
     losses = [[row.get("loss") for row in read_lines(layout.scalars).rows] for layout in (whole, parts)]
     gap = max(
         (abs(a - b) for a, b in zip(*losses, strict=False) if a is not None and b is not None),
@@ -89,7 +90,7 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
     )
     yield from same_lines(whole, parts)
     yield from averages(parts)
-    if rehearsal.weights == "ternary":
+    if rehearsal.settings.model.weights == "ternary":
         yield from probed(whole, total)
     yield from states(rehearsal)
     yield from handed_on(rehearsal)
@@ -97,12 +98,10 @@ def rehearsed(rehearsal: Rehearsal) -> Iterator[Check]:
 
 
 def _by_muon(name: str, rehearsal: Rehearsal) -> bool:
-    return rehearsal.training["optimizer"] == "muon" and name.startswith("blocks.") and "norm" not in name
+    return rehearsal.settings.train.optimizer == "muon" and name.startswith("blocks.") and "norm" not in name
 
 
-def _same_rows(
-    whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], stop: int, total: int
-) -> Iterator[Check]:
+def _same_rows(whole: Sequence[Sequence[int]], parts: Sequence[Sequence[int]], total: int) -> Iterator[Check]:
     per_update = len(whole[0]) if whole else 0
     wanted = [list(range(n * per_update, (n + 1) * per_update)) for n in range(total)]
     first = [list(rows) for rows in whole] == wanted
@@ -113,7 +112,7 @@ def _same_rows(
     ).holds(
         first and second,
         {"in one go": first, "resumed": second},
-        f"rows of updates 1..{total}, each once, also after a stop at {stop}",
+        f"rows of updates 1..{total}, each once, also after a stop at {STOP}",
     )
 
 
@@ -220,7 +219,7 @@ def states(rehearsal: Rehearsal) -> Iterator[Check]:
     """state.json of the last checkpoints: counted right, random states equal although random numbers were
     drawn on the way.
     """
-    total = int(rehearsal.training["total_steps"])
+    total = rehearsal.settings.train.total_steps
     told = [
         checkpoints.load_checkpoint(layout.checkpoint(total), optimizer=False).state
         for layout in (rehearsal.whole, rehearsal.parts)
@@ -232,14 +231,14 @@ def states(rehearsal: Rehearsal) -> Iterator[Check]:
     )
     right = {
         "step": total,
-        "tokens_seen": total * int(rehearsal.training["tokens_per_step"]),
+        "tokens_seen": total * rehearsal.settings.train.tokens_per_step,
         "loss": read_lines(rehearsal.whole.scalars).rows[-1].get("loss"),
     }
     for key, name in (
         ("lr_scheduler_state", ("peak_lr", "stage2_lr", "final_lr")),
         ("wd_scheduler_state", ("stage1_wd", "stage2_wd")),
     ):
-        right[key] = {"current_step": total, **{one: rehearsal.training[one] for one in name}}
+        right[key] = {"current_step": total, **{one: getattr(rehearsal.settings.train, one) for one in name}}
     wrong = [key for key, value in right.items() if told[0].get(key) != value]
     yield SAVED(
         "a checkpoint's state is that of its update",
@@ -252,7 +251,7 @@ def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
     """The last weights of a run are those that a run begun from it starts with, and those that a user
     loads.
     """
-    total = int(rehearsal.training["total_steps"])
+    total = rehearsal.settings.train.total_steps
     last = checkpoints.load_checkpoint(rehearsal.whole.checkpoint(total), optimizer=False).model
     first = checkpoints.load_checkpoint(rehearsal.begun.checkpoint(0), optimizer=False).model
     other = [
@@ -279,7 +278,7 @@ def handed_on(rehearsal: Rehearsal) -> Iterator[Check]:
 
 def kept(rehearsal: Rehearsal) -> Iterator[Check]:
     """Which checkpoints are kept, and which of them loads."""
-    total, boundary = int(rehearsal.training["total_steps"]), int(rehearsal.training["stage1_end"])
+    total, boundary = rehearsal.settings.train.total_steps, rehearsal.settings.train.boundary
     promised = {0, boundary - 1, boundary, total}
     there = [set(layout.checkpoint_steps()) for layout in (rehearsal.whole, rehearsal.parts)]
     missing = [sorted(promised - steps) for steps in there]
@@ -313,7 +312,7 @@ def retention() -> Check:
 
 def damage_is_seen(rehearsal: Rehearsal) -> Check:
     """A bit flipped in the newest checkpoint: it is not loaded, the one before it is."""
-    layout, total = rehearsal.parts, int(rehearsal.training["total_steps"])
+    layout, total = rehearsal.parts, rehearsal.settings.train.total_steps
     path = layout.checkpoint(total) / checkpoints.MODEL
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 16

@@ -200,7 +200,7 @@ def collect(group: str, suspect: Suspect, checks: Callable[[], Iterable[Check]])
 LIBRARIES = tuple(
     str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib", "purelib", "platlib")
 )
-OWN = (str(Path(__file__).parent), str(Path(__file__).parents[1] / "cli"))
+OWN = str(Path(__file__).parent)
 
 
 def raised_in(error: BaseException) -> str:

@@ -11,6 +11,7 @@ is looked at.
 from __future__ import annotations
 
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from bitnet.diagnose import (
     check_twin,
 )
 from bitnet.diagnose.finding import Check, Suspect, collect
+from bitnet.diagnose.rehearsal import rehearse
 from bitnet.diagnose.subject import Narrow, Subject, Update
 
 
@@ -81,7 +83,7 @@ def examine(subject: Subject) -> Iterator[Check]:
 
 def _rehearse(subject: Subject) -> Iterator[Check]:
     """Two short runs in a temporary folder, and the checks on them."""
-    if subject.rehearse is None:
-        return
+    if threading.current_thread() is not threading.main_thread():
+        return  # a run answers signals, which only the main thread may
     with tempfile.TemporaryDirectory(prefix="bitnet-rehearsal-") as folder:
-        yield from check_rehearsal.rehearsed(subject.rehearse(Path(folder)))
+        yield from check_rehearsal.rehearsed(rehearse(subject, Path(folder)))

@@ -1,19 +1,19 @@
-"""What is examined, as values: the task, the settings, and the functions that training itself would call.
+"""What is examined: an experiment with its settings, and a fresh model of it or a run's checkpoint.
 
-`bitnet.diagnose` stands below `bitnet.train` and may not import it, so whoever calls (the command line) hands
-over the real objects: the loop, the schedule, the way a model is made and judged. Whatever is broken in them
-is broken here too.
-
-Also the two ways to look at training without touching it: `Watched` optimizers, which note what every update
-was given, and row sources that show the loop fewer columns, the same rows again, or count what is read.
+A `Subject` makes models and optimizers, reads rows and runs updates with the functions that training itself
+calls, so that whatever is broken in them is broken here too. There are two ways to look at training without
+touching it: `Watched` optimizers, which record what every update was given, and row sources that show the
+loop fewer columns, or the same rows again. Not here: how a subject is opened (open_subject.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -23,136 +23,84 @@ from torch import Tensor, nn
 from bitnet.data.stream import Batch, RowSource
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.schedule import Rates
 from bitnet.run.layout import RunLayout
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.train import loop
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.device import Machine, choose_machine
+from bitnet.train.experiment import Criterion, Experiment, Task, Variant
+from bitnet.train.loop import StepReport
+from bitnet.train.start import seed_everything
+from bitnet.trained_model import TrainedModel
 
 
-class ExaminedTask(Protocol):
-    """What is used of an experiment's task."""
-
-    @property
-    def tokenizer(self) -> Tokenizer: ...
-    @property
-    def source(self) -> RowSource: ...
-    @property
-    def prompts(self) -> Sequence[str]: ...
-    @property
-    def end_mark(self) -> str | None: ...
-    def frozen_evaluation(self) -> Sequence[Batch]: ...
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]: ...
-
-
-class Report(Protocol):
-    """What is used of the loop's report on one update."""
-
-    @property
-    def step(self) -> int: ...
-    @property
-    def tokens_seen(self) -> int: ...
-    @property
-    def loss(self) -> float: ...
-    @property
-    def penalty(self) -> float: ...
-    @property
-    def lr(self) -> float: ...
-    @property
-    def wd(self) -> float: ...
-    @property
-    def grad_norm(self) -> float: ...
-    @property
-    def refused(self) -> str | None: ...
-    @property
-    def batches(self) -> tuple[Batch, ...]: ...
-
-
-class Threshold(Protocol):
-    """One threshold of success."""
-
-    @property
-    def metric(self) -> str: ...
-    @property
-    def threshold(self) -> float: ...
-    def met(self, value: float) -> bool: ...
-
-
-class Trainer(Protocol):
-    """The training loop. changes: fields of its settings to replace; num_steps: the same recipe in so many
-    updates.
-    """
-
-    def __call__(
-        self,
-        model: BitNetTransformer,
-        optimizers: Any,
-        source: RowSource,
-        *,
-        start_step: int = 0,
-        num_steps: int | None = None,
-        **changes: Any,
-    ) -> Iterator[Report]: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rehearsal:
-    """Two short runs of the real trainer in a temporary folder: one in one go, one stopped after `stop`
-    updates and resumed.
-    """
-
-    whole: RunLayout
-    parts: RunLayout
-    begun: RunLayout
-    """A third one, of one update, that begins with the last weights of `whole`."""
-    loaded_step: int
-    """The checkpoint of `whole` that `bitnet.load` takes, and its weights."""
-    loaded: Mapping[str, Tensor]
-    stop: int
-    training: Mapping[str, Any]
-    """The settings of both."""
-    weights: str
-    """ternary or full."""
-    whole_rows: Sequence[Sequence[int]]
-    """Row numbers that each update read, in order."""
-    parts_rows: Sequence[Sequence[int]]
+def new_model(shape: BitNetConfig, train: TrainConfig, device: torch.device) -> BitNetTransformer:
+    """A model as training makes it: seeded, and with the products that its settings choose on this device."""
+    machine = choose_machine(train, device)
+    seed_everything(train.seed)
+    model = BitNetTransformer(shape).to(device)
+    full = "full" in (shape.weights, shape.activations)
+    model.set_product("float" if full else machine.product, machine.gradient_dtype)
+    return model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Subject:
-    """One experiment with a fresh model, or one run with its checkpoint."""
+    """One experiment with a fresh model, or one run with its checkpoint. `changes` of the methods are
+    settings of training to replace.
+    """
 
     name: str
-    config: BitNetConfig
-    training: Mapping[str, Any]
-    """The section `training` of meta/config.json: what was asked for, in the seeds' keys."""
-    data: Mapping[str, Any]
-    """The section `data`."""
-    task: ExaminedTask
+    experiment: Experiment
+    variant: str
+    settings: RunConfig
+    task: Task
     model: BitNetTransformer
     """The fresh model, or the one of the run's checkpoint."""
-    new_model: Callable[[BitNetConfig], BitNetTransformer]
-    new_optimizers: Callable[..., Optimizers]
-    """Of a model; changes: fields of the settings to replace, here and below."""
-    train: Trainer
-    rates_at: Callable[..., Rates]
-    """Of an update."""
-    complete: Callable[[Any, str, int], str]
-    """Tokenizer, prompt and number of new tokens to the text that a user of `model` is shown."""
-    read_update: Callable[[RowSource, int], Sequence[Batch]]
-    """The micro-batches that the loop reads of a source at an update, by the settings."""
-    rehearse: Callable[[Path], Rehearsal] | None = None
-    criteria: Sequence[Threshold] = ()
-    planned_tokens: int | None = None
-    """Tokens that the experiment's variant plans."""
     layout: RunLayout | None = None
     step: int = 0
     """Updates behind `model`."""
     step_named: bool = True
-    """Whether the user named this checkpoint; else it should be the newest good one."""
+    """Whether the user named this checkpoint; otherwise it should be the newest good one."""
     damaged: Sequence[str] = ()
-    """What is wrong with checkpoints that had to be passed over."""
-    bf16: bool = False
+    """What is wrong with checkpoints that were skipped."""
     full: bool = False
+    """Whether the slow checks are wanted too."""
+
+    @property
+    def config(self) -> BitNetConfig:
+        """The model's shape."""
+        return self.settings.model
+
+    @cached_property
+    def training(self) -> Mapping[str, Any]:
+        """The section `training` of meta/config.json: what was asked for, in the seeds' keys."""
+        section: dict[str, Any] = self.settings.to_json()["training"]
+        return section
+
+    @cached_property
+    def data(self) -> Mapping[str, Any]:
+        """The section `data`."""
+        section: dict[str, Any] = self.settings.to_json()["data"]
+        return section
+
+    @property
+    def declared(self) -> Variant:
+        """The variant as the experiment declares it, which a run may have changed."""
+        return self.experiment.variants[self.variant]
+
+    @property
+    def criteria(self) -> Sequence[Criterion]:
+        """When the variant counts as a success."""
+        return self.declared.criteria
+
+    @property
+    def planned_tokens(self) -> int:
+        """Tokens that the variant plans."""
+        return self.declared.config.train.total_tokens
 
     @property
     def fresh(self) -> bool:
@@ -164,6 +112,61 @@ class Subject:
         """Where the model computes."""
         return self.model.final_norm.weight.device
 
+    @property
+    def bf16(self) -> bool:
+        """Whether training computes products in bf16 or fp16."""
+        machine = self._machine(self.settings.train)
+        return machine.bf16 or machine.fp16
+
+    def _machine(self, train: TrainConfig) -> Machine:
+        return choose_machine(train, self.device)
+
+    def new_model(self, shape: BitNetConfig) -> BitNetTransformer:
+        """A fresh model of this shape."""
+        return new_model(shape, self.settings.train, self.device)
+
+    def new_optimizers(self, model: BitNetTransformer, **changes: Any) -> Optimizers:
+        """Fresh optimizers of a model."""
+        return Optimizers(model, dataclasses.replace(self.settings.train, **changes).optimizer_config())
+
+    def rates_at(self, step: int, **changes: Any) -> Rates:
+        """Learning rate and weight decay of an update."""
+        return dataclasses.replace(self.settings.train, **changes).rates().rates_at(step)
+
+    def read_update(self, source: RowSource, step: int) -> Sequence[Batch]:
+        """The micro-batches that the loop reads from a source at an update."""
+        return loop.read_batches(source, self.settings.train, step, 0, 1, self.device)
+
+    def train(
+        self,
+        model: BitNetTransformer,
+        optimizers: Optimizers | Watched,
+        source: RowSource,
+        *,
+        start_step: int = 0,
+        num_steps: int | None = None,
+        **changes: Any,
+    ) -> Iterator[StepReport]:
+        """The training loop. num_steps: the same recipe in so many updates."""
+        train = self.settings.train if num_steps is None else self.settings.train.with_total_steps(num_steps)
+        chosen = dataclasses.replace(train, **changes)
+        machine = self._machine(chosen)
+        return loop.train_steps(
+            model,
+            model,
+            source,
+            cast(Optimizers, optimizers),
+            chosen,
+            start_step=start_step,
+            bf16=machine.bf16,
+            scaling=LossScale(machine.device) if machine.fp16 else None,
+        )
+
+    def complete(self, tokenizer: Tokenizer, prompt: str, count: int) -> str:
+        """What a user of the model is shown after a prompt, in at most `count` tokens."""
+        trained = TrainedModel(self.layout or RunLayout(Path()), self.step, self.model, tokenizer)
+        return trained.complete(prompt, max_new_tokens=count, stop=None)
+
 
 @dataclass
 class Update:
@@ -171,7 +174,7 @@ class Update:
     gradient at all.
     """
 
-    report: Report | None = None
+    report: StepReport | None = None
     rates: Rates | None = None
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
     before: dict[str, Tensor] = field(default_factory=dict)
@@ -179,14 +182,14 @@ class Update:
 
 
 class Watched:
-    """The real optimizers with a notebook. Everything that is not `step` goes straight through."""
+    """The real optimizers, with a record of every update. Everything but `step` is passed through."""
 
     def __init__(self, model: nn.Module, inner: Optimizers) -> None:
         self._model, self._inner = model, inner
         self.updates: list[Update] = []
 
     def step(self, rates: Rates) -> None:
-        """Note what comes in, let the real optimizers work, note what came of it."""
+        """Record what comes in, let the real optimizers work, and record what came of it."""
         parameters = dict(self._model.named_parameters())
         gradients = {
             name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()

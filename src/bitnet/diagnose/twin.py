@@ -12,17 +12,18 @@ them (check_twin.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from bitnet.data.stream import Batch
-from bitnet.diagnose.subject import Report, Subject
+from bitnet.diagnose.subject import Subject, new_model
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.train.experiment import Task
 
 VOCABULARY, COLUMNS = 61, 22
 SHORTEST, LONGEST = 160, 1024  # of a twin's positions
@@ -165,7 +166,7 @@ class LivelyRows:
 class _TwinTask:
     """The examined task with other rows."""
 
-    inner: Any
+    inner: Task
     source: LivelyRows
 
     def __getattr__(self, name: str) -> Any:
@@ -184,26 +185,12 @@ def twin_of(subject: Subject, kind: Kind) -> Subject:
         "norm_eps": EPSILON,
     }
     config = dataclasses.replace(subject.config, **{**shape, **kind.shape})
-    settings = {**STEPS, **kind.settings}
-    tokens = {"tokens_per_step": settings["batch_size"] * settings["grad_accumulation_steps"] * COLUMNS}
-
-    model = lively(subject.new_model(config))
-    for layer in model.bit_linears().values():
-        layer.gradient_dtype = torch.float32
-
-    def train(model: Any, optimizers: Any, source: Any, **words: Any) -> Iterator[Report]:
-        return subject.train(model, optimizers, source, **{**settings, **words})
-
+    train = dataclasses.replace(subject.settings.train, **{**STEPS, **kind.settings})
     return dataclasses.replace(
         subject,
-        config=config,
-        training={**subject.training, **settings, **tokens},
-        task=_TwinTask(subject.task, LivelyRows(kind)),
-        model=model,
-        train=train,
-        bf16=False,
-        new_optimizers=lambda model, **changes: subject.new_optimizers(model, **{**settings, **changes}),
-        rates_at=lambda step, **changes: subject.rates_at(step, **{**settings, **changes}),
+        settings=dataclasses.replace(subject.settings, model=config, train=train),
+        task=cast(Task, _TwinTask(subject.task, LivelyRows(kind))),
+        model=lively(new_model(config, train, subject.device)),
     )
 
 
