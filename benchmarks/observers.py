@@ -29,13 +29,13 @@ from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint
 from bitnet.run.eval_set import save_frozen_set
 from bitnet.run.layout import RunLayout
-from bitnet.run.metrics import LineWriter
-from bitnet.train.choose import StartOptions
+from bitnet.run.metrics import open_writers
 from bitnet.train.device import choose_machine
 from bitnet.train.loop import StepReport, train_steps
-from bitnet.train.observe.observers import Observer, Status
-from bitnet.train.session import Session
-from bitnet.train.start import observers_of, seed_everything
+from bitnet.train.observe.observers import Observer, observers_of
+from bitnet.train.observe.status import Status
+from bitnet.train.session import Session, StartOptions
+from bitnet.train.start import seed_everything
 from hardware import where, write_results
 
 
@@ -87,7 +87,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root, ExitStack() as closing:
         session = open_session(args.steps, Path(root))
         train = session.config.train
-        writers = [closing.enter_context(LineWriter(path)) for path in session.layout.line_files()]
+        writers = closing.enter_context(open_writers(session.layout))
         frozen = session.task.frozen_evaluation()
         digest = save_frozen_set(session.layout, [batch.tensors() for batch in frozen])
         write_json(session.layout.fingerprint, {"evaluation_sha256": digest})

@@ -96,7 +96,7 @@ def _die_in_save(moment: int) -> None:
             saving[0] = False
 
     patch("os.fsync", counted).start()  # this process does not outlive them
-    patch("bitnet.train.observe.observers.save_checkpoint", save).start()
+    patch("bitnet.train.observe.checkpoints.save_checkpoint", save).start()
 
 
 def _finish(runs: Path, wanted: dict[str, Any]) -> str:

@@ -1,12 +1,12 @@
-"""A second Ctrl-C or SIGTERM ends the process within seconds, whatever it is doing.
+"""What Ctrl-C and SIGTERM do: the first may wait, the second ends the process within seconds.
 
-Python calls the handler of a signal between two of its own instructions. During a long matrix product, or
-while a compiler runs, the second signal waits as long as the first. The system's side of the handler,
-however, writes the number of each signal to a socket at once (signal.set_wakeup_fd). A thread reads that
-socket: after a second signal, what is going on has GRACE_S to end by itself; then the process exits with 128
-+ the signal. That is no more than SIGKILL can do at any moment: files that matter are written aside and
-renamed.
-Not here: what the first signal does (KeyboardInterrupt; in training a checkpoint, train/start.py).
+In training the first one is noted, and a checkpoint is written after the update (train/start.py); elsewhere
+it is Python's KeyboardInterrupt. Python calls the handler of a signal between two of its own instructions.
+During a long matrix product, or while a compiler runs, the second signal waits as long as the first. The
+system's side of the handler, however, writes the number of each signal to a socket at once
+(signal.set_wakeup_fd). A thread reads that socket: after a second signal, what is going on has GRACE_S to end
+by itself; then the process exits with 128 + the signal. That is no more than SIGKILL can do at any moment:
+files that matter are written aside and renamed.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from types import FrameType
 
 GRACE_S = 3.0  # five seconds are promised; the last words have one of them
 LAST_WORDS_S = 1.0
@@ -133,9 +134,28 @@ def last_words(speak: LastWords) -> Iterator[None]:
         watch.last_words.remove(speak)
 
 
-def answered() -> None:
-    """Call this where a stop signal has done its work and the process goes on: the next one is a first one
-    again.
+@contextmanager
+def noting_stop_signals(received: list[int]) -> Iterator[None]:
+    """Inside, the first SIGINT or SIGTERM is appended to `received`; a second one raises.
+
+    The second raises KeyboardInterrupt for SIGINT and SystemExit(128 + the signal) for SIGTERM. Does nothing
+    outside the main thread, which alone may set handlers.
     """
-    if _watch is not None:
-        _watch.forget()
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def note(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        if len(received) > 1:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
+
+    before = {one: signal.signal(one, note) for one in STOPPERS}
+    try:
+        yield
+    finally:
+        for one, handler in before.items():
+            signal.signal(one, handler)
+        # The signals were acted on. If the process goes on, the next one is a first one again.
+        if _watch is not None:
+            _watch.forget()

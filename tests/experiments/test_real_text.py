@@ -23,8 +23,8 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.schema import TEXT_FINGERPRINT
 from bitnet.text.bpe import train_bpe
 from bitnet.text.tokenizer import Tokenizer, save_in_place
+from bitnet.train.begin import dataset_facts
 from bitnet.train.config import RunConfig
-from bitnet.train.resume import dataset_facts
 from conftest import Result
 from corpora import small_tokenizer, stories, write_jsonl, write_txt
 

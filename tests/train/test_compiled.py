@@ -20,8 +20,8 @@ from bitnet.data.stream import Batch
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
-from bitnet.train.guards import Trial, refusal
 from bitnet.train.objective import NextToken
+from bitnet.train.trial import Trial, refusal
 from conftest import TINY_TRAIN, Result, needs_compiler
 
 Command = Callable[..., Result]
@@ -174,7 +174,7 @@ import torch
 from bitnet.data.stream import Batch
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.compiled import keep_processors_apart
-from bitnet.train.guards import Trial, refusal
+from bitnet.train.trial import Trial, refusal
 from bitnet.train.objective import NextToken
 keep_processors_apart()
 f = lambda x: x.sin().sum(-1)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 import bitnet.train.resume as resume_module
+import bitnet.train.session as session_module
 import bitnet.train.start as start
 from bitnet.run.layout import RunLayout
 from conftest import THREADS, TINY_TRAIN, Result, run_command
@@ -124,9 +125,9 @@ def test_every_session_is_recorded_and_other_conditions_are_said(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """CPU results hang on the number of threads, so a resume with another one says so."""
-    real = resume_module.provenance
+    real = session_module.provenance
     monkeypatch.setattr(
-        resume_module, "provenance", lambda *words, **options: {**real(*words, **options), "threads": 7}
+        session_module, "provenance", lambda *words, **options: {**real(*words, **options), "threads": 7}
     )
     result = train(stopped)
     assert result.code == 0

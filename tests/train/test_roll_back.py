@@ -23,7 +23,7 @@ from bitnet.optim.optimizer import OptimizerConfig, Optimizers
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 from bitnet.train.loop import StepReport
-from bitnet.train.observe.observers import Diverged, Guard
+from bitnet.train.observe.guard import Diverged, Guard
 from conftest import TINY_TRAIN, Result, run_command
 
 STEPS, ROWS = 14, 8  # updates, rows of each; checkpoints at 0, 4, 6, 7 (the stage boundary), 8, 12 and 14

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from bitnet.errors import ConfigError
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
 from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.config import BitNetConfig
@@ -108,14 +107,6 @@ def test_several_processes_are_refused_before_anything_is_written(
     monkeypatch.setenv("WORLD_SIZE", "1")
     monkeypatch.setenv("RANK", "0")
     assert bitnet(*TINY_TRAIN, "--num-steps", 1, "--runs-dir", tmp_path / "runs").code == 0
-
-
-def test_the_loop_refuses_a_second_process_at_once(tiny_model: BitNetTransformer) -> None:
-    optimizers = Optimizers(tiny_model, QUICK.train.optimizer_config())
-    with pytest.raises(ConfigError, match="process 0 of 2"):
-        train_steps(
-            tiny_model, tiny_model, ArithmeticTask(QUICK).source, optimizers, QUICK.train, world_size=2
-        )
 
 
 def test_second_process_on_a_run_is_refused(bitnet: Command, tmp_path: Path) -> None:

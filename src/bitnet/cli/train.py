@@ -97,11 +97,10 @@ def main(arguments: Sequence[str]) -> int:
     in full precision.
     """
     from bitnet.cost.outlook import outlook, refuse_beyond_memory
-    from bitnet.train.device import choose_device, processes
-    from bitnet.train.loop import refuse_several_processes
+    from bitnet.train.device import choose_device, refuse_several_processes
 
     experiment, name, flags, config = resolve(arguments)
-    refuse_several_processes(*processes(os.environ))
+    refuse_several_processes(os.environ)
     out = sys.stderr if flags.json else sys.stdout
     if flags.variant is None:
         others = ", ".join(other for other in experiment.variants if other != name)
@@ -160,8 +159,8 @@ def _train(
     experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO
 ) -> Ended:
     """One run, from its beginning or from where it was."""
-    from bitnet.train.choose import StartOptions
     from bitnet.train.device import choose_device
+    from bitnet.train.session import StartOptions
     from bitnet.train.start import run_experiment
 
     options = StartOptions(
@@ -171,7 +170,7 @@ def _train(
         device=choose_device(flags.device),
         reserved_ids=frozenset(experiment_names()),
         progress_to_stderr=flags.json,
-        mirrors=flags.mirror,
+        trackers=flags.mirror,
     )
     ended = run_experiment(experiment, name, config, options, lambda text: print(text, file=out, flush=True))
     words = {"done": "done", "already_done": "already done", "stopped": "stopped; the same command continues"}

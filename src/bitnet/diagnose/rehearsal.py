@@ -28,11 +28,11 @@ from bitnet.diagnose.subject import Subject
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.layout import RunLayout
 from bitnet.train import start
-from bitnet.train.choose import StartOptions
 from bitnet.train.config import RunConfig
 from bitnet.train.device import choose_device
 from bitnet.train.experiment import Task
 from bitnet.train.loop import StepReport
+from bitnet.train.session import StartOptions
 from bitnet.trained_model import load
 
 REHEARSED, STOP = 4, 2  # updates of a rehearsal, and after how many it is interrupted

@@ -135,7 +135,7 @@ class Subject:
 
     def read_update(self, source: RowSource, step: int) -> Sequence[Batch]:
         """The micro-batches that the loop reads from a source at an update."""
-        return loop.read_batches(source, self.settings.train, step, 0, 1, self.device)
+        return loop.read_batches(source, self.settings.train, step, self.device)
 
     def train(
         self,

@@ -8,16 +8,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict
 
 from bitnet.errors import DataError, RunError
 from bitnet.files import finite, lines_of, open_regular, parse_json
+from bitnet.run.layout import RunLayout
 from bitnet.run.records import is_row
 
 Listener = Callable[[str, dict[str, Any]], None]
+"""Called with the stem of a file and each row that is written to it."""
 LONGEST_LINE = 4 << 20  # bytes of a line that is parsed; a sample of 1,024 tokens has some 20 kB
 MOST_BYTES = 512 << 20  # of a file that is read whole; 400,000 updates leave some 200 MB
 PIECE_BYTES = 1 << 20
@@ -35,12 +38,14 @@ class LineWriter:
     """Appends objects to a file, one per line, each line handed to the system at once."""
 
     def __init__(self, path: Path, listeners: Sequence[Listener] = ()) -> None:
-        """listeners: called with the file's stem and each row (mirrors such as TensorBoard)."""
+        """listeners: trackers such as TensorBoard."""
         path.parent.mkdir(parents=True, exist_ok=True)
         self.path, self.listeners = path, listeners
         self._file = path.open("a+b")
-        self._file.seek(0)
+
+        # A checkpoint records the digest of all lines so far, those of earlier processes included.
         self._digest, self._bytes, self._lines = hashlib.sha256(), 0, 0
+        self._file.seek(0)
         while piece := self._file.read(PIECE_BYTES):
             self._count(piece, piece.count(b"\n"))
 
@@ -72,6 +77,36 @@ class LineWriter:
     def __exit__(self, *error: object) -> None:
         with suppress(OSError):  # a full disk was reported by the write that met it
             self._file.close()
+
+
+@dataclass(frozen=True)
+class LineWriters:
+    """A writer for each file of lines that training appends to."""
+
+    scalars: LineWriter
+    quantization: LineWriter
+    evaluations: LineWriter
+    samples: LineWriter
+
+    def all(self) -> tuple[LineWriter, ...]:
+        """Every one of them."""
+        return self.scalars, self.quantization, self.evaluations, self.samples
+
+
+@contextmanager
+def open_writers(layout: RunLayout, listeners: Sequence[Listener] = ()) -> Iterator[LineWriters]:
+    """The writers of a run, closed at the end of the block."""
+    with ExitStack() as closing:
+
+        def opened(path: Path) -> LineWriter:
+            return closing.enter_context(LineWriter(path, listeners))
+
+        yield LineWriters(
+            scalars=opened(layout.scalars),
+            quantization=opened(layout.quantization),
+            evaluations=opened(layout.evaluations),
+            samples=opened(layout.samples),
+        )
 
 
 class Lines(NamedTuple):

@@ -1,7 +1,7 @@
 """Which form of the model the loop calls: compiled or as it is, with ternary products on int8 codes or in
 float32.
 
-Asked for or chosen by itself, a fast form is used only if it computes what the plain one does (guards.py):
+Asked for or chosen by itself, a fast form is used only if it computes what the plain one does (trial.py):
 the int8 products are held to the float ones on two rows, then the compiled model to the plain one on the
 first micro-batch, since compiled code is made for one shape. What was used is recorded, not what was wanted.
 """
@@ -20,9 +20,9 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.provenance import cpu_model
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import Machine, wants_compile
-from bitnet.train.guards import Trial, refusal
 from bitnet.train.loop import Forward, read_batches
 from bitnet.train.objective import objective_of
+from bitnet.train.trial import Trial, refusal
 
 if TYPE_CHECKING:
     from bitnet.train.session import Say
@@ -51,7 +51,7 @@ def choose_paths(
     if not check_product and not compile_it:
         return Paths(model, machine.product, compiled=False)
 
-    batch = read_batches(source, config, 1, 0, 1, machine.device)[0]
+    batch = read_batches(source, config, 1, machine.device)[0]
     trial = Trial(model, batch, objective_of(config, 1), machine.bf16, machine.fp16)
     product = _checked_product(trial, machine, say) if check_product else machine.product
     model.set_product(product, machine.gradient_dtype)

@@ -61,19 +61,21 @@ def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
     return Machine(device, product, bf16, fp16=config.precision == "fp16")
 
 
-def processes(environment: Mapping[str, str]) -> tuple[int, int]:
-    """(rank, world size) that a launcher such as torchrun set in the environment; (0, 1) without one. Raises
-    ConfigError.
-    """
+def refuse_several_processes(environment: Mapping[str, str]) -> None:
+    """Raise ConfigError where a launcher such as torchrun started this process as one of several."""
+    rank, world_size = environment.get("RANK", "0"), environment.get("WORLD_SIZE", "1")
     try:
-        rank, world_size = int(environment.get("RANK", "0")), int(environment.get("WORLD_SIZE", "1"))
+        alone = (int(rank), int(world_size)) == (0, 1)
     except ValueError:
         raise ConfigError(
-            f"RANK is {environment.get('RANK')!r} and WORLD_SIZE is {environment.get('WORLD_SIZE')!r}; they "
-            "must be whole numbers, "
-            "as torchrun sets them, or not set"
+            f"RANK is {rank!r} and WORLD_SIZE is {world_size!r}; they must be whole numbers, as torchrun "
+            "sets them, or not set"
         ) from None
-    return rank, world_size
+    if not alone:
+        raise ConfigError(
+            f"this is process {rank} of {world_size}, but training does not exchange gradients between "
+            "processes yet, so each would train a model of its own; start a single process, without torchrun"
+        )
 
 
 def wants_compile(config: TrainConfig, device: torch.device) -> bool:

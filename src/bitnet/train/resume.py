@@ -1,46 +1,126 @@
-"""How a run continues from its newest good checkpoint, and what a new run writes before its first update."""
+"""Which run a command continues, and how it goes on from its newest good checkpoint."""
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from bitnet.data.stream import Batch, RowSource
-from bitnet.errors import CheckpointError, DataError
-from bitnet.files import json_text, read_json, write_atomic, write_json
-from bitnet.run.checkpoint import Checkpoint, load_checkpoint, load_weights, newest_good
-from bitnet.run.eval_set import load_frozen_set, save_frozen_set
-from bitnet.run.layout import RunLayout
-from bitnet.run.manifest import verify_run, write_manifest
+from bitnet.errors import BitnetError, CheckpointError, DataError, RunError
+from bitnet.files import read_json
+from bitnet.run.checkpoint import Checkpoint, load_weights, newest_good
+from bitnet.run.layout import RunLayout, check_run_id, list_runs
+from bitnet.run.manifest import read_config, verify_run
 from bitnet.run.metrics import cut_back, cut_to, tail, verify_extent
-from bitnet.run.provenance import provenance
 from bitnet.run.random_state import restore_random_states
+from bitnet.run.records import read_status
 from bitnet.run.sessions import record_session
-from bitnet.train.config import TrainConfig
-from bitnet.train.session import Session
+from bitnet.train.config import RunConfig
+from bitnet.train.session import Session, StartOptions
+
+DIFFERENCES_SHOWN = 6
+
+
+def choose_run(prefix: str, described: dict[str, Any], config: RunConfig, options: StartOptions) -> RunLayout:
+    """The run directory to train in: the named one, an unfinished one of this configuration, or a new one.
+
+    prefix: beginning of a new run's id; described: its meta/config.json. Raises RunError.
+    """
+    if options.run_id is not None:
+        return _named_run(check_run_id(options.run_id, options.reserved_ids), described, config, options)
+
+    if options.resume != "never":
+        for layout in reversed(list_runs(options.runs_dir)):
+            same = not differences(config.completed(_stored_config(layout)), described)
+            if same and state_of(layout) != "done":
+                return layout
+    if options.resume == "must":
+        raise RunError(
+            f"no unfinished run in {options.runs_dir} has this configuration; drop --resume must to begin one"
+        )
+
+    stamp = int(time.time())
+    while (options.runs_dir / f"{prefix}_{stamp}").exists():
+        stamp += 1
+    return RunLayout(options.runs_dir / f"{prefix}_{stamp}")
+
+
+def _named_run(run_id: str, described: dict[str, Any], config: RunConfig, options: StartOptions) -> RunLayout:
+    layout = RunLayout(options.runs_dir / run_id)
+    if layout.config.is_file():
+        if options.resume == "never":
+            raise RunError(f"the run {run_id} exists and --resume is never; choose another --run-id")
+        _refuse_changed(layout, described, config)
+        return layout
+
+    if options.resume == "must":
+        raise RunError(
+            f"there is no run {run_id} in {options.runs_dir} to resume; drop --resume must to begin it"
+        )
+    if layout.checkpoint_steps():
+        raise RunError(
+            f"{layout.config} is missing, but {run_id} has checkpoints; restore it from a copy, or choose "
+            "another --run-id"
+        )
+    return layout
+
+
+def _stored_config(layout: RunLayout) -> dict[str, Any]:
+    """meta/config.json, or nothing where it is damaged (then it equals no configuration)."""
+    try:
+        return read_config(layout)
+    except BitnetError:
+        return {}
+
+
+def state_of(layout: RunLayout) -> str:
+    """The state in status.json, or unknown."""
+    try:
+        return str(read_status(layout)["state"])
+    except BitnetError:
+        return "unknown"
+
+
+def differences(stored: dict[str, Any], wanted: dict[str, Any], prefix: str = "") -> list[str]:
+    """Fields whose values differ, as `training.seed: 1 -> 2`."""
+    stored, wanted = json.loads(json.dumps([stored, wanted]))  # tuples become lists, as in the stored file
+    found: list[str] = []
+    for key in sorted(stored.keys() | wanted.keys()):
+        before, after = stored.get(key), wanted.get(key)
+        if isinstance(before, dict) and isinstance(after, dict):
+            found += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            found.append(f"{prefix}{key}: {before} -> {after}")
+    return found
+
+
+def _refuse_changed(layout: RunLayout, described: dict[str, Any], config: RunConfig) -> None:
+    """Raise RunError where a run's stored configuration differs from the one asked for."""
+    changed = differences(config.completed(read_config(layout)), described)
+    if not changed:
+        return
+    more = len(changed) - DIFFERENCES_SHOWN
+    shown = "; ".join(changed[:DIFFERENCES_SHOWN]) + (f"; and {more} more" if more > 0 else "")
+    raise RunError(
+        f"the run {layout.run_id} was made with another configuration ({shown}); choose another --run-id or "
+        "the old settings"
+    )
 
 
 def resume(session: Session) -> Checkpoint | None:
-    """Continue from the newest good checkpoint, if there is any."""
+    """Continue from the newest good checkpoint; None where the run has not begun."""
     layout, say = session.layout, session.say
-    checkpoint = newest_good(layout, lambda problem: say(f"passing over a damaged checkpoint: {problem}"))
+    checkpoint = newest_good(layout, lambda problem: say(f"skipping a damaged checkpoint: {problem}"))
     if checkpoint is None:
-        if layout.checkpoint_steps():
-            raise CheckpointError(
-                f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was "
-                "deleted)"
-            )
-        if tail(layout.scalars).rows:
-            raise CheckpointError(
-                f"{layout.root} has metrics but no checkpoint; restore {layout.checkpoints}, or begin anew "
-                "under another --run-id"
-            )
+        _refuse_lost_checkpoints(layout)
         return None
+
     verify_run(layout)
     check_data(session)
     restore(session, checkpoint)
-    changed = record_session(layout, checkpoint.step, session_facts(session))
+
+    changed = record_session(layout, checkpoint.step, session.facts())
     if changed:
         say(
             f"resumed under other conditions ({'; '.join(changed)}): from here on the last digits may differ "
@@ -49,8 +129,22 @@ def resume(session: Session) -> Checkpoint | None:
     return checkpoint
 
 
+def _refuse_lost_checkpoints(layout: RunLayout) -> None:
+    """Raise CheckpointError where a run without a good checkpoint has trained before."""
+    if layout.checkpoint_steps():
+        raise CheckpointError(
+            f"no checkpoint of {layout.run_id} is whole; begin anew under another --run-id (nothing was "
+            "deleted)"
+        )
+    if tail(layout.scalars).rows:
+        raise CheckpointError(
+            f"{layout.root} has metrics but no checkpoint; restore {layout.checkpoints}, or begin anew under "
+            "another --run-id"
+        )
+
+
 def restore(session: Session, checkpoint: Checkpoint) -> None:
-    """Put weights, optimizer, random states and metric lines where the checkpoint has them."""
+    """Put weights, optimizer state, random states and metric files back to the checkpoint."""
     load_weights(session.model, checkpoint)
     session.optimizers.zero_grad()
     session.optimizers.load_state_tensors(checkpoint.optimizer)
@@ -62,56 +156,19 @@ def restore(session: Session, checkpoint: Checkpoint) -> None:
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise CheckpointError(
             f"the random states of step {checkpoint.step} cannot be restored ({type(error).__name__}: "
-            f"{error}); delete that checkpoint to "
-            "continue from the one before"
+            f"{error}); delete that checkpoint to continue from the one before"
         ) from None
-    cut_lines(session.layout, checkpoint)
+    _cut_lines(session.layout, checkpoint)
 
 
-def check_data(session: Session) -> None:
-    """Raise DataError where the data is not what the run began with: other rows to train on, or other
-    held-out ones.
-    """
-    layout, task = session.layout, session.task
-    stored = _hashes(read_json(layout.fingerprint))
-    now = _hashes(task.source.fingerprint())
-    changed = sorted(key for key in stored.keys() & now.keys() if stored[key] != now[key])
-    frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
-    held_out = task.frozen_evaluation()
-    if len(frozen) != len(held_out) or not all(
-        one.equals(other) for one, other in zip(frozen, held_out, strict=True)
-    ):
-        changed.append("the held-out rows")
-    if changed:
-        raise DataError(
-            f"the data of {layout.run_id} is not what it began with ({', '.join(changed)} differ from "
-            f"{layout.fingerprint}); "
-            "restore the files that it was made from, or begin another run under another --run-id"
-        )
-
-
-def _hashes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """What a fingerprint says about the content of the data; names, counts and rates may be told otherwise by
-    a later version.
-    """
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, dict):
-            found |= _hashes(value, f"{prefix}{key}.")
-        elif key.endswith("sha256") and key != "evaluation_sha256":  # load_frozen_set compares that one
-            found[f"{prefix}{key}"] = value
-    return found
-
-
-def cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
-    """Cut every file of lines back to the checkpoint, once all of them are found to be what was written up to
-    it.
-    """
+def _cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
+    """Cut every file of lines back to the checkpoint, after all of them were checked against it."""
     extents = checkpoint.state.get("lines")
     if extents is None:  # a checkpoint made before they were recorded
         for path in layout.line_files():
             cut_back(path, checkpoint.step)
         return
+
     names = {path.relative_to(layout.root).as_posix(): path for path in layout.line_files()}
     missing = sorted(names.keys() - extents.keys())
     if missing:
@@ -119,75 +176,39 @@ def cut_lines(layout: RunLayout, checkpoint: Checkpoint) -> None:
             f"the checkpoint of step {checkpoint.step} does not know {missing[0]}; delete it to continue "
             "from the one before"
         )
-    files = {path: extents[name] for name, path in names.items()}
-    for path, extent in files.items():
-        verify_extent(path, extent)
-    for path, extent in files.items():
-        cut_to(path, extent)
+    # Nothing is cut before every file is known to be good, so that a refusal loses nothing.
+    for name, path in names.items():
+        verify_extent(path, extents[name])
+    for name, path in names.items():
+        cut_to(path, extents[name])
 
 
-def session_facts(session: Session) -> dict[str, Any]:
-    """What decides a result beside the configuration, as provenance and sessions record it."""
-    config, machine = session.config, session.machine
-    return provenance(
-        session.layout.run_id,
-        config.train.seed,
-        device=str(machine.device),
-        product=session.paths.product,
-        gradient_dtype=str(machine.gradient_dtype).removeprefix("torch."),
-        compiled=session.paths.compiled,
-    )
+def check_data(session: Session) -> None:
+    """Raise DataError where training rows or held-out rows are not those that the run began with."""
+    layout, task = session.layout, session.task
+    stored, now = _hashes(read_json(layout.fingerprint)), _hashes(task.source.fingerprint())
+    changed = sorted(key for key in stored.keys() & now.keys() if stored[key] != now[key])
+
+    written, held_out = session.eval_set(), task.frozen_evaluation()
+    if len(written) != len(held_out) or not all(
+        one.equals(other) for one, other in zip(written, held_out, strict=True)
+    ):
+        changed.append("the held-out rows")
+
+    if changed:
+        raise DataError(
+            f"the data of {layout.run_id} is not what it began with ({', '.join(changed)} differ from "
+            f"{layout.fingerprint}); restore the files that it was made from, or begin another run under "
+            "another --run-id"
+        )
 
 
-def dataset_facts(source: RowSource, train: TrainConfig) -> dict[str, Any]:
-    """The fingerprint with the plan's names in the plan's meanings, which are about the whole corpus, and
-    beside them our own, which are about the tokens that were prepared from it. For a generated task, which is
-    all there is of it, both are the same.
-    """
-    facts = source.fingerprint()
-    epochs = source.epochs(train.total_steps * train.batch_size * train.grad_accumulation_steps)
-    ours = {
-        "prepared_tokens": facts["dataset_size_tokens"],
-        "row_order": facts["sampling_strategy"],
-        "epochs": epochs,
-    }
-    if "corpus_size" not in facts:
-        return {**facts, **ours, "expected_repetition_rate": epochs}
-    tokens, size, sampling = (facts.pop(name) for name in ("corpus_tokens", "corpus_size", "corpus_sampling"))
-    plan = {"dataset_size_tokens": size, "sampling_strategy": sampling}
-    return {
-        **facts,
-        **plan,
-        **ours,
-        "expected_repetition_rate": train.total_tokens / tokens if tokens else None,
-    }
-
-
-def begin(session: Session, described: dict[str, Any]) -> Checkpoint:
-    """Write what a new run starts with."""
-    layout, task, config = session.layout, session.task, session.config
-    if config.train.start_from is not None:
-        load_weights(session.model, load_checkpoint(Path(config.train.start_from), optimizer=False))
-        session.say(f"beginning with the weights of {config.train.start_from}")
-    for path in layout.line_files():
-        cut_back(path, 0)
-    for path in (layout.roll_backs, layout.sessions):
-        path.unlink(missing_ok=True)
-    facts = session_facts(session)
-    task.tokenizer.save(layout.tokenizer)
-    write_json(layout.provenance, facts)
-    frozen = task.frozen_evaluation()
-    evaluation = {
-        "evaluation_sequences": sum(len(batch.input_ids) for batch in frozen),
-        "evaluation_sha256": save_frozen_set(layout, [batch.tensors() for batch in frozen]),
-    }
-    described_data = dataset_facts(task.source, config.train)
-    write_json(
-        layout.fingerprint,
-        {**described_data, "tokenizer_vocab_size": task.tokenizer.vocab_size, **evaluation},
-    )
-    text = json_text(described)
-    write_manifest(layout, text)
-    record_session(layout, 0, facts)
-    write_atomic(layout.config, text)  # last: a folder is a run once it has this file
-    return Checkpoint(0, {}, {}, {}, {})
+def _hashes(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A fingerprint's hashes. Its names, counts and rates may be computed otherwise by a later version."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found |= _hashes(value, f"{prefix}{key}.")
+        elif key.endswith("sha256") and key != "evaluation_sha256":  # load_frozen_set compares that one
+            found[f"{prefix}{key}"] = value
+    return found

@@ -29,7 +29,7 @@ from bitnet.run.metrics import LineWriter, cut_back, read_lines
 from bitnet.train.device import wants_compile
 from bitnet.train.observe.anomalies import Anomaly
 from bitnet.train.observe.dump import write_dump
-from bitnet.train.observe.observers import ROLL_BACK, Diverged
+from bitnet.train.observe.guard import ROLL_BACK, Diverged
 from bitnet.train.resume import restore
 from bitnet.train.session import Session
 

@@ -1,62 +1,54 @@
-"""How a run begins, continues and ends: the lock, the resume, the loop with its observers.
+"""How a run begins, continues and ends.
 
-What ends a run decides its status: `done` after the last update, `stopped` after a signal (with a checkpoint
-of the last finished update), `failed` with the reason otherwise. A failed run never says done.
+    run_experiment   finds the run directory (resume.py), locks it, and records how training ends
+    _open_session    builds the model and its optimizers for this machine
+    resume or begin  puts the newest good checkpoint back (resume.py), or writes what a new run starts with
+    _train           trains; after values that are not finite it goes back to a checkpoint (roll_back.py)
+    _attempt         runs the loop with its observers until the last update or a signal
+
+A run ends as `done` after the last update, as `stopped` after a signal (with a checkpoint of the last
+finished update), and otherwise as `failed` with the reason. A failed run never says done.
 """
 
 from __future__ import annotations
 
 import random
 import signal
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from bitnet.allocator import keep_freed_memory
-from bitnet.data.stream import Batch, Skip
+from bitnet.data.stream import Skip
 from bitnet.errors import CheckpointError, NotFiniteError, RunError
-from bitnet.files import lock, open_to_append, sweep
-from bitnet.interrupt import answered, last_words
+from bitnet.files import exclusive, sweep
+from bitnet.interrupt import last_words, noting_stop_signals
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.checkpoint import Checkpoint, is_good
 from bitnet.run.contents import check_contents
-from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
-from bitnet.run.metrics import LineWriter, Listener, tail
+from bitnet.run.metrics import Listener, open_writers
 from bitnet.run.signature import is_own, key_path, sign
-from bitnet.train.choose import StartOptions, choose_run, state_of
+from bitnet.train.begin import begin
 from bitnet.train.config import RunConfig
 from bitnet.train.device import choose_machine
 from bitnet.train.experiment import Experiment, Task
-from bitnet.train.loop import Forward, StepReport, train_steps
-from bitnet.train.observe.alarms import Anomalies, SampleAlarms, UpdateAlarms
-from bitnet.train.observe.measurements import Evaluation, Probe, Samples
-from bitnet.train.observe.observers import (
-    Checkpoints,
-    Diverged,
-    Guard,
-    LossAverage,
-    Observer,
-    Scalars,
-    Status,
-)
-from bitnet.train.observe.progress import ProgressLine
-from bitnet.train.observe.trackers import open_mirror
-from bitnet.train.resume import begin, resume
+from bitnet.train.loop import StepReport, train_steps
+from bitnet.train.observe.checkpoints import Checkpoints
+from bitnet.train.observe.guard import Diverged
+from bitnet.train.observe.observers import observers_of
+from bitnet.train.observe.status import Status
+from bitnet.train.observe.trackers import open_tracker
+from bitnet.train.resume import choose_run, resume, state_of
 from bitnet.train.roll_back import read_skips, roll_back
-from bitnet.train.session import Say, Session
+from bitnet.train.session import Say, Session, StartOptions
 
-AVERAGED_BYTES = 1 << 20
-"""Read from the end of metrics/scalars.jsonl on a resume: some two thousand lines, of which the average takes
-a hundred."""
 State = Literal["done", "stopped", "already_done"]
 
 
@@ -70,6 +62,32 @@ class Ended:
     signal: int | None = None
 
 
+def run_experiment(
+    experiment: Experiment, variant: str, config: RunConfig, options: StartOptions, say: Say
+) -> Ended:
+    """Train, or continue, or find that it is done. Raises BitnetError; status.json then says failed."""
+    task = experiment.open(config)
+    described = describe(experiment, variant, config, task)
+    layout = choose_run(experiment.run_prefix(config), described, config, options)
+    check_contents(layout.root)  # before the lock is opened: what stands there may come from somebody else
+
+    with _locked(layout):
+        if state_of(layout) == "done" and _is_finished(layout, config.train.total_steps, say):
+            return Ended(layout, "already_done", config.train.total_steps)
+        status = Status(layout, config.train)
+        with _recording_the_end(status):
+            session = _open_session(layout, task, config, options, say)
+            first = resume(session) or begin(session, described)
+            if not is_own(layout) and not sign(layout):
+                say(
+                    f"{key_path()} cannot be written, so the run is not marked as yours: evaluate and "
+                    "diagnose may ask for --trust"
+                )
+            status.write("running", first.step)
+            say(f"run {layout.root}" + (f", continuing after update {first.step}" if first.step else ""))
+            return _train(session, first, status)
+
+
 def describe(experiment: Experiment, variant: str, config: RunConfig, task: Task) -> dict[str, Any]:
     """The content of meta/config.json."""
     described = {"experiment": experiment.name, "variant": variant, **config.to_json()}
@@ -78,50 +96,33 @@ def describe(experiment: Experiment, variant: str, config: RunConfig, task: Task
     return {**described, "data": {**task.tokenizer.describe(), **described["data"]}}
 
 
-def run_experiment(
-    experiment: Experiment, variant: str, config: RunConfig, options: StartOptions, say: Say
-) -> Ended:
-    """Train, or continue, or find that it is done. Raises BitnetError; status.json then says failed."""
-    task = experiment.open(config)
-    described = describe(experiment, variant, config, task)
-    layout = choose_run(experiment.run_prefix(config), described, config, options)
-    check_contents(layout.root)
-    with exclusive(layout):
-        if state_of(layout) == "done" and is_finished(layout, config.train.total_steps, say):
-            return Ended(layout, "already_done", config.train.total_steps)
-        status = Status(layout, config.train)
+@contextmanager
+def _locked(layout: RunLayout) -> Iterator[None]:
+    """Hold the run's lock. The system drops it with the process, so a dead one never blocks the next."""
+    busy = RunError(f"another process is training {layout.run_id}; wait for it or choose another --run-id")
+    with ExitStack() as closing:
         try:
-            with last_words(lambda number: status.stopped_at_once(number.name)):
-                return _run(layout, task, config, described, status, options, say)
-        except (KeyboardInterrupt, SystemExit) as error:
-            name = (
-                signal.Signals(error.code - 128).name
-                if isinstance(error, SystemExit) and isinstance(error.code, int)
-                else "SIGINT"
-            )
-            status.stopped_at_once(name)
-            raise
-        except BaseException as error:
-            status.failed(f"{type(error).__name__}: {error}")
-            if isinstance(error, OSError):
-                raise RunError(
-                    f"writing to {layout.root} failed ({error.strerror}); free some space and repeat the "
-                    "command to resume"
-                ) from error
-            raise
+            layout.root.mkdir(parents=True, exist_ok=True)
+            closing.enter_context(exclusive(layout.lock, busy))
+        except OSError as error:
+            raise RunError(
+                f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another "
+                "--runs-dir"
+            ) from None
+        # Only the holder of the lock may delete what killed processes left half-written.
+        for folder in (layout.root, layout.config.parent, layout.frozen_set.parent):
+            sweep(folder)
+        yield
 
 
-def is_finished(layout: RunLayout, total_steps: int, say: Say) -> bool:
-    """Whether a run that says done has its last checkpoint. Raises CheckpointError where it has none at
-    all.
-    """
+def _is_finished(layout: RunLayout, total_steps: int, say: Say) -> bool:
+    """Whether a run that says done has its last checkpoint. Raises CheckpointError where it has none."""
     if is_good(layout.checkpoint(total_steps)):
         return True
     if not layout.checkpoint_steps():
         raise CheckpointError(
             f"{layout.status} says done, but there is no checkpoint in {layout.checkpoints}; restore it from "
-            "a copy, or begin anew under "
-            "another --run-id"
+            "a copy, or begin anew under another --run-id"
         )
     say(
         f"{layout.run_id} says done, but its last checkpoint is missing or damaged; the updates since the "
@@ -131,35 +132,29 @@ def is_finished(layout: RunLayout, total_steps: int, say: Say) -> bool:
 
 
 @contextmanager
-def exclusive(layout: RunLayout) -> Iterator[None]:
-    """Hold the run's lock; a lock left by a dead process never blocks, since the system drops it."""
+def _recording_the_end(status: Status) -> Iterator[None]:
+    """Write to status.json why training ended early, whatever ended it."""
     try:
-        layout.root.mkdir(parents=True, exist_ok=True)
-        file = open_to_append(layout.lock)
-    except OSError as error:
-        raise RunError(
-            f"the runs folder {layout.root.parent} cannot be written ({error.strerror}); choose another "
-            "--runs-dir"
-        ) from None
-    with file:
-        if not lock(file):
+        with last_words(lambda number: status.stopped_at_once(number.name)):
+            yield
+    except (KeyboardInterrupt, SystemExit) as error:
+        # A second signal: interrupt.py raises SystemExit(128 + its number), or KeyboardInterrupt for SIGINT.
+        code = error.code if isinstance(error, SystemExit) else None
+        status.stopped_at_once(signal.Signals(code - 128).name if isinstance(code, int) else "SIGINT")
+        raise
+    except BaseException as error:
+        status.failed(f"{type(error).__name__}: {error}")
+        if isinstance(error, OSError):
             raise RunError(
-                f"another process is training {layout.run_id}; wait for it or choose another --run-id"
-            )
-        for folder in (layout.root, layout.config.parent, layout.frozen_set.parent):
-            sweep(folder)
-        yield
+                f"writing to {status.layout.root} failed ({error.strerror}); free some space and repeat the "
+                "command to resume"
+            ) from error
+        raise
 
 
-def _run(
-    layout: RunLayout,
-    task: Task,
-    config: RunConfig,
-    described: dict[str, Any],
-    status: Status,
-    options: StartOptions,
-    say: Say,
-) -> Ended:
+def _open_session(
+    layout: RunLayout, task: Task, config: RunConfig, options: StartOptions, say: Say
+) -> Session:
     machine = choose_machine(config.train, options.device)
     keep_freed_memory()
     seed_everything(config.train.seed)
@@ -167,16 +162,7 @@ def _run(
     model.set_product(machine.product, machine.gradient_dtype)
     optimizers = Optimizers(model, config.train.optimizer_config())
     scaling = LossScale(machine.device) if machine.fp16 else None
-    session = Session(layout, task, config, machine, model, optimizers, options, say, scaling)
-    first = resume(session) or begin(session, described)
-    if not is_own(layout) and not sign(layout):
-        say(
-            f"{key_path()} cannot be written, so the run is not marked as yours: evaluate and diagnose may "
-            "ask for --trust"
-        )
-    status.write("running", first.step)
-    say(f"run {layout.root}" + (f", continuing after update {first.step}" if first.step else ""))
-    return _train(session, first, status)
+    return Session(layout, task, config, machine, model, optimizers, options, say, scaling)
 
 
 def seed_everything(seed: int) -> None:
@@ -187,21 +173,18 @@ def seed_everything(seed: int) -> None:
 
 
 def _train(session: Session, first: Checkpoint, status: Status) -> Ended:
-    """Attempts until one of them ends the run. After values that are not finite the next one begins at an
-    earlier checkpoint.
-    """
+    """Train until one attempt ends the run. The one after a divergence begins at an earlier checkpoint."""
     received: list[int] = []
     skips = read_skips(session.layout, first)
     with ExitStack() as closing:
-        mirrors = [
-            closing.enter_context(open_mirror(name, session.layout, session.config.to_json()))
-            for name in session.options.mirrors
+        trackers = [
+            closing.enter_context(open_tracker(name, session.layout, session.config.to_json()))
+            for name in session.options.trackers
         ]
-        forward = session.paths.forward
-        closing.enter_context(stop_signals(received))
+        closing.enter_context(noting_stop_signals(received))
         while True:
             try:
-                return _attempt(session, forward, first, skips, status, mirrors, received)
+                return _attempt(session, first, skips, status, trackers, received)
             except Diverged as trouble:
                 first = roll_back(session, trouble, skips)
                 skips = read_skips(session.layout, first)
@@ -210,27 +193,23 @@ def _train(session: Session, first: Checkpoint, status: Status) -> Ended:
 
 def _attempt(
     session: Session,
-    forward: Forward,
     first: Checkpoint,
     skips: Sequence[Skip],
     status: Status,
-    mirrors: Sequence[Listener],
+    trackers: Sequence[Listener],
     received: Sequence[int],
 ) -> Ended:
-    """The loop with its observers, until the last update or a signal. Raises Diverged where the weights have
-    to go back.
-    """
+    """Train until the last update or a signal. Raises Diverged where the weights have to go back."""
     train, layout = session.config.train, session.layout
     report: StepReport | None = None
-    with ExitStack() as closing:
-        writers = [closing.enter_context(LineWriter(path, mirrors)) for path in layout.line_files()]
+    with open_writers(layout, trackers) as writers:
         observers, checkpoints = observers_of(session, first, status, writers, skips)
         if not layout.checkpoint_steps():
             checkpoints.save(0, 0, None)
 
         steps = train_steps(
             session.model,
-            forward,
+            session.paths.forward,
             session.task.source,
             session.optimizers,
             train,
@@ -240,91 +219,28 @@ def _attempt(
             skips=skips,
         )
         for report in steps:
-            status.step = report.step  # where it was, should one of the observers fail
+            status.step = report.step  # where the run was, should one of the observers fail
             for observer in observers:
                 if report.step % observer.every == 0 or report.step == train.total_steps:
                     observer(report)
             if received:
                 break
 
+        # A signal that comes during the last update changes nothing: the run is done.
         if received and report is not None and report.step < train.total_steps:
             _save_before_leaving(session, checkpoints, report)
             status.write("stopped", report.step, signal.Signals(received[0]).name)
             return Ended(layout, "stopped", report.step, received[0])
+
     status.write("done", train.total_steps)
     return Ended(layout, "done", train.total_steps)
 
 
 def _save_before_leaving(session: Session, checkpoints: Checkpoints, report: StepReport) -> None:
-    """A checkpoint of the last finished update; weights that are not finite are left behind, which is
-    said.
-    """
+    """Save a checkpoint of the last finished update, or say that its weights are not finite."""
     if is_good(session.layout.checkpoint(report.step)):
         return
     try:
         checkpoints.save(report.step, report.tokens_seen, report.loss)
     except NotFiniteError as error:
         session.say(str(error))
-
-
-def observers_of(
-    session: Session,
-    first: Checkpoint,
-    status: Status,
-    writers: Sequence[LineWriter],
-    skips: Sequence[Skip] = (),
-) -> tuple[list[Observer], Checkpoints]:
-    """Everything that watches the updates, in the order that each observer asks for (observers.Order)."""
-    layout, task, model, train = session.layout, session.task, session.model, session.config.train
-    scalars, probes, evaluations, samples = writers
-    average = LossAverage()
-    average.read(tail(layout.scalars, AVERAGED_BYTES).rows)
-    sampler = Samples(samples, model, task, train)
-    anomalies = Anomalies(layout, model, task, train, session.say, skips)
-    guard = Guard(first.step, first.state.get("refused_in_a_row", 0))
-    frozen = [Batch(**tensors) for tensors in load_frozen_set(layout)]
-    probe = Probe(probes, model, train, frozen)
-    probe.remember(first.memory)
-    checkpoints = Checkpoints(
-        layout, model, session.optimizers, train, writers, probe.memory, guard, skips, session.scaling
-    )
-    checkpoints.named.add(first.step)
-    observers: list[Observer] = [
-        UpdateAlarms(anomalies, average),
-        sampler,
-        SampleAlarms(anomalies, sampler),
-        Scalars(scalars, session.config, session.machine.device, lambda: anomalies.flag),
-        average,
-        guard,
-        ProgressLine(model, train, to_stderr=session.options.progress_to_stderr),
-        probe,
-        Evaluation(evaluations, model, task, train, average, frozen),
-        status,
-        checkpoints,
-    ]
-    return sorted(observers, key=lambda observer: observer.order), checkpoints
-
-
-@contextmanager
-def stop_signals(received: list[int]) -> Iterator[None]:
-    """Collect the first SIGINT or SIGTERM; a second one leaves at once, by KeyboardInterrupt or SystemExit.
-
-    Where Python cannot call the handler, because one long operation is running, interrupt.py ends the process
-    after the second. Only the main thread may set handlers.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        if len(received) > 1:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(128 + number)
-
-    before = {one: signal.signal(one, note) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for one, handler in before.items():
-            signal.signal(one, handler)
-        answered()

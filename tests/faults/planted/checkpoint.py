@@ -15,7 +15,7 @@ from bitnet.run.checkpoint import load_checkpoint, save_checkpoint
 from bitnet.run.layout import RunLayout
 from bitnet.train import resume, start
 from bitnet.train.config import TrainConfig
-from bitnet.train.observe import observers
+from bitnet.train.observe import checkpoints
 from bitnet.train.observe.measurements import Probe
 from planted.fault import fault, on_run
 from planted.runs import small_run
@@ -23,7 +23,7 @@ from planted.runs import small_run
 
 @fault("checkpoints in bf16", "checkpoint", "resumed run")
 def _() -> None:
-    original = observers.save_checkpoint
+    original = checkpoints.save_checkpoint
 
     def coarse(layout: Any, checkpoint: Any) -> Any:
         return original(
@@ -33,7 +33,7 @@ def _() -> None:
             ),
         )
 
-    observers.save_checkpoint = coarse
+    checkpoints.save_checkpoint = coarse
 
 
 @fault("optimizer state not restored", "checkpoint", "resumed run")
@@ -67,8 +67,8 @@ def _() -> None:
 
 @fault("tokens of the update before in the state", "checkpoint", "state")
 def _() -> None:
-    original = observers.training_state
-    observers.training_state = lambda config, step, seen, loss: original(
+    original = checkpoints.training_state
+    checkpoints.training_state = lambda config, step, seen, loss: original(
         config, step, max(seen - config.tokens_per_step, 0), loss
     )
 
@@ -90,7 +90,7 @@ def _() -> None:
 
 @fault("fine-tuning begins with random weights", "checkpoint", "begun from")
 def _() -> None:
-    original = resume.begin
+    original = start.begin
 
     def begin(session: Any, described: Any) -> Any:
         kept = {name: weight.detach().clone() for name, weight in session.model.named_parameters()}

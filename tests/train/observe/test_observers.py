@@ -233,7 +233,7 @@ def test_samples_of_a_broken_model_are_recorded_and_its_dump_comes_first(
     assert flags[7] == "nan_inf_loss,nan_inf_logits"
 
 
-def test_observers_run_in_the_order_that_they_ask_for(
+def test_observers_run_in_their_order(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import bitnet.train.start as start
@@ -367,7 +367,7 @@ def test_a_failed_run_says_at_which_update(
         if report.step == 7:
             raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("bitnet.train.observe.observers.LossAverage.__call__", fail)
+    monkeypatch.setattr("bitnet.train.observe.scalars.LossAverage.__call__", fail)
     words = ["--num-steps", 9, "--train.log-every", 50, "--train.checkpoint-every", 3]
     assert train(bitnet, tmp_path, "failed", *words).code == 2
     shown = bitnet("status", "failed", "--runs-dir", tmp_path, "--json").json

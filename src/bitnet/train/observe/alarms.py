@@ -25,8 +25,9 @@ from bitnet.train.observe.anomalies import (
     repetition_surge,
 )
 from bitnet.train.observe.dump import write_dump
+from bitnet.train.observe.guard import ROLL_BACK
 from bitnet.train.observe.measurements import Samples
-from bitnet.train.observe.observers import ROLL_BACK, LossAverage, Order
+from bitnet.train.observe.scalars import LossAverage
 
 
 class Anomalies:
@@ -90,7 +91,7 @@ class UpdateAlarms:
     it.
     """
 
-    every, order = 1, Order.UPDATE_ALARMS
+    every = 1
 
     def __init__(self, anomalies: Anomalies, average: LossAverage) -> None:
         self.anomalies, self.average = anomalies, average
@@ -106,8 +107,6 @@ class UpdateAlarms:
 
 class SampleAlarms:
     """The rules about the samples of an update, at the updates that have some."""
-
-    order = Order.SAMPLE_ALARMS
 
     def __init__(self, anomalies: Anomalies, samples: Samples) -> None:
         self.every, self.anomalies, self.samples = samples.every, anomalies, samples

@@ -18,7 +18,7 @@ from bitnet.run.metrics import LineWriter
 from bitnet.train.config import TrainConfig
 from bitnet.train.experiment import Task
 from bitnet.train.loop import StepReport
-from bitnet.train.observe.observers import LossAverage, Order
+from bitnet.train.observe.scalars import LossAverage
 from bitnet.train.observe.ternary import ternary_codes, ternary_statistics
 
 PROBE_ROWS = 16  # rows of the frozen evaluation set that activations are measured on
@@ -30,8 +30,6 @@ class Evaluation:
 
     A model whose logits are not finite has no metrics; its line has the loss only, as null.
     """
-
-    order = Order.MEASUREMENTS
 
     def __init__(
         self,
@@ -69,8 +67,6 @@ class Evaluation:
 
 class Probe:
     """metrics/quantization.jsonl: ternary shares, scales, flips and activation ranges of every layer."""
-
-    order = Order.MEASUREMENTS
 
     def __init__(
         self, writer: LineWriter, model: BitNetTransformer, config: TrainConfig, batches: Sequence[Batch]
@@ -116,8 +112,6 @@ class Samples:
     """samples/samples.jsonl: every fixed prompt in every mode, with a stable seed each. rows: the samples of
     the last time.
     """
-
-    order = Order.SAMPLES
 
     def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig) -> None:
         self.every, self.writer, self.model, self.task = config.sample_every, writer, model, task

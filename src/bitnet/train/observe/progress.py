@@ -13,7 +13,6 @@ from bitnet.nn.transformer import BitNetTransformer
 from bitnet.terminal import send
 from bitnet.train.config import TrainConfig
 from bitnet.train.loop import StepReport
-from bitnet.train.observe.observers import Order
 from bitnet.train.observe.ternary import zero_share
 from bitnet.units import duration
 
@@ -21,7 +20,7 @@ from bitnet.units import duration
 class ProgressLine:
     """One line per log interval; in a terminal a line that rewrites itself in between."""
 
-    every, order = 1, Order.MEASUREMENTS
+    every = 1
     REFRESH_S = 0.5
 
     def __init__(self, model: BitNetTransformer, config: TrainConfig, *, to_stderr: bool = False) -> None:

@@ -1,6 +1,6 @@
-"""Optional mirrors of the metric rows: TensorBoard, Weights & Biases, Trackio. The run directory stays the
-truth.
+"""Optional copies of the metric rows in TensorBoard, Weights & Biases or Trackio.
 
+The run directory stays the record that everything else reads.
 Each is a listener that is called with the name of a file (`scalars`, `quantization`, `eval_results`) and a
 row. Numbers are passed on; samples and lists are not. Nothing goes over the network unless the user's own
 settings say so: Weights & Biases starts offline unless WANDB_MODE is set, and Trackio keeps a local database.
@@ -18,12 +18,12 @@ from bitnet.errors import ConfigError
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import Listener
 
-MirrorName = Literal["tensorboard", "wandb", "trackio"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
 PROJECT = "bitnet"
 
 
 def numbers_of(stem: str, row: dict[str, Any]) -> dict[str, float]:
-    """`scalars/loss` and so on: what a mirror can draw."""
+    """`scalars/loss` and so on: what a tracker can draw."""
     return {
         f"{stem}/{key}": float(value)
         for key, value in row.items()
@@ -32,7 +32,7 @@ def numbers_of(stem: str, row: dict[str, Any]) -> dict[str, float]:
 
 
 @contextmanager
-def open_mirror(name: MirrorName, layout: RunLayout, config: dict[str, Any]) -> Iterator[Listener]:
+def open_tracker(name: TrackerName, layout: RunLayout, config: dict[str, Any]) -> Iterator[Listener]:
     """A listener for this run, closed at the end. Raises ConfigError when the package is not installed."""
     package = _import(name)
     if name == "tensorboard":
