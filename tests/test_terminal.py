@@ -10,7 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.terminal import ShownText, one_line, send, shown_output, visible, visible_but_colours
+from bitnet.terminal import (
+    ProgressLine,
+    ShownText,
+    one_line,
+    send,
+    shown_output,
+    visible,
+    visible_but_colours,
+)
 
 
 @pytest.mark.parametrize(
@@ -74,3 +82,18 @@ def test_the_streams_are_put_back() -> None:
     with shown_output():
         assert isinstance(sys.stdout, ShownText)
     assert (sys.stdout, sys.stderr) == before
+
+
+@pytest.mark.parametrize(("terminal", "shown"), [(True, "one\x1b[K\rthree\x1b[K\r"), (False, "one\nthree\n")])
+def test_a_line_of_progress_is_rewritten_on_a_terminal_and_repeated_elsewhere(
+    terminal: bool, shown: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(stream, "isatty", lambda: terminal)
+    monkeypatch.setattr("sys.stderr", stream)
+    times = iter((0.0, 6.0, 6.1, 12.0))  # made, then shown three times
+    monkeypatch.setattr("time.monotonic", lambda: next(times))
+    line = ProgressLine()
+    for text in ("one", "two, too soon", "three"):
+        line.show(lambda text=text: text)  # type: ignore[misc]
+    assert stream.getvalue() == shown

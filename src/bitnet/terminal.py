@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO, cast
 
@@ -28,6 +29,7 @@ _OTHER = {
     for code in (*range(0x202A, 0x202F), *range(0x2066, 0x206A), 0x2028, 0x2029, *range(0xD800, 0xE000))
 }
 _SHOWN: dict[int, int | str] = {**_C0, **_C1, **_OTHER}
+CLEAR_REST = "\x1b[K\r"  # clear to the end of the line, and return to its beginning
 _COLOUR = re.compile(r"(\x1b\[[0-9;]*m)")
 
 
@@ -88,6 +90,28 @@ def send(stream: TextIO, sequence: str) -> None:
     """
     behind = stream.stream if isinstance(stream, ShownText) else stream
     _write(behind, sequence)
+
+
+class ProgressLine:
+    """A line about work in progress on standard error. A terminal rewrites it; elsewhere it is repeated."""
+
+    REWRITTEN_EVERY_S, REPEATED_EVERY_S = 0.2, 5.0
+
+    def __init__(self) -> None:
+        self._rewritten = sys.stderr.isatty()
+        self._every_s = self.REWRITTEN_EVERY_S if self._rewritten else self.REPEATED_EVERY_S
+        self._last = time.monotonic()
+
+    def show(self, line: Callable[[], str]) -> None:
+        """Print what `line` returns, unless the last one was printed a moment ago."""
+        now = time.monotonic()
+        if now - self._last < self._every_s:
+            return
+        self._last = now
+        sys.stderr.write(line() + ("" if self._rewritten else "\n"))
+        if self._rewritten:
+            send(sys.stderr, CLEAR_REST)
+        sys.stderr.flush()
 
 
 @contextmanager

@@ -164,7 +164,7 @@ def test_a_checkpoint_named_by_its_step_is_not_replaced_by_another(bitnet: Comma
     newest = bitnet(*EVALUATE, "--json", "--runs-dir", runs)
     assert newest.code == 0
     assert newest.json["step"] == 6
-    assert "passing over a damaged checkpoint" in newest.err
+    assert "skipping a damaged checkpoint" in newest.err
     assert "step_000008" in newest.err
 
 

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from bitnet.cli.flags import parse
-from bitnet.cli.runs import RunFlags
+from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.main import main
 from bitnet.errors import ConfigError
 
 
@@ -51,3 +51,21 @@ def test_parsing_leaves_the_terminal_width_as_it_was(monkeypatch: pytest.MonkeyP
     monkeypatch.delenv("COLUMNS")
     assert parse(RunFlags, ["--json"], "runs").json is True
     assert "COLUMNS" not in os.environ
+
+
+def test_help_names_what_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["complete", "--help"])
+    page = capsys.readouterr().out
+    assert "{None}" not in page
+    assert "RUN" in page
+    widths = {len(line) for line in page.splitlines() if line and line[0] in "│╭╰"}
+    assert len(widths) == 1, "the frames are whole"
+
+
+def test_an_action_is_named_and_others_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tokenizer", "trian"]) == 2
+    assert 'Did you mean "train"?' in capsys.readouterr().err
+    assert main(["voice"]) == 2
+    assert "bitnet voice prompts, or bitnet voice answers" in capsys.readouterr().err
+    assert main(["voice", "--help"]) == 0

@@ -105,7 +105,7 @@ def test_each_mistake_is_one_line(bitnet: Bitnet, topics: Path, tmp_path: Path) 
     prompts = ["voice", "prompts", "--teacher", "rules", "--out", tmp_path / "p"]
     answers = ["voice", "answers", "--teacher", "rules", "--out", tmp_path / "a"]
     for words, message in (
-        (["voice"], "say what to make"),
+        (["voice"], "say what to do"),
         (["voice", "prompt"], 'Did you mean "prompts"?'),
         ([*prompts, "--topics", empty], "has no topic"),
         ([*prompts, "--topics", tmp_path / "none"], "cannot be read"),

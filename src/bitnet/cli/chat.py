@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from tyro.conf import Positional
 
-from bitnet.bounds import MOST_NEW_TOKENS, within
-from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.flags import parse
+from bitnet.cli.model import SamplingFlags, load_model
 from bitnet.errors import BitnetError, ConfigError, did_you_mean
 
 if TYPE_CHECKING:
@@ -32,27 +31,16 @@ FENCE = '"""'
 
 
 @dataclass(frozen=True, kw_only=True)
-class ChatFlags(RunFlags):
-    """Flags of `bitnet chat`."""
+class ChatFlags(SamplingFlags):
+    """Talk to a fine-tuned model; a base model continues what is typed."""
 
-    run: Positional[str]
-    """Run id, directory, checkpoint, experiment name, or latest."""
     prompt: Annotated[str | None, tyro.conf.arg(aliases=["-p"])] = None
     """Say this, print the answer and end."""
     system: str = ""
     """A text before the first turn."""
     temperature: float = 0.7
-    """0 is greedy."""
     top_p: float | None = 0.95
-    """Keep the most likely tokens that together hold this probability."""
-    top_k: int | None = None
-    """Keep this many of the most likely tokens."""
     max_new_tokens: int = 256
-    """Tokens of an answer at most."""
-    seed: int = 0
-    """Seed of the sampling."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
 
 
 @dataclass
@@ -80,12 +68,9 @@ class LeaveChat(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Talk until the person leaves, or answer once."""
     flags = parse(ChatFlags, arguments, "chat")
-    within("--max-new-tokens", flags.max_new_tokens, 1, MOST_NEW_TOKENS)
     if flags.json and flags.prompt is None:
         raise ConfigError("--json needs one prompt, as in: bitnet chat latest -p 'What is the moon?' --json")
     sitting = open_sitting(flags)
-    for note in sitting.trained.notes:
-        print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
     if flags.prompt is not None:
         return _once(sitting, flags, flags.prompt)
     _talk(sitting)
@@ -94,14 +79,10 @@ def main(arguments: Sequence[str]) -> int:
 
 def open_sitting(flags: ChatFlags) -> Sitting:
     """The model, with a session where it was taught to converse."""
-    from bitnet.generate.sampling import Sampling
     from bitnet.generate.session import ChatSession
     from bitnet.run.manifest import read_config
-    from bitnet.train.device import choose_device
-    from bitnet.trained_model import load
 
-    sampling = Sampling(flags.temperature, flags.top_p, flags.top_k, flags.seed)
-    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
+    sampling, trained = flags.sampling(), load_model(flags)
     speaker = read_config(trained.layout).get("data", {}).get("speaker")
     session = None
     if speaker is not None:

@@ -6,7 +6,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
@@ -16,17 +18,16 @@ from bitnet.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class CompareFlags(RunFlags):
-    """Flags of `bitnet compare`."""
+    """Show the gap between two runs over their steps, in numbers and a picture."""
 
-    runs: Positional[tuple[str, ...]]
+    runs: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN RUN")]
     """Two runs: id, directory, experiment name, or latest. The gap is the second minus the first."""
     out: Path | None = None
     """Where to draw; by default compare.png in the first run."""
     force: bool = False
     """Compare although data, order or recipe differ."""
     experiment: Path | None = None
-    """The file of the run's experiment, where it is your own: a file that only the run names is never
-    executed."""
+    """Your own experiment file that the run was trained from; what only the run names is not executed."""
 
 
 def main(arguments: Sequence[str]) -> int:

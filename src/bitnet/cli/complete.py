@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from tyro.conf import Positional
 
-from bitnet.bounds import MOST_NEW_TOKENS, within
-from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.flags import parse
+from bitnet.cli.model import SamplingFlags, load_model
 from bitnet.errors import BitnetError, ConfigError
 
 if TYPE_CHECKING:
@@ -20,27 +20,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompleteFlags(RunFlags):
-    """Flags of `bitnet complete`. Greedy unless a temperature is given."""
+class CompleteFlags(SamplingFlags):
+    """Continue a prompt, greedily unless a temperature is given."""
 
-    run: Positional[str]
-    """Run id, directory, checkpoint, experiment name, or latest."""
-    prompt: Positional[str | None] = None
+    prompt: Annotated[Positional[str | None], tyro.conf.arg(metavar="PROMPT")] = None
     """Text to continue."""
     interactive: bool = False
     """Ask for prompts until the end of input."""
-    temperature: float = 0.0
-    """0 is greedy."""
-    top_p: float | None = None
-    """Keep the most likely tokens that together hold this probability."""
-    top_k: int | None = None
-    """Keep this many of the most likely tokens."""
-    max_new_tokens: int = 64
-    """Tokens to add at most."""
-    seed: int = 0
-    """Seed of the sampling."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -48,15 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(CompleteFlags, arguments, "complete")
     if (flags.prompt is None) == (not flags.interactive):
         raise ConfigError("give either a prompt or --interactive, as in: bitnet complete latest '25 + 17 = '")
-    within("--max-new-tokens", flags.max_new_tokens, 1, MOST_NEW_TOKENS)
-    from bitnet.generate.sampling import Sampling
-    from bitnet.train.device import choose_device
-    from bitnet.trained_model import load
-
-    sampling = Sampling(flags.temperature, flags.top_p, flags.top_k, flags.seed)
-    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
-    for note in trained.notes:
-        print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
+    sampling, trained = flags.sampling(), load_model(flags)
     if flags.interactive:
         return _ask(trained, flags, sampling)
     assert flags.prompt is not None

@@ -9,10 +9,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from bitnet.bounds import MOST_TOKENS, within
-from bitnet.cli.flags import last_value, parse
+from bitnet.cli.flags import JsonFlags, last_value, parse, with_sections
 from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, NotFoundError, did_you_mean
 
@@ -23,12 +23,11 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CostFlags:
-    """Flags of `bitnet cost` that are not fields of the configuration."""
+class CostFlags(JsonFlags):
+    """Estimate what a run will take before it starts: parameters, memory, disk, time, money."""
 
     variant: str | None = None
-    """Which variant of an experiment; by default the full-size one that `bitnet train` takes on a GPU, on any
-    machine."""
+    """Variant of an experiment; by default the full-size one that `bitnet train` takes on a GPU."""
     tokens: float | None = None
     """Tokens to train on, as in 2e9; by default the experiment's, or 20 for each parameter of a shape."""
     tokens_per_parameter: float | None = None
@@ -45,8 +44,6 @@ class CostFlags:
     """Time real updates on this machine for about 10 seconds."""
     device: str = "auto"
     """What --measure runs on: auto, cpu or cuda."""
-    json: bool = False
-    """Print the result as JSON on the last line."""
 
 
 @dataclass(frozen=True)
@@ -157,18 +154,9 @@ def _flags_type(base: Base) -> type[CostFlags]:
     """CostFlags with a dotted group of flags for the model, required where nothing gives it, and for
     training.
     """
-    import tyro
-
     from bitnet.nn.config import BitNetConfig
 
-    quiet = tyro.conf.arg(help="")
-    model: tuple[Any, ...] = ("model", Annotated[BitNetConfig, quiet])
-    train = ("train", Annotated[type(base.train), quiet], dataclasses.field(default=base.train))
-    sections: list[Any] = [
-        model if base.model is None else (*model, dataclasses.field(default=base.model)),
-        train,
-    ]
-    return dataclasses.make_dataclass("CostFlags", sections, bases=(CostFlags,), frozen=True, kw_only=True)
+    return with_sections(CostFlags, model=base.model or BitNetConfig, train=base.train)
 
 
 def _applied(flags: Any, base: Base) -> tuple[BitNetConfig, TrainConfig]:
@@ -179,9 +167,7 @@ def _applied(flags: Any, base: Base) -> tuple[BitNetConfig, TrainConfig]:
     model: BitNetConfig = flags.model
     train: TrainConfig = flags.train
     if flags.weights is not None:
-        model = dataclasses.replace(
-            model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations
-        )
+        model = model.with_weights(flags.weights)
     short = {
         name: getattr(flags, name) for name in ("batch_size", "seq_len") if getattr(flags, name) is not None
     }

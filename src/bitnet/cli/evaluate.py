@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from tyro.conf import Positional
-
+from bitnet.allocator import keep_freed_memory
 from bitnet.bounds import MOST_SHOWN, within
-from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.flags import parse
 from bitnet.cli.foreign import refuse_foreign_places
+from bitnet.cli.model import ModelFlags, load_model
 from bitnet.cli.registry import config_of_run, find_variant
 from bitnet.errors import BitnetError, ConfigError, DataError
 from bitnet.units import figure
@@ -28,11 +28,9 @@ TEXT_ROWS = 16  # rows of a batch when a text's loss is measured
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateFlags(RunFlags):
-    """Flags of `bitnet evaluate`."""
+class EvaluateFlags(ModelFlags):
+    """Measure a run against its success criteria, or the loss on a text."""
 
-    run: Positional[str]
-    """Run id, directory, checkpoint, experiment name, or latest."""
     check: bool = False
     """Exit with code 1 unless every criterion is met."""
     show: int = 10
@@ -43,11 +41,8 @@ class EvaluateFlags(RunFlags):
     """Files, folders or patterns: measure the loss on their text instead of the criteria."""
     column: str = "text"
     """Column with the text, of --data."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
     experiment: Path | None = None
-    """The file of the run's experiment, where it is your own: a file that only the run names is never
-    executed."""
+    """Your own experiment file that the run was trained from; what only the run names is not executed."""
     trust: bool = False
     """Read and write what a run of somebody else names outside its folder."""
 
@@ -56,13 +51,7 @@ def main(arguments: Sequence[str]) -> int:
     """Print metrics, criteria and the verdict."""
     flags = parse(EvaluateFlags, arguments, "evaluate")
     within("--show", flags.show, 0, MOST_SHOWN)
-    from bitnet.allocator import keep_freed_memory
-    from bitnet.train.device import choose_device
-    from bitnet.trained_model import load
-
-    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
-    for note in trained.notes:
-        print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
+    trained = load_model(flags)
     out = sys.stderr if flags.json else sys.stdout
     experiment, variant, config = config_of_run(trained.layout, flags.experiment)
     if flags.data:

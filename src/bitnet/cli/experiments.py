@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from bitnet.cli.flags import parse
+from bitnet.cli.flags import JsonFlags, parse
 from bitnet.cli.registry import experiment_names, find_experiment
 
 
-@dataclass(frozen=True, kw_only=True)
-class Flags:
-    """Flags of `bitnet experiments`."""
-
-    json: bool = False
-    """Print a list of objects."""
+class ExperimentsFlags(JsonFlags):
+    """List what can be trained: every variant of every experiment, with what it measured."""
 
 
 def main(arguments: Sequence[str]) -> int:
     """List every variant of every experiment."""
-    flags = parse(Flags, arguments, "experiments")
-    rows = catalogue()
+    flags = parse(ExperimentsFlags, arguments, "experiments")
+    rows = all_variants()
     if flags.json:
         print(json.dumps(rows))
         return 0
@@ -37,23 +32,19 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-def catalogue() -> list[dict[str, Any]]:
-    """name, variant, parameters, tokens, about, measured for each."""
+def all_variants() -> list[dict[str, Any]]:
+    """name, variant, parameters, tokens, about, measured of each."""
     from bitnet.experiments.measured import measured_result
 
-    rows: list[dict[str, Any]] = []
-    for name in experiment_names():
-        for variant, settings in find_experiment(name).variants.items():
-            parameters, tokens = settings.config.model.total_params, settings.config.train.total_tokens
-            result = measured_result(name, variant)
-            rows.append(
-                {
-                    "name": name,
-                    "variant": variant,
-                    "parameters": parameters,
-                    "tokens": tokens,
-                    "about": settings.about,
-                    "measured": result,
-                }
-            )
-    return rows
+    return [
+        {
+            "name": name,
+            "variant": variant,
+            "parameters": settings.config.model.total_params,
+            "tokens": settings.config.train.total_tokens,
+            "about": settings.about,
+            "measured": measured_result(name, variant),
+        }
+        for name in experiment_names()
+        for variant, settings in find_experiment(name).variants.items()
+    ]

@@ -1,31 +1,41 @@
-"""Typed, strict flags through tyro, with its error boxes condensed to one line."""
+"""Typed, strict flags through tyro, with its error boxes condensed to one line.
+
+Not here: the flags of one verb (in its file), and those of verbs that use a trained model (model.py).
+"""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Annotated, Any, TypeVar
 
-from bitnet.errors import ConfigError
+from bitnet.errors import ConfigError, did_you_mean
 from bitnet.terminal import send, visible_but_colours
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunFlags:
+class JsonFlags:
+    """The flag that every verb has."""
+
+    json: bool = False
+    """Print the result as JSON on the last line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFlags(JsonFlags):
     """Flags of every verb that reads or writes runs."""
 
     runs_dir: Path = Path("runs")
     """Folder that holds the runs."""
-    json: bool = False
-    """Print the result as JSON on the last line."""
 
 
 def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
@@ -48,7 +58,7 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
             return parsed
     except SystemExit as end:
         if not end.code:
-            send(sys.stdout, visible_but_colours(captured.getvalue()))
+            send(sys.stdout, visible_but_colours(_without_none(captured.getvalue())))
             raise
         raise ConfigError(_condensed(captured.getvalue(), verb)) from None
     finally:
@@ -56,6 +66,51 @@ def parse(flags: type[T], arguments: Sequence[str], verb: str) -> T:
             os.environ.pop("COLUMNS")
             if columns is not None:
                 os.environ["COLUMNS"] = columns
+
+
+def with_sections(flags: type[T], **sections: Any) -> type[T]:
+    """The flags and, for each section, one for every field of a dataclass: --model.hidden-size.
+
+    sections: by name the defaults, or the dataclass itself where its values must be given.
+    """
+    import tyro
+
+    quiet = tyro.conf.arg(help="")
+    fields: list[Any] = [
+        (name, Annotated[section, quiet])
+        if isinstance(section, type)
+        else (name, Annotated[type(section), quiet], dataclasses.field(default=section))
+        for name, section in sections.items()
+    ]
+    made = dataclasses.make_dataclass(flags.__name__, fields, bases=(flags,), frozen=True, kw_only=True)
+    made.__doc__ = flags.__doc__
+    return made
+
+
+Action = tuple[type[Any], Callable[[Any], int]]
+"""The flags of an action, and what it does with them."""
+
+
+def run_action(verb: str, usage: str, actions: Mapping[str, Action], arguments: Sequence[str]) -> int:
+    """One of the actions of a verb, as in `bitnet tokenizer train`. Returns its exit code."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage)
+        if arguments:
+            return 0
+        raise ConfigError(f"say what to do: {', or '.join(f'bitnet {verb} {action}' for action in actions)}")
+
+    action, *rest = arguments
+    if action not in actions:
+        raise ConfigError(f"there is no `bitnet {verb} {action}`.{did_you_mean(action, actions)}")
+    flags, run = actions[action]
+    return run(parse(flags, rest, f"{verb} {action}"))
+
+
+def _without_none(page: str) -> str:
+    """The help with STR where tyro writes {None}|STR for a flag that may be left out."""
+    usage, gap, tables = page.partition("\n\n")
+    framed = re.sub(r"(\{None\}\|)(\w+)", lambda match: match[2] + " " * len(match[1]), tables)
+    return usage.replace("{None}|", "") + gap + framed
 
 
 class _Captured(io.StringIO):

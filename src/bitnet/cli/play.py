@@ -7,14 +7,15 @@ counted, and its next likeliest answer is taken, so that the game can go on.
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
-from bitnet.cli.flags import RunFlags, parse
+from bitnet.cli.flags import parse
+from bitnet.cli.model import ModelFlags, load_model
 from bitnet.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,10 +25,10 @@ HELP = "0-8 play a cell   h hint   u undo   n new game   s switch sides   q quit
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlayFlags(RunFlags):
-    """Flags of `bitnet play`."""
+class PlayFlags(ModelFlags):
+    """Play tic-tac-toe against a model, in the terminal."""
 
-    run: Positional[str] = "tictactoe"
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")] = "tictactoe"
     """Run id, directory, checkpoint, experiment name, or latest; it must have learned tic-tac-toe."""
     side: Literal["ask", "X", "O"] = "ask"
     """Your side; X begins."""
@@ -35,8 +36,6 @@ class PlayFlags(RunFlags):
     """0: the model plays its likeliest move; above: it draws."""
     seed: int = 0
     """Seed of the drawing."""
-    device: str = "auto"
-    """auto, cpu or cuda."""
 
 
 @dataclass
@@ -61,13 +60,9 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(PlayFlags, arguments, "play")
     from bitnet.experiments.tictactoe.game_tree import cell_ids, question
     from bitnet.generate.sampling import Sampling
-    from bitnet.train.device import choose_device
-    from bitnet.trained_model import load
 
-    Sampling(flags.temperature, seed=flags.seed)  # its check of both
-    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
-    for note in trained.notes:
-        print(f"passing over a damaged checkpoint: {note}", file=sys.stderr)
+    Sampling(flags.temperature, seed=flags.seed)  # raises ConfigError for a value out of range
+    trained = load_model(flags)
     try:
         cell_ids(trained.tokenizer)
         trained.tokenizer.encode(question(()))

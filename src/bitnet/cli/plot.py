@@ -7,8 +7,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
+import tyro
 from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
@@ -17,9 +18,9 @@ from bitnet.errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True)
 class PlotFlags(RunFlags):
-    """Flags of `bitnet plot`."""
+    """Draw the curves of one run, or of several overlaid, as PNG."""
 
-    run: Positional[tuple[str, ...]] = ("latest",)
+    run: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")] = ("latest",)
     """One run, or several to overlay."""
     out: Path | None = None
     """Where to write; by default plot.png in the (first) run."""

@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
-import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +16,11 @@ import tyro
 from tyro.conf import Positional
 
 from bitnet.bounds import within
-from bitnet.cli.flags import last_value, parse
+from bitnet.cli.flags import JsonFlags, last_value, parse, with_sections
 from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, DataError
-from bitnet.terminal import send
+from bitnet.files import replacing
+from bitnet.terminal import ProgressLine
 from bitnet.units import duration, megabytes
 
 if TYPE_CHECKING:
@@ -29,14 +28,13 @@ if TYPE_CHECKING:
     from bitnet.data.shards import Shards
 
 MOST_LINES = 10**9  # some 15 GB of arithmetic
-LINE_EVERY_S = 5.0  # between lines of progress where they cannot be rewritten
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrepareFlags:
     """Write the data of an experiment to a text file."""
 
-    experiment: Positional[str]
+    experiment: Annotated[Positional[str], tyro.conf.arg(metavar="NAME")]
     """Which experiment's data."""
     out: Path
     """Text file to write; it must not exist yet."""
@@ -47,7 +45,7 @@ class PrepareFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusFlags:
+class CorpusFlags(JsonFlags):
     """Which documents."""
 
     data: tuple[str, ...] = ()
@@ -59,14 +57,11 @@ class CorpusFlags:
     column: str = "text"
     """Column with the text."""
     validation: tuple[str, ...] = ()
-    """Files that are the held-out set and are never trained on; without it, documents are chosen by a
-    hash."""
+    """Files that are the held-out set, never trained on; without it, a hash chooses documents."""
     held_out_one_in: int = 100
     """Without --validation: one document in so many is held out."""
     seed: int = 42
     """Seed of what is drawn or shuffled."""
-    json: bool = False
-    """Print the result as JSON on the last line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,12 +113,7 @@ def _with_settings(arguments: Sequence[str]) -> type[PrepareFlags]:
     data = find_variant(
         find_experiment(word), last_value(arguments, "--variant") or PrepareFlags.variant
     ).config.data
-    settings: list[Any] = [
-        ("data", Annotated[type(data), tyro.conf.arg(help="")], dataclasses.field(default=data))
-    ]
-    return dataclasses.make_dataclass(
-        "PrepareFlags", settings, bases=(PrepareFlags,), frozen=True, kw_only=True
-    )
+    return with_sections(PrepareFlags, data=data)
 
 
 def prepare_experiment(flags: Any) -> int:
@@ -142,15 +132,11 @@ def prepare_experiment(flags: Any) -> int:
 
 
 def _write_whole(out: Path, lines: Iterable[str]) -> None:
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
+        with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(lines)
-        temporary.rename(out)
     except OSError as error:
         raise DataError(f"{out} cannot be written ({error.strerror}); choose another --out") from None
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def prepare_documents(flags: PrepareDocumentsFlags) -> int:
@@ -180,22 +166,9 @@ def prepare_documents(flags: PrepareDocumentsFlags) -> int:
 
 
 def progress_line() -> Callable[[Progress], None]:
-    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few
-    seconds.
-    """
-    rewritten = sys.stderr.isatty()
-    last = time.monotonic()
-
-    def show(progress: Progress) -> None:
-        nonlocal last
-        now = time.monotonic()
-        if now - last >= (0.2 if rewritten else LINE_EVERY_S):
-            last = now
-            print(_line(progress), file=sys.stderr, end="" if rewritten else "\n", flush=True)
-            if rewritten:
-                send(sys.stderr, "\x1b[K\r")
-
-    return show
+    """Shows progress on standard error."""
+    line = ProgressLine()
+    return lambda progress: line.show(lambda: _line(progress))
 
 
 def _line(progress: Progress) -> str:

@@ -8,7 +8,9 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
+import tyro
 from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
@@ -18,15 +20,14 @@ from bitnet.units import megabytes
 
 @dataclass(frozen=True, kw_only=True)
 class ReportFlags(RunFlags):
-    """Flags of `bitnet report`."""
+    """Write one self-contained HTML page about a run, or two runs compared."""
 
-    run: Positional[tuple[str, ...]] = ("latest",)
+    run: Annotated[Positional[tuple[str, ...]], tyro.conf.arg(metavar="RUN...")] = ("latest",)
     """One run, or two to compare: run id, directory, experiment name, or latest."""
     card: bool = False
     """Write a model card (Markdown) instead of the page."""
     out: Path | None = None
-    """Where to write; by default report.html in the run, comparison.html in the first of two, MODEL_CARD.md
-    with --card."""
+    """Where to write; by default report.html, comparison.html or MODEL_CARD.md in the first run."""
 
 
 def main(arguments: Sequence[str]) -> int:

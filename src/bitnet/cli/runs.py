@@ -10,12 +10,16 @@ from bitnet.errors import NotFoundError
 from bitnet.terminal import one_line
 
 
+class RunsFlags(RunFlags):
+    """List the runs, oldest first."""
+
+
 def main(arguments: Sequence[str]) -> int:
     """One line per run, oldest first."""
     from bitnet.report.progress import run_summary
     from bitnet.run.layout import list_runs
 
-    flags = parse(RunFlags, arguments, "runs")
+    flags = parse(RunsFlags, arguments, "runs")
     if flags.runs_dir != RunFlags.runs_dir and not flags.runs_dir.is_dir():
         raise NotFoundError(
             f"there is no folder {flags.runs_dir}; give the folder of your runs with --runs-dir"

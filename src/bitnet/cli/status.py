@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+import tyro
 from tyro.conf import Positional
 
 from bitnet.cli.flags import RunFlags, parse
@@ -21,9 +22,9 @@ BAR_WIDTH = 40
 
 @dataclass(frozen=True, kw_only=True)
 class StatusFlags(RunFlags):
-    """Flags of `bitnet status`."""
+    """Show how far a run is, and how it is doing."""
 
-    run: Positional[str] = "latest"
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")] = "latest"
     """Run id, directory, experiment name, or latest."""
     watch: bool = False
     """Show again every 10 seconds until the run ends."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import tyro
 
-from bitnet.cli.flags import RunFlags, last_value, parse
+from bitnet.cli.flags import RunFlags, last_value, parse, with_sections
 from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.cli.start_from import started_from, with_conversations
 from bitnet.errors import ConfigError, NotFoundError
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainFlags(RunFlags):
-    """Flags of `bitnet train` that are not fields of the configuration."""
+    """Train an experiment, or continue a run."""
 
     variant: str | None = None
     """Which variant; by default the experiment's own choice for the device."""
@@ -65,19 +65,17 @@ class TrainFlags(RunFlags):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFlags:
-    """Further flags of the experiments on real text."""
+class TextFlags(TrainFlags):
+    """Train an experiment on real text, or continue a run."""
 
     files: Annotated[tuple[str, ...] | None, tyro.conf.arg(name="data")] = None
-    """Files, folders or patterns to train on instead of the hub's data set (.txt, .jsonl, .parquet; .gz, .xz,
-    .zst)."""
+    """Files, folders or patterns to train on (.txt, .jsonl, .parquet; .gz, .xz, .zst), not the hub's data."""
     validation: tuple[str, ...] | None = None
     """Files that are the held-out set and are never trained on."""
     column: str | None = None
     """Column with the text."""
     tokenizer: str | None = None
-    """own (made from the data), auto (LLaMA-2's where you have access, else own), characters, a folder, or a
-    name on the hub."""
+    """own (from the data), auto (LLaMA-2's, own without access to it), characters, a folder or hub name."""
     cache_dir: str | None = None
     """Where tokenizers and token shards are kept."""
     allow_repeat: bool = False
@@ -85,8 +83,8 @@ class TextFlags:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ConversationFlags:
-    """Further flag of fine-tuning."""
+class ConversationFlags(TrainFlags):
+    """Fine-tune on conversations, or continue a run."""
 
     files: Annotated[str | None, tyro.conf.arg(name="data")] = None
     """Folder of `bitnet voice answers`, or a file of conversations as JSON lines."""
@@ -189,9 +187,9 @@ def control_config(config: RunConfig) -> RunConfig:
             "--control compares with full-precision weights, but this run has them already; leave out "
             "--weights full"
         )
-    model = dataclasses.replace(config.model, weights="full", activations="full")
     product = "auto" if config.train.product == "int8" else config.train.product
-    return dataclasses.replace(config, model=model, train=dataclasses.replace(config.train, product=product))
+    train = dataclasses.replace(config.train, product=product)
+    return dataclasses.replace(config, model=config.model.with_weights("full"), train=train)
 
 
 def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunConfig]:
@@ -224,24 +222,12 @@ def _flags_type(base: RunConfig) -> type[TrainFlags]:
     from bitnet.experiments.bitnut_sft import ConversationData
     from bitnet.experiments.real_text import TextData
 
-    quiet = tyro.conf.arg(help="")
-    sections: list[Any] = [
-        (
-            section,
-            Annotated[type(getattr(base, section)), quiet],
-            dataclasses.field(default=getattr(base, section)),
-        )
-        for section in ("model", "train", "data")
-    ]
-    extra = (
-        (TextFlags,)
-        if isinstance(base.data, TextData)
-        else (ConversationFlags,)
-        if isinstance(base.data, ConversationData)
-        else ()
-    )
-    bases = (*extra, TrainFlags)
-    return dataclasses.make_dataclass("TrainFlags", sections, bases=bases, frozen=True, kw_only=True)
+    flags = TrainFlags
+    if isinstance(base.data, TextData):
+        flags = TextFlags
+    elif isinstance(base.data, ConversationData):
+        flags = ConversationFlags
+    return with_sections(flags, model=base.model, train=base.train, data=base.data)
 
 
 def apply_flags(flags: Any) -> RunConfig:
@@ -258,9 +244,7 @@ def apply_flags(flags: Any) -> RunConfig:
     if flags.num_steps is not None:
         train = train.with_total_steps(flags.num_steps)
     if flags.weights is not None:
-        model = dataclasses.replace(
-            model, weights=flags.weights, activations="full" if flags.weights == "full" else model.activations
-        )
+        model = model.with_weights(flags.weights)
     if train.product == "int8" and "full" in (model.weights, model.activations):
         raise ConfigError(
             "train.product is int8 but the model is not ternary with int8 activations; use --train.product "

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitnet.cli.flags import parse
-from bitnet.errors import ConfigError, did_you_mean
-from bitnet.terminal import send
+from bitnet.cli.flags import Action, JsonFlags, run_action
+from bitnet.terminal import ProgressLine
 from bitnet.units import duration
 from bitnet.voice.teachers import DEFAULT, Teacher, TeacherOptions, open_teacher
 
@@ -21,18 +20,16 @@ USAGE = """usage: bitnet voice prompts [--topics FILE] [--teacher T] --out DIR
 T is rules (a built-in grammar), a Hugging Face causal model by name or folder, or http://HOST/v1 with
 --model NAME
 with --help after prompts or answers: all flags"""
-LINE_EVERY_S = 5.0  # between lines of progress where they cannot be rewritten
 
 
 @dataclass(frozen=True, kw_only=True)
-class TeacherFlags:
+class TeacherFlags(JsonFlags):
     """Who writes, and where to."""
 
     out: Path
     """Folder to write; repeat the command to continue after an interruption."""
     teacher: str = DEFAULT
-    """rules, a Hugging Face causal model by name or folder, or the address of an OpenAI-compatible
-    endpoint."""
+    """rules, a Hugging Face causal model by name or folder, or an OpenAI-compatible http://HOST/v1."""
     model: str | None = None
     """Name of the endpoint's model."""
     batch_size: int = 8
@@ -47,8 +44,6 @@ class TeacherFlags:
     """auto, cpu or cuda; for a Hugging Face model."""
     seed: int = 42
     """Seed of what is drawn."""
-    json: bool = False
-    """Print the result as JSON on the last line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,22 +72,10 @@ class AnswersFlags(TeacherFlags):
     """Also have each prompt answered plainly, for preference optimisation: in the voice against out of it."""
 
 
-ACTIONS = {"prompts": PromptsFlags, "answers": AnswersFlags}
-
-
 def main(arguments: Sequence[str]) -> int:
     """`prompts` or `answers`."""
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(USAGE)
-        if arguments:
-            return 0
-        raise ConfigError("say what to make: bitnet voice prompts, or bitnet voice answers")
-    action, *rest = arguments
-    if action not in ACTIONS:
-        raise ConfigError(f"there is no `bitnet voice {action}`.{did_you_mean(action, ACTIONS)}")
-    if action == "prompts":
-        return prompts(parse(PromptsFlags, rest, "voice prompts"))
-    return answers(parse(AnswersFlags, rest, "voice answers"))
+    actions: dict[str, Action] = {"prompts": (PromptsFlags, prompts), "answers": (AnswersFlags, answers)}
+    return run_action("voice", USAGE, actions, arguments)
 
 
 def prompts(flags: PromptsFlags) -> int:
@@ -182,25 +165,19 @@ def _end(flags: TeacherFlags, manifest: dict[str, Any], lines: list[str]) -> int
 
 
 def progress(pieces: str, kept: str) -> Callable[[int, int, int], None]:
-    """Shows progress on standard error: one line that is rewritten on a terminal, else a line every few
-    seconds.
-    """
-    rewritten = sys.stderr.isatty()
-    started = last = time.monotonic()
+    """Shows on standard error how many pieces are done, how much was kept, and the time to go."""
+    line, started = ProgressLine(), time.monotonic()
     first: int | None = None
 
     def show(done: int, total: int, count: int) -> None:
-        nonlocal last, first
-        now = time.monotonic()
-        first = done if first is None else first
-        if now - last < (0.2 if rewritten else LINE_EVERY_S):
-            return
-        last = now
-        rate = (done - first) / (now - started)
-        left = f"  about {duration((total - done) / rate)} to go" if rate > 0 else ""
-        line = f"{done:,} of {total:,} {pieces}  {count:,} {kept}{left}"
-        print(line, file=sys.stderr, end="" if rewritten else "\n", flush=True)
-        if rewritten:
-            send(sys.stderr, "\x1b[K\r")
+        nonlocal first
+        first = done if first is None else first  # what an earlier, interrupted call had done
+
+        def text() -> str:
+            rate = (done - first) / (time.monotonic() - started)
+            left = f"  about {duration((total - done) / rate)} to go" if rate > 0 else ""
+            return f"{done:,} of {total:,} {pieces}  {count:,} {kept}{left}"
+
+        line.show(text)
 
     return show

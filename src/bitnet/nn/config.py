@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from bitnet.bounds import MOST_ENTRIES, Bounds, check_fields
@@ -65,6 +65,11 @@ class BitNetConfig:
                 f"the head width {self.hidden_size} / {self.num_heads} = {self.head_dim} is odd; "
                 "rotary embedding needs an even one, so change model.hidden_size or model.num_heads"
             )
+
+    def with_weights(self, weights: Weights) -> BitNetConfig:
+        """The same shape with these weights. Full ones come with unquantised activations: the control."""
+        activations: Activations = "full" if weights == "full" else self.activations
+        return replace(self, weights=weights, activations=activations)
 
     @property
     def head_dim(self) -> int:

@@ -87,6 +87,22 @@ def save_in_place(tokenizer: Tokenizer, folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def save_or_keep(tokenizer: Tokenizer, folder: Path) -> None:
+    """Save it, or leave the folder as it is where it holds the same one. Raises DataError for another."""
+    if not holds_tokenizer(folder):
+        save_in_place(tokenizer, folder)
+    elif load_tokenizer(folder).describe()["tokenizer_sha256"] != tokenizer.describe()["tokenizer_sha256"]:
+        raise DataError(f"{folder} holds another tokenizer; delete it, or name a new folder with --out")
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Whether `load_tokenizer` would find one in the folder."""
+    from bitnet.text.characters import FILE_NAME
+    from bitnet.text.subword import TOKENIZER_FILE
+
+    return any((folder / name).is_file() for name in (TOKENIZER_FILE, FILE_NAME))
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     """The tokenizer saved in a folder: characters.json, or a Hugging Face tokenizer.json."""
     from bitnet.text.characters import FILE_NAME, CharacterTokenizer

@@ -1,0 +1,61 @@
+"""What the verbs that use a trained model share: which run, on which device, and how tokens are drawn."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from tyro.conf import Positional
+
+from bitnet.bounds import MOST_NEW_TOKENS, within
+from bitnet.cli.flags import RunFlags
+
+if TYPE_CHECKING:
+    from bitnet.generate.sampling import Sampling
+    from bitnet.trained_model import TrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFlags(RunFlags):
+    """Which model, and where it computes."""
+
+    run: Annotated[Positional[str], tyro.conf.arg(metavar="RUN")]
+    """Run id, directory, checkpoint, experiment name, or latest."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingFlags(ModelFlags):
+    """How the next token is drawn."""
+
+    temperature: float = 0.0
+    """0 is greedy."""
+    top_p: float | None = None
+    """Keep the most likely tokens that together hold this probability."""
+    top_k: int | None = None
+    """Keep this many of the most likely tokens."""
+    max_new_tokens: int = 64
+    """Tokens to write at most."""
+    seed: int = 0
+    """Seed of the sampling."""
+
+    def sampling(self) -> Sampling:
+        """The settings as one value. Raises ConfigError for one out of range."""
+        from bitnet.generate.sampling import Sampling
+
+        within("--max-new-tokens", self.max_new_tokens, 1, MOST_NEW_TOKENS)
+        return Sampling(self.temperature, self.top_p, self.top_k, self.seed)
+
+
+def load_model(flags: ModelFlags) -> TrainedModel:
+    """The model of a run. Names each damaged checkpoint that was skipped on standard error."""
+    from bitnet.train.device import choose_device
+    from bitnet.trained_model import load
+
+    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
+    for note in trained.notes:
+        print(f"skipping a damaged checkpoint: {note}", file=sys.stderr)
+    return trained
