@@ -7,12 +7,13 @@ with the choice is check_decoding.py's matter.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from bitnet.diagnose.finding import STRONG, Check, Part, below, worst
+from bitnet.diagnose.finding import STRONG, Check, Part
 from bitnet.generate import sampling, snapshot
 from bitnet.generate.sampling import Sampling
 
@@ -29,7 +30,9 @@ WAYS = (
     Sampling(temperature=0.9, top_p=0.95),
     Sampling(temperature=1.3, top_k=8, top_p=0.8),
 )
-DECODING = Part("decoding", "definitions, recomputed in float64; top-p arXiv:1904.09751")
+PLAN = {"greedy": (0.0, None, None), "typical": (0.9, 0.95, None), "stress": (1.5, None, 10)}
+"""Temperature, top-p and top-k of each named mode (config-95m, section 5E)."""
+DECODING = Part("decoding", "definitions, recomputed in float64; top-p arXiv:1904.09751; config-95m, 5E")
 
 
 def allowed(logits: Tensor, how: Sampling) -> Tensor:
@@ -56,55 +59,35 @@ def allowed(logits: Tensor, how: Sampling) -> Tensor:
     return result / result.sum()
 
 
-def _test_logits() -> Tensor:
-    return torch.randn(24, generator=torch.Generator().manual_seed(3)) * 2
-
-
-def _words(how: Sampling) -> str:
-    return (
-        f"temperature {how.temperature:g}"
-        + (f", top-k {how.top_k}" if how.top_k else "")
-        + (f", top-p {how.top_p:g}" if how.top_p else "")
-    )
-
-
 def distributions() -> Iterator[Check]:
     """The distributions that are sampled from, and what really is drawn, for every way of sampling."""
-    logits = _test_logits()
+    logits = torch.randn(24, generator=torch.Generator().manual_seed(3)) * 2
     rows = logits.expand(DRAWS, -1)
     written: dict[str, float] = {}
     drawn: dict[str, float] = {}
-    outside: list[str] = []
     for how in WAYS:
         right = allowed(logits, how)
-        written[_words(how)] = 0.5 * float(
-            (sampling.probabilities(logits[None], how)[0].double() - right).abs().sum()
-        )
         chosen = sampling.choose(rows, how, how.generator(rows.device))
         shares = torch.bincount(chosen, minlength=len(logits)).double() / DRAWS
-        drawn[_words(how)] = 0.5 * float((shares - right).abs().sum())
-        outside += [_words(how)] if bool((shares[right == 0] > 0).any()) else []
-    error, where = worst(written)
-    yield DECODING(
-        "temperature, top-k and top-p as defined", f"{where}: another distribution is sampled from"
-    ).below(error, 1e-3, "total variation distance")
-    error, where = worst(drawn)
-    yield DECODING(
-        "draws follow their distribution",
-        f"{(outside or [where])[0]}: tokens are drawn that should not be, or in other shares",
-        source="definitions, recomputed in float64",
-    ).holds(
-        below(error, FAR) and not outside, error, f"total variation distance <= {FAR:g} over {DRAWS} draws"
+        written[str(how)] = distance(sampling.probabilities(logits[None], how)[0], right)
+        drawn[str(how)] = math.inf if bool(shares[right == 0].any()) else distance(shares, right)
+    yield DECODING("temperature, top-k and top-p as defined", "another distribution is sampled from").below(
+        written, 1e-3, "total variation distance"
     )
+    other = "tokens are drawn that should not be, or in other shares"
+    yield DECODING("draws follow their distribution", other).below(
+        drawn, FAR, f"total variation distance over {DRAWS} draws"
+    )
+
     best = sampling.choose(logits[None], sampling.GREEDY, sampling.GREEDY.generator(logits.device))
-    yield DECODING(
-        "greedy choice is argmax", "temperature 0 does not take the largest logit", source="definition"
-    ).equal(int(best), int(logits.argmax()))
-    plan = {"greedy": (0.0, None, None), "typical": (0.9, 0.95, None), "stress": (1.5, None, 10)}
-    named = {mode: (how.temperature, how.top_p, how.top_k) for mode, how in snapshot.MODES.items()} == plan
-    yield DECODING(
-        "named modes are the plan's",
-        "greedy, typical or stress means something else",
-        source="config-95m, section 5E",
-        weight=STRONG,
-    ).holds(named, named, "greedy; 0.9 and top-p 0.95; 1.5 and top-k 10")
+    yield DECODING("greedy choice is argmax", "temperature 0 does not take the largest logit").equal(
+        int(best), int(logits.argmax())
+    )
+    named = {mode: (how.temperature, how.top_p, how.top_k) for mode, how in snapshot.MODES.items()}
+    other = "greedy, typical or stress means something else"
+    yield DECODING("named modes are the plan's", other, weight=STRONG).equal(named, PLAN)
+
+
+def distance(one: Tensor, other: Tensor) -> float:
+    """Total variation distance of two distributions."""
+    return 0.5 * float((one.double() - other.double()).abs().sum())
