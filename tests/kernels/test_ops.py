@@ -55,6 +55,16 @@ def test_sums_are_exact(way: str, out: int, width: int, rows: int, seed: int) ->
     assert torch.equal(ops.unpack(ops.pack(weight)), weight)
 
 
+def test_rows_one_wide_have_the_right_sums(way: str) -> None:
+    """torch._int_mm on a CPU gave memory that it had never written."""
+    weight, codes = (
+        torch.tensor([[1], [-1], [0]], dtype=torch.int8),
+        torch.tensor([[44], [-128]], dtype=torch.int8),
+    )
+    for _ in range(20):  # which may hold the right sums by chance
+        assert ops.sums(ops.pack(weight), codes).tolist() == [[44, -44, 0], [-128, 128, 0]]
+
+
 def test_without_vnni_torch_adds_in_floats_as_exactly(
     use: Callable[[Any, str], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,6 +76,19 @@ def test_the_int8_product_equals_the_float_path(x: Tensor, upstream: Tensor) -> 
         torch.testing.assert_close(ours, reference, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("width", [1, 2])
+def test_the_narrowest_inputs_have_the_right_values_in_both_products(width: int) -> None:
+    """On a CPU, torch._int_mm gave unwritten memory for inputs that were one wide."""
+    made = BitLinear(width, 3)
+    torch.nn.init.normal_(made.weight)
+    x = torch.randn(5, width)
+    expected = x @ ternarize(made.weight, made.rows).dequantized().t()
+    for product in ("float", "int8"):
+        made.product = product
+        for _ in range(20):  # the memory may hold the right sums by chance
+            torch.testing.assert_close(made(x), expected, rtol=0.02, atol=0.02)
+
+
 def test_the_int8_product_is_exact_against_double_precision(x: Tensor) -> None:
     made = layer("int8")
     codes, step = quantize_activations(x)

@@ -206,7 +206,8 @@ def _sums_plainly(weight: Tensor, codes: Tensor) -> Tensor:
     if codes.device.type == "cuda":
         integers = rows > 16 and width % 8 == 0 and weight.shape[0] % 8 == 0  # what cuBLAS takes
     else:
-        integers = bool(torch.cpu._is_vnni_supported())
+        # torch._int_mm of codes that are one wide returns memory that it never wrote (torch 2.13)
+        integers = width > 1 and bool(torch.cpu._is_vnni_supported())
     if integers:
         return torch._int_mm(codes, weight.t())
     dtype = torch.float32 if width <= EXACT_FLOAT_INPUTS else torch.float64
