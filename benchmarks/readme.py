@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.registry import experiment_names, find_experiment
+from bitnet.experiments.real_text import TextData
 from faults import summary as faults_summary
 from hardware import RESULTS
 from tables import operators_table, results_table, summary_table, table, voice_table
@@ -136,6 +137,11 @@ def flags_table(kind: str) -> str:
     return table(["flag", "meaning"], rows)
 
 
+def text_flags_table() -> str:
+    """Short flags of the experiments on real text."""
+    return table(["flag", "meaning"], [[f"`--{flag.name}`", flag.about] for flag in TextData.short_flags])
+
+
 def speed_table() -> str:
     """One row per shape and way to multiply, for each device that was measured."""
     parts = []
@@ -237,7 +243,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "reliability": reliability_table,
     "recipes": recipes_table,
     "flags": lambda: flags_table("TrainFlags"),
-    "text_flags": lambda: flags_table("TextFlags"),
+    "text_flags": text_flags_table,
     **{f"configuration {name}": functools.partial(configuration_table, name) for name in experiment_names()},
     **{f"measured {name}": functools.partial(results_table, name) for name in experiment_names()},
 }

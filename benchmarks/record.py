@@ -21,9 +21,7 @@ from typing import Any
 from bitnet.cli.evaluate import judge
 from bitnet.cli.registry import config_of_run, find_experiment, find_variant
 from bitnet.experiments import measured
-from bitnet.experiments.bitnut_sft import ConversationData
 from bitnet.experiments.measured import Row
-from bitnet.experiments.real_text import TextData
 from bitnet.files import read_json
 from bitnet.run.layout import RunLayout, find_run
 from bitnet.run.metrics import read_lines
@@ -45,7 +43,7 @@ NOT_SETTINGS = set(
 """What may differ between a variant and a run that measures it: seed, budget and control, which a row names;
 where the data is; how the run is watched, and how fast it is, which change no weight."""
 FOUND_BY_FROM = {"data.tokenizer", "data.conversations", "data.other"}
-"""Paths that fine-tuning takes from the run it begins from, and from --data."""
+"""Paths that a run with --from takes from the run it begins from, and from --data."""
 
 
 def row_of(word: str, note: str | None) -> Row:
@@ -67,7 +65,7 @@ def row_of(word: str, note: str | None) -> Row:
         "tokens": scalars[-1]["tokens_seen"],
         "full_budget": config.train.total_tokens >= budget,
         "budget": budget,
-        "loss_on": loss_on(config),
+        "loss_on": loss_on(experiment, config),
         "hardware": facts["gpu_model"]
         or f"{facts['cpu_model']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}",
         "torch": facts["torch_version"],
@@ -78,7 +76,7 @@ def row_of(word: str, note: str | None) -> Row:
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
-        "shown": [key for key in telling(experiment, config) if key in result["metrics"]],
+        "shown": [key for key in telling(experiment) if key in result["metrics"]],
         "metrics": result["metrics"],
     }
 
@@ -101,7 +99,7 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     """The settings of a run that differ from the defaults of their fields, as `train.batch_size: 256`,
     without NOT_SETTINGS.
     """
-    left_out = NOT_SETTINGS | (FOUND_BY_FROM if isinstance(config.data, ConversationData) else set())
+    left_out = NOT_SETTINGS | (FOUND_BY_FROM if config.train.start_from else set())
     found: dict[str, Any] = {}
     for section in ("model", "train", "data"):
         values = getattr(config, section)
@@ -112,11 +110,11 @@ def settings_of(config: RunConfig) -> dict[str, Any]:
     return found
 
 
-def loss_on(config: RunConfig) -> str:
-    """What the training loss is a mean over."""
-    if isinstance(config.data, ConversationData):
-        return "pairs" if config.train.objective == "preference" else "answers"
-    return getattr(config.data, "loss_on", "all")
+def loss_on(experiment: Experiment, config: RunConfig) -> str:
+    """What the training loss is a mean over. Fine-tuning has no setting for it."""
+    if config.train.objective == "preference":
+        return "pairs"
+    return "answers" if experiment.starts_from_a_run else getattr(config.data, "loss_on", "all")
 
 
 def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: RunConfig) -> dict[str, Any]:
@@ -132,12 +130,12 @@ def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: 
     return judge(load(layout.root), experiment.open(config), criteria)
 
 
-def telling(experiment: Experiment, config: RunConfig) -> list[str]:
-    """The metrics that the criteria of any variant name, each once, in their order; on real text bits per
-    byte first.
+def telling(experiment: Experiment) -> list[str]:
+    """The experiment's headline metrics, then those that the criteria of any variant name, each once, in
+    their order.
     """
     named = (criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria)
-    return list(dict.fromkeys([*(["bits_per_byte"] if isinstance(config.data, TextData) else []), *named]))
+    return list(dict.fromkeys([*experiment.headline, *named]))
 
 
 def why_outgrown(row: Row) -> str | None:

@@ -29,7 +29,7 @@ from bitnet.train.objective import summed_loss
 from conftest import Result
 from corpora import stories, write_txt
 
-FROM_NOTHING = [name for name in experiment_names() if "starts_from_a_run" not in find_experiment(name).extra]
+FROM_NOTHING = [name for name in experiment_names() if not find_experiment(name).starts_from_a_run]
 """Experiments that begin with random weights; the others have tests of their own
 (tests/experiments/test_bitnut_sft.py)."""
 VARIANTS = [(name, variant) for name in FROM_NOTHING for variant in find_experiment(name).variants]

@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     # a voice's fine-tuning is judged by its signs, and against the run that it began from
     "experiments": {
         *("nn", "text", "data", "corpus", "generate", "evaluate", "optim", "trained_model"),
-        *("train.config", "train.objective", "train.experiment"),
+        *("train.config", "train.data_config", "train.objective", "train.experiment"),
         *("voice.score", "voice.topics", "voice.voices"),
     },
     "report": CORE,
@@ -119,6 +119,16 @@ def test_only_the_doors_import_experiments() -> None:
     }
     assert users <= {"experiments", *DOORS}
     assert "cli" in users
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "cli").glob("*.py")), ids=name_of)
+def test_the_command_line_names_no_single_experiment(path: Path) -> None:
+    """It asks an experiment what it can do, so that a user's own file can do all that ours do."""
+    named = {target for target in ours(ast.parse(path.read_text())) if target.startswith("experiments.")}
+    assert all(
+        allowed(target, {"experiments.shapes", "experiments.measured", "experiments.tictactoe"})
+        for target in named
+    ), named
 
 
 def test_nobody_imports_a_door() -> None:

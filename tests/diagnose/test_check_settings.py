@@ -37,7 +37,7 @@ def missed(subject: Subject, training: dict[str, Any], **model: Any) -> list[str
 def test_every_variant_passes(subject: Subject, name: str) -> None:
     """Published recipes and ours: the ranges hold them all."""
     experiment = find_experiment(name)
-    begins = {"start_from": "a run"} if experiment.extra.get("starts_from_a_run") else {}
+    begins = {"start_from": "a run"} if experiment.starts_from_a_run else {}
     for variant, made in experiment.variants.items():
         assert missed(dataclasses.replace(subject, settings=made.config), begins) == [], variant
 

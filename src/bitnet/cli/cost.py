@@ -162,7 +162,8 @@ def _flags_type(base: Base) -> type[CostFlags]:
 def _applied(flags: Any, base: Base) -> tuple[BitNetConfig, TrainConfig]:
     """The short flags on top of the dotted ones, and the number of updates that the tokens ask for."""
     from bitnet.cost.estimate import CHINCHILLA, with_tokens
-    from bitnet.train.config import DataConfig, RunConfig
+    from bitnet.train.config import RunConfig
+    from bitnet.train.data_config import DataConfig
 
     model: BitNetConfig = flags.model
     train: TrainConfig = flags.train

@@ -21,10 +21,8 @@ from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, DataError
 from bitnet.files import replacing
 from bitnet.terminal import ProgressLine
-from bitnet.units import duration, megabytes
 
 if TYPE_CHECKING:
-    from bitnet.corpus.prepare import Progress
     from bitnet.data.shards import Shards
 
 MOST_LINES = 10**9  # some 15 GB of arithmetic
@@ -120,12 +118,12 @@ def prepare_experiment(flags: Any) -> int:
     """Write the lines under a temporary name, then rename: the file is whole or absent."""
     within("--count", flags.count, 1, MOST_LINES)
     experiment = find_experiment(flags.experiment)
-    if "prepare" not in experiment.extra:
+    if experiment.training_text is None:
         raise ConfigError(f"{experiment.name} has no text to write; prepare works for arithmetic")
     if flags.out.exists():
         raise DataError(f"{flags.out} exists; delete it or choose another --out")
     config = dataclasses.replace(find_variant(experiment, flags.variant).config, data=flags.data)
-    lines = experiment.extra["prepare"](config, flags.count)
+    lines = experiment.training_text(config, flags.count)
     _write_whole(flags.out, lines)
     print(f"wrote {flags.count:,} lines to {flags.out}")
     return 0
@@ -165,17 +163,10 @@ def prepare_documents(flags: PrepareDocumentsFlags) -> int:
     return 0
 
 
-def progress_line() -> Callable[[Progress], None]:
-    """Shows progress on standard error."""
+def progress_line() -> Callable[[object], None]:
+    """Shows str() of what it is given on standard error."""
     line = ProgressLine()
-    return lambda progress: line.show(lambda: _line(progress))
-
-
-def _line(progress: Progress) -> str:
-    done = "" if progress.fraction is None else f"{progress.fraction:6.1%}  "
-    left = "" if progress.eta_s is None else f"  about {duration(progress.eta_s)} to go"
-    text = f"{progress.documents:,} documents  {megabytes(progress.text_bytes)}  {progress.tokens:,} tokens"
-    return f"{done}{text}  {progress.mb_per_s:.1f} MB/s{left}"
+    return lambda progress: line.show(lambda: str(progress))
 
 
 def summary_of(shards: Shards) -> dict[str, Any]:

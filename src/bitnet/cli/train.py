@@ -3,25 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_type_hints
 
 import tyro
 
 from bitnet.cli.flags import RunFlags, last_value, parse, with_sections
 from bitnet.cli.registry import experiment_names, find_experiment, find_variant
-from bitnet.cli.start_from import started_from, with_conversations
+from bitnet.cli.start_from import started_from
 from bitnet.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
-    from bitnet.experiments.real_text import TextData
     from bitnet.run.layout import RunLayout
     from bitnet.train.config import RunConfig
+    from bitnet.train.data_config import DataConfig, ShortFlag
     from bitnet.train.experiment import Experiment
     from bitnet.train.start import Ended
 
@@ -58,36 +59,13 @@ class TrainFlags(RunFlags):
     """Judge the run when it is done, as `bitnet evaluate RUN --once` does."""
     check: bool = False
     """The same, with exit code 1 unless every criterion is met."""
+    experiment: Path | None = None
+    """With --from a run of an experiment of your own: its file. A file that only the run names is never
+    executed."""
     trust: bool = False
     """With --from a run of somebody else: read what it names outside its folder."""
     dry_run: bool = False
     """Print the resolved configuration and write nothing."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextFlags(TrainFlags):
-    """Train an experiment on real text, or continue a run."""
-
-    files: Annotated[tuple[str, ...] | None, tyro.conf.arg(name="data")] = None
-    """Files, folders or patterns to train on (.txt, .jsonl, .parquet; .gz, .xz, .zst), not the hub's data."""
-    validation: tuple[str, ...] | None = None
-    """Files that are the held-out set and are never trained on."""
-    column: str | None = None
-    """Column with the text."""
-    tokenizer: str | None = None
-    """own (from the data), auto (LLaMA-2's, own without access to it), characters, a folder or hub name."""
-    cache_dir: str | None = None
-    """Where tokenizers and token shards are kept."""
-    allow_repeat: bool = False
-    """Permit more than four passes over the data."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ConversationFlags(TrainFlags):
-    """Fine-tune on conversations, or continue a run."""
-
-    files: Annotated[str | None, tyro.conf.arg(name="data")] = None
-    """Folder of `bitnet voice answers`, or a file of conversations as JSON lines."""
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -118,9 +96,10 @@ def main(arguments: Sequence[str]) -> int:
             )
         )
         return 0
-    config = with_settled_tokenizer(config, lambda text: print(text, file=out, flush=True))
+    say = functools.partial(print, file=out, flush=True)
+    config = dataclasses.replace(config, data=config.data.settled(say))
     refuse_beyond_memory(config, choose_device(flags.device).type)
-    make_data_ready(experiment, config, lambda text: print(text, file=out, flush=True))
+    make_data_ready(experiment, config, say)
     ended = _train(experiment, name, config, flags, flags.run_id, out)
     trained = [ended.layout]
     result: dict[str, Any] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
@@ -138,16 +117,22 @@ def main(arguments: Sequence[str]) -> int:
         print(json.dumps(result))
     if ended.signal is not None:
         return 128 + ended.signal
-    return max(_evaluated(layout, flags) for layout in trained) if flags.evaluate or flags.check else 0
+    return (
+        max(_evaluated(layout, experiment, flags) for layout in trained)
+        if flags.evaluate or flags.check
+        else 0
+    )
 
 
-def _evaluated(layout: RunLayout, flags: TrainFlags) -> int:
+def _evaluated(layout: RunLayout, experiment: Experiment, flags: TrainFlags) -> int:
     """The exit code of `bitnet evaluate` for a run that was trained or found finished by this command,
     whichever run is the newest.
     """
     from bitnet.cli import evaluate
 
     switches = [*(["--check"] if flags.check else []), *(["--json"] if flags.json else [])]
+    if experiment.file is not None:
+        switches += ["--experiment", experiment.file]
     return evaluate.main(
         [str(layout.root), "--once", "--device", flags.device, "--runs-dir", str(flags.runs_dir), *switches]
     )
@@ -212,22 +197,36 @@ def resolve(arguments: Sequence[str]) -> tuple[Experiment, str, TrainFlags, RunC
     origin = last_value(rest, "--from")
     if origin is not None:
         runs_dir = Path(last_value(rest, "--runs-dir") or "runs")
-        base = started_from(base, origin, runs_dir, trust="--trust" in rest)
+        file = last_value(rest, "--experiment") or experiment.file
+        base = started_from(
+            base, origin, runs_dir, None if file is None else Path(file), trust="--trust" in rest
+        )
     flags: Any = parse(_flags_type(base), rest, f"train {arguments[0]}")
     return experiment, name, flags, apply_flags(flags)
 
 
 def _flags_type(base: RunConfig) -> type[TrainFlags]:
-    """TrainFlags with one dotted group of flags for each section of the configuration."""
-    from bitnet.experiments.bitnut_sft import ConversationData
-    from bitnet.experiments.real_text import TextData
-
-    flags = TrainFlags
-    if isinstance(base.data, TextData):
-        flags = TextFlags
-    elif isinstance(base.data, ConversationData):
-        flags = ConversationFlags
+    """TrainFlags, the short flags of the data settings, and one dotted group of flags for each section."""
+    short = [
+        (_attribute(flag), Annotated[kind, tyro.conf.arg(name=flag.name, help=flag.about)], default)
+        for flag, kind, default in _short_flags(type(base.data))
+    ]
+    flags = dataclasses.make_dataclass("TrainFlags", short, bases=(TrainFlags,), frozen=True, kw_only=True)
+    flags.__doc__ = TrainFlags.__doc__
     return with_sections(flags, model=base.model, train=base.train, data=base.data)
+
+
+def _short_flags(data: type[DataConfig]) -> Iterator[tuple[ShortFlag, Any, Any]]:
+    """Each short flag with its type and its default: off for a switch, None for what was not given."""
+    types = get_type_hints(data)
+    for flag in data.short_flags:
+        kind = types[flag.field]
+        yield (flag, bool, False) if kind is bool else (flag, kind | None, None)
+
+
+def _attribute(flag: ShortFlag) -> str:
+    """Where the parsed flags hold a short flag; `data` itself is the section."""
+    return f"short_{flag.field}"
 
 
 def apply_flags(flags: Any) -> RunConfig:
@@ -250,47 +249,20 @@ def apply_flags(flags: Any) -> RunConfig:
             "train.product is int8 but the model is not ternary with int8 activations; use --train.product "
             "float"
         )
-    if isinstance(flags, TextFlags):
-        data = apply_text_flags(flags, data)
-    elif isinstance(flags, ConversationFlags) and flags.files is not None:
-        data = with_conversations(data, flags.files)
+    given = {flag.field: getattr(flags, _attribute(flag)) for flag in data.short_flags}
+    data = data.with_flags(
+        {name: value for name, value in given.items() if value is not None and value is not False}
+    )
     return RunConfig(train=train, model=model, data=data)
 
 
-def apply_text_flags(flags: TextFlags, data: TextData) -> TextData:
-    """The short flags about documents on top of the dotted ones. Files are looked for at once."""
-    from bitnet.corpus.documents import LocalFiles
-
-    given = {
-        name: getattr(flags, name)
-        for name in ("validation", "column", "tokenizer", "cache_dir")
-        if getattr(flags, name) is not None
-    }
-    data = dataclasses.replace(
-        data, **given, allow_repeat=data.allow_repeat or flags.allow_repeat, data=flags.files or data.data
-    )
-    return dataclasses.replace(data, dataset=LocalFiles(data.data, data.column).name) if data.data else data
-
-
 def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[str], None]) -> None:
-    """Tokenizer and token shards of an experiment on real text, with what is going on shown; nothing for
-    others.
-    """
+    """What an experiment has to make before it can train, shown while it is made."""
     from bitnet.cli.prepare import progress_line
-    from bitnet.experiments.real_text import TextData, Watch, ready_shards
+    from bitnet.train.experiment import Watch
 
-    if isinstance(config.data, TextData):
-        ready = experiment.extra.get("ready", ready_shards)
-        ready(config, Watch(say, progress_line(), sys.stderr.isatty()))
-
-
-def with_settled_tokenizer(config: RunConfig, say: Callable[[str], None]) -> RunConfig:
-    """The configuration with `--tokenizer auto` settled, so that meta/config.json names what was taken."""
-    from bitnet.experiments.real_text import AUTO, TextData, with_tokenizer
-
-    if not isinstance(config.data, TextData) or config.data.tokenizer != AUTO:
-        return config
-    return dataclasses.replace(config, data=with_tokenizer(config.data, say))
+    if experiment.ready is not None:
+        experiment.ready(config, Watch(say, progress_line(), sys.stderr.isatty()))
 
 
 def summary(experiment: Experiment, variant: str, config: RunConfig) -> str:

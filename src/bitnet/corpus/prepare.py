@@ -32,6 +32,7 @@ from bitnet.data.shards import FORMAT, MANIFEST, SPLITS, TOKENIZER, Shards, Spli
 from bitnet.errors import DataError
 from bitnet.files import lock, open_to_append, read_json, sweep, write_json
 from bitnet.text.tokenizer import Tokenizer
+from bitnet.units import duration, megabytes
 
 PROGRESS = "progress.json"
 LOCK = ".lock"
@@ -47,8 +48,8 @@ ROLES: dict[Split, Role] = {"train": Role.TRAIN, "held_out": Role.HELD_OUT}
 
 
 class Progress(NamedTuple):
-    """How far it is. documents, text_bytes, tokens: for training, in all; mb_per_s: of this call, 10^6 bytes
-    of text.
+    """How far the encoding is. documents, text_bytes and tokens count the training split of all calls;
+    mb_per_s is the speed of this call in 10^6 bytes of text. str() gives one line for people.
     """
 
     documents: int
@@ -57,6 +58,12 @@ class Progress(NamedTuple):
     mb_per_s: float
     fraction: float | None
     eta_s: float | None
+
+    def __str__(self) -> str:
+        done = "" if self.fraction is None else f"{self.fraction:6.1%}  "
+        left = "" if self.eta_s is None else f"  about {duration(self.eta_s)} to go"
+        text = f"{self.documents:,} documents  {megabytes(self.text_bytes)}  {self.tokens:,} tokens"
+        return f"{done}{text}  {self.mb_per_s:.1f} MB/s{left}"
 
 
 Report = Callable[[Progress], None]

@@ -26,7 +26,8 @@ from bitnet.experiments.shapes import ARITHMETIC
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
-from bitnet.train.config import DataConfig, RunConfig, TrainConfig
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
 
 ALPHABET = "0123456789+-*/()= \n"
@@ -332,5 +333,5 @@ experiment = Experiment(
         ),
     },
     open=ArithmeticTask,
-    extra={"prepare": training_lines},
+    training_text=training_lines,
 )

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from bitnet.experiments.real_text import TextData, TextTask, plain, text_data, training_text
+from bitnet.experiments.real_text import HEADLINE, TextData, TextTask, plain, ready, text_data, training_text
 from bitnet.experiments.shapes import BASELINE
 from bitnet.experiments.tinystories import HUB as TINYSTORIES_HUB
 from bitnet.nn.config import BitNetConfig
@@ -161,6 +161,8 @@ experiment = Experiment(
     },
     open=open_task,
     cpu_variant="smoke",
-    extra={"prepare": training_text},
+    ready=ready,
+    training_text=training_text,
+    headline=HEADLINE,
     run_name=run_name,
 )

@@ -28,9 +28,9 @@ from bitnet.data.stream import Batch, RowSource, concatenate
 from bitnet.data.windows import WindowRows
 from bitnet.errors import ConfigError
 from bitnet.experiments.real_text import (
+    HEADLINE,
     TextData,
     TextTask,
-    Watch,
     corpus_of,
     ready_shards,
     rows_of,
@@ -39,7 +39,7 @@ from bitnet.experiments.real_text import (
 from bitnet.experiments.shapes import BITNUT
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig, TrainConfig
-from bitnet.train.experiment import Criterion, Experiment, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant, Watch
 
 HUB = "HuggingFaceTB/smollm-corpus:cosmopedia-v2"
 SECOND_HUB = "HuggingFaceFW/fineweb-edu"
@@ -230,13 +230,20 @@ def ready_parts(config: RunConfig, watch: Watch | None = None) -> tuple[Tokenize
         corpus_of(second),
         tokenizer,
         Path(bitnut_data(config).cache_dir),
-        report=watch.report if watch else None,
+        report=watch.progress if watch else None,
     )
     if watch:
         watch.say(
             f"second part {later.folder}: {later.train.documents:,} documents, {later.train.tokens:,} tokens"
         )
     return tokenizer, [shards, later]
+
+
+def ready(config: RunConfig, watch: Watch | None) -> str:
+    """Make tokenizer and shards of every part where they are missing. Returns the folder of the first part's
+    shards.
+    """
+    return str(ready_parts(config, watch)[1][0].folder.resolve())
 
 
 class BitNutTask(TextTask):
@@ -275,5 +282,7 @@ experiment = Experiment(
         ),
     },
     open=BitNutTask,
-    extra={"prepare": training_text, "ready": ready_parts},
+    ready=ready,
+    training_text=training_text,
+    headline=HEADLINE,
 )

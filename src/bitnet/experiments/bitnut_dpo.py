@@ -30,7 +30,7 @@ from bitnet.data.stream import Batch, RowSource
 from bitnet.errors import DataError
 from bitnet.experiments.bitnut_sft import QUICK as SFT_QUICK
 from bitnet.experiments.bitnut_sft import REFERENCE as SFT_REFERENCE
-from bitnet.experiments.bitnut_sft import ROWS, TALKS, ConversationData, ConversationTask, evenly
+from bitnet.experiments.bitnut_sft import ROWS, TALKS, ConversationData, ConversationTask, evenly, ready
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.experiment import Criterion, Experiment, Variant
 from bitnet.train.objective import margins, row_log_probabilities
@@ -140,5 +140,6 @@ experiment = Experiment(
         "reference": Variant(REFERENCE, PREFERS, "from the fine-tuned 133M model"),
     },
     open=PreferenceTask,
-    extra={"starts_from_a_run": True},
+    starts_from_a_run=True,
+    ready=ready,
 )

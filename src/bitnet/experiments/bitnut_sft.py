@@ -18,11 +18,12 @@ against the start weights), and the loss on held-out answers with the start weig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import ClassVar, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 from bitnet.bounds import MOST_ROWS, within
 from bitnet.data.conversations import (
@@ -36,7 +37,7 @@ from bitnet.data.conversations import (
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
-from bitnet.errors import ConfigError, DataError
+from bitnet.errors import ConfigError, DataError, NotFoundError
 from bitnet.evaluate.continuations import continued_ids
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.experiments.bitnut import QUICK as BASE_QUICK
@@ -44,12 +45,13 @@ from bitnet.experiments.bitnut import REFERENCE as BASE_REFERENCE
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.chat import SPEAKER, question, question_ids
 from bitnet.text.tokenizer import load_tokenizer
-from bitnet.train.config import DataConfig, RunConfig, TrainConfig
-from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.data_config import DataConfig, Origin, ShortFlag
+from bitnet.train.experiment import Criterion, Experiment, Shown, Variant, Watch
 from bitnet.trained_model import load
 from bitnet.voice.score import in_voice
 from bitnet.voice.topics import mentions
-from bitnet.voice.voices import find_voice
+from bitnet.voice.voices import VOICE_FILE, find_voice
 
 T = TypeVar("T")
 ROWS = 16  # rows of a batch when a loss is measured
@@ -83,6 +85,13 @@ class ConversationData(DataConfig):
     """Tokens within which an answer has to end."""
 
     outside: ClassVar[tuple[str, ...]] = ("conversations", "voice", "tokenizer", "other")
+    short_flags: ClassVar[tuple[ShortFlag, ...]] = (
+        ShortFlag(
+            "data",
+            "conversations",
+            "Folder of `bitnet voice answers`, or a file of conversations as JSON lines.",
+        ),
+    )
 
     def __post_init__(self) -> None:
         for name in ("eval_conversations", "judged_prompts", "answer_tokens"):
@@ -91,6 +100,29 @@ class ConversationData(DataConfig):
             raise ConfigError(f"data.chained_share is {self.chained_share}; it must be between 0 and 1")
         if not 0 <= self.other_share < 1:
             raise ConfigError(f"data.other_share is {self.other_share}; it must be at least 0 and below 1")
+
+    def with_flags(self, given: Mapping[str, Any]) -> Self:
+        """With the voice that a folder of conversations is in. Raises NotFoundError where there is no such
+        folder or file.
+        """
+        if "conversations" not in given:
+            return super().with_flags(given)
+        word = given["conversations"]
+        folder = Path(word).resolve()
+        if not folder.exists():
+            raise NotFoundError(
+                f"there is no {word}; make it with: bitnet voice answers --prompts DIR --out {word}"
+            )
+
+        data = dataclasses.replace(self, conversations=str(folder), dataset=folder.name)
+        voice = folder / VOICE_FILE
+        if not voice.is_file():
+            return data
+        return dataclasses.replace(data, voice=str(voice.resolve()), speaker=find_voice(str(voice)).name)
+
+    def begun_from(self, origin: Origin) -> Self:
+        """The run gives its tokenizer, and the text that it was trained on."""
+        return dataclasses.replace(self, tokenizer=origin.tokenizer, other=origin.text())
 
 
 QUICK = RunConfig(
@@ -141,6 +173,12 @@ TALKS = (
     Criterion("in_voice", at_least=0.90),
     Criterion("forgetting", at_most=0.15),
 )
+
+
+def ready(config: RunConfig, watch: Watch | None) -> str:
+    """Nothing is made. Returns the folder of the text that the base run was trained on."""
+    assert isinstance(config.data, ConversationData)
+    return config.data.other
 
 
 class ConversationTask:
@@ -295,5 +333,6 @@ experiment = Experiment(
         "reference": Variant(REFERENCE, TALKS, "from the 133M model"),
     },
     open=ConversationTask,
-    extra={"starts_from_a_run": True},
+    starts_from_a_run=True,
+    ready=ready,
 )

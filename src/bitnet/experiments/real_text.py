@@ -15,17 +15,18 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 from bitnet.bounds import MOST_DOCUMENTS, MOST_ROWS, within
 from bitnet.corpus.corpus import Corpus, open_corpus
+from bitnet.corpus.documents import LocalFiles
 from bitnet.corpus.holdout import ONE_IN
-from bitnet.corpus.prepare import Report, prepare_cached
+from bitnet.corpus.prepare import prepare_cached
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -39,10 +40,12 @@ from bitnet.text.bpe import train_bpe
 from bitnet.text.characters import CharacterTokenizer
 from bitnet.text.pretrained import find_tokenizer, why_not
 from bitnet.text.tokenizer import Tokenizer, load_tokenizer, save_in_place
-from bitnet.train.config import DataConfig, RunConfig, TrainConfig
-from bitnet.train.experiment import Shown
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.data_config import DataConfig, Origin, ShortFlag
+from bitnet.train.experiment import Shown, Watch
 
 AUTO = "auto"
+HEADLINE = ("bits_per_byte",)
 MADE_HERE = ("own", "characters")
 LLAMA2 = "meta-llama/Llama-2-7b-hf"
 # How much of a stream a tokenizer is made from: guesses, generous ones, as web text has some 4.5 characters
@@ -84,6 +87,24 @@ class TextData(DataConfig):
     """Where tokenizers and token shards are kept."""
 
     outside: ClassVar[tuple[str, ...]] = ("dataset", "data", "validation", "tokenizer", "cache_dir")
+    short_flags: ClassVar[tuple[ShortFlag, ...]] = (
+        ShortFlag(
+            "data",
+            "data",
+            "Files, folders or patterns to train on (.txt, .jsonl, .parquet; .gz, .xz, .zst), not the hub's "
+            "data.",
+        ),
+        ShortFlag("validation", "validation", "Files that are the held-out set and are never trained on."),
+        ShortFlag("column", "column", "Column with the text."),
+        ShortFlag(
+            "tokenizer",
+            "tokenizer",
+            "own (from the data), auto (LLaMA-2's, own without access to it), characters, a folder or hub "
+            "name.",
+        ),
+        ShortFlag("cache-dir", "cache_dir", "Where tokenizers and token shards are kept."),
+        ShortFlag("allow-repeat", "allow_repeat", "Permit more than four passes over the data."),
+    )
 
     def __post_init__(self) -> None:
         for name in ("tokenizer_documents", "max_documents"):
@@ -92,8 +113,33 @@ class TextData(DataConfig):
         for name in ("eval_sequences", "judged_sequences", "judged_prompts"):
             within(f"data.{name}", getattr(self, name), 1, MOST_ROWS)
 
+    def with_flags(self, given: Mapping[str, Any]) -> Self:
+        """With local files the data set is called by their name. Raises DataError where there are none."""
+        data = super().with_flags({**given, "data": given.get("data") or self.data})
+        if not data.data:
+            return data
+        return dataclasses.replace(data, dataset=LocalFiles(data.data, data.column).name)
+
+    def begun_from(self, origin: Origin) -> Self:
+        """A run that begins from another run reads with its tokenizer."""
+        return dataclasses.replace(self, tokenizer=origin.tokenizer)
+
+    def settled(self, say: Callable[[str], None]) -> Self:
+        """With `auto` settled: LLaMA-2's tokenizer, as the plan has it, where the user has access to it, else
+        one of our own.
+        """
+        if self.tokenizer != AUTO:
+            return self
+        refusal = why_not(LLAMA2)
+        say(
+            f"tokenizer: {LLAMA2}, as the plan has it"
+            if refusal is None
+            else f"tokenizer: our own, since {LLAMA2} cannot be had ({refusal})"
+        )
+        return dataclasses.replace(self, tokenizer="own" if refusal else LLAMA2)
+
     def derived(self) -> dict[str, Any]:
-        """Whether documents come from the hub as a stream, which is read no further than the run needs; files
+        """Whether documents are streamed from the hub. A stream is read no further than the run needs, files
         are read whole.
         """
         return {"streaming": not self.data}
@@ -104,16 +150,6 @@ class Prompt(NamedTuple):
 
     ids: list[int]
     rest: list[int]
-
-
-class Watch(NamedTuple):
-    """Who is told of the way to the shards. say: one line; report: progress of encoding; bars: draw the
-    tokenizer library's.
-    """
-
-    say: Callable[[str], None]
-    report: Report
-    bars: bool = False
 
 
 def corpus_of(config: RunConfig) -> Corpus:
@@ -151,8 +187,7 @@ def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = Non
     One with fewer entries than the model is taken, and said: the model's other rows are then never a target.
     """
     data, entries = text_data(config), config.model.vocab_size
-    if data.tokenizer == AUTO:
-        data = with_tokenizer(data, watch.say if watch else lambda text: None)
+    data = data.settled(watch.say if watch else lambda text: None)
     made_here = data.tokenizer in MADE_HERE
     tokenizer = _made_tokenizer(data, config, corpus, watch) if made_here else find_tokenizer(data.tokenizer)
     if tokenizer.vocab_size < entries and watch:
@@ -167,19 +202,6 @@ def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = Non
             f"say --model.vocab-size {tokenizer.vocab_size}"
         )
     return tokenizer
-
-
-def with_tokenizer(data: TextData, say: Callable[[str], None]) -> TextData:
-    """`auto` settled: LLaMA-2's tokenizer, as the plan has it, where the user has access to it, else one of
-    our own; says which.
-    """
-    refusal = why_not(LLAMA2)
-    say(
-        f"tokenizer: {LLAMA2}, as the plan has it"
-        if refusal is None
-        else f"tokenizer: our own, since {LLAMA2} cannot be had ({refusal})"
-    )
-    return dataclasses.replace(data, tokenizer="own" if refusal else LLAMA2)
 
 
 def _made_tokenizer(data: TextData, config: RunConfig, corpus: Corpus, watch: Watch | None) -> Tokenizer:
@@ -255,7 +277,7 @@ def ready_shards(config: RunConfig, watch: Watch | None = None) -> tuple[Tokeniz
     corpus = corpus_of(config)
     tokenizer = ready_tokenizer(config, corpus, watch)
     shards = prepare_cached(
-        corpus, tokenizer, Path(text_data(config).cache_dir), report=watch.report if watch else None
+        corpus, tokenizer, Path(text_data(config).cache_dir), report=watch.progress if watch else None
     )
     if watch:
         train, held_out = shards.train, shards.held_out
@@ -266,6 +288,11 @@ def ready_shards(config: RunConfig, watch: Watch | None = None) -> tuple[Tokeniz
             f"the run reads the training tokens {config.train.total_tokens / train.tokens:.2f} times"
         )
     return tokenizer, shards
+
+
+def ready(config: RunConfig, watch: Watch | None) -> str:
+    """Make tokenizer and shards where they are missing. Returns the folder of the shards."""
+    return str(ready_shards(config, watch)[1].folder.resolve())
 
 
 class TextTask:

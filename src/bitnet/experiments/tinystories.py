@@ -20,7 +20,7 @@ from __future__ import annotations
 import dataclasses
 
 from bitnet.evaluate.grammar import grammar_metrics, minimal_pairs
-from bitnet.experiments.real_text import TextData, TextTask, training_text
+from bitnet.experiments.real_text import HEADLINE, TextData, TextTask, ready, training_text
 from bitnet.experiments.shapes import TINYSTORIES
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
@@ -148,5 +148,7 @@ experiment = Experiment(
         "best": Variant(BEST, WORKING, "Muon, sub-norms; same tokens"),
     },
     open=open_task,
-    extra={"prepare": training_text},
+    ready=ready,
+    training_text=training_text,
+    headline=HEADLINE,
 )

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from bitnet.bounds import MOST_ROWS, MOST_STEPS, MOST_TOKENS, SEEDS, Bounds, check_fields, within
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
 from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
 from bitnet.optim.schedule import Schedule, ScheduleKind
+from bitnet.train.data_config import DataConfig
 from bitnet.train.objective import ObjectiveKind, Reduction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
@@ -205,22 +206,6 @@ class TrainConfig:
         )
         warmup = min(self.warmup_steps, steps // 10)
         return dataclasses.replace(self, total_steps=steps, stage1_end=boundary, warmup_steps=warmup)
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Base of every experiment's data settings."""
-
-    dataset: str
-    """What the data is called."""
-
-    outside: ClassVar[tuple[str, ...]] = ()
-    """Fields that name files, folders or data sets outside the run: a foreign run's are followed only when
-    the user asks."""
-
-    def derived(self) -> dict[str, Any]:
-        """Figures that follow from the fields, for meta/config.json."""
-        return {}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ An experiment's file makes one `Experiment` value called `experiment`. It has no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
 from bitnet.data.stream import Batch, RowSource
 from bitnet.nn.config import BitNetConfig
@@ -41,6 +41,17 @@ class Criterion:
 
     def __str__(self) -> str:
         return f"{self.metric} {'>=' if self.at_least is not None else '<='} {self.threshold:g}"
+
+
+class Watch(NamedTuple):
+    """Who is told while data is made ready."""
+
+    say: Callable[[str], None]
+    """Shows one line."""
+    progress: Callable[[object], None]
+    """Shows how far the work is, in place of what it showed before."""
+    bars: bool = False
+    """Whether libraries may draw progress bars of their own."""
 
 
 @dataclass(frozen=True)
@@ -124,11 +135,19 @@ class Experiment:
     cpu_variant: str = "quick"
     """Variant when none is named and there is no GPU."""
     gpu_variant: str = "reference"
-    extra: Mapping[str, Any] = field(default_factory=dict)
     run_name: Callable[[RunConfig], str] | None = None
     """Beginning of a new run's id; by default bitnet_SIZE_NAME."""
+    starts_from_a_run: bool = False
+    """Whether it needs `--from RUN`."""
+    ready: Callable[[RunConfig, Watch | None], str] | None = None
+    """Makes what is missing of the data before the run starts, and returns the folder of its token shards, or
+    "" where it has none."""
+    training_text: Callable[[RunConfig, int], Iterator[str]] | None = None
+    """So many training examples or documents as text, for `bitnet prepare NAME`."""
+    headline: tuple[str, ...] = ()
+    """Metrics that are reported before those of the criteria."""
     file: str | None = None
-    """Where a user's own experiment stands; None for those of this package."""
+    """Path of a user's own experiment; None for those of this package."""
 
     def run_prefix(self, config: RunConfig) -> str:
         """What a new run's id begins with; the time follows."""

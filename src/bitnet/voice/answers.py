@@ -23,11 +23,10 @@ from bitnet.voice.prompts import Report
 from bitnet.voice.score import REASONS, Gates, broken, cleaned, first_words, in_voice
 from bitnet.voice.teachers import Reply, Request, Teacher
 from bitnet.voice.topics import mentions, same
-from bitnet.voice.voices import Voice, built_in
+from bitnet.voice.voices import VOICE_FILE, Voice, built_in
 
 FILE = "answers.jsonl"
 PAIRS_FILE = "pairs.jsonl"
-VOICE_FILE = "voice.toml"
 NOTHING_AFTER = 40  # refused answers without one that was taken, after which the command stops
 
 

@@ -29,6 +29,7 @@ from bitnet.files import read_text, sha256_of
 BUILT_IN = ("bitnut", "plain", "human")
 TOPIC = "topic"
 SLOT = re.compile(r"\{(\w+)\}")
+VOICE_FILE = "voice.toml"  # in a folder of answers: the voice that they are in
 MAX_BYTES = 1 << 20  # the built-in voices have some 10 kB
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,30}")
 PARTS = ("openings", "middles", "closings")

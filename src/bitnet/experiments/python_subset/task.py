@@ -35,7 +35,8 @@ from bitnet.experiments.shapes import ARITHMETIC
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
-from bitnet.train.config import DataConfig, RunConfig, TrainConfig
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
 
 ALPHABET = string.ascii_lowercase + string.digits + "TF_+-*/%=<>(),: \n\f"
@@ -456,5 +457,5 @@ experiment = Experiment(
         "reference": Variant(REFERENCE, CRITERIA, "as the plan trains: AdamW, two stages"),
     },
     open=PythonTask,
-    extra={"prepare": training_text},
+    training_text=training_text,
 )

@@ -55,7 +55,8 @@ from bitnet.experiments.tictactoe.game_tree import (
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
-from bitnet.train.config import DataConfig, RunConfig, TrainConfig
+from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
 
 ALPHABET = "012345678_ |XO:\nResultwindra"
@@ -397,5 +398,5 @@ experiment = Experiment(
         ),
     },
     open=TicTacToeTask,
-    extra={"prepare": training_lines},
+    training_text=training_lines,
 )
