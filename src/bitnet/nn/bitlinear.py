@@ -1,5 +1,4 @@
-"""A linear layer whose weights are ternary and whose inputs are int8, while the optimizer sees ordinary
-weights.
+"""A linear layer with ternary weights and int8 inputs, while the optimizer sees ordinary weights.
 
 Forward. With latent weight W (out, in), codes C = ternary(W), scale s (one per logical matrix, here per row),
 input codes Q = int8(x) with step d (one per token):
@@ -58,6 +57,7 @@ class _Int8Product(torch.autograd.Function):
         inputs, step, dequantized = ctx.saved_tensors
         x_dtype, weight_dtype = ctx.dtypes
         grad = grads[0].to(dequantized.dtype)  # (N, out)
+
         grad_x = (grad @ dequantized).to(x_dtype) if ctx.needs_input_grad[0] else None
         grad_weight = None
         if ctx.needs_input_grad[1]:
@@ -95,8 +95,11 @@ class BitLinear(nn.Module):
 
     def ternary(self) -> tuple[Ternary, Tensor]:
         """Codes with scales, and their product in the gradient dtype; kept until the weight changes."""
+        # A compiled graph must not depend on what Python remembers between its calls.
         if torch.compiler.is_compiling():
             return self._quantize_weight()
+
+        # The version counts in-place updates; the rest changes when the weight is moved or converted.
         weight = self.weight
         key = (weight._version, weight.data_ptr(), weight.device, weight.dtype, self.gradient_dtype)
         if self._cached is None or self._cached[0] != key:
@@ -110,6 +113,8 @@ class BitLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.weights == "ternary" and self.activations == "int8":
             return self._int8_product(x) if self._integer_product_fits(x) else self._float_product(x)
+
+        # The controls: only one of the two is quantized, or neither.
         weight: Tensor = self.weight
         if self.weights == "ternary":
             weight = straight_through(weight, ternarize(weight, self.rows).dequantized()).to(x.dtype)
@@ -125,17 +130,18 @@ class BitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def _float_product(self, x: Tensor) -> Tensor:
-        """The same in float32, inside bf16 autocast too, so that it is the reference there. (..., in) to
-        (..., out), dtype of x.
-        """
+        """The same in float32: (..., in) to (..., out) in the dtype of x."""
         weight = straight_through(self.weight, ternarize(self.weight, self.rows).dequantized())
         inputs = straight_through(x, quantize_activations(x).dequantized())
+        # Autocast would make this a bf16 product, and it is the reference for the one on integers.
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(inputs, weight).to(x.dtype)
 
     def _integer_product_fits(self, x: Tensor) -> bool:
-        """cuBLAS takes int8 products of more than 16 rows with sides that are multiples of 8. On a CPU,
-        torch._int_mm of inputs that are one wide returns memory that it never wrote (torch 2.13).
+        """Whether torch._int_mm is right here: cuBLAS needs more than 16 rows and sides that are multiples of
+        8.
+
+        On a CPU it returns memory that it never wrote for inputs that are one wide (torch 2.13).
         """
         if self.product != "int8":
             return False

@@ -24,7 +24,7 @@ BOUNDS: dict[str, Bounds] = {
     "rope_theta": (1e-3, 1e12),
 }
 DERIVED = ("head_dim", "total_params")
-"""What meta/config.json tells beside the fields."""
+"""Figures that meta/config.json holds beside the fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,11 +87,10 @@ class BitNetConfig:
         return sum(self.parameter_breakdown().values())
 
     def flops_per_token(self, tokens: int) -> float:
-        """Floating-point operations of forward and backward per token, in rows of `tokens` (PaLM,
-        arXiv:2204.02311, app. B).
+        """Floating-point operations of forward and backward per token, in rows of `tokens`.
 
-        Six for each weight that multiplies (the embedding look-up does not, the head does) and the attention
-        products.
+        As in PaLM (arXiv:2204.02311, appendix B): six for each weight that multiplies (the head does, the
+        embedding look-up does not), and the attention products.
         """
         parts = self.parameter_breakdown()
         multiplied = parts["attention"] + parts["feedforward"] + self.vocab_size * self.hidden_size
@@ -111,7 +110,5 @@ class BitNetConfig:
 
 
 def config_from_dict(values: object, where: str = "meta/config.json, section model,") -> BitNetConfig:
-    """The config that a `model` section of config.json describes; derived figures in it are ignored. Raises
-    DataError.
-    """
+    """The config in a `model` section of config.json. Derived figures are ignored. Raises DataError."""
     return from_json(BitNetConfig, values, where, others=DERIVED)

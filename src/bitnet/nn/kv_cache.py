@@ -42,9 +42,7 @@ class KVCache:
         self.values = self.values[:, rows]
 
     def branch(self, rows: Tensor, room: int) -> KVCache:
-        """A cache of its own that begins as these rows of this one and has room for `room` more tokens. rows:
-        int64 (n,).
-        """
+        """A new cache that holds these rows of this one and has room for more tokens. rows: int64 (n,)."""
         layers, _, heads, _, width = self.keys.shape
         new = KVCache(layers, len(rows), heads, self.length + room, width, like=self.keys)
         new.keys[:, :, :, : self.length] = self.keys[:, rows, :, : self.length]

@@ -12,15 +12,15 @@ Activations (same section; "per token" is one row of the input). Symmetric int8 
 
     step = max(|x|) / 127    codes = clip(round(x / step), -128, 127)     x ~ codes * step
 
-Both are computed in float32 whatever the format of the tensor. In bf16, whose numbers between 64 and 128 are
-0.5 apart, the largest input can come out as 127.5, which rounds to 128, which int8 wraps to -128. Scales and
-steps stay float32.
+Both are computed in float32 whatever the format of the tensor, and scales and steps stay float32. In bf16,
+whose numbers between 64 and 128 are 0.5 apart, the largest input could come out as 127.5, which rounds to 128
+and wraps to -128 in int8.
 
 Both epsilons are 1e-5 as in the published reference code (BitNet b1.58 training tips, appendix).
 Ternarizing codes * scale again keeps the codes but shrinks the scale by the share of non-zeros, which
 is why an exporter must carry the scale instead of computing it a second time.
 
-Not here: gradients (bitlinear.py) and bit packing.
+Not here: gradients (bitlinear.py) and bit packing (packing.py).
 """
 
 from __future__ import annotations
@@ -49,11 +49,9 @@ def row_scales(weight: Tensor, rows: tuple[int, ...]) -> Tensor:
 
     weight: (out, in); rows: output rows of each logical matrix, sum(rows) == out. Returns float32 (out, 1).
     """
-    weight = weight.float()
-    parts = [
-        part.abs().mean().clamp(min=EPSILON).expand(part.shape[0]) for part in torch.split(weight, list(rows))
-    ]
-    return torch.cat(parts).unsqueeze(1)
+    matrices = torch.split(weight.float(), list(rows))
+    scales = [matrix.abs().mean().clamp(min=EPSILON).expand(len(matrix)) for matrix in matrices]
+    return torch.cat(scales).unsqueeze(1)
 
 
 def ternarize(weight: Tensor, rows: tuple[int, ...] | None = None) -> Ternary:
@@ -78,5 +76,6 @@ def quantize_activations(x: Tensor) -> Int8Rows:
     """Absmax int8 codes per token. x: (..., in) floating point."""
     x = x.detach().float()
     largest = x.abs().amax(dim=-1, keepdim=True).clamp_(min=EPSILON)
+    # The inverse is multiplied, as in the reference code: x / step may round a tie to the other code.
     codes = (x * (127.0 / largest)).round_().clamp_(-128, 127).to(torch.int8)
     return Int8Rows(codes, largest / 127.0)

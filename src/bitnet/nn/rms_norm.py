@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 
 class _RMSNormOnCPU(torch.autograd.Function):
+    """Both passes with as few temporary tensors as possible, hence the operations in place."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1])
@@ -33,6 +35,7 @@ class _RMSNormOnCPU(torch.autograd.Function):
         normal = x * inverse  # x^
         product = grad * normal
         grad_weight = product.sum(dim=tuple(range(x.dim() - 1)))
+
         projection = (product @ weight).unsqueeze(-1).div_(x.shape[-1])  # (..., 1)
         grad_x = (grad * weight).sub_(normal.mul_(projection)).mul_(inverse)
         return grad_x, grad_weight, None

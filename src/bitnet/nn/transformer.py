@@ -28,8 +28,8 @@ from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.rms_norm import RMSNorm
 from bitnet.nn.rotary import rotary_table, rotate
 
-# GPT-2's and Llama's value for projections and an untied head.
 INITIAL_STD = 0.02
+"""Of projections and of an untied head, as in GPT-2 and Llama."""
 
 
 def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinear:
@@ -37,9 +37,7 @@ def _linear(config: BitNetConfig, width: int, rows: tuple[int, ...]) -> BitLinea
 
 
 def segment_mask(segments: Tensor) -> Tensor:
-    """Who may attend to whom: to itself and to earlier tokens of its own segment. (B, T) -> bool (B, 1, T,
-    T).
-    """
+    """True where a token may attend: earlier in its own segment, or itself. (B, T) -> bool (B, 1, T, T)."""
     tokens = segments.shape[1]
     causal = torch.ones(tokens, tokens, dtype=torch.bool, device=segments.device).tril()
     return (segments[:, :, None] == segments[:, None, :]).logical_and(causal).unsqueeze(1)
@@ -64,11 +62,15 @@ class Attention(nn.Module):
         heads = self.qkv_proj(x).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H + 2G, T, D)
         q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
         q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, H, T, D), (B, G, T, D)
+
         if cache is not None:
             past = cache.length
             k, v = cache.extend(self.layer, k, v)  # (B, G, past + T, D)
+            # is_causal aligns the first query with the first key; these queries begin after `past` keys.
             if past and tokens > 1:
                 mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x.device).tril(past)
+
+        # A single new token may attend to everything before it, so it needs no mask.
         causal = mask is None and tokens > 1
         y = F.scaled_dot_product_attention(
             q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
@@ -129,6 +131,8 @@ class BitNetTransformer(nn.Module):
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.embeddings_tied:
             self.lm_head.weight = self.token_embeddings.weight
+
+        # Not persistent: they follow from the configuration, so that no checkpoint holds them.
         cos, sin = rotary_table(config.head_dim, config.max_seq_length, config.rope_theta)
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
@@ -156,9 +160,7 @@ class BitNetTransformer(nn.Module):
                 nn.init.normal_(parameter, std=INITIAL_STD)
 
     def bit_linears(self) -> dict[str, BitLinear]:
-        """The ternary layers by short name, in order: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, L0_ffn_down,
-        ...
-        """
+        """The ternary layers in order, by short name: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, ..."""
         layers: dict[str, BitLinear] = {}
         for index, block in enumerate(self.blocks):
             assert isinstance(block, Block)
@@ -185,10 +187,10 @@ class BitNetTransformer(nn.Module):
     ) -> Tensor:
         """Normalised output of the last block. input_ids: int64 (B, T). Returns (B, T, C).
 
-        segments: int64 (B, T); a token attends only to tokens of its own number. Without it a row is one
-        text.
+        segments: int64 (B, T); a token attends only to tokens of its own number. Without it, all tokens of a
+        row are one text. Raises ConfigError for more tokens than the model's max_seq_length.
         """
-        assert cache is None or segments is None, "a cache holds one text a row"
+        assert cache is None or segments is None, "each row of a cache is one text"
         start = cache.length if cache is not None else 0
         end = start + input_ids.shape[1]
         if end > self.config.max_seq_length:
@@ -196,10 +198,13 @@ class BitNetTransformer(nn.Module):
                 f"{end} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give "
                 "it a shorter text"
             )
+
         x = self.token_embeddings(input_ids)  # (B, T, C)
-        masks = () if segments is None else (segment_mask(segments),)
+        mask = None if segments is None else segment_mask(segments)
         for block in self.blocks:
-            x = block(x, self.cos[start:end], self.sin[start:end], cache, *masks)
+            x = block(x, self.cos[start:end], self.sin[start:end], cache, mask)
+
+        # Only now: every layer writes its keys and values at the same position.
         if cache is not None:
             cache.advance(input_ids.shape[1])
         hidden: Tensor = self.final_norm(x)
@@ -209,8 +214,5 @@ class BitNetTransformer(nn.Module):
         self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
     ) -> Tensor:
         """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
-        hidden = (
-            self.hidden(input_ids, cache) if segments is None else self.hidden(input_ids, cache, segments)
-        )
-        logits: Tensor = self.lm_head(hidden)
+        logits: Tensor = self.lm_head(self.hidden(input_ids, cache, segments))
         return logits

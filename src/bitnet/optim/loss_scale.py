@@ -2,7 +2,7 @@
 
 fp16 holds no magnitude below 6e-8 and none above 65,504. The loss is multiplied by a scale before the
 backward pass, so that small gradients survive; the gradients are divided by it before they are clipped. Where
-they overflowed, the update is passed over and the scale halved; after 2,000 updates without an overflow it is
+they overflowed, the update is skipped and the scale halved; after 2,000 updates without an overflow it is
 doubled. An overflow at a scale of 1 has another cause than the scale, and then counts as a gradient that is
 not finite (update.py).
 
@@ -21,7 +21,7 @@ from bitnet.optim.optimizer import Optimizers
 
 INITIAL_SCALE = (
     2.0**16
-)  # as in torch.amp.GradScaler, with its growth of 2 every 2,000 updates and its backoff of 1/2
+)  # torch.amp.GradScaler's, like the growth of 2 every 2,000 updates and the backoff of 1/2
 SMALLEST_SCALE = 1.0
 
 
@@ -47,9 +47,7 @@ class LossScale:
             self.scaler.unscale_(optimizer)
 
     def move(self) -> bool:
-        """Move the scale after the gradients were unscaled. Returns whether a smaller scale could help
-        against an overflow.
-        """
+        """Move the scale, after `unscale`. Returns whether a smaller scale could help against an overflow."""
         before = self.value
         self.scaler.update()
         if self.value < SMALLEST_SCALE:

@@ -7,12 +7,11 @@ the same amount (K. Jordan, 2024, kellerjordan.github.io/posts/muon). Five Newto
 
 approximate it without a decomposition. The update is scaled by sqrt(max(1, out / in)).
 
-Same arithmetic as torch.optim.Muon, which a test holds it to; two things differ. A fused projection is
-several logical matrices in one parameter, and each is orthogonalised by itself (torch's takes whole
-parameters), equal shapes in one batched product. And the iteration runs in float32 where bfloat16 has no
-hardware: on a CPU with AVX-512 but no bfloat16 unit torch's fixed bfloat16 products run at under a third of
-the float32 rate. There, matrices more than twice as long as high are not multiplied at every iteration, which
-is exact but for rounding.
+The arithmetic is that of torch.optim.Muon, which a test compares it with; two things differ. A fused
+projection is several logical matrices in one parameter, and each is orthogonalised by itself, while torch
+takes whole parameters. And the iteration runs in float32 on a CPU: with AVX-512 but no bfloat16 unit, torch's
+fixed bfloat16 products run at under a third of the float32 rate. There, matrices more than twice as long as
+high are not multiplied at every iteration, which is exact but for rounding.
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ from torch import Tensor
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
 AT_ONCE = (3, 2)
-"""How the five are divided for long matrices in float32; all five at once are off by up to 0.007
-(docs/log.md)."""
-EPSILON = 1e-7
+"""How the five are divided for long matrices in float32; all at once are off by up to 0.007 (docs/log.md)."""
+EPSILON = 1e-7  # torch.optim.Muon's: a gradient of zero stays zero
 
 
 def orthogonalize(matrices: Tensor) -> Tensor:
@@ -37,9 +35,10 @@ def orthogonalize(matrices: Tensor) -> Tensor:
     x = matrices
     tall = x.shape[-2] > x.shape[-1]
     if tall:
-        x = (
-            x.mT.contiguous()
-        )  # (n, small, large): the Gram matrix is the small one; batched products of views are slow
+        # The Gram matrix X X^T is then the small one. Copied, because batched products of views are slow.
+        x = x.mT.contiguous()  # (n, small, large)
+
+    # The iteration converges for singular values up to 1, and none exceeds the Frobenius norm.
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=EPSILON)
     if x.dtype == torch.float32 and x.shape[-1] > 2 * x.shape[-2]:
         for iterations in AT_ONCE:
@@ -49,6 +48,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
             gram = x @ x.mT
             polynomial = torch.baddbmm(gram, gram, gram, beta=B, alpha=C)
             x = torch.baddbmm(x, polynomial, x, beta=A)
+
     return x.mT if tall else x
 
 
@@ -56,9 +56,9 @@ def _product_of_polynomials(start: Tensor, iterations: int) -> Tensor:
     """Q with X_k = Q X_0, from A_0 = X_0 X_0^T alone: long matrices are multiplied four times instead of ten.
 
     Every partial product Q_k is a polynomial in A_0 and commutes with it, so A_k = Q_k A_0 Q_k. A singular
-    value near zero grows by A in each iteration, so Q_k is up to A^k, and rounding of A_k up to A^2k units:
-    that of all five at once would hide singular values. After three a new Gram matrix is taken. In bfloat16
-    it would be useless. start: (n, small, small). At most four such tensors at once.
+    value near zero grows by A in each iteration, so Q_k is up to A^k, and the rounding of A_k up to A^2k
+    units. Over all five iterations it would hide singular values, so a new Gram matrix is taken after three;
+    in bfloat16 it would hide them at once. start: (n, small, small), of which at most four are held.
     """
     product = None
     for _ in range(iterations):
@@ -76,19 +76,15 @@ class Muon(torch.optim.Optimizer):
     """Muon over (parameter, rows) pairs; rows are the heights of the logical matrices in the parameter."""
 
     def __init__(self, matrices: Iterable[tuple[Tensor, tuple[int, ...]]], *, momentum: float) -> None:
-        """momentum: share of the past in the moving average, Nesterov form. The rate is set before each
-        step.
-        """
-        pairs = list(matrices)
-        self.rows = dict(pairs)
-        super().__init__(
-            [parameter for parameter, _ in pairs], {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum}
-        )
+        """momentum: share of the past in the moving average. The rates are set before each step."""
+        self.rows = dict(matrices)
+        super().__init__(list(self.rows), {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
         """Apply one update to every parameter that has a gradient."""
         for group in self.param_groups:
+            # Logical matrices of equal shape are orthogonalised in one batch.
             by_shape: dict[tuple[int, ...], list[tuple[Tensor, Tensor]]] = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is None:
@@ -96,14 +92,14 @@ class Muon(torch.optim.Optimizer):
                 rows = list(self.rows[parameter])
                 direction = self._momentum(parameter, group["momentum"])
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                for target, part in zip(
-                    torch.split(parameter, rows), torch.split(direction, rows), strict=True
-                ):
+                parts = zip(torch.split(parameter, rows), torch.split(direction, rows), strict=True)
+                for target, part in parts:
                     by_shape[tuple(part.shape)].append((target, part))
-            for (out, width), parts in by_shape.items():
-                updates = orthogonalize(self._in_fast_dtype(torch.stack([part for _, part in parts])))
+
+            for (out, width), pairs in by_shape.items():
+                updates = orthogonalize(self._in_fast_dtype(torch.stack([part for _, part in pairs])))
                 rate = group["lr"] * max(1.0, out / width) ** 0.5
-                for (target, _), update in zip(parts, updates, strict=True):
+                for (target, _), update in zip(pairs, updates, strict=True):
                     target.add_(update.to(target.dtype), alpha=-rate)
 
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:

@@ -31,8 +31,8 @@ class OptimizerConfig:
     adam_beta2: float
     muon_momentum: float
     muon_lr_ratio: float
-    """Muon's rate divided by the schedule's learning rate; its weight decay is the schedule's, divided by
-    this."""
+    """Muon's rate divided by the schedule's. Its weight decay is the schedule's divided by this, so that rate
+    times decay is the same for all weights."""
 
 
 class Optimizers:
@@ -41,11 +41,8 @@ class Optimizers:
     def __init__(self, model: BitNetTransformer, config: OptimizerConfig) -> None:
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        matrices = (
-            {layer.weight: layer.rows for layer in model.bit_linears().values()}
-            if config.kind == "muon"
-            else {}
-        )
+        layers = model.bit_linears().values() if config.kind == "muon" else ()
+        matrices = {layer.weight: layer.rows for layer in layers}
         rest = [parameter for parameter in self.names if parameter not in matrices]
         self.adamw = torch.optim.AdamW(
             [
@@ -62,11 +59,12 @@ class Optimizers:
         for group in self.adamw.param_groups:
             group["lr"], group["weight_decay"] = rates.lr, rates.wd if group["decays"] else 0.0
         self.adamw.step()
-        # The fused kernel writes without raising the version of a tensor, and ternary layers keep their codes
-        # by version.
+        # The fused kernel writes to a tensor without raising its version, by which ternary layers notice that
+        # their codes are out of date.
         torch.autograd.graph.increment_version(
             [p for group in self.adamw.param_groups for p in group["params"]]
         )
+
         if self.muon is not None:
             for group in self.muon.param_groups:
                 group["lr"] = rates.lr * self.config.muon_lr_ratio
@@ -89,11 +87,10 @@ class Optimizers:
         return tensors
 
     def load_state_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Restore what `state_tensors` gave, and nothing else stays. Raises CheckpointError for the state of
-        another model or kind.
-        """
+        """Replace all state by what `state_tensors` gave. Raises CheckpointError for another model's."""
         for optimizer in self.parts():
             optimizer.state.clear()
+
         by_name = {name: parameter for parameter, name in self.names.items()}
         owner = {
             parameter: optimizer
@@ -109,10 +106,7 @@ class Optimizers:
                     f"the optimizer state has {full_name[:80]!r}, which is not of this model; use the run's "
                     "own checkpoint"
                 )
-            on_host = key == "step" and parameter.device.type == "cpu"
-            owner[parameter].state[parameter][key] = (
-                value.clone() if on_host else value.to(parameter.device).clone()
-            )
+            owner[parameter].state[parameter][key] = value.to(parameter.device).clone()
 
     def parts(self) -> list[torch.optim.Optimizer]:
         """AdamW, and Muon where there is one."""

@@ -1,7 +1,7 @@
-"""One optimizer update: gradients of the micro-batches, the norm, the check, the step.
+"""The end of an update, after all gradients were gathered: clip them, check them, step the optimizers.
 
-A loss or gradient that is not finite is noticed before anything is changed: the update is refused and the
-weights and the optimizer state stay as they were.
+A loss or gradient that is not finite is noticed before anything is changed: the update is refused, and
+weights and optimizer state stay as they were.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.schedule import Rates
 
 LOSS_SCALE_OVERFLOW = "loss_scale_overflow"
+"""The reason of a refused update that only makes the loss scale of fp16 smaller, and is no sign of trouble.
+"""
 
 
 class UpdateOutcome(NamedTuple):
-    """grad_norm: global L2 norm before clipping; refused: why the update did not happen, or None.
-
-    LOSS_SCALE_OVERFLOW is a step of the loss scaling of fp16, and no sign of trouble; the other reasons are.
-    """
+    """grad_norm: global L2 norm before clipping; refused: why the update did not happen, or None."""
 
     grad_norm: float
     refused: str | None
@@ -45,6 +44,8 @@ def apply_update(
     if not math.isfinite(loss):
         optimizers.zero_grad()
         return UpdateOutcome(math.nan, "nan_inf_loss")
+
+    # The norm, and what it is clipped to, are those of the true gradient.
     if scaling is not None:
         scaling.unscale(optimizers)
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
@@ -52,6 +53,7 @@ def apply_update(
         optimizers.zero_grad()
         may_help = scaling is not None and scaling.move()
         return UpdateOutcome(norm, LOSS_SCALE_OVERFLOW if may_help else "nan_inf_grad")
+
     optimizers.step(rates)
     if scaling is not None:
         scaling.move()

@@ -19,12 +19,12 @@ from planted.fault import fault
 def _() -> None:
     original = BitNetTransformer.hidden
 
-    def hidden(self: Any, ids: Any, cache: Any = None) -> Any:
+    def hidden(self: Any, ids: Any, cache: Any = None, segments: Any = None) -> Any:
         kept = self.cos, self.sin
         if cache is not None and cache.length:
             self.cos, self.sin = (torch.roll(table, 1, 0) for table in kept)
         try:
-            return original(self, ids, cache)
+            return original(self, ids, cache, segments)
         finally:
             self.cos, self.sin = kept
 

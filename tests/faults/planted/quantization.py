@@ -175,8 +175,8 @@ def _() -> None:
 
 @fault("no residual around the feed-forward", "quantization", "residual")
 def _() -> None:
-    def forward(self: Any, x: Any, cos: Any, sin: Any, cache: Any = None) -> Any:
-        x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache)
+    def forward(self: Any, x: Any, cos: Any, sin: Any, *rest: Any) -> Any:
+        x = x + self.attention(self.pre_attn_norm(x), cos, sin, *rest)
         return self.feedforward(self.pre_ffn_norm(x))
 
     transformer.Block.forward = forward  # type: ignore[method-assign]
