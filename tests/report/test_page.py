@@ -131,7 +131,7 @@ def test_half_written_and_foreign_lines_are_passed_over_and_told(bitnet: Any, tm
     result = bitnet("report", "torn", "--runs-dir", tmp_path, "--json")
     assert result.code == 0, result.err
     notes = " ".join(result.json["notes"])
-    assert "scalars.jsonl: 5 unreadable lines passed over" in notes
+    assert "scalars.jsonl: 5 unreadable lines skipped" in notes
     assert "verdict.json" in notes
     assert "provenance.json" in notes
     assert "was not judged" in Path(result.json["out"]).read_text(encoding="utf-8")

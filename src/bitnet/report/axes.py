@@ -1,9 +1,8 @@
-"""The frame that all curves of a page share: one horizontal range, one crosshair, one look, few enough
-points.
+"""What all curves of a page share: one horizontal range, one crosshair, one look, a limit of points.
 
-Zoom into one curve and the others follow. A run of any length is reduced to about 2,000 points per curve that
-keep each bucket's lowest and highest value, so no spike is lost. With one run, colours tell series apart;
-with two, colours tell the runs apart and dashes the series. Which curves there are is in curves.py.
+Zooming into one curve zooms all. A run of any length is reduced to about 2,000 points per curve, which keep
+each bucket's lowest and highest value, so that no spike is lost. In a page of one run, colours distinguish
+series; in a page of two, colours distinguish the runs and dashes the series. The curves are in curves.py.
 """
 
 from __future__ import annotations
@@ -32,11 +31,7 @@ from bitnet.report.read_run import Column, Columns, Recorded
 # per curve: more than the pixels of a wide screen, and two dozen curves stay within a few hundred kB
 POINTS = 2000
 HEIGHT = 270  # pixels
-COLOURS = tuple(
-    """
-    #3b82d6 #e0772f #2f9e74 #c2528b #8b6fd0 #b08a1e #4aa3b8 #d1574f
-""".split()
-)
+COLOURS = ("#3b82d6", "#e0772f", "#2f9e74", "#c2528b", "#8b6fd0", "#b08a1e", "#4aa3b8", "#d1574f")
 LETTERS = "AB"  # two runs, whose names are too long for legends
 DASHES = ("solid", "dashed", "dotted", "dotdash")
 MARK = "#8a8f98"
@@ -44,7 +39,7 @@ MARK = "#8a8f98"
 
 @dataclass(frozen=True)
 class Series:
-    """One curve of a figure: the column it shows and what it is called."""
+    """One curve of a figure: its column, label and look."""
 
     key: str
     label: str
@@ -57,7 +52,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Frame:
-    """What all curves of a page share."""
+    """The runs, horizontal range and crosshair of a page."""
 
     runs: Sequence[Recorded]
     across: Any
@@ -79,7 +74,12 @@ def shared_frame(runs: Sequence[Recorded]) -> Frame:
     """Range and crosshair for the curves of these runs."""
     last = max([_last_step(run) for run in runs] + [1.0])
     across = Range1d(start=0, end=last, bounds=(0, last), min_interval=min(10.0, last))
-    return Frame(runs, across, Span(dimension="height", line_color=MARK, line_dash="dotted", line_width=1))
+    return Frame(runs, across, marked(None, "height", dash="dotted"))
+
+
+def marked(at: float | None, dimension: str, *, colour: str = MARK, dash: str = "dashed") -> Any:
+    """A line across the whole plot: at a step (dimension `height`) or at a value (`width`)."""
+    return Span(location=at, dimension=dimension, line_color=colour, line_dash=dash, line_width=1)
 
 
 def _last_step(run: Recorded) -> float:
@@ -90,9 +90,7 @@ def _last_step(run: Recorded) -> float:
 
 
 def decimated(values: NDArray[np.float64], points: int = POINTS) -> NDArray[np.intp]:
-    """Indices, ascending, of each bucket's lowest and highest value, with the first and the last; all when
-    they are few.
-    """
+    """Ascending indices of the first and last value and of each bucket's lowest and highest; all if few."""
     count = len(values)
     if count <= points:
         return np.arange(count)
@@ -105,7 +103,7 @@ def decimated(values: NDArray[np.float64], points: int = POINTS) -> NDArray[np.i
 
 
 def blank(frame: Frame, y_label: str, *, numbers: str | None = None, logarithmic: bool = False) -> Any:
-    """An empty plot over updates. numbers: how the vertical axis writes them."""
+    """An empty plot over updates. numbers: their format on the vertical axis."""
     plot = figure(
         height=HEIGHT,
         sizing_mode="stretch_width",
@@ -159,9 +157,7 @@ def has(table: Columns, key: str) -> bool:
 
 
 def source_of(run: Recorded, table: Columns, series: Sequence[Series], by: tuple[str, ...] = ()) -> Any:
-    """The columns that these series need, reduced; `by` names the columns whose extremes are kept (default:
-    all).
-    """
+    """The columns of these series, reduced. by: the columns whose extremes are kept (default: all)."""
     present = [one.key for one in series if has(table, one.key)]
     if not present:
         return ColumnDataSource({}, name=run.name)
@@ -172,7 +168,7 @@ def source_of(run: Recorded, table: Columns, series: Sequence[Series], by: tuple
 
 
 def _compact(key: str, values: Column) -> NDArray[Any]:
-    """Six digits are more than a screen shows; steps stay exact."""
+    # six digits are more than a screen shows, but steps stay exact
     with np.errstate(over="ignore"):
         return values if key == "step" else values.astype(np.float32)
 
@@ -210,9 +206,7 @@ def named(frame: Frame, index: int, drawn: Sequence[Sequence[Any]], labels: Sequ
 
 
 def hover(frame: Frame, plot: Any, renderers: Sequence[Any], index: int, series: Sequence[Series]) -> None:
-    """One tooltip per run; of two, the first run's is to the left of the mouse and the second's to the
-    right.
-    """
+    """Add one tooltip per run. With two runs, the first is left of the mouse and the second right of it."""
     if not renderers:
         return
     rows = [("update", "@step{0,0}"), *((one.label, f"@{{{one.key}}}{{{one.digits}}}") for one in series)]
@@ -232,9 +226,7 @@ def finished(frame: Frame, plot: Any, items: Sequence[Any]) -> Any:
     if not items:
         return None
     for boundary in {run.boundary for run in frame.runs} - {None}:
-        plot.add_layout(
-            Span(location=boundary, dimension="height", line_color=MARK, line_dash="dashed", line_width=1)
-        )
+        plot.add_layout(marked(boundary, "height"))
     per_row = len(items) if len(items) <= 4 else -(-len(items) // 2)
     legend = Legend(items=list(items), click_policy="hide", orientation="horizontal", ncols=min(per_row, 4))
     plot.add_layout(legend, "above")

@@ -1,8 +1,7 @@
-"""The model card of a run (Mitchell et al., arXiv:1810.03993): what it is, what it was trained on and how,
-what was measured, its limits.
+"""The model card of a run (Mitchell et al., arXiv:1810.03993): model, data, training, results, limits.
 
-Everything comes from the run's files; what they do not tell is said to be missing. Not here: the card of
-generated data, which its maker writes beside it (voice/folder.py).
+Everything comes from the run's files, and what they lack is named as missing. Not here: the card of generated
+data (voice/folder.py).
 """
 
 from __future__ import annotations
@@ -12,9 +11,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bitnet.errors import ConfigError
-from bitnet.files import write_atomic
 from bitnet.report import tables
+from bitnet.report.page import write_text
 from bitnet.report.read_run import Recorded, number, read_run
 from bitnet.run.layout import RunLayout
 
@@ -38,17 +36,14 @@ SHAPE = tuple(
 """.split()
 )
 EXAMPLES = 3
+NAME_MARKUP = "`<>[]|"  # what begins HTML, a link, code or the next cell of a table
+MARKUP = "*_" + NAME_MARKUP
 
 
 def write_card(layout: RunLayout, out: Path) -> Recorded:
     """Write the card and return the run that it is about."""
     run = read_run(layout)
-    try:
-        write_atomic(out, model_card(run))
-    except OSError as error:
-        raise ConfigError(
-            f"{out} cannot be written ({error.strerror}); choose another place with --out"
-        ) from None
+    write_text(out, model_card(run))
     return run
 
 
@@ -63,17 +58,11 @@ def model_card(run: Recorded) -> str:
         "Licence": _licence(run),
         "Limits": "\n".join(f"* {one}" for one in _limits(run)),
     }
-    about = (
-        f"A language model with {_weights(run)}, trained by the experiment "
-        f"`{_plain(_setting(run.config, 'experiment'))}`"
-    )
-    about += f", variant `{_plain(_setting(run.config, 'variant'))}`."
-    head = f"---\ntags: [{', '.join(_tags(run))}]\n---\n\n# {_plain(run.name)}\n\n{about}\n"
+    experiment, variant = (_plain(_setting(run.config, name)) for name in ("experiment", "variant"))
+    about = f"A language model with {_weights(run)}, trained by the experiment `{experiment}`"
+    tags = "bitnet, 1.58-bit, text-generation" if _is_ternary(run) else "text-generation"
+    head = f"---\ntags: [{tags}]\n---\n\n# {_plain(run.name)}\n\n{about}, variant `{variant}`.\n"
     return head + "".join(f"\n## {title}\n\n{text}\n" for title, text in sections.items())
-
-
-def _tags(run: Recorded) -> list[str]:
-    return ["bitnet", "1.58-bit", "text-generation"] if _is_ternary(run) else ["text-generation"]
 
 
 def _is_ternary(run: Recorded) -> bool:
@@ -162,20 +151,17 @@ def _examples(run: Recorded) -> str:
     chosen = [one for one in run.samples if one.step == last and one.mode == "typical"][:EXAMPLES]
     if not chosen:
         return "No samples were kept."
-    shown = [f"> {_quoted(one.prompt)} **{_quoted(one.text.removeprefix(one.prompt))}**" for one in chosen]
-    return f"Sampled at update {last}, not chosen by anybody; the model's part is bold.\n\n" + "\n\n".join(
-        shown
-    )
+    shown = [
+        f"> {_plain(one.prompt, MARKUP)} **{_plain(one.text.removeprefix(one.prompt), MARKUP)}**"
+        for one in chosen
+    ]
+    about = f"Sampled at update {last}, not chosen by anybody; the model's part is bold."
+    return "\n\n".join([about, *shown])
 
 
-def _plain(text: str) -> str:
-    """A name or a value on one line, with nothing that begins HTML, a link, code or a table's next cell."""
-    return " ".join(re.sub(r"([`<>\[\]|])", r"\\\1", text).split())
-
-
-def _quoted(text: str) -> str:
-    """On one line, with nothing that Markdown would take for its own."""
-    return " ".join(re.sub(r"([*_`<>\[\]|])", r"\\\1", text).split())
+def _plain(text: str, markup: str = NAME_MARKUP) -> str:
+    """A text on one line, with these characters escaped."""
+    return " ".join(re.sub(rf"([{re.escape(markup)}])", r"\\\1", text).split())
 
 
 def _licence(run: Recorded) -> str:

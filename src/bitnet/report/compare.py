@@ -1,8 +1,8 @@
-"""Two runs side by side, as a ternary run and its control: the gap over steps, in numbers and in a picture.
+"""Two runs side by side, such as a ternary run and its control: the gap over steps, in numbers and a picture.
 
-A gap says something about the weights only where everything else was equal: same data, same order, same
-recipe. What the two configurations and the fingerprints of their data do not share is found first; only what
-makes a control a control may differ. The gap is the second run minus the first. Losses in nats per token,
+A gap says something about the weights only if everything else was equal: the data, their order and the
+settings. The configurations and the fingerprints of the data are therefore compared first. They may differ
+only in what a control changes. The gap is the second run minus the first. Losses are in nats per token,
 bits_per_byte in bits.
 """
 
@@ -23,15 +23,14 @@ from bitnet.run.manifest import read_config
 from bitnet.run.metrics import read_lines
 
 OF_A_CONTROL = ("model.weights", "model.activations", "training.product")
-"""What a control changes; `product` says how ternary layers multiply, which a control has none of."""
-WINDOW = 100  # updates that a training loss is averaged over, as in train_loss of the evaluations
+"""What a control changes. `product` says how ternary layers multiply, and a control has no such layer."""
+LOSSES = ("train_loss", "eval_loss", "bits_per_byte")
+WINDOW = 100  # updates in the mean of a training loss, as in train_loss of the evaluations
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """steps: where both runs have figures; values: for each metric one pair per step, NaN where a run has
-    none.
-    """
+    """steps: at which both runs have figures. values: for each metric a pair per step, NaN if absent."""
 
     names: tuple[str, str]
     differences: list[str]
@@ -45,16 +44,10 @@ class Comparison:
 
     def to_json(self) -> dict[str, Any]:
         """For `bitnet compare --json`."""
-        rows = [
-            {
-                "step": step,
-                **{
-                    metric: {"first": both[i][0], "second": both[i][1], "gap": both[i][1] - both[i][0]}
-                    for metric, both in self.values.items()
-                },
-            }
-            for i, step in enumerate(self.steps)
-        ]
+        rows: list[dict[str, Any]] = [{"step": step} for step in self.steps]
+        for metric, pairs in self.values.items():
+            for row, (first, second) in zip(rows, pairs, strict=True):
+                row[metric] = {"first": first, "second": second, "gap": second - first}
         return {
             "runs": list(self.names),
             "differences": self.differences,
@@ -66,33 +59,27 @@ class Comparison:
 def compare(
     first: RunLayout, second: RunLayout, metrics: Sequence[str] = (), *, force: bool = False
 ) -> Comparison:
-    """Compare two runs at the steps of their evaluations. metrics: further ones than the losses, such as
-    those of the criteria.
+    """Compare two runs at the steps of their evaluations. metrics: beside the losses, such as the criteria's.
 
-    Raises ConfigError where data, order or recipe differ and not `force`; DataError where nothing can be
-    compared.
+    Raises ConfigError if data, order or settings differ, unless `force`; DataError if no step is common.
     """
     differences = unequal(first, second)
     if differences and not force:
-        shown = "; ".join(differences[:6]) + (
-            f"; and {len(differences) - 6} more" if len(differences) > 6 else ""
-        )
+        more = [f"and {len(differences) - 6} more"] if len(differences) > 6 else []
+        shown = "; ".join([*differences[:6], *more])
         raise ConfigError(
             f"{first.run_id} and {second.run_id} differ in more than their weights ({shown}); compare equal "
             "runs, or say --force"
         )
     losses = _losses(first), _losses(second)
-    tables = [
-        _figures(layout, steps, values)
-        for layout, (steps, values) in zip((first, second), losses, strict=True)
-    ]
+    tables = _figures(first, *losses[0]), _figures(second, *losses[1])
     steps = sorted(tables[0].keys() & tables[1].keys())
     if not steps:
         raise DataError(
             f"{first.run_id} and {second.run_id} were not evaluated at the same steps; give both one "
             "--train.eval-every"
         )
-    wanted = ["train_loss", "eval_loss", "bits_per_byte", *metrics]
+    wanted = [*LOSSES, *metrics]
     values = {
         metric: [(tables[0][step].get(metric, np.nan), tables[1][step].get(metric, np.nan)) for step in steps]
         for metric in dict.fromkeys(wanted)
@@ -130,21 +117,19 @@ def _losses(layout: RunLayout) -> tuple[list[int], list[float]]:
 
 
 def _figures(layout: RunLayout, steps: Sequence[int], losses: Sequence[float]) -> dict[int, dict[str, float]]:
-    """Every figure of each evaluation, the mean training loss up to it included."""
+    """The figures of each evaluation by step, with the mean training loss of the updates before it."""
     found: dict[int, dict[str, float]] = {}
-    place = np.asarray(steps)
+    place = np.asarray(steps, dtype=np.int64)
     for row in read_lines(layout.evaluations).rows:
         figures = {
             key: float(value)
             for key, value in row.items()
             if isinstance(value, int | float) and key != "step"
         }
-        recent = (
-            np.asarray(losses)[(place > row["step"] - WINDOW) & (place <= row["step"])]
-            if len(place)
-            else place
-        )
-        found[row["step"]] = {**figures, **({"train_loss": float(recent.mean())} if len(recent) else {})}
+        recent = np.asarray(losses)[(place > row["step"] - WINDOW) & (place <= row["step"])]
+        if len(recent):
+            figures["train_loss"] = float(recent.mean())
+        found[row["step"]] = figures
     return found
 
 
@@ -165,36 +150,26 @@ def table(comparison: Comparison) -> str:
 def draw(comparison: Comparison, out: Path) -> None:
     """Losses of both runs, the gap, and every other metric, as a PNG."""
     plt = pyplot_or_error()
-    others = [
-        metric for metric in comparison.values if metric not in ("train_loss", "eval_loss", "bits_per_byte")
-    ]
-    figure, axes = plt.subplots(
-        1, 2 + bool(others), figsize=(6 * (2 + bool(others)), 4.2), constrained_layout=True
-    )
-    for index, (name, (steps, losses)) in enumerate(zip(comparison.names, comparison.losses, strict=True)):
+    others = [metric for metric in comparison.values if metric not in LOSSES]
+    panels = 3 if others else 2
+    figure, axes = plt.subplots(1, panels, figsize=(6 * panels, 4.2), constrained_layout=True)
+
+    def curve(axis: Any, index: int, metric: str, style: str, **more: Any) -> None:
+        values = [pair[index] for pair in comparison.values[metric]]
+        label = f"{comparison.names[index]}, {metric}"
+        axis.plot(comparison.steps, values, style, color=f"C{index}", label=label, **more)
+
+    for index, (steps, losses) in enumerate(comparison.losses):
         axes[0].plot(steps, losses, color=f"C{index}", alpha=0.25, linewidth=0.8)
         for metric, style in (("train_loss", "-"), ("eval_loss", "o--")):
             if metric in comparison.values:
-                values = [pair[index] for pair in comparison.values[metric]]
-                axes[0].plot(
-                    comparison.steps,
-                    values,
-                    style,
-                    color=f"C{index}",
-                    markersize=4,
-                    label=f"{name}, {metric}",
-                )
+                curve(axes[0], index, metric, style, markersize=4)
         for metric in others:
-            axes[-1].plot(
-                comparison.steps,
-                [pair[index] for pair in comparison.values[metric]],
-                ".-",
-                color=f"C{index}",
-                label=f"{name}, {metric}",
-            )
+            curve(axes[-1], index, metric, ".-")
     for metric in comparison.values:
         if metric not in others:
             axes[1].plot(comparison.steps, comparison.gap(metric), ".-", label=metric)
+
     axes[1].axhline(0, color="grey", linewidth=0.8)
     titles = ["loss (nats/token)", "gap: second minus first", "metrics of the experiment"]
     for axis, title in zip(axes, titles, strict=False):

@@ -1,7 +1,6 @@
-"""The curves of a page, as Bokeh plots that answer to the mouse. Their common frame is frame.py, heat maps
-are heatmap.py.
+"""The curves of a page, as interactive Bokeh plots. What they share is in axes.py, heat maps in heatmap.py.
 
-Each function takes the frame and returns a plot, or None when no run recorded what it shows.
+Each function takes the frame and returns a plot, or None if no run recorded what it shows.
 """
 
 from __future__ import annotations
@@ -10,11 +9,10 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from bokeh.models import LinearAxis, Range1d, Span
+from bokeh.models import LinearAxis, Range1d
 
 from bitnet.report.axes import (
     COLOURS,
-    MARK,
     Frame,
     Series,
     blank,
@@ -23,6 +21,7 @@ from bitnet.report.axes import (
     has,
     hover,
     lines,
+    marked,
     named,
     source_of,
 )
@@ -31,12 +30,8 @@ from bitnet.report.read_run import Columns, Recorded, number
 
 LOSS_HEIGHT = 360  # pixels
 ALARM = "#d1574f"
-LOSS_KEYS = (
-    "eval_loss",
-    "train_loss",
-    "train_eval_gap",
-    "bits_per_byte",
-)  # of eval_results.jsonl, not an experiment's own
+# of eval_results.jsonl; its other keys are the experiment's own
+LOSS_KEYS = ("eval_loss", "train_loss", "train_eval_gap", "bits_per_byte")
 
 
 def loss(frame: Frame) -> Any:
@@ -104,13 +99,10 @@ def _with_thresholds(plot: Any, runs: Sequence[Recorded], names: Sequence[str]) 
     for run in runs:
         criteria = run.verdict.get("criteria")
         for one in criteria if isinstance(criteria, list) else []:
-            at = (
-                number(one.get("threshold")) if isinstance(one, dict) and one.get("metric") in names else None
-            )
+            shown = isinstance(one, dict) and one.get("metric") in names
+            at = number(one.get("threshold")) if shown else None
             if at is not None:
-                plot.add_layout(
-                    Span(location=at, dimension="width", line_color=MARK, line_dash="dashed", line_width=1)
-                )
+                plot.add_layout(marked(at, "width"))
     return plot
 
 
@@ -172,18 +164,16 @@ def flips(frame: Frame) -> Any:
 
 
 def with_smooth(table: Columns, key: str) -> Columns:
-    """The table with `smooth`: an average over 20 updates, fewer in a run below 400 and more in one above
-    6,000.
-    """
+    """The table with `smooth`, an average over 20 updates; fewer in a run below 400, more above 6,000."""
     if not has(table, key):
         return {}
     count = len(table[key])
     span = max(1.0, min(20.0, count / 20), count / 300)
-    return {**table, "smooth": np.array(smoothed(table[key].tolist(), 1 - 1 / span))}
+    return {**table, "smooth": smoothed(table[key], 1 - 1 / span)}
 
 
 def _with_held_out(table: Columns, evaluations: Columns) -> Columns:
-    """The table with the last held-out loss known at each step, so that one tooltip tells both."""
+    """The table with the last held-out loss at each step, so that one tooltip shows both."""
     if not table or not has(evaluations, "eval_loss"):
         return table
     place = np.searchsorted(evaluations["step"], table["step"], side="right") - 1
@@ -193,6 +183,6 @@ def _with_held_out(table: Columns, evaluations: Columns) -> Columns:
 
 def _anomaly_marks(plot: Any, run: Recorded) -> None:
     for anomaly in run.anomalies:
-        plot.add_layout(
-            Span(location=anomaly.step, dimension="height", line_color=ALARM, line_width=1, line_alpha=0.7)
-        )
+        line = marked(anomaly.step, "height", colour=ALARM, dash="solid")
+        line.line_alpha = 0.7
+        plot.add_layout(line)

@@ -1,7 +1,6 @@
-"""Matrices x updates as coloured cells: where in the model the zeros are, and where codes still flip.
+"""Heat maps of matrices x updates: where in the model the zeros are, and where codes still flip.
 
-A cell spans the updates since the probe before it. With two runs both maps use one scale of colours, so that
-they compare.
+A cell spans the updates since the probe before it. The maps of two runs share one colour scale.
 """
 
 from __future__ import annotations
@@ -49,16 +48,13 @@ def zero_share(runs: Sequence[Recorded]) -> list[Any]:
     values = _all_values(runs, "zero_pct")
     if not values.size:
         return [None] * len(runs)
-    mapper = LinearColorMapper(
-        palette=PALETTE, low=float(values.min()), high=max(float(values.max()), float(values.min()) + 1e-6)
-    )
+    low, high = float(values.min()), float(values.max())
+    mapper = LinearColorMapper(palette=PALETTE, low=low, high=max(high, low + 1e-6))
     return [_map(run, "zero_pct", "zeros", mapper) for run in runs]
 
 
 def flipped_share(runs: Sequence[Recorded]) -> list[Any]:
-    """One map of the share of codes flipped since the last probe for each run, its colours on a logarithmic
-    scale.
-    """
+    """One map of the share of codes flipped since the last probe for each run. Colours are logarithmic."""
     values = _all_values(runs, "flipped_pct")
     positive = values[values > 0]
     if not values.size:
@@ -69,18 +65,14 @@ def flipped_share(runs: Sequence[Recorded]) -> list[Any]:
 
 
 def _all_values(runs: Sequence[Recorded], what: str) -> Column:
-    tables = [
-        run.probes[key]
-        for run in runs
-        for name in matrices(run.probes)
-        if (key := f"{name}_{what}") in run.probes
-    ]
+    keys = [(run.probes, f"{name}_{what}") for run in runs for name in matrices(run.probes)]
+    tables = [probes[key] for probes, key in keys if key in probes]
     values = np.concatenate(tables) if tables else np.empty(0)
     return values[np.isfinite(values)]
 
 
 def _map(run: Recorded, what: str, label: str, mapper: Any) -> Any:
-    """The map of one run; None when it has nothing to show."""
+    """The map of one run; None if it has no such values."""
     names = [name for name in matrices(run.probes) if f"{name}_{what}" in run.probes]
     if not names:
         return None
@@ -90,18 +82,14 @@ def _map(run: Recorded, what: str, label: str, mapper: Any) -> Any:
     cells = plot.quad("left", "right", "bottom", "top", source=source, fill_color=fill, line_color=fill)
     rows = [("matrix", "@name"), ("update", "@right{0,0}"), (label, "@value{0.000%}")]
     plot.add_tools(HoverTool(renderers=[cells], tooltips=rows))
-    bar = ColorBar(
-        color_mapper=mapper,
-        width=10,
-        formatter=NumeralTickFormatter(format="0.[000]%"),
-        border_line_color=None,
-    )
+    percent = NumeralTickFormatter(format="0.[000]%")
+    bar = ColorBar(color_mapper=mapper, width=10, formatter=percent, border_line_color=None)
     plot.add_layout(bar, "right")
     return plot
 
 
 def _cells(table: Columns, names: Sequence[str], what: str) -> dict[str, Any]:
-    """One entry per (matrix, probe) that has a value; probes are thinned when there are too many."""
+    """One entry per (matrix, probe) with a value. Probes are thinned if there are too many."""
     kept = spread(len(table["step"]), max(CELLS // len(names), 2))
     right = table["step"][kept]
     left = np.concatenate([[right[0] - _first_width(right)], right[:-1]])
@@ -118,7 +106,7 @@ def _cells(table: Columns, names: Sequence[str], what: str) -> dict[str, Any]:
 
 
 def _first_width(steps: NDArray[np.float64]) -> float:
-    """Width of the first cell: as wide as the second, since nothing came before it."""
+    """Width of the first cell, which has no probe before it: that of the second."""
     return float(steps[1] - steps[0]) if len(steps) > 1 else max(float(steps[0]), 1.0)
 
 

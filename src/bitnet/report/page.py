@@ -1,12 +1,11 @@
 """`bitnet report`: one HTML page about one run, or two runs compared. Needs no network and no other file.
 
-The curves are Bokeh's (extra `report`), because its whole script is 1.27 MB (version 3.9) and can be written
-into the page: plotly's (7.1) is 4.8 MB, which leaves nothing of the 5 MB that a page may have, and its Python
-package holds no smaller bundle. The page forbids itself every request by its content security policy, and
-Jinja2 (which Bokeh needs anyway) escapes every text that comes from a run.
+Bokeh (extra `report`) draws the curves, because its whole script is 1.27 MB (version 3.9) and can be written
+into the page. A page may have 5 MB, and the script of plotly (7.1) alone is 4.8 MB. A content security policy
+forbids the page every request. Jinja2, which Bokeh needs anyway, escapes every text that comes from a run.
 
-This file puts the page together. Reading is recorded.py, words and numbers tables.py, pictures frame.py,
-curves.py and heatmap.py.
+This file puts the page together. read_run.py reads, tables.py has words and numbers, axes.py, curves.py and
+heatmap.py have the pictures.
 """
 
 from __future__ import annotations
@@ -23,16 +22,14 @@ from bitnet.report.read_run import Recorded, read_run
 from bitnet.run.layout import RunLayout
 
 TEMPLATE = Path(__file__).parent / "template"
-INK, GRID = (
-    "#868d98",
-    "#8a8f98",
-)  # legible on the light and on the dark page, so that plots need no second theme
+# both are legible on the light and on the dark page, so plots need no second theme
+INK, GRID = "#868d98", "#8a8f98"
 FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, sans-serif"
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One figure of the page. html: where Bokeh draws; empty when nothing was recorded for it."""
+    """One figure of the page. html: the place where Bokeh draws; empty if nothing was recorded for it."""
 
     title: str
     about: str
@@ -41,18 +38,19 @@ class Picture:
 
 
 def write_page(layouts: Sequence[RunLayout], out: Path) -> list[Recorded]:
-    """Write the page for one or two runs and return what was read. Raises ConfigError without the extra, or
-    where `out` cannot be.
-    """
+    """Write the page for one or two runs, and return them. Raises ConfigError without the extra."""
     runs = [read_run(layout) for layout in layouts]
-    html = page(runs)
-    try:
-        write_atomic(out, html)
-    except OSError as error:
-        raise ConfigError(
-            f"{out} cannot be written ({error.strerror}); choose another place with --out"
-        ) from None
+    write_text(out, page(runs))
     return runs
+
+
+def write_text(out: Path, text: str) -> None:
+    """Write a page or a model card. Raises ConfigError if `out` cannot be written."""
+    try:
+        write_atomic(out, text)
+    except OSError as error:
+        problem = f"{out} cannot be written ({error.strerror}); choose another place with --out"
+        raise ConfigError(problem) from None
 
 
 def page(runs: Sequence[Recorded]) -> str:
@@ -66,9 +64,8 @@ def page(runs: Sequence[Recorded]) -> str:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    bokeh_js = resources.Resources(mode="inline", components=["bokeh"]).js_raw[
-        0
-    ]  # what follows it only sets a log level
+    # a second script, which is left out, only sets a log level
+    bokeh_js = resources.Resources(mode="inline", components=["bokeh"]).js_raw[0]
     html: str = environment.get_template("page.html").render(
         runs=runs,
         tables=tables,
@@ -115,49 +112,33 @@ def _curves(runs: Sequence[Recorded]) -> list[tuple[Picture, Any]]:
     from bitnet.report.axes import shared_frame
 
     frame = shared_frame(runs)
-    others = curves.metrics(frame, shares=False)
+    loss = "Training loss of every update and smoothed; held-out loss at each evaluation."
+    other_metrics = curves.metrics(frame, shares=False)
     drawn = [
+        ("Loss", loss, curves.loss(frame)),
         (
-            Picture(
-                "Loss",
-                "Training loss of every update and smoothed; held-out loss at each evaluation.",
-                "",
-                wide=True,
-            ),
-            curves.loss(frame),
-        ),
-        (
-            Picture("Held-out cases", "The experiment's own metrics; dashed: the goal.", ""),
+            "Held-out cases",
+            "The experiment's own metrics; dashed: the goal.",
             curves.metrics(frame, shares=True),
         ),
-        (Picture("Learning rate and weight decay", "Dashed: the stage boundary.", ""), curves.rates(frame)),
-        (Picture("Gradient norm", "Before clipping, logarithmic.", ""), curves.gradient_norm(frame)),
-        (Picture("Throughput", "Time between updates is not counted.", ""), curves.throughput(frame)),
-        (
-            Picture("Ternary codes", "Shares of −1, 0 and +1 over all ternary weights.", ""),
-            curves.ternary_shares(frame),
-        ),
-        (Picture("Flips", "Share of codes that changed since the last probe.", ""), curves.flips(frame)),
+        ("Learning rate and weight decay", "Dashed: the stage boundary.", curves.rates(frame)),
+        ("Gradient norm", "Before clipping, logarithmic.", curves.gradient_norm(frame)),
+        ("Throughput", "Time between updates is not counted.", curves.throughput(frame)),
+        ("Ternary codes", "Shares of −1, 0 and +1 over all ternary weights.", curves.ternary_shares(frame)),
+        ("Flips", "Share of codes that changed since the last probe.", curves.flips(frame)),
     ]
-    return (
-        [*drawn, (Picture("Other metrics", "The experiment's metrics that are not shares.", ""), others)]
-        if others
-        else drawn
-    )
+    if other_metrics:
+        drawn.append(("Other metrics", "The experiment's metrics that are not shares.", other_metrics))
+    return [(Picture(title, about, "", wide=title == "Loss"), plot) for title, about, plot in drawn]
 
 
 def _maps(runs: Sequence[Recorded]) -> list[tuple[Picture, Any]]:
     from bitnet.report import heatmap
     from bitnet.report.axes import LETTERS
 
-    kinds = (
-        ("Zeros", "Share of zeros in each ternary matrix.", heatmap.zero_share(runs)),
-        (
-            "Flips",
-            "Share of codes that changed since the last probe, logarithmic.",
-            heatmap.flipped_share(runs),
-        ),
-    )
+    zeros = "Share of zeros in each ternary matrix."
+    flips = "Share of codes that changed since the last probe, logarithmic."
+    kinds = (("Zeros", zeros, heatmap.zero_share(runs)), ("Flips", flips, heatmap.flipped_share(runs)))
     return [
         (Picture(title + (f", {letter}" if len(runs) > 1 else ""), about, "", wide=True), model)
         for title, about, models in kinds
@@ -166,48 +147,34 @@ def _maps(runs: Sequence[Recorded]) -> list[tuple[Picture, Any]]:
 
 
 def _theme() -> dict[str, Any]:
-    """Bokeh's look: no boxes, one quiet ink, the page's font."""
-    text = {"text_font": FONT, "text_color": INK}
-    axis = {f"major_label_{key}": value for key, value in text.items()} | {
-        f"axis_label_{key}": value for key, value in text.items()
-    }
-    quiet = {"axis_line_color": None, "major_tick_line_color": None, "minor_tick_line_color": None}
-    sizes = {
-        "major_label_text_font_size": "11px",
-        "axis_label_text_font_size": "11px",
-        "axis_label_text_font_style": "normal",
-    }
-    legend = {f"label_{key}": value for key, value in text.items()} | {
-        "label_text_font_size": "11px",
-        "padding": 2,
-        "spacing": 8,
-        "margin": 0,
-    }
+    """Bokeh's look: no boxes, one muted colour of text, the page's font."""
+
+    def text(part: str, **more: Any) -> dict[str, Any]:
+        style = {"text_font": FONT, "text_color": INK, "text_font_size": "11px", **more}
+        return {f"{part}{key}": value for key, value in style.items()}
+
+    without_lines = dict.fromkeys(("axis_line_color", "major_tick_line_color", "minor_tick_line_color"))
+    without_box = dict.fromkeys(("background_fill_color", "border_fill_color", "outline_line_color"))
+    legend_box = dict.fromkeys(("background_fill_color", "border_line_color", "inactive_fill_color"))
+    bar_box = dict.fromkeys(("background_fill_color", "major_tick_line_color", "bar_line_color"))
     return {
         "attrs": {
-            "Plot": {
-                "background_fill_color": None,
-                "border_fill_color": None,
-                "outline_line_color": None,
-                "min_border_top": 4,
+            "Plot": {**without_box, "min_border_top": 4},
+            "Axis": {
+                **text("major_label_"),
+                **text("axis_label_", text_font_style="normal"),
+                **without_lines,
             },
-            "Axis": {**axis, **quiet, **sizes},
             "Grid": {"grid_line_color": GRID, "grid_line_alpha": 0.18},
             "Legend": {
-                **legend,
-                "background_fill_color": None,
-                "border_line_color": None,
-                "inactive_fill_color": None,
+                **text("label_"),
+                **legend_box,
+                "padding": 2,
+                "spacing": 8,
+                "margin": 0,
                 "glyph_width": 16,
             },
-            "ColorBar": {
-                "background_fill_color": None,
-                "major_label_text_color": INK,
-                "major_label_text_font": FONT,
-                "major_label_text_font_size": "11px",
-                "major_tick_line_color": None,
-                "bar_line_color": None,
-            },
+            "ColorBar": {**text("major_label_"), **bar_box},
             "Toolbar": {"logo": None, "autohide": True},
         }
     }

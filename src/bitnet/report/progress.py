@@ -1,4 +1,4 @@
-"""Where a run stands, read from its files; works while it runs, after it ended, and after it was killed."""
+"""The state of a run, read from its files while it runs, after it ended, or after it was killed."""
 
 from __future__ import annotations
 
@@ -13,18 +13,15 @@ from bitnet.run.metrics import last_line, tail
 from bitnet.run.records import read_status
 
 SHOWN_MODES = ("greedy", "stress")
-RATE_ROWS = 50  # updates that the rate and the time to go are averaged over
+SHOWN_SHARES = ("step", "neg1_pct", "zero_pct", "pos1_pct", "flipped_pct")
+RATE_ROWS = 50  # updates in the mean of the rate and of the remaining time
 
 
 def run_summary(layout: RunLayout) -> dict[str, Any]:
-    """Everything `bitnet status` shows. Only the ends of files are read, so a long run answers as fast as a
-    short one.
-    """
+    """Everything that `bitnet status` shows. Only the ends of files are read, which is fast for any run."""
     damage: list[str] = []
-    config, status = (
-        _or_empty(lambda: read_config(layout), damage),
-        _or_empty(lambda: read_status(layout), damage),
-    )
+    config = _or_empty(lambda: read_config(layout), damage)
+    status = _or_empty(lambda: read_status(layout), damage)
     training = config.get("training", {})
     scalars = tail(layout.scalars)
     last = scalars.rows[-1] if scalars.rows else {}
@@ -48,11 +45,7 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
         "tokens_per_sec": _mean([row.get("tokens_per_sec") for row in scalars.rows[-RATE_ROWS:]]),
         "eta_s": (total - step) * step_ms / 1e3 if step_ms is not None and state == "running" else None,
         "evaluation": last_line(layout.evaluations),
-        "ternary": {
-            key: quantization[key]
-            for key in ("step", "neg1_pct", "zero_pct", "pos1_pct", "flipped_pct")
-            if key in quantization
-        },
+        "ternary": {key: quantization[key] for key in SHOWN_SHARES if key in quantization},
         "samples": _samples(layout),
         "anomalies": [folder.name for folder in layout.anomaly_folders()],
         "checkpoints": layout.checkpoint_steps(),
@@ -61,9 +54,7 @@ def run_summary(layout: RunLayout) -> dict[str, Any]:
 
 
 def _samples(layout: RunLayout) -> list[dict[str, Any]]:
-    """The newest greedy sample, and the stressed one of the same prompt, which is nonsense by design; none
-    before the first.
-    """
+    """The newest greedy sample and the stressed one of the same prompt, whose text is meant to be random."""
     rows = tail(layout.samples).rows
     newest = [
         row for row in rows if row["step"] == rows[-1]["step"] and row.get("prompt") == rows[-1].get("prompt")
@@ -78,7 +69,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _or_empty(read: Callable[[], dict[str, Any]], damage: list[str]) -> dict[str, Any]:
-    """What a file holds, or nothing where it is damaged, which is told."""
+    """The content of a file, or {} if it is damaged, which is added to `damage`."""
     try:
         return read()
     except NotFoundError:  # a run that has just begun has no status yet
@@ -89,7 +80,7 @@ def _or_empty(read: Callable[[], dict[str, Any]], damage: list[str]) -> dict[str
 
 
 def _state(layout: RunLayout, status: dict[str, Any]) -> tuple[str, str | None]:
-    """The recorded state; `killed` when it says running but nobody holds the lock."""
+    """The recorded state and its reason; `killed` if it is running but no process holds the lock."""
     state = status.get("state", "unknown")
     if state == "running" and not is_locked(layout.lock):
         return (

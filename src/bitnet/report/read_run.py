@@ -1,7 +1,7 @@
-"""Everything a run directory holds, read leniently for people to look at. Draws nothing and judges nothing.
+"""Everything in a run directory, read leniently for people to look at. Draws nothing and judges nothing.
 
-A file that is missing, half-written or foreign leaves its field empty; what had to be passed over is told in
-`notes`. Numeric columns are float64 arrays in the order of steps, with NaN where a row has no number.
+A file that is missing, half-written or foreign leaves its field empty, and `notes` says what was skipped.
+Numeric columns are float64 arrays in the order of steps, with NaN where a row has no number.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ ANOMALY_LIMIT = 50
 LARGEST = 1e37  # pictures are drawn from 32-bit floats
 
 _ANOMALY = re.compile(r"step_(\d+)_(.+)")
-_COLUMN = re.compile(r"[\w./+-]{1,80}")  # a name that means itself in a plot
-_TOLD_OF_SAMPLE = ("mean_entropy", "max_repetition", "unique_tokens", "total_tokens")
+_COLUMN = re.compile(r"[\w./+-]{1,80}")  # names without a meaning of their own in a plot
+_SAMPLE_FIGURES = ("mean_entropy", "max_repetition", "unique_tokens", "total_tokens")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated text. told: its figures, those that were recorded."""
+    """One generated text. told: those of its figures that were recorded."""
 
     step: int
     prompt: str
@@ -50,7 +50,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class DumpPage:
-    """One debug dump: its folder's name, what its README.md says, and the names of the other files."""
+    """One debug dump: its folder, the text of its README.md, and the names of its other files."""
 
     step: int
     event: str
@@ -61,7 +61,7 @@ class DumpPage:
 
 @dataclass(frozen=True)
 class Recorded:
-    """One run as its files tell it."""
+    """One run, as its files describe it."""
 
     name: str
     root: Path
@@ -76,7 +76,7 @@ class Recorded:
     probes: Columns
     samples: list[Sample]
     sample_steps: int
-    """How many steps have samples; at most SAMPLE_STEPS of them are in `samples`."""
+    """Steps that have samples; at most SAMPLE_STEPS of them are in `samples`."""
     anomalies: list[DumpPage]
     notes: list[str] = field(default_factory=list)
 
@@ -92,7 +92,7 @@ class Recorded:
 
 
 def read_run(layout: RunLayout) -> Recorded:
-    """Read a run. Never raises for what a file holds."""
+    """Read a run. Never raises because of a file's content."""
     notes: list[str] = []
     rows = {path: _rows(path, notes) for path in layout.line_files()}
     samples, steps = _samples(rows[layout.samples])
@@ -144,9 +144,8 @@ def clipped(text: str, limit: int = TEXT_LIMIT) -> str:
 
 
 def _column(values: list[Any]) -> Column:
-    floats = [
-        value if type(value) is float else _or_nan(value) for value in values
-    ]  # most are: 60,000 rows have a dozen each
+    # most values are floats, and 60,000 rows have a dozen each
+    floats = [value if type(value) is float else _or_nan(value) for value in values]
     column = np.array(floats, dtype=np.float64)
     return np.where(np.abs(column) <= LARGEST, column, np.nan)
 
@@ -165,7 +164,7 @@ def _rows(path: Path, notes: list[str]) -> list[dict[str, Any]]:
     rows = [row for row in lines.rows if type(row["step"]) is int and 0 <= row["step"] < 2**53]
     skipped = lines.skipped + len(lines.rows) - len(rows)
     if skipped:
-        notes.append(f"{path.name}: {skipped} unreadable line{'s' if skipped > 1 else ''} passed over")
+        notes.append(f"{path.name}: {skipped} unreadable line{'s' if skipped > 1 else ''} skipped")
     return rows
 
 
@@ -183,7 +182,7 @@ def _object(path: Path, notes: list[str]) -> dict[str, Any]:
     try:
         return read_json(path)
     except (BitnetError, OSError):
-        notes.append(f"{path.name} is not readable JSON and was passed over")
+        notes.append(f"{path.name} is not readable JSON and was skipped")
         return {}
 
 
@@ -196,7 +195,7 @@ def _summary(layout: RunLayout, notes: list[str]) -> dict[str, Any]:
 
 
 def _samples(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], int]:
-    """Samples of a few prompts at a few steps, and the number of steps that have any."""
+    """Samples of a few prompts at a few steps, and the number of all steps that have samples."""
     usable = [
         row
         for row in rows
@@ -210,7 +209,7 @@ def _samples(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], int]:
 
 
 def _sample(row: dict[str, Any]) -> Sample:
-    told = {name: value for name in _TOLD_OF_SAMPLE if (value := number(row.get(name))) is not None}
+    told = {name: value for name in _SAMPLE_FIGURES if (value := number(row.get(name))) is not None}
     return Sample(row["step"], row["prompt"], row["mode"], clipped(row["generated_text"]), told)
 
 
@@ -232,9 +231,8 @@ def _anomaly(step: int, event: str, folder: Path) -> DumpPage:
     readme = folder / "README.md"
     try:
         with open_regular(readme) as file:
-            text = file.read(4 * README_LIMIT).decode(
-                "utf-8", errors="replace"
-            )  # four bytes a character at most
+            # a character has at most four bytes
+            text = file.read(4 * README_LIMIT).decode("utf-8", errors="replace")
     except (OSError, DataError):
         text = ""
     files = tuple(sorted(path.name for path in folder.iterdir() if path.name != readme.name))

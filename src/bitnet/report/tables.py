@@ -1,6 +1,4 @@
-"""What a page says in words and numbers: rows for its tables, one value per run. Makes no HTML: the template
-does, and escapes.
-"""
+"""The words and numbers of a page: rows for its tables, one value per run. The template makes the HTML."""
 
 from __future__ import annotations
 
@@ -35,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelPart:
-    """One part of a model: how many parameters, which share of all, and what its weights are."""
+    """One part of a model: its parameters, their share of all, and the kind of its weights."""
 
     name: str
     parameters: int
@@ -55,7 +53,7 @@ def flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def setting(value: Any) -> str:
-    """A setting as text: numbers grouped, yes and no, dashes for nothing."""
+    """A setting as text: grouped digits, yes or no, a dash for nothing."""
     if value is None:
         return "—"
     if isinstance(value, bool):
@@ -80,7 +78,7 @@ def differences(runs: Sequence[Recorded]) -> list[Row]:
 
 
 def facts(run: Recorded) -> list[tuple[str, str, str]]:
-    """The figures of a run that one looks for first: name, value, unit."""
+    """The main figures of a run: name, value, unit."""
     scalars, evaluations = run.scalars, run.evaluations
     total = _counted(number(run.section("training").get("total_steps")))
     trained_s = float(np.nansum(scalars["step_time_ms"])) / 1e3 if "step_time_ms" in scalars else None
@@ -125,7 +123,7 @@ def _decimals(value: float | None) -> str:
 
 @dataclass(frozen=True)
 class Judged:
-    """One criterion: what was asked, what was measured."""
+    """One criterion: its text, the measured value, the threshold."""
 
     name: str
     value: str
@@ -134,7 +132,7 @@ class Judged:
 
 
 def criteria(run: Recorded) -> list[Judged]:
-    """The success criteria of the last judging."""
+    """The success criteria of the last evaluation."""
     listed = run.verdict.get("criteria")
     usable = [one for one in listed if isinstance(one, dict)] if isinstance(listed, list) else []
     return [
@@ -169,7 +167,7 @@ def failed_checks(run: Recorded) -> list[tuple[str, str, str]]:
 
 
 def measured(run: Recorded) -> list[Row]:
-    """The metrics of the last judging, the number of cases beside each."""
+    """The metrics of the last evaluation, each with its number of cases."""
     metrics = run.verdict.get("metrics")
     values = metrics if isinstance(metrics, dict) else {}
     shown = [
@@ -183,7 +181,7 @@ def measured(run: Recorded) -> list[Row]:
 
 
 def parts(run: Recorded) -> list[ModelPart]:
-    """Where the model's parameters are; empty when the configuration does not describe a model."""
+    """The parts of the model; empty if the configuration does not describe one."""
     model = run.section("model")
     if not model:
         return []
@@ -219,7 +217,7 @@ class SampleTables:
 
 
 def sample_tables(runs: Sequence[Recorded]) -> SampleTables:
-    """Samples side by side: by prompt, down the steps, across modes and runs."""
+    """Samples by prompt, with a line per step and a column per mode and run."""
     everything = {
         (place, one.prompt, one.step, one.mode): one for place, run in enumerate(runs) for one in run.samples
     }
