@@ -1,1 +1,1 @@
-"""What a run will take before it starts: arithmetic on its configuration. Nothing here trains or measures."""
+"""What a run will take before it starts: estimates from its configuration, and a short measurement."""

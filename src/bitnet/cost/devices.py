@@ -1,8 +1,6 @@
-"""The table of devices, their rates and prices: devices.toml beside this file, or a copy that the user
-edited.
+"""The table of devices, their rates and prices: devices.toml beside this file, or the user's edited copy.
 
-A rate is what training sustains, in FLOP/s: given as such, or as a data sheet's peak times an assumed share
-of it.
+A rate is what training sustains, in FLOP/s, or a data sheet's peak times an assumed share of it.
 """
 
 from __future__ import annotations
@@ -24,7 +22,7 @@ MAX_BYTES = 1 << 20  # the table here has some 10 kB
 
 @dataclass(frozen=True, kw_only=True)
 class Device:
-    """One row; devices.toml explains the fields."""
+    """One row of the table. devices.toml explains the fields."""
 
     name: str
     kind: Literal["cpu", "cuda"]
@@ -60,9 +58,7 @@ TEXTS = ("name", "kind", "basis", "price_basis")
 
 
 def load_devices(path: Path = TABLE) -> tuple[Device, ...]:
-    """The devices of a TOML file. Raises NotFoundError without the file, DataError for anything wrong in
-    it.
-    """
+    """The devices of a TOML file. Raises NotFoundError without the file, DataError if it is wrong."""
     try:
         content = tomllib.loads(read_text(path, MAX_BYTES, f"compare it with {TABLE}"))
     except NotFoundError:
@@ -76,7 +72,7 @@ def load_devices(path: Path = TABLE) -> tuple[Device, ...]:
 
 
 def _device(row: Mapping[str, Any], where: str) -> Device:
-    """One checked row."""
+    """Check one row."""
     fields = {field.name: field.default is dataclasses.MISSING for field in dataclasses.fields(Device)}
     for key in row:
         if key not in fields:

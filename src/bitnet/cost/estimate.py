@@ -1,8 +1,8 @@
 """What a run takes, as one value: parameters, tokens, operations, memory, disk, time and money.
 
-Everything follows from the configuration, except rates and prices, which come from a table of devices and are
-assumptions unless the row says measured. Time is operations divided by a device's sustained rate, and the
-launches of its kernels; reading data, evaluation and checkpoints come on top (about 3% in the quick
+Everything follows from the configuration, except rates and prices. These come from a table of devices and are
+assumptions unless the row says measured. Time is operations divided by a device's sustained rate, plus the
+launches of its kernels. Reading data, evaluation and checkpoints come on top (about 3% in the quick
 arithmetic run).
 """
 
@@ -25,6 +25,7 @@ from bitnet.cost.memory import (
     numerics_on,
     optimizer_bytes,
     ternary_shapes,
+    ternary_weights,
 )
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
@@ -32,10 +33,10 @@ from bitnet.nn.packing import PER_BYTE
 from bitnet.run.checkpoint import retained_steps
 from bitnet.train.config import TrainConfig
 
-CHINCHILLA = 20  # tokens for each parameter (arXiv:2203.15556), the seeds' target
+CHINCHILLA = 20  # tokens for each parameter (arXiv:2203.15556), the plan's target
 CARDS_GB = (8, 12, 24, 80)
-MOST_ROWS = 1 << 20  # no search beyond
-MOST = 10**15  # parameters, updates, tokens an update: beyond this a figure is a slip of the finger
+MOST_ROWS = 1 << 20  # the search ends here
+MOST = 10**15  # parameters, updates, tokens an update: a larger figure is a typing mistake
 
 # Beside tensors. CPU: what Python, torch and its compiled kernels held after one small update (torch 2.13,
 # Linux x86-64). CUDA: context and libraries, a guess.
@@ -47,9 +48,7 @@ HELD: dict[DeviceType, float] = {"cpu": 2.05, "cuda": 1.1}
 
 @dataclass(frozen=True, kw_only=True)
 class Fit:
-    """Whether a card of so many GB (10^9 bytes) holds the run, and the largest micro-batch that it holds (0:
-    none).
-    """
+    """Whether a card of `gb` GB (10^9 bytes) holds the run; its largest micro-batch, or 0."""
 
     gb: float
     fits: bool
@@ -58,9 +57,7 @@ class Fit:
 
 @dataclass(frozen=True, kw_only=True)
 class OnDevice:
-    """Time and price on one device. usd is None without a price; fit is None where its memory is not
-    known.
-    """
+    """Time and price on one device. usd is None without a price, fit is None if its memory is not known."""
 
     device: Device
     seconds: float
@@ -70,7 +67,7 @@ class OnDevice:
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """Sizes in bytes; see each module of bitnet.cost for how they come about."""
+    """Sizes are in bytes. The modules of bitnet.cost explain them."""
 
     parameters: int
     breakdown: dict[str, int]
@@ -107,18 +104,17 @@ def estimate(model: BitNetConfig, train: TrainConfig, devices: Sequence[Device])
     for name, value in {**sizes, "the number of tokens in an update": train.tokens_per_step}.items():
         if value > MOST:
             raise ConfigError(f"{name} is {value:.3g}; lower it to 10^15 at most")
-    ternary = (
-        sum(out * width * count for (out, width), count in ternary_shapes(model).items())
-        if model.weights == "ternary"
-        else 0
-    )
-    matrices = sum(ternary_shapes(model).values()) if ternary else 0
+    ternary, matrices = 0, 0
+    if model.weights == "ternary":
+        ternary, matrices = ternary_weights(model), ternary_shapes(model).total()
     rest = model.total_params - ternary
+
     per_token, per_update = model.flops_per_token(train.seq_len), optimizer_flops(model, train.optimizer)
     flops = per_token * train.total_tokens + per_update * train.total_steps
     kept = kept_checkpoints(train)
     each = checkpoint_bytes(model, train)
     kinds: tuple[DeviceType, ...] = ("cuda", "cpu")
+
     return Estimate(
         parameters=model.total_params,
         breakdown=model.parameter_breakdown(),
@@ -144,45 +140,39 @@ def estimate(model: BitNetConfig, train: TrainConfig, devices: Sequence[Device])
 
 
 def with_tokens(train: TrainConfig, tokens: float) -> TrainConfig:
-    """The same recipe over at least so many tokens."""
+    """The same settings over at least this many tokens."""
     if not (tokens > 0 and math.isfinite(tokens)):
         raise ConfigError(f"{tokens:g} tokens are asked for; it must be a positive number")
     return train.with_total_steps(math.ceil(tokens / train.tokens_per_step))
 
 
 def kept_checkpoints(train: TrainConfig) -> int:
-    """How many checkpoints a finished run has left, by the rule that training prunes with."""
+    """The checkpoints that a finished run keeps, by the rule of training."""
     mandatory = train.mandatory_checkpoints()
     regular = range(0, train.total_steps + 1, train.checkpoint_every)
     candidates = {*mandatory, *regular[-train.keep_last or len(regular) :]}
     kept = retained_steps(
         candidates, mandatory=mandatory, keep_last=train.keep_last, keep_every=train.keep_every
     )
-    periodic = range(
-        0, train.total_steps + 1, math.lcm(train.checkpoint_every, train.keep_every)
-    )  # may be very many
+    # a range, because these may be very many
+    periodic = range(0, train.total_steps + 1, math.lcm(train.checkpoint_every, train.keep_every))
     return len(kept) + len(periodic) - sum(step in periodic for step in kept)
 
 
 def checkpoint_bytes(model: BitNetConfig, train: TrainConfig) -> int:
-    """Weights, optimizer state, and the packed codes of the last probe; a few kB of names and states are left
-    out.
-    """
-    codes = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
-    return FLOAT * model.total_params + optimizer_bytes(model, train.optimizer) + codes // PER_BYTE
+    """Weights, optimizer state, and the packed codes of the last probe; not a few kB of names and states."""
+    codes = ternary_weights(model) // PER_BYTE
+    return FLOAT * model.total_params + optimizer_bytes(model, train.optimizer) + codes
 
 
 def process_bytes(model: BitNetConfig, train: TrainConfig, kind: DeviceType) -> int:
-    """Memory of the whole process, or of the card: tensors at their peak, as the allocator holds them, and
-    the rest.
-    """
-    return PROCESS_BYTES[kind] + round(
-        HELD[kind] * memory_of(model, train, numerics_on(kind, model, train)).peak
-    )
+    """Memory of the whole process, or of the card: the allocator's at the peak of tensors, and the rest."""
+    tensors = memory_of(model, train, numerics_on(kind, model, train)).peak
+    return PROCESS_BYTES[kind] + round(HELD[kind] * tensors)
 
 
 def fit(model: BitNetConfig, train: TrainConfig, kind: DeviceType, gb: float) -> Fit:
-    """Whether this run fits so many GB. What a card has beyond them (it counts GiB) is left as a margin."""
+    """Whether this run fits into `gb` GB. A card of that name has as many GiB; the difference is a margin."""
 
     def needed(rows: int) -> int:
         return process_bytes(model, dataclasses.replace(train, batch_size=rows), kind)
@@ -193,14 +183,8 @@ def fit(model: BitNetConfig, train: TrainConfig, kind: DeviceType, gb: float) ->
 
 
 def _on_device(device: Device, model: BitNetConfig, train: TrainConfig, flops: float) -> OnDevice:
-    launches = (
-        model.num_layers
-        * train.grad_accumulation_steps
-        * train.total_steps
-        * device.launch_ms_per_layer
-        / 1e3
-    )
-    seconds = flops / device.flops_per_second + launches
+    passes = model.num_layers * train.grad_accumulation_steps * train.total_steps
+    seconds = flops / device.flops_per_second + passes * device.launch_ms_per_layer / 1e3
     usd = None if device.usd_per_hour is None else device.usd_per_hour * seconds / 3600
     fitting = None if device.memory_gb is None else fit(model, train, device.kind, device.memory_gb)
     return OnDevice(device=device, seconds=seconds, usd=usd, fit=fitting)

@@ -1,7 +1,7 @@
 """Floating-point operations of a run: those of the model, and those of Muon's iteration.
 
-The model's are nn/config.py's count for each token. Muon's come once an update and do not depend on the
-batch, so in small batches they weigh more: for a matrix with sides n <= m one iteration takes 2 n^2 m for the
+nn/config.py counts the model's for each token. Muon's come once an update and do not depend on the batch, so
+they weigh more in small batches: for a matrix with sides n <= m one iteration takes 2 n^2 m for the
 Gram matrix, 2 n^3 for its square and 2 n^2 m for the product with the matrix.
 """
 
@@ -14,10 +14,9 @@ from bitnet.optim.optimizer import OptimizerKind
 
 
 def optimizer_flops(model: BitNetConfig, kind: OptimizerKind) -> float:
-    """Operations of one update outside of forward and backward; AdamW's dozen for each parameter are not
-    counted.
+    """Operations of one update beside forward and backward. AdamW's dozen for each parameter are not counted.
 
-    Muon's as its iteration is published; in float32, on CPUs, long matrices take about a third fewer
+    Muon's are those of its published iteration. In float32, on CPUs, long matrices take about a third fewer
     (optim/muon.py).
     """
     if kind == "adamw":

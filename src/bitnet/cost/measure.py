@@ -1,13 +1,13 @@
-"""How fast updates of a model are on this machine, from a few seconds of real ones.
+"""How fast updates of a model are on this machine, measured with a few seconds of real updates.
 
-The functions are the training loop's own (loss, autocast, clipping, optimizers, the machine's choices); only
-the data are random ids, on which the time does not depend, and torch.compile is left out, since it takes
-longer than this. A model or batch that is too large for the time is measured in part: first one layer and one
-row, then more, up to the largest part that fits. From a part the whole follows in proportion to FLOPs
-(forward and backward) and to parameters or Muon's FLOPs (optimizer). Small parts waste more of a machine, so
+Loss, autocast, clipping, optimizers and the choices for the device are the training loop's own. The data are
+random ids, on which the time does not depend. torch.compile is left out, because compiling takes longer than
+this. If model or batch are too large for the time, a part is measured: first one layer and one row, then
+more, up to the largest part that fits. The whole is extrapolated in proportion to FLOPs (forward and
+backward) and to parameters or Muon's FLOPs (optimizer). Small parts use a machine worse than large ones, so
 such a figure is on the slow side. Unlikelihood in one stage is timed as if in both.
 
-Not here: what reading data, evaluation, samples and checkpoints add to a run.
+Not here: the time of reading data, evaluation, samples and checkpoints.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ SHORT = 256  # tokens of the first, smallest part
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """What was measured and what follows. whole: the entire model on a micro-batch of the run's size."""
+    """The result. whole: the entire model was measured, on a micro-batch of the run's size."""
 
     device: str
     layers: int
@@ -81,13 +81,12 @@ class _Part:
         """Seconds of forward and backward, and of the optimizer, of one real update."""
         started = time.perf_counter()
         with autocast(self.device, self.machine.bf16, self.machine.fp16):
-            loss = (
-                self.objective.terms(self.model(self.batch.input_ids), self.batch).sum()
-                / self.batch.input_ids.numel()
-            )
+            terms = self.objective.terms(self.model(self.batch.input_ids), self.batch)
+            loss = terms.sum() / self.batch.input_ids.numel()
         loss.backward()  # type: ignore[no-untyped-call]
         self._wait()
         between = time.perf_counter()
+
         apply_update(
             self.model,
             self.optimizers,
@@ -128,9 +127,7 @@ def parts(model: BitNetConfig, train: TrainConfig) -> Iterator[tuple[BitNetConfi
 def measure(
     model: BitNetConfig, train: TrainConfig, device: torch.device, seconds: float | None = None
 ) -> Measured:
-    """Time updates for about so many seconds (10). Raises ConfigError where not even one layer fits the
-    memory.
-    """
+    """Time updates for some seconds (default 10). Raises ConfigError if not even one layer fits the memory."""
     keep_freed_memory()
     deadline = time.perf_counter() + (SECONDS if seconds is None else seconds)
     part: _Part | None = None
@@ -147,10 +144,11 @@ def measure(
                     "--measure out"
                 )
             break
-        part = None  # let the smaller one go first
+        part = None  # frees the smaller part first
         part = _Part(some_model, some_train, device)
         part.update()  # the first one allocates and chooses kernels
         times = [part.update()]
+
     assert part is not None
     while time.perf_counter() + sum(times[-1]) < deadline:
         times.append(part.update())
@@ -185,16 +183,14 @@ def _optimizer_ratio(model: BitNetConfig, part: BitNetConfig, train: TrainConfig
 
 
 def _fits(model: BitNetConfig, train: TrainConfig, device: torch.device) -> bool:
-    """Whether twice the estimate is free; where the system does not tell, yes."""
+    """Whether twice the estimate is free. True where the system does not tell."""
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
-    needed = memory_of(
-        model, train, numerics_on("cuda" if device.type == "cuda" else "cpu", model, train)
-    ).peak
-    return free is None or 2 * needed < free
+    numerics = numerics_on("cuda" if device.type == "cuda" else "cpu", model, train)
+    return free is None or 2 * memory_of(model, train, numerics).peak < free
 
 
 def available_bytes() -> int | None:
-    """Memory that a new process can have, where the system tells (Linux)."""
+    """Memory that a new process can have, or None where the system does not tell."""
     try:
         lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))

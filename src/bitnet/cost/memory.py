@@ -1,20 +1,19 @@
-"""Memory of one training process, term by term, from what the modules of bitnet.nn keep for the backward
-pass.
+"""Memory of one training process, term by term, from what bitnet.nn keeps for the backward pass.
 
-What is held at all times (weights, optimizer state, ternary codes with their dequantized copies) is joined by
-one of two things, and the larger decides the peak:
+Weights, optimizer state, and ternary codes with their dequantized copies are held at all times. The larger of
+two moments is added to them and decides the peak:
 
-    backward pass   everything the forward pass kept (the ledgers below) and what the first steps back
-                    work with: at the head two more tensors of tokens x vocabulary (three with
-                    unlikelihood), or in the last feed-forward three of tokens x inner width. Where micro-
-                    batches accumulate, all gradients are there too.
+    backward pass   everything that the forward pass kept (the ledgers below), and the work of the first
+                    steps back: at the head two more tensors of tokens x vocabulary (three with
+                    unlikelihood), or in the last feed-forward three of tokens x inner width. If micro-
+                    batches accumulate, all gradients are held too.
     update          all gradients, and for Muon the directions and the stacked matrices of its iteration
 
 Tensors are counted as autograd keeps them in eager mode with a fused attention kernel (which keeps queries,
-keys, values, output and one number per head, never T x T). Tests hold the ledgers to the tensors that
-autograd saves, byte for byte, and the peak to the allocator's.
+keys, values, output and one number per head, never T x T). Tests compare the ledgers with the tensors that
+autograd saves, byte for byte, and the peak with the allocator's.
 
-Not here: torch.compile, which fuses and usually needs less; fragmentation; what evaluation needs.
+Not here: torch.compile, which fuses and usually needs less; fragmentation; the memory of evaluation.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ INDEX = 8  # bytes of a token id
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """How a device multiplies: product of the ternary layers, and whether autocast to bf16 runs."""
+    """How a device multiplies: the product of ternary layers, and whether autocast to bf16 runs."""
 
     device: DeviceType
     product: Product
@@ -49,7 +48,7 @@ class Numerics:
 
 
 def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> Numerics:
-    """What training chooses there (train/device.py); a GPU is taken to be of capability 8.0 or newer."""
+    """What training chooses (train/device.py). A GPU is assumed to have capability 8.0 or newer."""
     import torch
 
     quantized = model.weights == "ternary" and model.activations == "int8"
@@ -62,35 +61,33 @@ def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> 
 def ternary_shapes(model: BitNetConfig) -> Counter[tuple[int, int]]:
     """How often each logical matrix (out, in) that can be ternary occurs in the model."""
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
-    shapes = [
-        (width, width),
-        (keys, width),
-        (keys, width),
-        (width, width),
-        (inner, width),
-        (inner, width),
-        (width, inner),
-    ]
-    return Counter({shape: count * model.num_layers for shape, count in Counter(shapes).items()})
+    attention = [(width, width), (keys, width), (keys, width), (width, width)]  # q, k, v, output
+    feedforward = [(inner, width), (inner, width), (width, inner)]  # gate, up, down
+    # multiplied afterwards, because a configuration may name a billion layers
+    return Counter(
+        {shape: count * model.num_layers for shape, count in Counter(attention + feedforward).items()}
+    )
+
+
+def ternary_weights(model: BitNetConfig) -> int:
+    """The number of weights in these matrices."""
+    return sum(out * width * count for (out, width), count in ternary_shapes(model).items())
 
 
 def factor_bytes(model: BitNetConfig, numerics: Numerics) -> int:
-    """Bytes of a number in the float product: quantized ones are multiplied in float32, also inside autocast
-    (bitlinear.py).
-    """
+    """Bytes of a number in the float product, which is float32 for quantized ones even inside autocast."""
     quantized = model.weights == "ternary" and model.activations == "int8"
     return FLOAT if quantized else numerics.half
 
 
 def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
-    """Bytes that one layer keeps for each token until its backward pass, by what they are."""
+    """Bytes that one layer keeps for each token until its backward pass, by kind."""
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
     half, integer = numerics.half, numerics.product == "int8"
     factor = factor_bytes(model, numerics)
-    wide = (
-        FLOAT if integer else factor
-    )  # quantized products return the dtype of their input, here of the norm: float32
-    cast = wide > half  # attention then casts q, k and v, and nobody keeps the originals
+    # quantized products return the dtype of their input, which a norm made: float32
+    wide = FLOAT if integer else factor
+    cast = wide > half  # attention then casts q, k and v, and the originals are freed
     copied = model.activations == "int8" or model.sub_norm  # else the product shares the attention's output
     ledger = {
         "residual stream at both norms": 2 * (FLOAT * width + FLOAT),
@@ -109,42 +106,33 @@ def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
 
 
 def head_ledger(model: BitNetConfig, numerics: Numerics, unlikely: int = 0) -> dict[str, int]:
-    """Bytes that the final norm, the head and the loss keep for each token. unlikely: tokens whose
-    unlikelihood is minimised too.
-    """
+    """Bytes that final norm, head and loss keep for each token. unlikely: tokens with unlikelihood."""
     ledger = {
         "final norm": FLOAT * model.hidden_size + FLOAT,
         "input of head": numerics.half * model.hidden_size,
         "log-probabilities": FLOAT * model.vocab_size,
     }
-    if (
-        unlikely
-    ):  # logits and their normaliser; of each recent token its id, two numbers, and whether it counts
+    if unlikely:
+        # logits and their normaliser; of each recent token its id, two numbers, and whether it counts
         ledger["unlikelihood"] = FLOAT * (model.vocab_size + 1) + (INDEX + 2 * FLOAT + 1) * unlikely
     return ledger
 
 
 def kept_copies(model: BitNetConfig, numerics: Numerics, seq_len: int) -> int:
-    """Bytes that a micro-batch keeps whatever its size: weights as the float product sees them, and bf16
-    casts.
-    """
-    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
+    """Bytes that a micro-batch of any size keeps: the weights of the float product, and bf16 casts."""
     changed = numerics.product == "float" and (model.weights == "ternary" or numerics.bf16)
     factor = factor_bytes(model, numerics)
-    copies = factor * ternary if changed else 0
+    copies = factor * ternary_weights(model) if changed else 0
     if numerics.bf16:
         copies += 2 * model.vocab_size * model.hidden_size
-        copies += (
-            0
-            if numerics.product == "int8" or factor == FLOAT
-            else 8 * model.num_layers * seq_len * model.head_dim
-        )  # rotary tables
+        if numerics.product != "int8" and factor != FLOAT:
+            copies += 8 * model.num_layers * seq_len * model.head_dim  # rotary tables
     return copies
 
 
 @dataclass(frozen=True, kw_only=True)
 class Memory:
-    """Bytes, at one micro-batch size. The first three are always held; see the module for the rest."""
+    """Bytes at one micro-batch size. The first three are always held; the module explains the rest."""
 
     weights: int
     optimizer: int
@@ -160,18 +148,13 @@ class Memory:
     def peak(self) -> int:
         """The most that tensors take at once."""
         backward = self.activations + self.backward_work + (self.gradients if self.accumulates else 0)
-        return (
-            self.weights
-            + self.optimizer
-            + self.ternary_codes
-            + max(backward, self.gradients + self.update_work)
-        )
+        held = self.weights + self.optimizer + self.ternary_codes
+        return held + max(backward, self.gradients + self.update_work)
 
 
 def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Memory:
     """Memory of one process that trains this model in micro-batches of train.batch_size rows."""
     tokens = train.batch_size * train.seq_len
-    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
     unlikely = train.unlikelihood_tokens if max(train.stage1_unlikelihood, train.stage2_unlikelihood) else 0
     head = tokens * sum(head_ledger(model, numerics, unlikely).values())
     layers = tokens * model.num_layers * sum(layer_ledger(model, numerics).values())
@@ -179,7 +162,7 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
     return Memory(
         weights=FLOAT * model.total_params,
         optimizer=optimizer_bytes(model, train.optimizer),
-        ternary_codes=ternary * (1 + numerics.half) if integer else 0,
+        ternary_codes=ternary_weights(model) * (1 + numerics.half) if integer else 0,
         gradients=FLOAT * model.total_params,
         activations=layers + head + kept_copies(model, numerics, train.seq_len),
         backward_work=_backward_work(model, numerics, tokens, head, unlikely),
@@ -189,19 +172,15 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
 
 
 def optimizer_bytes(model: BitNetConfig, kind: OptimizerKind) -> int:
-    """AdamW keeps two float32 numbers for each parameter, Muon one for each ternary weight
-    (optim/optimizer.py).
-    """
-    ternary = sum(out * width * count for (out, width), count in ternary_shapes(model).items())
-    return 2 * FLOAT * model.total_params - (FLOAT * ternary if kind == "muon" else 0)
+    """AdamW keeps two float32 numbers for each parameter. Muon keeps one for each ternary weight."""
+    return 2 * FLOAT * model.total_params - (FLOAT * ternary_weights(model) if kind == "muon" else 0)
 
 
 def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: int, unlikely: int) -> int:
-    """Beyond what is kept: two gradients of the logits, or, once the head's share is freed, the last
-    feed-forward's.
+    """Beyond what is kept: two gradients of the logits, or the last feed-forward's once the head's are freed.
 
-    With unlikelihood three gradients, while a number and a mark of each recent token are freed already, or,
-    where these are many beside the vocabulary, what marks them.
+    With unlikelihood there are three gradients of the logits, while a number and a mark of each recent token
+    are freed already; if these tokens are many beside the vocabulary, their marks take more.
     """
     wide = FLOAT if numerics.product == "int8" else numerics.half
     tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
@@ -213,17 +192,14 @@ def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: i
 
 
 def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -> int:
-    """Muon: a direction for each weight, and for the largest group of equal shapes three copies and two Gram
-    matrices.
+    """Muon: a direction for each weight; three copies and two Gram matrices of the largest group of shapes.
 
-    Else the sum of a tied embedding's two gradients, which stands just before the update.
+    Otherwise the sum of a tied embedding's two gradients, which is held just before the update.
     """
     summing = 2 * FLOAT * model.vocab_size * model.hidden_size if model.embeddings_tied else 0
     if kind == "adamw":
         return summing
-    shapes = ternary_shapes(model)
-    directions = FLOAT * sum(out * width * count for (out, width), count in shapes.items())
-    group = max(
-        count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes.items()
-    )
+    shapes = ternary_shapes(model).items()
+    group = max(count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes)
+    directions = FLOAT * ternary_weights(model)
     return max(directions + (2 if numerics.device == "cuda" else FLOAT) * group, summing)

@@ -12,7 +12,7 @@ from bitnet.units import byte_size, duration
 
 
 def refuse_beyond_memory(config: RunConfig, device_type: str) -> None:
-    """Raise ConfigError where weights, gradients and optimizer alone exceed the machine's memory.
+    """Raise ConfigError if weights, gradients and optimizer alone exceed the machine's memory.
 
     Without this the system would end the process in the middle of the work. device_type: cpu or cuda; only
     the CPU's memory is checked.
@@ -25,8 +25,8 @@ def refuse_beyond_memory(config: RunConfig, device_type: str) -> None:
     if least > there:
         raise ConfigError(
             f"this model takes {byte_size(least)} for weights, gradients and optimizer alone, and the "
-            f"machine has {byte_size(there)}; lower --model.hidden-size, "
-            "--model.num-layers or --model.vocab-size"
+            f"machine has {byte_size(there)}; lower --model.hidden-size, --model.num-layers or "
+            "--model.vocab-size"
         )
 
 

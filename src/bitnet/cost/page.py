@@ -31,8 +31,7 @@ def page(name: str, found: Estimate, train: TrainConfig, measured: Measured | No
         f"{name}: {found.parameters:,} parameters, {found.ternary_parameters:,} of them ternary",
         "  " + "  ".join(f"{part} {count:,}" for part, count in found.breakdown.items()),
         f"tokens   {found.tokens:,} in {found.updates:,} updates of {found.tokens_per_update:,}: "
-        f"{found.tokens_per_parameter:.3g} for each"
-        f" parameter; 20 would be {found.tokens_at_20:,}",
+        f"{found.tokens_per_parameter:.3g} for each parameter; 20 would be {found.tokens_at_20:,}",
         f"compute  {scaled(found.flops_per_token)}FLOP for each token, {scaled(found.flops)}FLOP in all"
         + (f", with Muon's {scaled(muon)}FLOP an update" if muon else ""),
         f"packed   {byte_size(found.packed_bytes)}: "
@@ -62,7 +61,7 @@ def _memory(found: Estimate, train: TrainConfig) -> Iterator[str]:
 
 
 def fits(fit: Fit) -> str:
-    """Whether it does, and how many rows a micro-batch may have."""
+    """Whether the run fits, and how many rows a micro-batch may have."""
     if not fit.largest_batch:
         return "no"
     rows = f"{fit.largest_batch:,} row{'s' if fit.largest_batch > 1 else ''}"
@@ -89,13 +88,11 @@ def _measured(measured: Measured, found: Estimate) -> Iterator[str]:
     seconds = measured.update_s * found.updates
     yield (
         f"measured now on this machine ({measured.device}): {duration(seconds)} at {measured.update_s:.3g} "
-        "s an update, "
-        f"{found.tokens_per_update / measured.update_s:,.0f} tokens/s, {scaled(found.flops / seconds)}FLOP/s"
+        f"s an update, {found.tokens_per_update / measured.update_s:,.0f} tokens/s, "
+        f"{scaled(found.flops / seconds)}FLOP/s"
     )
-    part = (
-        f"{measured.layers} layer{'s' if measured.layers > 1 else ''}, {measured.rows} x {measured.seq_len} "
-        "tokens"
-    )
+    layers = f"{measured.layers} layer{'s' if measured.layers > 1 else ''}"
+    part = f"{layers}, {measured.rows} x {measured.seq_len} tokens"
     scope = "the whole micro-batch" if measured.whole else "EXTRAPOLATED from this part"
     yield (
         f"  from {measured.updates} updates of {part}: {scope}; meanwhile it held up to "
