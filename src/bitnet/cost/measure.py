@@ -127,7 +127,7 @@ def parts(model: BitNetConfig, train: TrainConfig) -> Iterator[tuple[BitNetConfi
 def measure(
     model: BitNetConfig, train: TrainConfig, device: torch.device, seconds: float | None = None
 ) -> Measured:
-    """Time updates for some seconds (default 10). Raises ConfigError if not even one layer fits the memory."""
+    """Time updates for some seconds (default 10). Raises ConfigError if one layer does not fit the memory."""
     keep_freed_memory()
     deadline = time.perf_counter() + (SECONDS if seconds is None else seconds)
     part: _Part | None = None
