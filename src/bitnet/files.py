@@ -15,6 +15,7 @@ import json
 import math
 import os
 import re
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -60,6 +61,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
     sync(path.parent)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A temporary folder to fill; it takes the name `path` when the block ends without an error.
+
+    Raises OSError where `path` exists and holds something.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process of the same number
+        temporary.mkdir(parents=True)
+        yield temporary
+        sync(temporary)
+        temporary.rename(path)
+        sync(path.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:
@@ -110,6 +129,11 @@ def sha256(path: Path) -> str:
 def sha256_of(content: bytes | str) -> str:
     """The SHA-256 of bytes, or of a text as UTF-8, in hexadecimal digits."""
     return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()
+
+
+def stable_number(text: str, size: int = 8) -> int:
+    """A number of `size` bytes from the SHA-256 of a text: the same on every machine, unlike `hash`."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:size], "big")
 
 
 def lock(file: IO[Any]) -> bool:

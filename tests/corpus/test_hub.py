@@ -15,7 +15,8 @@ import pytest
 from bitnet.corpus import hub
 from bitnet.corpus.corpus import Corpus, open_corpus
 from bitnet.corpus.hub import HubDataset, newest_revision
-from bitnet.corpus.prepare import LEAST_HELD_OUT, prepare
+from bitnet.corpus.preparation import LEAST_HELD_OUT
+from bitnet.corpus.prepare import prepare
 from bitnet.errors import DataError, NotFoundError
 from corpora import small_tokenizer, stories, write_jsonl
 

@@ -18,7 +18,8 @@ import pytest
 
 from bitnet.corpus.corpus import Corpus, open_corpus
 from bitnet.corpus.holdout import content_hash
-from bitnet.corpus.prepare import PROGRESS, Progress, prepare, prepare_cached
+from bitnet.corpus.preparation import PROGRESS, Progress
+from bitnet.corpus.prepare import prepare, prepare_cached
 from bitnet.data.shards import MANIFEST, Shards
 from bitnet.errors import ConfigError, DataError
 from bitnet.text.characters import CharacterTokenizer

@@ -12,7 +12,6 @@ Not here: the rules themselves; each stands in its experiment's file.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -22,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from bitnet.data.stream import Batch, shifted
 from bitnet.errors import ConfigError
-from bitnet.files import sha256_of
+from bitnet.files import sha256_of, stable_number
 from bitnet.text.tokenizer import PAD, Tokenizer
 
 Layout = Literal["single", "packed"]
@@ -40,7 +39,7 @@ def held_out(key: str, one_in: int = 10) -> bool:
     """Whether the thing named by `key` is kept for evaluation. Stable across machines and versions
     (SHA-256).
     """
-    return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % one_in == 0
+    return stable_number(key) % one_in == 0
 
 
 @dataclass(frozen=True)

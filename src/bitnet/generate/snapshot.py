@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bitnet.errors import NotFiniteError
+from bitnet.files import stable_number
 from bitnet.generate.decode import stream
 from bitnet.generate.sampling import GREEDY, STRESS, TYPICAL
 from bitnet.nn.transformer import BitNetTransformer
@@ -22,7 +22,7 @@ DETAILED = 10  # positions whose distribution is recorded (the seeds' figure)
 
 def stable_seed(prompt_index: int, step: int, mode: str) -> int:
     """The same 32-bit seed for the same sample in every process (hash() is salted per process in Python)."""
-    return int.from_bytes(hashlib.sha256(f"{prompt_index}|{step}|{mode}".encode()).digest()[:4], "big")
+    return stable_number(f"{prompt_index}|{step}|{mode}", size=4)
 
 
 def entropy_nats(logits: Tensor) -> float:

@@ -7,7 +7,6 @@ processor of its machine type. Not here: where a library is kept and whether it 
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import shlex
@@ -15,6 +14,8 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from bitnet.files import sha256_of
 
 SOURCE = Path(__file__).with_name("ternary.c")
 
@@ -41,7 +42,7 @@ def identity() -> str:
         " ".join((*FLAGS, *LIBRARIES)).encode(),
         f"{sys.platform} {platform.machine()}".encode(),
     ]
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:12]
+    return sha256_of(b"\0".join(parts))[:12]
 
 
 def find_compiler() -> list[str]:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bitnet.errors import CheckpointError, DataError, NotFiniteError, NotFoundError
-from bitnet.files import read_json, sha256, sync, write_json
+from bitnet.files import new_folder, read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
 from bitnet.run.records import read_state
@@ -63,23 +63,16 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
             "earlier checkpoints are untouched, so repeat the command to resume from the newest"
         )
     final = layout.checkpoint(checkpoint.step)
-    temporary = layout.checkpoints / f".{final.name}.{os.getpid()}.tmp"
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        for name, tensors in (
-            (MODEL, checkpoint.model),
-            (OPTIMIZER, checkpoint.optimizer),
-            (MEMORY, checkpoint.memory),
-        ):
-            write_tensors(temporary / name, tensors)
-        write_json(temporary / STATE, checkpoint.state)
-        write_json(temporary / MANIFEST, {"step": checkpoint.step, "files": _describe(temporary)})
-        sync(temporary)
-        if final.exists():
-            _remove(final)
-        temporary.rename(final)
-        sync(layout.checkpoints)
+        with new_folder(final) as folder:
+            write_tensors(folder / MODEL, checkpoint.model)
+            write_tensors(folder / OPTIMIZER, checkpoint.optimizer)
+            write_tensors(folder / MEMORY, checkpoint.memory)
+            write_json(folder / STATE, checkpoint.state)
+            write_json(folder / MANIFEST, {"step": checkpoint.step, "files": _describe(folder)})
+            sync(folder)  # before an older one of the same step is removed
+            if final.exists():
+                _remove(final)
         _GOOD.add(_signature(final))
     except OSError as error:
         raise CheckpointError(
@@ -87,8 +80,6 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
             "untouched. "
             "Free some space or choose another --runs-dir, then repeat the command to resume"
         ) from error
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return final
 
 

@@ -5,13 +5,12 @@ Not here: any tokenizer. Characters stand in characters.py, everything with a to
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from bitnet.errors import DataError, NotFoundError
+from bitnet.files import new_folder
 
 if TYPE_CHECKING:
     import numpy as np
@@ -74,17 +73,12 @@ class Tokenizer(Protocol):
 
 
 def save_in_place(tokenizer: Tokenizer, folder: Path) -> None:
-    """Save under a temporary name, then rename: the folder is whole or absent. It must not hold anything
-    yet.
-    """
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    """Save into a folder that is whole or absent, and must not hold anything yet. Raises DataError."""
     try:
-        tokenizer.save(temporary)
-        temporary.rename(folder)
+        with new_folder(folder) as temporary:
+            tokenizer.save(temporary)
     except OSError as error:
         raise DataError(f"{folder} cannot be written ({error.strerror}); choose another folder") from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def save_or_keep(tokenizer: Tokenizer, folder: Path) -> None:

@@ -14,7 +14,6 @@ Not here: what is asked (prompts.py, answers.py).
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from bitnet.bounds import MOST_NEW_TOKENS, within
 from bitnet.errors import ConfigError
+from bitnet.files import stable_number
 from bitnet.voice.voices import SLOT, TOPIC, Voice
 
 DEFAULT = "microsoft/bitnet-b1.58-2B-4T"
@@ -127,7 +127,7 @@ def _written(request: Request) -> str:
             "another --teacher"
         )
     key = "\x1f".join((voice.name, request.topic, request.text, str(request.seed)))
-    random_source = random.Random(int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big"))
+    random_source = random.Random(stable_number(key))
     if request.entries is None:
         return utterance(voice, request.topic, random_source)
 
