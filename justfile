@@ -62,7 +62,7 @@ plot-loss *runs: _ready
 check-status *args: _ready
     bitnet status "$@"
 
-# run lint, types and tests; arguments go to pytest, e.g. `just test tests/test_model.py`
+# run lint, types and tests; arguments go to pytest, e.g. `just test -m "not slow"`
 test *args: _ready
     {{ if args == "" { "just check" } else { "true" } }}
     python -m pytest "$@"

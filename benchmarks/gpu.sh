@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 out=${OUT:-benchmarks/results}
 runs=${RUNS:-/tmp/bitnet-gpu-runs}
 export PYTHONPATH="$PWD/src${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1
-python3 -m pytest -q tests/nn tests/test_model.py 2>&1 | tail -n 3 || true
+python3 -m pytest -q tests/nn tests/test_golden.py 2>&1 | tail -n 3 || true
 for variant in reference best; do
     timeout 180 python3 -m bitnet train arithmetic --variant "$variant" --run-id "gpu_$variant" --runs-dir "$runs" --train.log-every 2000 --json | tail -n 1 || true
 done

@@ -5,7 +5,7 @@ Every flag of every verb, as its help lists them, takes its turn with a hostile 
 range, names of five thousand letters, control characters, folders where files belong, devices and named
 pipes. A command is a fork of this process, so that torch is loaded once; it has a memory limit and a time
 limit, no input and no network. Not here: hostile files (hostile_files.py); the small part of these trials
-that always runs (tests/cli/test_fuzz.py).
+that always runs (tests/hostile/test_fuzz.py).
 """
 
 from __future__ import annotations

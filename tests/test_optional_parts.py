@@ -16,7 +16,7 @@ from conftest import TINY_TRAIN, Result
 from corpora import small_tokenizer, stories, write_txt
 
 Command = Callable[..., Result]
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 TRAIN_TOKENIZER = ("tokenizer", "train", "--vocab-size", 300, "--out", "made")
 PREPARE = ("prepare", "--tokenizer", "tokenizer", "--out", "shards")
 MISSING: list[tuple[str, str, tuple[object, ...]]] = [

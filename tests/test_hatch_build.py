@@ -13,7 +13,7 @@ import pytest
 
 from bitnet.kernels import compiler
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def build_wheel(target: Path, **variables: str) -> Path:
