@@ -8,12 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from bitnet.corpus.corpus import Corpus, open_corpus
 from bitnet.corpus.prepare import prepare
-from bitnet.data.permutation import permuted
 from bitnet.data.shards import Shards
 from bitnet.data.stream import concatenate, row_numbers
 from bitnet.data.windows import WindowRows, held_out_batches
@@ -23,6 +20,8 @@ from bitnet.text.tokenizer import PAD
 from corpora import small_tokenizer, stories, write_txt
 
 TOKENIZER = small_tokenizer()
+
+
 T = 16
 
 
@@ -41,22 +40,6 @@ def shards(corpus: Corpus, tmp_path_factory: pytest.TempPathFactory) -> Shards:
 @pytest.fixture
 def source(shards: Shards) -> WindowRows:
     return WindowRows(shards, seq_len=T, seed=3)
-
-
-@given(st.integers(1, 3000), st.integers(0, 2**63 - 1), st.integers(0, 10**6))
-def test_permutation_hits_every_number_once(n: int, seed: int, epoch: int) -> None:
-    hit = permuted(np.arange(n), n, seed, np.full(n, epoch))
-    assert sorted(hit.tolist()) == list(range(n))
-
-
-def test_permutation_looks_shuffled_and_differs_by_seed_and_epoch() -> None:
-    n = 10_000
-    orders = [permuted(np.arange(n), n, seed, np.full(n, epoch)) for seed, epoch in ((1, 0), (1, 1), (2, 0))]
-    for order in orders:
-        assert abs(np.corrcoef(np.arange(n), order)[0, 1]) < 0.03
-        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.03
-    for first, second in ((0, 1), (0, 2), (1, 2)):
-        assert (orders[first] == orders[second]).mean() < 0.001
 
 
 def test_every_window_once_an_epoch_and_every_token_once_a_target(source: WindowRows, shards: Shards) -> None:

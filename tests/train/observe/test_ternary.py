@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bitnet.nn.packing import pack_ternary, unpack_ternary
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.observe.ternary import activation_ranges, ternary_codes, ternary_statistics, zero_share
 
@@ -52,10 +51,3 @@ def test_activation_ranges_are_of_the_inputs_and_leave_no_hooks(tiny_model: BitN
     assert ranges["L0_attn_qkv"]["act_absmax"] == pytest.approx(float(normed.abs().max()), rel=1e-5)
     assert ranges["L0_attn_qkv"]["act_clip_pct"] >= 1 / 32  # absmax puts at least one code of 32 at the limit
     assert not any(layer._forward_pre_hooks for layer in tiny_model.bit_linears().values())
-
-
-def test_packing_worked_example_and_round_trip() -> None:
-    column = torch.tensor([[-1], [0], [1], [1], [0], [-1], [1], [0]], dtype=torch.int8)
-    assert pack_ternary(column).flatten().tolist() == [152, 73]
-    codes = torch.randint(-1, 2, (12, 7), dtype=torch.int8)
-    assert torch.equal(unpack_ternary(pack_ternary(codes)), codes)
