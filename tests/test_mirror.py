@@ -1,4 +1,4 @@
-"""Every test file stands where the file that it tries stands in `src`, and every file without one is named here."""
+"""Every test file stands where the file that it tries stands in `src`; files without one are named here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,43 @@ WHOLE_PRODUCT = {
     "test_imports": "who may import whom",
     "test_mirror": "this file",
     "test_names": "one class for a name",
+    "test_own_experiment": "a user's own experiment file, which can do what ours do",
     "test_optional_parts": "every package that may be missing, and what is said then",
     "test_resume": "an interrupted run ends like one that was not, by the real command line",
 }
 """Tests of more than one file of the source, each with what it tries."""
 
 TRIED_BY = {
-    "cli/compare": "report/test_compare",
-    "cli/complete": "hostile/test_bad_input",
-    "cli/evaluate": "hostile/test_bad_input",
-    "cli/experiments": "test_experiments",
+    "cli/test_cost": "cost/devices cost/flops cost/outlook cost/page cost/presets",
+    "cli/test_tokenizer": "text/subword",
+    "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/shard_writer",
+    "diagnose/test_reference": "diagnose/reference_objectives diagnose/reference_updates",
+    "experiments/python_subset/test_sandbox": "experiments/python_subset/sandbox_worker",
+    "experiments/test_bitnut_sft": "experiments/bitnut_dpo",
+    "experiments/test_real_text": "experiments/baseline",
+    "faults/test_planted": """
+        diagnose/check_checkpoints diagnose/check_data diagnose/check_decoding diagnose/check_evaluation
+        diagnose/check_formats diagnose/check_generation diagnose/check_gradients diagnose/check_learning
+        diagnose/check_optimizer diagnose/check_rehearsal diagnose/check_run
+        diagnose/check_start diagnose/check_twin diagnose/diagnosis diagnose/open_subject diagnose/page
+        diagnose/run_checks diagnose/subject
+    """,
+    "hostile/test_bad_input": "cli/complete cli/evaluate cli/main cli/model cli/runs cli/start_from",
+    "report/test_card": "report/read_run",
+    "report/test_compare": "cli/compare",
+    "report/test_page": "cli/report report/axes report/curves report/heatmap report/tables",
+    "report/test_progress": "cli/plot cli/status train/observe/progress",
+    "test_experiments": "cli/experiments cli/registry",
+    "test_own_experiment": "train/config train/data_config",
+    "train/observe/test_observers": """
+        run/schema train/observe/alarms train/observe/checkpoints train/observe/guard
+        train/observe/measurements train/observe/scalars train/observe/status
+    """,
+    "train/test_compiled": "train/trial",
+    "train/test_resume": "train/begin train/session",
+    "voice/test_prompts": "voice/folder",
 }
-"""Files of the source without a test file of their own, and the test that tries them most."""
+"""For each of these tests, the files of the source that it tries and that have no test file of their own."""
 
 
 def named(path: Path, folder: Path) -> str:
@@ -41,7 +66,7 @@ def sources() -> set[str]:
     return {named(path, SOURCE) for path in files if path.stem not in {"__init__", "__main__"}}
 
 
-def tests() -> dict[str, str]:
+def found_tests() -> dict[str, str]:
     """For each test file the source that it should be about."""
     return {
         named(path, TESTS): named(path.with_name(path.name.removeprefix("test_")), TESTS)
@@ -50,11 +75,14 @@ def tests() -> dict[str, str]:
 
 
 def test_every_test_file_has_a_source_file_or_tries_the_whole_product() -> None:
-    alone = {test for test, source in tests().items() if source not in sources()}
+    alone = {test for test, source in found_tests().items() if source not in sources()}
     assert {test.split("/")[0] for test in alone} == WHOLE_PRODUCT.keys()
 
 
 def test_the_files_without_a_test_of_their_own_are_those_named_here() -> None:
-    assert sources() - set(tests().values()) == TRIED_BY.keys()
-    for source, test in TRIED_BY.items():
-        assert (TESTS / f"{test}.py").is_file(), (source, test)
+    named_here = [source for words in TRIED_BY.values() for source in words.split()]
+    assert len(named_here) == len(set(named_here))
+    untried = sources() - set(found_tests().values())
+    assert untried - set(named_here) == set(), "write a test file for each, or name it in TRIED_BY"
+    assert set(named_here) - untried == set(), "these have a test file or are gone: take them out"
+    assert TRIED_BY.keys() <= found_tests().keys()

@@ -1,5 +1,5 @@
-"""Errors of the flag parser are one readable line, help names what a flag takes, and of a flag that is given twice
-the last one counts.
+"""Errors of the flag parser are one readable line, help names what a flag takes, and of a flag that is given
+twice the last one counts.
 """
 
 from __future__ import annotations

@@ -1,0 +1,51 @@
+"""Tensors to a file and back; what is no such file, or too large for this machine, is one line."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+import torch
+
+from bitnet.errors import DataError
+from bitnet.run import tensors
+from bitnet.run.tensors import check_fits_memory, read_tensors, write_tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
+def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
+    """Also a view whose memory is not its own, and one that asks for gradients."""
+    whole = torch.arange(12).reshape(3, 4).to(dtype)
+    write_tensors(tmp_path / "t", {"turned": whole.t(), "part": whole[1:, :2], "empty": whole[:0]})
+    back = read_tensors(tmp_path / "t")
+    assert back.keys() == {"turned", "part", "empty"}
+    assert torch.equal(back["turned"], whole.t())
+    assert torch.equal(back["part"], whole[1:, :2])
+    assert back["empty"].shape == (0, 4)
+    assert {tensor.dtype for tensor in back.values()} == {dtype}
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, (1 << 40).to_bytes(8, "little") + b"{}"])
+def test_another_file_is_one_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "t").write_bytes(content)
+    with pytest.raises(DataError, match="is not a readable safetensors file") as raised:
+        read_tensors(tmp_path / "t")
+    assert "\n" not in str(raised.value)
+
+
+def test_a_missing_folder_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match="No such file") as raised:
+        write_tensors(tmp_path / "none" / "t", {"x": torch.zeros(1)})
+    assert raised.value.errno == errno.ENOENT
+
+
+def test_a_file_above_the_memory_is_refused_before_it_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "t").write_bytes(bytes(2000))
+    monkeypatch.setattr(tensors, "machine_memory_bytes", lambda: 2000)
+    check_fits_memory(tmp_path / "t")
+    monkeypatch.setattr(tensors, "machine_memory_bytes", lambda: 1999)
+    with pytest.raises(DataError, match="of memory"):
+        check_fits_memory(tmp_path / "t")

@@ -1,0 +1,95 @@
+"""What a machine does best, chosen once: devices, precision, product, processes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from bitnet.errors import ConfigError
+from bitnet.train import device as module
+from bitnet.train.config import TrainConfig
+from bitnet.train.device import (
+    choose_device,
+    choose_machine,
+    peak_flops,
+    refuse_several_processes,
+    wants_compile,
+)
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CONFIG = TrainConfig(seq_len=8, batch_size=1, total_steps=1)
+
+
+def test_auto_takes_a_gpu_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    for there, kind in ((True, "cuda"), (False, "cpu")):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda there=there: there)
+        assert choose_device("auto").type == kind
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="sees no GPU"):
+        choose_device("cuda")
+    with pytest.raises(ConfigError, match="must be auto, cpu or cuda"):
+        choose_device("tpu")
+
+
+@pytest.mark.parametrize(
+    ("precision", "device", "capability", "bf16"),
+    [
+        ("auto", CPU, (0, 0), False),
+        ("bf16", CPU, (0, 0), True),
+        ("fp32", CUDA, (9, 0), False),
+        ("auto", CUDA, (8, 0), True),
+        ("auto", CUDA, (7, 5), False),
+    ],
+)
+def test_bf16_is_taken_where_it_is_fast(
+    monkeypatch: pytest.MonkeyPatch,
+    precision: str,
+    device: torch.device,
+    capability: tuple[int, int],
+    bf16: bool,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    machine = choose_machine(dataclasses.replace(CONFIG, precision=precision), device)  # type: ignore[arg-type]
+    assert (machine.bf16, machine.fp16) == (bf16, False)
+    assert machine.gradient_dtype == (torch.bfloat16 if bf16 else torch.float32)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_the_product_is_int8_where_it_is_fast_and_as_asked_otherwise(
+    monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    monkeypatch.setattr(module, "has_fast_int8", lambda device: fast)
+    assert choose_machine(CONFIG, CPU).product == ("int8" if fast else "float")
+    for product in ("int8", "float"):
+        assert choose_machine(dataclasses.replace(CONFIG, product=product), CPU).product == product
+
+
+def test_one_process_trains_and_one_of_several_is_refused() -> None:
+    refuse_several_processes({})
+    refuse_several_processes({"RANK": "0", "WORLD_SIZE": "1"})
+    with pytest.raises(ConfigError, match="process 2 of 4"):
+        refuse_several_processes({"RANK": "2", "WORLD_SIZE": "4"})
+    with pytest.raises(ConfigError, match="RANK is 'x'"):
+        refuse_several_processes({"RANK": "x"})
+
+
+def test_compiling_is_tried_on_a_gpu_with_triton_or_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "find_spec", lambda name: object())
+    assert wants_compile(CONFIG, CUDA)
+    assert not wants_compile(CONFIG, CPU)
+    assert wants_compile(dataclasses.replace(CONFIG, compile="on"), CPU)
+    assert not wants_compile(dataclasses.replace(CONFIG, compile="off"), CUDA)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
+    assert not wants_compile(CONFIG, CUDA)
+
+
+def test_the_peak_rate_is_known_by_name_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert peak_flops(CPU) is None
+    for name, peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("some other", None)):
+        monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
+        assert peak_flops(CUDA) == peak
