@@ -156,6 +156,10 @@ def noting_stop_signals(received: list[int]) -> Iterator[None]:
     finally:
         for one, handler in before.items():
             signal.signal(one, handler)
-        # The signals were acted on. If the process goes on, the next one is a first one again.
-        if _watch is not None:
-            _watch.forget()
+        answered()
+
+
+def answered() -> None:
+    """Count the next signal as a first one again: those so far were acted on, and the process goes on."""
+    if _watch is not None:
+        _watch.forget()

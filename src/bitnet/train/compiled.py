@@ -1,15 +1,15 @@
-"""Which form of the model the loop calls: compiled or as it is, with ternary products on int8 codes or in
-float32.
+"""Which form of the model the loop calls: compiled or plain, multiplying int8 codes or float32 numbers.
 
-Asked for or chosen by itself, a fast form is used only if it computes what the plain one does (trial.py):
-the int8 products are held to the float ones on two rows, then the compiled model to the plain one on the
-first micro-batch, since compiled code is made for one shape. What was used is recorded, not what was wanted.
+Whether it was asked for or is the default here, a fast form is used only if it computes what the plain one
+does (trial.py). The int8 products are compared with the float ones on two rows, then the compiled model with
+the plain one on the first micro-batch, since compiled code is made for one shape. The run records what was
+used, which may not be what was asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -24,15 +24,13 @@ from bitnet.train.loop import Forward, read_batches
 from bitnet.train.objective import objective_of
 from bitnet.train.trial import Trial, refusal
 
-if TYPE_CHECKING:
-    from bitnet.train.session import Say
+Say = Callable[[str], None]
+"""Tells the user something in one line."""
 
 
 @dataclass(frozen=True)
 class Paths:
-    """forward: what the loop calls; product: how ternary layers multiply in it; compiled: whether
-    torch.compile made it.
-    """
+    """forward: what the loop calls; product: how its ternary layers multiply; compiled: by torch.compile."""
 
     forward: Forward
     product: Product
@@ -42,8 +40,9 @@ class Paths:
 def choose_paths(
     model: BitNetTransformer, machine: Machine, config: TrainConfig, source: RowSource, say: Say
 ) -> Paths:
-    """The fastest form of the model that is right on the first rows of the run. Sets the model's product;
-    says what was refused.
+    """The fastest form of the model that is right on the run's first rows. Sets the model's product.
+
+    A fast form that is refused is reported through `say`.
     """
     coded = model.config.weights == "ternary" and model.config.activations == "int8"
     check_product = machine.product == "int8" and coded
@@ -53,6 +52,8 @@ def choose_paths(
 
     batch = read_batches(source, config, 1, machine.device)[0]
     trial = Trial(model, batch, objective_of(config, 1), machine.bf16, machine.fp16)
+
+    # In this order: what is compiled is the model with the product that it will train with.
     product = _checked_product(trial, machine, say) if check_product else machine.product
     model.set_product(product, machine.gradient_dtype)
     compiled = _compiled(trial, say) if compile_it else None
@@ -60,7 +61,7 @@ def choose_paths(
 
 
 def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
-    """int8, or float, and one line, where products on int8 codes compute something else."""
+    """int8; or float, with a message, where products on int8 codes compute something else."""
     model = trial.model
 
     def multiplying(product: Product) -> Forward:
@@ -83,7 +84,7 @@ def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
 
 
 def _compiled(trial: Trial, say: Say) -> Forward | None:
-    """The compiled model, or None, and one line, where compiling fails or computes something else."""
+    """The compiled model; or None, with a message, where compiling fails or computes something else."""
     say("compiling the model (torch.compile); the first update waits for it, about a minute on a CPU")
     keep_processors_apart()
     forward: Forward = torch.compile(trial.model)
@@ -109,9 +110,9 @@ def _compiled(trial: Trial, say: Say) -> Forward | None:
 def keep_processors_apart() -> None:
     """Give compiled code that is kept on disk a key of its own for each processor and instruction set.
 
-    Inductor (torch 2.13) leaves the instruction set out of that key, while its C++ counts on the width of a
-    vector: code made with AVX-512 and found again where AVX2 is used skips half of all numbers, and the loss
-    is NaN or 1e15 (docs/log.md).
+    Inductor (torch 2.13) leaves the instruction set out of that key, while its C++ depends on the width of a
+    vector: code made with AVX-512 and used again with AVX2 skips half of all numbers, and the loss is NaN or
+    1e15 (docs/log.md).
     """
     mine = f"{cpu_model()}, {torch.backends.cpu.get_cpu_capability()}"
     if mine not in torch.compiler.config.cache_key_tag:

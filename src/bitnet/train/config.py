@@ -50,7 +50,7 @@ BOUNDS: dict[str, Bounds] = {
 
 
 DERIVED = ("tokens_per_step", "total_tokens")
-"""What the section `training` of meta/config.json tells beside the fields."""
+"""Figures that the section `training` of meta/config.json holds beside the fields."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +147,7 @@ class TrainConfig:
             )
 
     def _check_preference(self) -> None:
+        """Raise ConfigError for settings that a preference cannot have."""
         if self.batch_size % 2:
             raise ConfigError(
                 f"train.batch_size is {self.batch_size}; a preference reads rows in pairs, so it must be even"
@@ -165,19 +166,26 @@ class TrainConfig:
 
     @property
     def tokens_per_step(self) -> int:
-        """Targets per update and process, padding included."""
+        """Targets per update, padding included."""
         return self.batch_size * self.grad_accumulation_steps * self.seq_len
 
     @property
     def total_tokens(self) -> int:
-        """Targets of the whole run and one process."""
+        """Targets of the whole run."""
         return self.total_steps * self.tokens_per_step
 
     def rates(self) -> Schedule:
         """The schedule of this run."""
-        names = ("total_steps", "warmup_steps", "peak_lr", "stage2_lr", "final_lr", "stage1_wd", "stage2_wd")
         return Schedule(
-            kind=self.schedule, stage1_end=self.boundary, **{name: getattr(self, name) for name in names}
+            kind=self.schedule,
+            total_steps=self.total_steps,
+            warmup_steps=self.warmup_steps,
+            stage1_end=self.boundary,
+            peak_lr=self.peak_lr,
+            stage2_lr=self.stage2_lr,
+            final_lr=self.final_lr,
+            stage1_wd=self.stage1_wd,
+            stage2_wd=self.stage2_wd,
         )
 
     def optimizer_config(self) -> OptimizerConfig:
@@ -195,7 +203,7 @@ class TrainConfig:
         return frozenset({0, self.boundary - 1, self.boundary, self.total_steps})
 
     def has_checkpoint(self, step: int) -> bool:
-        """Whether a checkpoint of this update is due, in a run that nothing interrupts."""
+        """Whether a checkpoint of this update is due, apart from those that a signal causes."""
         return step % self.checkpoint_every == 0 or step in self.mandatory_checkpoints()
 
     def with_total_steps(self, steps: int) -> TrainConfig:
@@ -232,33 +240,34 @@ class RunConfig:
 
     def to_json(self) -> dict[str, Any]:
         """The sections of meta/config.json, derived figures included."""
-        model, train = dataclasses.asdict(self.model), dataclasses.asdict(self.train)
-        derived = {"head_dim": self.model.head_dim, "total_params": self.model.total_params}
-        tokens = {
-            "stage1_end": self.train.boundary,
-            "tokens_per_step": self.train.tokens_per_step,
-            "total_tokens": self.train.total_tokens,
+        model, train = self.model, self.train
+        return {
+            "model": {
+                **dataclasses.asdict(model),
+                "head_dim": model.head_dim,
+                "total_params": model.total_params,
+            },
+            "training": {
+                **dataclasses.asdict(train),
+                "stage1_end": train.boundary,
+                "tokens_per_step": train.tokens_per_step,
+                "total_tokens": train.total_tokens,
+            },
+            "data": {**dataclasses.asdict(self.data), **self.data.derived()},
         }
-        data = {**dataclasses.asdict(self.data), **self.data.derived()}
-        return {"model": {**model, **derived}, "training": {**train, **tokens}, "data": data}
 
     def completed(self, stored: dict[str, Any]) -> dict[str, Any]:
-        """A meta/config.json with the fields that came later: their defaults are what runs did before there
-        were any.
-        """
+        """A stored meta/config.json with settings that were added since, so that old runs compare equal."""
         sections: dict[str, BitNetConfig | TrainConfig | DataConfig] = {
             "model": self.model,
             "training": self.train,
             "data": self.data,
         }
-        return {
-            **stored,
-            **{
-                name: {**_defaults(part), **stored.get(name, {})}
-                for name, part in sections.items()
-                if name in stored
-            },
+        # The default of a later setting is what runs did before it existed.
+        filled = {
+            name: {**_defaults(part), **stored[name]} for name, part in sections.items() if name in stored
         }
+        return {**stored, **filled}
 
 
 def _defaults(part: BitNetConfig | TrainConfig | DataConfig) -> dict[str, Any]:

@@ -15,18 +15,19 @@ from bitnet.train.config import TrainConfig
 
 @dataclass(frozen=True)
 class Machine:
-    """device; product of ternary layers; bf16, fp16: autocast; gradient_dtype: of the gradient products on
-    the int8 path.
-    """
+    """A device and the number formats that a run uses on it."""
 
     device: torch.device
     product: Product
+    """How ternary layers multiply."""
     bf16: bool
+    """Autocast to bf16."""
     fp16: bool = False
+    """Autocast to fp16, with loss scaling."""
 
     @property
     def gradient_dtype(self) -> torch.dtype:
-        """bf16 or fp16 where autocast runs, else float32."""
+        """Of the gradient products on the int8 path: bf16 or fp16 where autocast runs, else float32."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
 
@@ -44,9 +45,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
-    """The paths that this configuration runs on this device. Raises ConfigError for a precision that it does
-    not have.
-    """
+    """The formats that a configuration takes on a device. Raises ConfigError for one that is not there."""
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly "
@@ -79,16 +78,15 @@ def refuse_several_processes(environment: Mapping[str, str]) -> None:
 
 
 def wants_compile(config: TrainConfig, device: torch.device) -> bool:
-    """Whether to try torch.compile. auto: on CUDA with Triton; on CPUs it cost more than short runs won
-    (docs/log.md).
+    """Whether to try torch.compile. auto: on CUDA with Triton; on CPUs it costs short runs more than it
+    saves.
     """
     if config.compile != "auto":
         return config.compile == "on"
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-# Dense bf16 tensor-core rates in FLOP/s from NVIDIA's data sheets; a device that is not here has no
-# utilisation figure.
+# Dense bf16 tensor-core rates in FLOP/s, from NVIDIA's data sheets. Other devices get no utilisation figure.
 _PEAK_BF16 = {
     "H200": 989e12,
     "H100": 989e12,

@@ -6,8 +6,8 @@ tokens among the last `unlikelihood_tokens` that the position has read, the next
 
     penalty = unlikelihood * -sum over c in C of log(1 - p(c))
 
-so that what was said a moment ago is expected less. It moves the gradient and is reported as the update's
-`penalty`; its loss stays the cross-entropy, which compares with the one on held-out text.
+so that recent tokens become less likely. It is part of the gradient and is reported as the update's
+`penalty`; the reported loss stays the cross-entropy, which can be compared with the one on held-out text.
 
 Preference: direct preference optimisation (Rafailov et al., arXiv:2305.18290, equation 7). Rows come in
 pairs, the chosen answer and then the rejected one to the same prompt. With log p the summed log-probability
@@ -19,8 +19,8 @@ which is ln 2 before the first update. The rows carry log p0 (`Batch.reference`)
 
 An update's loss is the mean over its cases, however micro-batches split them; `loss_reduction: sum` takes the
 gradient of the sum instead, as the 2B4T report does for fine-tuning (arXiv:2504.12285, section 3.2). AdamW
-and Muon undo a constant factor of the gradient; what changes is that the gradient's norm is then above
-`grad_clip_norm` nearly always, so that updates count alike.
+and Muon undo a constant factor of the gradient. What the sum changes is that the gradient's norm is nearly
+always above `grad_clip_norm`, so that all updates get the same weight.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 ObjectiveKind = Literal["next_token", "preference"]
 Reduction = Literal["mean", "sum"]
 CERTAIN = 1 - 1e-6
-"""The largest probability that is told from 1, so that its unlikelihood is finite (13.8 nats)."""
+"""The largest probability that unlikelihood computes with, so that it stays finite (13.8 nats)."""
 
 
 class Objective(Protocol):
@@ -51,9 +51,7 @@ class Objective(Protocol):
         ...
 
     def terms(self, logits: Tensor, batch: Batch) -> Tensor:
-        """The loss and what is minimised beside it, each summed over the cases of a batch, in nats. logits:
-        (B, T, V). Returns (2,).
-        """
+        """Loss and penalty, each summed over a batch's cases, in nats. logits: (B, T, V). Returns (2,)."""
         ...
 
 
@@ -88,7 +86,7 @@ class Preference:
         return sum(len(batch.input_ids) for batch in batches) // 2
 
     def terms(self, logits: Tensor, batch: Batch) -> Tensor:
-        """Loss summed over pairs, and nothing."""
+        """Loss summed over pairs, and a penalty of 0."""
         loss = -F.logsigmoid(self.beta * margins(logits, batch)).sum()
         return torch.stack([loss, torch.zeros_like(loss)])
 
@@ -107,14 +105,11 @@ def summed_loss(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def summed_unlikelihood(logits: Tensor, batch: Batch, last: int) -> Tensor:
-    """-log(1 - p) of the distinct tokens among the `last` read ones, the target left out, summed over scored
-    targets. Returns ().
-    """
+    """-log(1 - p) of the distinct tokens among the `last` read, summed over scored targets. Returns ()."""
     scores = logits.float()
     recent, counts = recent_tokens(batch.input_ids, batch.targets, last)
-    p = (
-        (scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)).exp().clamp(max=CERTAIN)
-    )  # (B, T, last)
+    log_p = scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)  # (B, T, last)
+    p = log_p.exp().clamp(max=CERTAIN)
     return -(torch.log1p(-p) * (counts & batch.loss_mask[..., None])).sum()
 
 
@@ -127,9 +122,13 @@ def recent_tokens(input_ids: Tensor, targets: Tensor, last: int) -> tuple[Tensor
     """
     columns = input_ids.shape[1]
     recent = _looking_back(input_ids, last, -1)
+
+    # How many positions after each token the same one comes again; `last` where that is out of sight.
     ahead = F.pad(input_ids, (0, last), value=-1).unfold(1, last + 1, 1)[:, :columns, 1:]
-    again = ahead == input_ids[..., None]  # (B, T, last): the same token, one position on and more
-    distance = torch.where(again.any(-1), again.int().argmax(-1) + 1, last)  # to the next of the same
+    again = ahead == input_ids[..., None]  # (B, T, last)
+    distance = torch.where(again.any(-1), again.int().argmax(-1) + 1, last)  # (B, T)
+
+    # A token k positions back is the nearest of its kind if none comes again within k.
     nearest = _looking_back(distance, last, 0) > torch.arange(last, device=input_ids.device)
     return recent.clamp(min=0), (recent >= 0) & nearest & (recent != targets[..., None])
 
@@ -145,16 +144,13 @@ def row_log_probabilities(logits: Tensor, batch: Batch) -> Tensor:
 
 
 def _losses(logits: Tensor, batch: Batch) -> Tensor:
-    losses = F.cross_entropy(
-        logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none"
-    )  # (B*T,)
+    """Cross-entropy of every target, 0 where it is not scored, (B*T,)."""
+    losses = F.cross_entropy(logits.float().flatten(0, 1), batch.targets.flatten(), reduction="none")
     return losses * batch.loss_mask.flatten()
 
 
 def margins(logits: Tensor, batch: Batch) -> Tensor:
-    """How much more a pair's chosen answer gained over the reference than its rejected one, in nats. Returns
-    (B / 2,).
-    """
+    """By how many nats more than its rejected answer each pair's chosen one gained over log p0. (B / 2,)."""
     assert batch.reference is not None, "rows of a preference carry log p0"
     gained = row_log_probabilities(logits, batch) - batch.reference  # (B,)
     return gained[0::2] - gained[1::2]

@@ -1,11 +1,10 @@
-"""The answer to values that are not finite: back to the last good checkpoint, and on with other data; a
-second time, stop.
+"""After values that are not finite: return to an earlier checkpoint, and go on with other data.
 
-An update whose loss or gradient is NaN or infinite is never applied. One alone is passed over. After three in
+An update whose loss or gradient is NaN or infinite is never applied. One alone is skipped. After three in
 a row, or as soon as a weight itself is not finite, the run returns to the newest good checkpoint before them
 and skips everything that was read since, as PaLM did with its loss spikes (arXiv:2204.02311, section 5.1):
 the same weights on the same data would come to the same point again. Steps, rates and schedules stay
-functions of the step; only the data moves on.
+functions of the step; only the data moves on. When the same comes again soon, the run fails.
 
 What was skipped is a line of metrics/roll_backs.jsonl, on disk before training goes on. A resume reads it, so
 that the rows of an update stay a function of the seed, the step and this file. The line is never cut back:
@@ -34,21 +33,19 @@ from bitnet.train.resume import restore
 from bitnet.train.session import Session
 
 AGAIN = 1000
-"""Updates after a trouble within which a second one counts as the same. A guess: PaLM skipped 200 to 500
-batches a time."""
+"""Updates within which a second divergence counts as the same. A guess: PaLM skipped 200 to 500 batches."""
 
 
 def read_skips(layout: RunLayout, checkpoint: Checkpoint) -> list[Skip]:
-    """What earlier roll-backs left out. Raises RunError where that contradicts the checkpoint: the data would
-    be other data.
-    """
-    cut_back(
-        layout.roll_backs, sys.maxsize
-    )  # a line that a killed process left half-written was never acted on
+    """What earlier roll-backs left out. Raises RunError where that contradicts the checkpoint."""
+    # Only drops a half-written last line: its process was killed before it acted on it.
+    cut_back(layout.roll_backs, sys.maxsize)
     lines = read_lines(layout.roll_backs)
     found = [Skip(row["step"], row.get("skipped_updates", 0)) for row in lines.rows]
     known = [Skip(*pair) for pair in checkpoint.state.get("skipped_data", [])]
     whole = not lines.skipped and all(isinstance(skip.updates, int) and skip.updates > 0 for skip in found)
+
+    # With other skips the updates after the checkpoint would read other rows than they did.
     if not whole or found[: len(known)] != known:
         raise RunError(
             f"{layout.roll_backs} was altered or lost: the checkpoint of update {checkpoint.step} has "
@@ -59,8 +56,7 @@ def read_skips(layout: RunLayout, checkpoint: Checkpoint) -> list[Skip]:
 
 
 def roll_back(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> Checkpoint:
-    """Return to the newest good checkpoint before the trouble and skip what was read since; everything is as
-    it was then.
+    """Restore the newest good checkpoint before the trouble, and record that what was read since is skipped.
 
     Raises TrainingFailed where the run has rolled back before, at most AGAIN updates earlier, or has no
     checkpoint to return to.
@@ -71,6 +67,7 @@ def roll_back(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> Che
         raise TrainingFailed(
             f"{_what(session, trouble, skips)}, again: {_story(before[-1])}. {_advice(session, trouble)}"
         )
+
     checkpoint = _target(session, trouble)
     if checkpoint is None:
         raise TrainingFailed(
@@ -78,21 +75,29 @@ def roll_back(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> Che
             f"{_advice(session, trouble)}"
         )
 
+    # The updates after it are done again with other data, so their checkpoints are of another run.
     for step in layout.checkpoint_steps():
-        if step > checkpoint.step:  # of what is about to be done again with other data
+        if step > checkpoint.step:
             shutil.rmtree(layout.checkpoint(step))
+
     row = _record(session, trouble, checkpoint.step, skips)
-    _leave_folder(session, trouble, row, f"{_what(session, trouble, skips)}; {_story(row)}")
+    finding = f"{_what(session, trouble, skips)}; {_story(row)}"
+    _leave_folder(session, trouble, row, finding)
     with LineWriter(layout.roll_backs) as writer:
         writer.write(row)
         writer.sync()
-    session.say(f"{_what(session, trouble, skips)}; {_story(row)}")
+    session.say(finding)
+
     restore(session, checkpoint)
     return checkpoint
 
 
 def _target(session: Session, trouble: Diverged) -> Checkpoint | None:
-    """The newest good checkpoint before the trouble, of those that a run has which nothing interrupts."""
+    """The newest good checkpoint before the trouble.
+
+    One that only an interruption made does not count, so that interrupted and unbroken runs go back equally
+    far.
+    """
     layout, config = session.layout, session.config.train
     for step in reversed(layout.checkpoint_steps()):
         if step < trouble.first and config.has_checkpoint(step):
@@ -135,7 +140,7 @@ def _leave_folder(session: Session, trouble: Diverged, row: dict[str, Any], find
 
 
 def _what(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> str:
-    """Which updates and rows had what."""
+    """What was not finite, in which updates, and which rows they had read."""
     rows = _rows(session, data_step(trouble.first, skips), data_step(trouble.last, skips))
     count = trouble.last - trouble.first + 1
     updates = (
@@ -147,16 +152,16 @@ def _what(session: Session, trouble: Diverged, skips: Sequence[Skip]) -> str:
 
 
 def _story(row: dict[str, Any]) -> str:
+    """What a roll-back did, from its line."""
     first, last = row["skipped_rows"]
     return (
         f"after update {row['failed_step']} the run went back to the checkpoint of update "
-        f"{row['checkpoint_step']} and skipped the rows "
-        f"{first:,} to {last:,}"
+        f"{row['checkpoint_step']} and skipped the rows {first:,} to {last:,}"
     )
 
 
 def _advice(session: Session, trouble: Diverged) -> str:
-    """What may be the cause, from what can be."""
+    """The possible causes in this run, each with the setting that removes it."""
     train, machine = session.config.train, session.machine
     causes = ["data that the model cannot read (see batch.json of the folders in anomalies/)"]
     if trouble.first > 1:  # the first update is refused before any rate has acted

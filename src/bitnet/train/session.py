@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,13 +17,12 @@ from bitnet.optim.optimizer import Optimizers
 from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
 from bitnet.run.provenance import provenance
-from bitnet.train.compiled import Paths, choose_paths
+from bitnet.train.compiled import Paths, Say, choose_paths
 from bitnet.train.config import RunConfig
 from bitnet.train.device import Machine
 from bitnet.train.experiment import Task
 from bitnet.train.observe.trackers import TrackerName
 
-Say = Callable[[str], None]
 Resume = Literal["auto", "never", "must"]
 
 

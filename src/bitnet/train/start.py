@@ -36,6 +36,7 @@ from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import Listener, open_writers
 from bitnet.run.signature import is_own, key_path, sign
 from bitnet.train.begin import begin
+from bitnet.train.compiled import Say
 from bitnet.train.config import RunConfig
 from bitnet.train.device import choose_machine
 from bitnet.train.experiment import Experiment, Task
@@ -47,7 +48,7 @@ from bitnet.train.observe.status import Status
 from bitnet.train.observe.trackers import open_tracker
 from bitnet.train.resume import choose_run, resume, state_of
 from bitnet.train.roll_back import read_skips, roll_back
-from bitnet.train.session import Say, Session, StartOptions
+from bitnet.train.session import Session, StartOptions
 
 State = Literal["done", "stopped", "already_done"]
 

@@ -1,5 +1,4 @@
-"""Whether a fast path computes what the plain one beside it does, tried on a run's first rows before it is
-trusted.
+"""Whether a fast path computes what the plain one does, tried on a run's first rows before it is used.
 
 A fast path is a compiled model, a product on int8 codes, or a kernel. The loss of one batch and its gradient
 for every parameter are computed both ways, with the run's objective, in its number format and on its device.
@@ -39,8 +38,8 @@ FLOAT32, BFLOAT16 = 2**-24, 2**-9
 """Units of rounding: half the distance from 1 to the next number."""
 
 FP16_SCALE = 2.0**10
-"""What a loss is multiplied by in fp16 (optim/loss_scale.py), here small enough never to overflow on a
-healthy model."""
+"""What a loss is multiplied by in fp16 (optim/loss_scale.py); small enough for a healthy model's gradients.
+"""
 
 FAINT = 2**-10
 """A gradient so much smaller than the largest one may be nothing but its rounding."""
@@ -60,9 +59,7 @@ def grain(config: BitNetConfig, *, bf16: bool) -> float:
 
 @dataclass(frozen=True)
 class Trial:
-    """What both paths are tried on: a run's first rows, its objective, its model and its number format (bf16,
-    fp16: autocast).
-    """
+    """What both paths are tried on: a run's model, first rows, objective and number format of autocast."""
 
     model: BitNetTransformer
     batch: Batch
@@ -72,15 +69,11 @@ class Trial:
 
     @property
     def reduced(self) -> bool:
-        """Whether products have fewer digits than float32. fp16 has more of them than bf16, whose limits hold
-        for both.
-        """
+        """Whether products have fewer digits than float32. fp16 has more than bf16 and gets its limits."""
         return self.bf16 or self.fp16
 
     def results(self, forward: Forward) -> Results:
-        """Loss and gradients as an update would have them. forward: the model or another form of it. Leaves
-        no gradient behind.
-        """
+        """Loss and gradients as in an update, of some form of the model. Leaves no gradient behind."""
         model, batch = self.model, self.batch
         model.zero_grad()
         with autocast(batch.input_ids.device, self.bf16, self.fp16):
@@ -88,6 +81,7 @@ class Trial:
         loss = terms.sum() / max(self.objective.cases((batch,)), 1)
         scale = FP16_SCALE if self.fp16 else 1.0
         (loss * scale).backward()  # type: ignore[no-untyped-call]
+
         found = {"loss": loss.detach()}
         for name, parameter in model.named_parameters():
             found[f"gradient of {name}"] = (
@@ -98,9 +92,7 @@ class Trial:
 
 
 def refusal(trial: Trial, plain: Forward, fast: Forward) -> str | None:
-    """Why the fast form may not be used, in words that follow a colon; None where it computes what the plain
-    one does.
-    """
+    """Why the fast form may not be used, as words after a colon; None where it computes the same."""
     right = trial.results(plain)
     unusable = [name for name, value in right.items() if not bool(torch.isfinite(value).all())]
     if unusable:
@@ -112,10 +104,8 @@ def refusal(trial: Trial, plain: Forward, fast: Forward) -> str | None:
 
 @contextmanager
 def moved(model: BitNetTransformer, *, bf16: bool) -> Iterator[None]:
-    """Inside the block norm weights and embeddings are off by 8 units of float32, or one of bf16; afterwards
-    they are as before.
-    """
-    generator = torch.Generator().manual_seed(0)
+    """Inside the block, norm weights and embeddings are off by 8 units of float32, or by one of bf16."""
+    generator = torch.Generator().manual_seed(0)  # its own: the random state of training must not move
     weights = [
         parameter for name, parameter in model.named_parameters() if "norm" in name or "embeddings" in name
     ]
@@ -133,9 +123,7 @@ def moved(model: BitNetTransformer, *, bf16: bool) -> Iterator[None]:
 
 
 def limits(plain: Results, nudged: Results, least: float) -> dict[str, float]:
-    """How far each result may be from the plain one. nudged: the plain path with moved weights; least: the
-    grain.
-    """
+    """How far each result may be from the plain one. nudged: of the plain path with `moved` weights."""
     sizes = {name: _norm(value) for name, value in plain.items()}
     faint = FAINT * max(sizes.values())
     return {
@@ -146,7 +134,7 @@ def limits(plain: Results, nudged: Results, least: float) -> dict[str, float]:
 
 
 def difference(plain: Results, fast: Results, allowed: Mapping[str, float]) -> str | None:
-    """What is furthest beyond its limit, in words; None where nothing is."""
+    """The result that is furthest beyond its limit, in words; None where all are within theirs."""
     worst, words = 1.0, None
     for name, right in plain.items():
         off, limit, size = _norm(fast[name].double() - right.double()), allowed[name], _norm(right)
