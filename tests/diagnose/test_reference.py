@@ -10,11 +10,15 @@ import math
 import pytest
 import torch
 
+from bitnet.data.stream import Batch
 from bitnet.diagnose import reference, reference_updates
+from bitnet.diagnose.reference_objectives import wanted
+from bitnet.diagnose.subject import PLAIN
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import TrainConfig
 
+SETTINGS = {**PLAIN, "stage1_end": 1}
 VARIANTS: list[dict[str, object]] = [
     {},
     {"sub_norm": True, "activation": "relu2", "embeddings_tied": False},
@@ -40,11 +44,13 @@ def test_logits_and_gradients_agree_with_the_model(
     loss.backward()
     weights = {name: weight.detach() for name, weight in model.named_parameters()}
     assert torch.allclose(reference.logits(weights, config, ids).float(), logits.detach(), atol=1e-4)
-    found, gradients = reference.loss_and_gradients(weights, config, [(ids, targets, mask)])
-    assert math.isclose(found, float(loss.detach()), rel_tol=1e-4)
+    right = wanted(weights, config, [Batch(ids, targets, mask)], SETTINGS, 1)
+    assert math.isclose(right.loss, float(loss.detach()), rel_tol=1e-4)
     for name, weight in model.named_parameters():
         assert weight.grad is not None
-        assert float((gradients[name] - weight.grad).norm()) < 0.02 * float(gradients[name].norm()), name
+        assert float((right.gradients[name] - weight.grad).norm()) < 0.02 * float(
+            right.gradients[name].norm()
+        ), name
 
 
 def test_micro_batches_share_one_mean(tiny_model: BitNetTransformer) -> None:
@@ -53,10 +59,11 @@ def test_micro_batches_share_one_mean(tiny_model: BitNetTransformer) -> None:
     mask = torch.ones(4, 8, dtype=torch.bool)
     mask[2:, 3:] = False
     weights = {name: weight.detach() for name, weight in tiny_model.named_parameters()}
-    whole, _ = reference.loss_and_gradients(weights, tiny_model.config, [(ids, targets, mask)])
-    parts = [(ids[:2], targets[:2], mask[:2]), (ids[2:], targets[2:], mask[2:])]
-    split, _ = reference.loss_and_gradients(weights, tiny_model.config, parts)
-    assert math.isclose(whole, split, rel_tol=1e-9)
+    rows = Batch(ids, targets, mask)
+    whole = wanted(weights, tiny_model.config, [rows], SETTINGS, 1)
+    parts = [rows.select(slice(2)), rows.select(slice(2, None))]
+    split = wanted(weights, tiny_model.config, parts, SETTINGS, 1)
+    assert math.isclose(whole.loss, split.loss, rel_tol=1e-9)
 
 
 def test_ternary_by_worked_example() -> None:

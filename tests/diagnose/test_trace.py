@@ -84,7 +84,7 @@ def test_one_batch_is_the_same_at_every_update() -> None:
     assert source.rows(np.arange(100, 103)).input_ids[:, 0].tolist() == [7, 8, 7]
 
 
-def test_watched_optimizers_note_and_change_nothing(tiny_model: BitNetTransformer) -> None:
+def test_watched_optimizers_record_and_change_nothing(tiny_model: BitNetTransformer) -> None:
     config = OptimizerConfig(
         kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0
     )
@@ -92,7 +92,7 @@ def test_watched_optimizers_note_and_change_nothing(tiny_model: BitNetTransforme
     tiny_model(torch.arange(8)[None]).logsumexp(-1).sum().backward()
     before = tiny_model.final_norm.weight.detach().clone()
     watched.step(Rates(0.01, 0.0))
-    (update,) = watched.updates
+    (update,) = watched.moves
     assert update.rates == Rates(0.01, 0.0)
     assert torch.equal(update.before["final_norm.weight"], before)
     assert torch.equal(update.after["final_norm.weight"], tiny_model.final_norm.weight.detach())

@@ -56,7 +56,6 @@ def test_every_mechanism_acts_in_a_twin(subject: Subject) -> None:
     scored = rows.loss_mask.sum(1)
     assert int(scored.max()) > 3 * int(scored.min()), "micro-batches weigh differently"
     (update, _) = check_twin.watched(twin, 0, 2)
-    assert update.report is not None
     assert update.report.grad_norm > 2 * training["grad_clip_norm"], "clipping acts"
 
 

@@ -157,21 +157,3 @@ def summed_loss(scores: Tensor, targets: Tensor, mask: Tensor) -> Tensor:
     """Cross-entropy in nats, summed over the scored targets. scores: (B, T, V)."""
     right = scores.double().gather(-1, targets.unsqueeze(-1)).squeeze(-1)
     return ((torch.logsumexp(scores.double(), dim=-1) - right) * mask).sum()
-
-
-def loss_and_gradients(
-    weights: Weights, config: BitNetConfig, batches: list[tuple[Tensor, Tensor, Tensor]]
-) -> tuple[float, dict[str, Tensor]]:
-    """Mean loss over the scored tokens of all micro-batches, and its straight-through gradient by parameter
-    name.
-    """
-    leaves = {name: weight.detach().double().requires_grad_(True) for name, weight in weights.items()}
-    scored = max(sum(int(mask.sum()) for _, _, mask in batches), 1)
-    total = torch.zeros((), dtype=torch.float64)
-    for ids, targets, mask in batches:
-        part = summed_loss(logits(leaves, config, ids), targets, mask) / scored
-        part.backward()  # type: ignore[no-untyped-call]
-        total += part.detach().cpu()
-    return float(total), {
-        name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf) for name, leaf in leaves.items()
-    }

@@ -168,39 +168,51 @@ class Subject:
         return trained.complete(prompt, max_new_tokens=count, stop=None)
 
 
-@dataclass
-class Update:
-    """What one update was given and did. gradients: as the optimizers got them, after clipping; None: no
-    gradient at all.
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """What the optimizers were given at an update, and what they did. Nothing where they were never asked.
+
+    gradients: after clipping; None: no gradient at all. before, after: the weights.
     """
 
-    report: StepReport | None = None
     rates: Rates | None = None
-    gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    before: dict[str, Tensor] = field(default_factory=dict)
-    after: dict[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[str, Tensor | None] = field(default_factory=dict)
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Update(Move):
+    """One update with the loop's report of it."""
+
+    report: StepReport
 
 
 class Watched:
-    """The real optimizers, with a record of every update. Everything but `step` is passed through."""
+    """The real optimizers, with a record of every move. Everything but `step` is passed through."""
 
     def __init__(self, model: nn.Module, inner: Optimizers) -> None:
         self._model, self._inner = model, inner
-        self.updates: list[Update] = []
+        self.moves: list[Move] = []
 
     def step(self, rates: Rates) -> None:
         """Record what comes in, let the real optimizers work, and record what came of it."""
-        parameters = dict(self._model.named_parameters())
         gradients = {
-            name: None if p.grad is None else p.grad.detach().clone() for name, p in parameters.items()
+            name: None if p.grad is None else p.grad.detach().clone()
+            for name, p in self._model.named_parameters()
         }
-        before = {name: p.detach().clone() for name, p in parameters.items()}
+        before = copies_of(self._model)
         self._inner.step(rates)
-        after = {name: p.detach().clone() for name, p in parameters.items()}
-        self.updates.append(Update(None, rates, gradients, before, after))
+        move = Move(rates=rates, gradients=gradients, before=before, after=copies_of(self._model))
+        self.moves.append(move)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._inner, name)
+
+
+def copies_of(model: nn.Module) -> dict[str, Tensor]:
+    """The weights as they are now, by name."""
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
 
 
 def watch(
@@ -214,16 +226,14 @@ def watch(
 ) -> list[Update]:
     """Let the loop make `count` updates of the model and return what each was given and did."""
     watched = Watched(model, subject.new_optimizers(model))
-    reports = []
-    for report in subject.train(model, watched, source, start_step=start_step, **PLAIN, **changes):
-        reports.append(report)
-        if len(watched.updates) < len(reports):  # the optimizers were never asked
-            same = {name: p.detach().clone() for name, p in model.named_parameters()}
-            watched.updates.append(Update(before=same, after=same))
-        watched.updates[len(reports) - 1].report = report
-        if len(reports) == count:
+    updates: list[Update] = []
+    for report in subject.train(model, watched, source, start_step=start_step, **changes):
+        if len(watched.moves) == len(updates):  # the optimizers were not asked
+            watched.moves.append(Move(before=copies_of(model), after=copies_of(model)))
+        updates.append(Update(**vars(watched.moves[len(updates)]), report=report))
+        if len(updates) == count:
             break
-    return watched.updates
+    return updates
 
 
 PLAIN: dict[str, Any] = {
@@ -234,6 +244,12 @@ PLAIN: dict[str, Any] = {
 }
 """Settings of the loop for an update that is compared with an independent one, whatever the experiment
 minimises."""
+
+
+def small_steps(subject: Subject, rows: int, columns: int, micro: int = 1) -> dict[str, Any]:
+    """Settings of small plain updates: `micro` micro-batches of `rows` rows of at most `columns` targets."""
+    width = min(columns, subject.settings.train.seq_len)
+    return {"batch_size": rows, "grad_accumulation_steps": micro, "seq_len": width, **PLAIN}
 
 
 def narrow(batch: Batch, columns: int) -> Batch:
