@@ -75,7 +75,7 @@ def gap(used: Rates, training: Mapping[str, Any], step: int) -> float:
 
 
 def schedule(subject: Subject) -> Iterator[Check]:
-    """The schedule at every update or evenly over the run; and all kinds of schedule, whichever this run uses,
+    """The schedule at every update or evenly over the run; and every kind of schedule, whichever is used here,
     at every update of a short run.
     """
     training = subject.training
