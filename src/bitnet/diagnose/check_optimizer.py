@@ -75,8 +75,8 @@ def gap(used: Rates, training: Mapping[str, Any], step: int) -> float:
 
 
 def schedule(subject: Subject) -> Iterator[Check]:
-    """The schedule at every update or evenly over the run; and every kind of schedule, whichever is used here,
-    at every update of a short run.
+    """The schedule at every update or evenly over the run; and every kind of schedule, whichever is used, at
+    every update of a short run.
     """
     training = subject.training
     total, boundary, warmup = (int(training[key]) for key in ("total_steps", "stage1_end", "warmup_steps"))
