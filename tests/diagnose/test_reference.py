@@ -13,7 +13,7 @@ import torch
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference, reference_updates
 from bitnet.diagnose.reference_objectives import wanted
-from bitnet.diagnose.subject import PLAIN
+from bitnet.diagnose.watch import PLAIN
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import TrainConfig

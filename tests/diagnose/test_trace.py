@@ -13,8 +13,8 @@ import torch
 from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
 from bitnet.diagnose.check_numerics import layers, off_the_edges
-from bitnet.diagnose.subject import Narrow, OneBatch, Watched
 from bitnet.diagnose.trace import multiplied_by, off, random_ids, traced
+from bitnet.diagnose.watch import Narrow, OneBatch, Watched
 from bitnet.nn.bitlinear import BitLinear
 from bitnet.nn.quantize import quantize_activations
 from bitnet.nn.transformer import BitNetTransformer

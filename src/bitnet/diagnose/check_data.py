@@ -20,7 +20,8 @@ from bitnet.data import stream
 from bitnet.data.stream import Batch
 from bitnet.diagnose.finding import STRONG, Check, Part
 from bitnet.diagnose.ngrams import Counts, Rows, rows_of
-from bitnet.diagnose.subject import Narrow, Subject, Update
+from bitnet.diagnose.subject import Subject
+from bitnet.diagnose.watch import Narrow, Update
 
 READ_TOKENS, MOST_ROWS = 400_000, 4096
 """How much is read to count: enough for pairs in 2,048 ids; the pair model of 32,000 ids falls back more

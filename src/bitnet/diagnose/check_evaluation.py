@@ -16,9 +16,10 @@ from bitnet.data.stream import Batch
 from bitnet.diagnose import reference
 from bitnet.diagnose.finding import STRONG, Check, Part, Suspect, below
 from bitnet.diagnose.ngrams import Rows, examples, rows_of, shingles
-from bitnet.diagnose.subject import Subject, narrow
+from bitnet.diagnose.subject import Subject
 from bitnet.diagnose.trace import off
 from bitnet.diagnose.twin import KINDS, VOCABULARY, twin_of
+from bitnet.diagnose.watch import narrow
 from bitnet.evaluate import loss as loss_module
 
 STRETCH, LEAKED_TEXT, LEAKED_EXAMPLES = 24, 0.25, 0.01

@@ -22,8 +22,9 @@ from bitnet.diagnose import reference
 from bitnet.diagnose.finding import STRONG, Check, Part, below, worst
 from bitnet.diagnose.reference_objectives import Wanted, wanted
 from bitnet.diagnose.reference_updates import norm_of
-from bitnet.diagnose.subject import PLAIN, Subject, Update, copy_of, small_steps, watch
+from bitnet.diagnose.subject import Subject, copy_of
 from bitnet.diagnose.trace import off
+from bitnet.diagnose.watch import PLAIN, Update, small_steps, watch
 
 COLUMNS, ROWS, MICRO = 48, 2, 2
 DIRECTION, LENGTH, LOSS = 0.05, 0.02, 2e-3

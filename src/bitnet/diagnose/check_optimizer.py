@@ -16,8 +16,9 @@ import torch
 from bitnet.diagnose import reference
 from bitnet.diagnose.finding import Check, Part
 from bitnet.diagnose.reference_updates import Updater, rates
-from bitnet.diagnose.subject import Narrow, Subject, Update, copy_of, small_steps, watch
+from bitnet.diagnose.subject import Subject, copy_of
 from bitnet.diagnose.trace import multiplied_by, off, weights_of
+from bitnet.diagnose.watch import Narrow, Update, small_steps, watch
 from bitnet.optim.schedule import Rates
 
 SIZE = 0.02

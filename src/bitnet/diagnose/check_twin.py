@@ -18,9 +18,10 @@ from bitnet.diagnose import check_gradients, check_numerics, check_optimizer, re
 from bitnet.diagnose.check_gradients import BACKWARD, LOSS
 from bitnet.diagnose.finding import PROOF, Check
 from bitnet.diagnose.reference_objectives import wanted
-from bitnet.diagnose.subject import Subject, Update, copy_of, watch
+from bitnet.diagnose.subject import Subject, copy_of
 from bitnet.diagnose.trace import off, random_ids, traced, weights_of
 from bitnet.diagnose.twin import KINDS, VOCABULARY, Kind, twin_of
+from bitnet.diagnose.watch import Update, watch
 from bitnet.nn.transformer import BitNetTransformer
 
 CLIPPING = dataclasses.replace(check_gradients.CLIPPING, weight=PROOF)

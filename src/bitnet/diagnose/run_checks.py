@@ -32,11 +32,13 @@ from bitnet.diagnose import (
     check_run,
     check_settings,
     check_start,
+    check_trained,
     check_twin,
 )
 from bitnet.diagnose.finding import Check, Suspect, collect
 from bitnet.diagnose.rehearsal import rehearse
-from bitnet.diagnose.subject import Narrow, Subject, Update
+from bitnet.diagnose.subject import Subject
+from bitnet.diagnose.watch import Narrow, Update
 
 
 def examine(subject: Subject) -> Iterator[Check]:
@@ -72,12 +74,13 @@ def examine(subject: Subject) -> Iterator[Check]:
         ("the judge", "evaluation", lambda: check_judge.judging(subject)),
         ("decoding", "decoding", lambda: check_decoding.decoding(subject)),
         ("the rehearsal", "checkpoint", lambda: _rehearse(subject)),
-        ("learning", "training", lambda: check_learning.learning(subject, made[0])),
+        ("learning", "training", lambda: check_learning.learning(subject)),
+        ("the training so far", "training", lambda: check_trained.trained(subject, made[0])),
     ]
     if subject.layout is not None:
         groups.insert(0, ("the run", "checkpoint", lambda: check_run.recorded(subject)))
     for name, suspect, checks in groups:
-        if made or name not in ("the data", "the marks in rows", "the evaluation", "learning"):
+        if made or name not in ("the data", "the marks in rows", "the evaluation", "the training so far"):
             yield from collect(name, suspect, checks)
 
 
