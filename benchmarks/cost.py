@@ -1,27 +1,23 @@
-"""Is what `bitnet cost` says true? Its estimate of the quick arithmetic run beside that run; and the tables
-of docs/costs.md.
+"""How good are the estimates of `bitnet cost`? Its figures of the quick arithmetic run beside that run.
 
-    python benchmarks/cost.py          estimate, train, compare (4 minutes); exit code 1 beyond 20% in time or
-                                         10% in memory
-    python benchmarks/cost.py --page     write the tables of docs/costs.md between their markers
-    python benchmarks/cost.py --check    exit with 1 if docs/costs.md does not hold exactly these tables
+    python benchmarks/cost.py    estimate, train, compare (4 minutes)
 
-The commands run in processes of their own: the estimate, the run, the estimate again, since machines that
-others share change their speed within minutes; the mean of both estimates is what is judged. Time is that of
-the whole training command, start and evaluation included; memory is the largest resident size that the system
-saw.
+Exit code 1 means that the estimate is off by more than 20% in time or 10% in memory.
+
+The commands run in processes of their own: the estimate, the run, and the estimate again, because a shared
+machine changes its speed within minutes. The mean of both estimates is judged. Time is that of the whole
+training command, start and evaluation included. Memory is the largest resident size that the system saw.
+This file also makes the tables of docs/costs.md, which benchmarks/readme.py writes.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 from bitnet.cli.cost import ROWS, train_of_shape
@@ -33,14 +29,12 @@ from bitnet.cost.presets import PRESETS
 from bitnet.experiments.shapes import BASELINE, SHAPES
 from bitnet.train.config import TrainConfig
 from bitnet.units import byte_size, duration, scaled
-from hardware import RESULTS, where, write_results
-from tables import table
+from blocks import table
+from hardware import place_of, read_results, where, write_results
 
-PAGE = Path(__file__).parents[1] / "docs" / "costs.md"
 RUN = ["arithmetic", "--variant", "quick", "--device", "cpu"]
 TIME_TOLERANCE, MEMORY_TOLERANCE = 0.2, 0.1
-# The verified plan of the 95M baseline (seeds: 60,000 updates of 32 x 1,024) and, for the shapes, equal
-# batches.
+# the plan of the 95M baseline: 60,000 updates of 32 x 1,024
 PLAN = TrainConfig(seq_len=1024, batch_size=32, total_steps=60_000, warmup_steps=375)
 
 
@@ -57,7 +51,7 @@ def bitnet(*words: str) -> tuple[str, float, int]:
 
 
 def estimated() -> dict[str, Any]:
-    """What `bitnet cost --measure` says about the run."""
+    """The figures of `bitnet cost --measure`."""
     found: dict[str, Any] = json.loads(bitnet("cost", *RUN, "--measure", "--json")[0].splitlines()[-1])
     return found
 
@@ -83,10 +77,10 @@ def compare() -> list[dict[str, Any]]:
 
 
 def checked_table() -> str:
-    """What `compare` recorded last."""
-    if not (RESULTS / "cost.json").is_file():
-        return "Not measured yet: `python benchmarks/cost.py` does."
-    recorded = json.loads((RESULTS / "cost.json").read_text(encoding="utf-8"))
+    """The last comparison."""
+    recorded = read_results("cost")
+    if not recorded:
+        return "Not measured yet: python benchmarks/cost.py"
     head = ["quick arithmetic run", "estimate", "real", "off", "promised"]
     rows = [
         [
@@ -98,29 +92,14 @@ def checked_table() -> str:
         ]
         for row in recorded["rows"]
     ]
-    place = recorded["where"]
-    return (
-        table(head, rows)
-        + f"\n\nMeasured on: {place['hardware']}, {place['threads']} threads, "
-        + f"torch {place['torch']}, commit {place['commit']}, "
-        + f"{place['date']}, by `python benchmarks/cost.py`."
-    )
+    place = place_of(recorded["where"])
+    return f"{table(head, rows)}\n\nMeasured on: {place}, by `python benchmarks/cost.py`."
 
 
 def shapes_table() -> str:
-    """One row for each shape: what follows from the numbers alone."""
-    head = [
-        "shape",
-        "parameters",
-        "tokens at 20 each",
-        "FLOP in all",
-        "packed",
-        "checkpoint",
-        f"card, {ROWS} rows",
-        "8 GB",
-        "24 GB",
-        "80 GB",
-    ]
+    """One row for each shape, without any measurement."""
+    head = ["shape", "parameters", "tokens at 20 each", "FLOP in all", "packed", "checkpoint"]
+    head += [f"card, {ROWS} rows", "8 GB", "24 GB", "80 GB"]
     rows = []
     for name, model in {**SHAPES, **PRESETS}.items():
         found = estimate(model, train_of_shape(model, []), [])
@@ -179,36 +158,7 @@ def ledger_table() -> str:
     )
 
 
-def with_tables(text: str) -> str:
-    """The page with its blocks replaced."""
-    blocks = {
-        "shapes": shapes_table,
-        "devices": devices_table,
-        "ledger": ledger_table,
-        "checked": checked_table,
-    }
-    for name, block in blocks.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        assert pattern.search(text), f"docs/costs.md has no <!-- {name} --> block"
-        content = block()
-        text = pattern.sub(lambda match, content=content: f"{match[1]}{content}\n{match[2]}", text)  # type: ignore[misc]
-    return text
-
-
 def main() -> int:
-    words = sys.argv[1:]
-    if "--page" in words or "--check" in words:
-        text = PAGE.read_text(encoding="utf-8")
-        wanted = with_tables(text)
-        if "--check" in words:
-            print(
-                "docs/costs.md is up to date"
-                if wanted == text
-                else "docs/costs.md differs; run: python benchmarks/cost.py --page"
-            )
-            return int(wanted != text)
-        PAGE.write_text(wanted, encoding="utf-8")
-        return 0
     rows = compare()
     print(where())
     for row in rows:

@@ -1,20 +1,18 @@
-"""`bitnet diagnose` on every planted fault and on healthy models: is the right part named, by the right
-check, and never in vain?
+"""`bitnet diagnose` on every planted fault and on healthy models: right suspects, right checks, false alarms.
 
     python benchmarks/faults.py                 all of them; each in a process of its own (Linux)
     python benchmarks/faults.py --only rotary   those whose name holds a word; other rows of the results stay
     python benchmarks/faults.py --resume        those that have no row yet
 
-Models are tiny (32 wide, two layers), so that all of it takes minutes. Rows go to
-benchmarks/results/faults.json as they come, and from there into docs/diagnose.md (benchmarks/readme.py). The
-faults themselves are in tests/faults/planted/.
+Models are tiny (32 wide, two layers), so that all of it takes minutes. Each row is written to
+benchmarks/results/faults.json at once, and benchmarks/readme.py puts them into docs/diagnose.md. The faults
+themselves are in tests/faults/planted/.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib
-import json
 import sys
 import tempfile
 import time
@@ -23,7 +21,7 @@ from typing import Any
 
 import torch
 
-from hardware import RESULTS, where, write_results
+from hardware import read_results, where, write_results
 
 ROOT = Path(__file__).parents[1]
 
@@ -43,7 +41,7 @@ def planted() -> Any:
 
 
 def row_of(one: Any, examined: Any) -> dict[str, Any]:
-    """Examine one fault, or healthy model, and keep what the table needs."""
+    """Examine one fault or healthy model, and return what the table needs."""
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         result = examined(one, Path(folder))
@@ -66,12 +64,7 @@ def row_of(one: Any, examined: Any) -> dict[str, Any]:
 
 def known_rows() -> dict[str, dict[str, Any]]:
     """Rows of an earlier run by name."""
-    path = RESULTS / "faults.json"
-    return (
-        {row["name"]: row for row in json.loads(path.read_text(encoding="utf-8"))["rows"]}
-        if path.is_file()
-        else {}
-    )
+    return {row["name"]: row for row in read_results("faults").get("rows", ())}
 
 
 def summary(rows: list[dict[str, Any]]) -> str:
@@ -80,10 +73,10 @@ def summary(rows: list[dict[str, Any]]) -> str:
     healthy = [row for row in rows if row["expected"] == ["none"]]
     named, found = (sum(row[key] for row in faults) for key in ("right_suspect", "right_check"))
     false = sum(not row["right_suspect"] for row in healthy)
+    shares = [f"{count} ({count / max(len(faults), 1):.1%})" for count in (named, found)]
     return (
-        f"{len(faults)} faults: right suspect {named} ({named / max(len(faults), 1):.1%}), right check "
-        f"{found} "
-        f"({found / max(len(faults), 1):.1%}); {len(healthy)} healthy: {false} false alarms"
+        f"{len(faults)} faults: right suspect {shares[0]}, right check {shares[1]}; "
+        f"{len(healthy)} healthy: {false} false alarms"
     )
 
 

@@ -1,11 +1,10 @@
-"""Where a figure was measured: commit, processor, torch, threads. Every benchmark writes this beside its
-numbers.
-"""
+"""The figures of a benchmark as a file: its rows, and where they were measured."""
 
 from __future__ import annotations
 
 import json
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,9 @@ RESULTS = Path(__file__).parent / "results"
 
 
 def where() -> dict[str, Any]:
-    """commit, hardware, torch, threads, date."""
-    commit = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parent,
-    )
+    """Commit, hardware, torch, threads and date."""
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {
         "commit": commit.stdout.strip() or None,
@@ -36,9 +30,23 @@ def where() -> dict[str, Any]:
     }
 
 
+def place_of(where: Mapping[str, Any]) -> str:
+    """Where figures were measured, as pages say it."""
+    return (
+        f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, commit {where['commit']}, "
+        f"{where['date']}"
+    )
+
+
 def write_results(name: str, rows: list[dict[str, Any]]) -> Path:
-    """benchmarks/results/<name>.json with the rows and where they were measured."""
+    """Write the rows and where they were measured to benchmarks/results/<name>.json."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
     path.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
     return path
+
+
+def read_results(name: str) -> dict[str, Any]:
+    """The content of benchmarks/results/<name>.json, or {} if it was not measured yet."""
+    path = RESULTS / f"{name}.json"
+    return dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else {}

@@ -1,10 +1,10 @@
-"""How large the house is: lines of the core, the annexes and the tests, by kind, and the longest function.
+"""Count the lines of the core, the annexes and the tests, by kind, and find the longest function.
 
     python benchmarks/lines.py            # prints the table
     python benchmarks/lines.py --write    # and puts it into docs/architecture.md
 
-A line is blank, a comment (`#`), part of a docstring, or code. The core is what a reader goes through from
-top to bottom; the annexes stand round it (docs/architecture.md).
+A line is blank, a comment (`#`), part of a docstring, or code. docs/architecture.md says what core and annexes
+are.
 """
 
 from __future__ import annotations
@@ -16,17 +16,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from blocks import table, with_block
+
 ROOT = Path(__file__).resolve().parent.parent
 SOURCE = ROOT / "src" / "bitnet"
 CORE = ("nn", "kernels", "text", "data", "optim", "generate", "engine", "run", "evaluate", "train")
 """Packages in the order in which to read them."""
-ANNEXES = tuple(
-    """
-    corpus experiments voice diagnose report cost export convert serve cli
-""".split()
+ANNEXES = (
+    "corpus",
+    "experiments",
+    "voice",
+    "diagnose",
+    "report",
+    "cost",
+    "export",
+    "convert",
+    "serve",
+    "cli",
 )
 PAGE = ROOT / "docs" / "architecture.md"
-BEGIN, END = "<!-- lines -->", "<!-- /lines -->"
 
 
 class Longest(NamedTuple):
@@ -55,16 +63,17 @@ class Count:
         """All lines."""
         return self.code + self.docstring + self.comment + self.blank
 
-    def row(self, name: str) -> str:
+    def row(self, name: str) -> list[str]:
         """The group as a row of the table."""
-        shares = [
-            f"{part / max(self.total, 1):.0%}"
-            for part in (self.code, self.docstring, self.comment, self.blank)
+        parts = (self.code, self.docstring, self.comment, self.blank)
+        shares = [f"{part / max(self.total, 1):.0%}" for part in parts]
+        return [
+            name,
+            f"{self.files}",
+            f"{self.total:,}",
+            *shares,
+            f"{self.longest.lines} (`{self.longest.name}`)",
         ]
-        return (
-            f"| {name} | {self.files} | {self.total:,} | {' | '.join(shares)} | {self.longest.lines} "
-            f"(`{self.longest.name}`) |"
-        )
 
 
 def functions(tree: ast.AST) -> Iterator[Longest]:
@@ -75,7 +84,7 @@ def functions(tree: ast.AST) -> Iterator[Longest]:
 
 
 def docstring_lines(tree: ast.AST) -> set[int]:
-    """Numbers of the lines that docstrings stand on."""
+    """The line numbers of docstrings."""
     found: set[int] = set()
     for node in ast.walk(tree):
         # A string that is a statement of its own is a docstring of a module, class, function or field.
@@ -124,13 +133,10 @@ def groups() -> dict[str, Count]:
     }
 
 
-def table() -> str:
+def lines_table() -> str:
     """The table as Markdown."""
-    head = (
-        "| part | files | lines | code | docstrings | comments | blank | longest function "
-        "|\n|---|---|---|---|---|---|---|---|"
-    )
-    return "\n".join([head, *(counted.row(name) for name, counted in groups().items())])
+    head = ["part", "files", "lines", "code", "docstrings", "comments", "blank", "longest function"]
+    return table(head, [counted.row(name) for name, counted in groups().items()])
 
 
 def main() -> None:
@@ -139,10 +145,8 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="put the table into docs/architecture.md")
     if parser.parse_args().write:
         page = PAGE.read_text(encoding="utf-8")
-        before, rest = page.split(BEGIN)
-        _, after = rest.split(END)
-        PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
-    print(table())
+        PAGE.write_text(with_block(page, "lines", lines_table()), encoding="utf-8")
+    print(lines_table())
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
     python benchmarks/readme.py      rewrite the tables from what the benchmarks recorded and the code says
     python benchmarks/readme.py --check   exit with 1 if a page does not hold exactly these tables
 
-Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), speeds from
-benchmarks/results/train_speed_*.json (benchmarks/train_speed.py), the trees from the folders
-(benchmarks/tree.py). No figure is typed by hand.
+Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), other figures from
+benchmarks/results/ and from the code, the trees from the folders (benchmarks/tree.py). No figure is typed by
+hand.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import ast
 import dataclasses
 import functools
 import itertools
-import json
 import re
 import sys
 from collections.abc import Callable
@@ -23,9 +22,11 @@ from typing import Any
 
 from bitnet.cli.registry import experiment_names, find_experiment
 from bitnet.experiments.real_text import TextData
+from blocks import table, with_block
+from cost import checked_table, devices_table, ledger_table, shapes_table
 from faults import summary as faults_summary
-from hardware import RESULTS
-from tables import operators_table, results_table, summary_table, table, voice_table
+from hardware import RESULTS, place_of, read_results
+from tables import operators_table, results_table, summary_table, voice_table
 from tree import annexes_tree, core_tree
 
 ROOT = Path(__file__).parents[1]
@@ -49,9 +50,7 @@ def variants_table() -> str:
 
 
 def configuration_table(name: str) -> str:
-    """What differs between the variants of one experiment, and what success is: fields down, variants
-    across.
-    """
+    """The settings of the variants of one experiment, and their criteria: fields down, variants across."""
     variants = find_experiment(name).variants
     configs = {variant: settings.config for variant, settings in variants.items()}
     rows = [["parameters", *(f"{config.model.total_params:,}" for config in configs.values())]]
@@ -71,44 +70,20 @@ def said(value: Any) -> str:
     """A setting as a reader would write it."""
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return (
-        ", ".join(map(str, value)) or "-"
-        if isinstance(value, tuple)
-        else "-"
-        if value is None
-        else str(value)
-    )
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value)) or "-"
+    return "-" if value is None else str(value)
 
 
-SHOWN_FIELDS: dict[str, tuple[str, ...]] = {
-    "model": (
-        "vocab_size",
-        "hidden_size",
-        "num_layers",
-        "num_heads",
-        "num_kv_heads",
-        "ffn_hidden_size",
-        "max_seq_length",
-        "sub_norm",
-    ),
-    "train": (
-        "seq_len",
-        "batch_size",
-        "grad_accumulation_steps",
-        "total_steps",
-        "stage1_unlikelihood",
-        "stage2_unlikelihood",
-        "optimizer",
-        "schedule",
-        "peak_lr",
-        "muon_lr",
-        "final_lr",
-        "warmup_steps",
-        "stage1_wd",
-    ),
-    "data": (),
-}
-"""Fields of each section that a page shows; none: all."""
+MODEL_FIELDS = """
+    vocab_size hidden_size num_layers num_heads num_kv_heads ffn_hidden_size max_seq_length sub_norm
+"""
+TRAIN_FIELDS = """
+    seq_len batch_size grad_accumulation_steps total_steps stage1_unlikelihood stage2_unlikelihood optimizer
+    schedule peak_lr muon_lr final_lr warmup_steps stage1_wd
+"""
+SHOWN_FIELDS = {"model": MODEL_FIELDS.split(), "train": TRAIN_FIELDS.split(), "data": []}
+"""The fields of each section that a page shows; [] means all."""
 
 
 def recipes_table() -> str:
@@ -146,7 +121,7 @@ def speed_table() -> str:
     """One row per shape and way to multiply, for each device that was measured."""
     parts = []
     for path in sorted(RESULTS.glob("train_speed_*.json")):
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = read_results(path.stem)
         head = ["shape", "way", "tokens/s", "update ms", "bare products ms", "peak GB"]
         rows = [
             [
@@ -159,23 +134,15 @@ def speed_table() -> str:
             ]
             for row in values["rows"]
         ]
-        where = values["where"]
-        place = (
-            f"{where['hardware']}, {where['threads']} threads, torch {where['torch']}, commit "
-            f"{where['commit']}, {where['date']}"
-        )
-        parts.append(f"{table(head, rows)}\n\nMeasured on: {place}.")
+        parts.append(f"{table(head, rows)}\n\nMeasured on: {place_of(values['where'])}.")
     return "\n\n".join(parts)
 
 
 def faults_table() -> str:
-    """Every planted fault with what the examination made of it, and the healthy models, from
-    benchmarks/faults.py.
-    """
-    path = RESULTS / "faults.json"
-    if not path.is_file():
+    """Every planted fault and healthy model with its verdict, from benchmarks/faults.py."""
+    values = read_results("faults")
+    if not values:
         return "Not measured yet: python benchmarks/faults.py"
-    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     rows, where = values["rows"], values["where"]
     head = ["planted", "found by", "verdict", "how sure", ""]
     lines = [
@@ -198,10 +165,9 @@ def faults_table() -> str:
 
 def reliability_table() -> str:
     """One row per group of trials, from benchmarks/reliability."""
-    path = RESULTS / "reliability.json"
-    if not path.is_file():
+    kinds = read_results("reliability")
+    if not kinds:
         return "Not measured yet: python benchmarks/reliability --help"
-    kinds: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     names = {
         "kills": "kills",
         "corruptions": "corruptions",
@@ -216,18 +182,10 @@ def reliability_table() -> str:
                 f"{one['name']}: {one['outcome']}".replace("|", "/") for one in row["failures"]
             )
             rows.append([names[kind], row["group"], f"{row['trials']:,}", f"{row['held']:,}", failures])
-        place = entry["where"]
-        places.append(
-            f"{names[kind]}: seed {entry['seed']}, {entry['seconds']:,} s, {place['hardware']}, "
-            f"{place['threads']} threads, "
-            f"torch {place['torch']}, commit {place['commit']}, {place['date']}"
-        )
-    return (
-        table(["trials", "of what", "number", "held", "what did not"], rows)
-        + "\n\nMeasured on: "
-        + "; ".join(places)
-        + "."
-    )
+        trials = f"{names[kind]}: seed {entry['seed']}, {entry['seconds']:,} s"
+        places.append(f"{trials}, {place_of(entry['where'])}")
+    head = ["trials", "of what", "number", "held", "what did not"]
+    return f"{table(head, rows)}\n\nMeasured on: {'; '.join(places)}."
 
 
 BLOCKS: dict[str, Callable[[], str]] = {
@@ -238,6 +196,10 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "operators": operators_table,
     "variants": variants_table,
     "speed": speed_table,
+    "shapes": shapes_table,
+    "devices": devices_table,
+    "ledger": ledger_table,
+    "checked": checked_table,
     "voice": voice_table,
     "faults": faults_table,
     "reliability": reliability_table,
@@ -252,25 +214,20 @@ BLOCKS: dict[str, Callable[[], str]] = {
 def with_tables(text: str) -> str:
     """A page's text with every block between markers replaced."""
     for name, block in BLOCKS.items():
-        pattern = re.compile(rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)", re.DOTALL)
-        text = pattern.sub(lambda match, block=block: f"{match[1]}{block()}\n{match[2]}", text)  # type: ignore[misc]
+        if f"<!-- {name} -->" in text:
+            text = with_block(text, name, block())
     return text
 
 
 def main() -> int:
-    stale = [
-        page
-        for page in PAGES
-        if with_tables(page.read_text(encoding="utf-8")) != page.read_text(encoding="utf-8")
-    ]
+    texts = {page: page.read_text(encoding="utf-8") for page in PAGES}
+    stale = {page: new for page, text in texts.items() if (new := with_tables(text)) != text}
     if "--check" in sys.argv[1:]:
-        print(
-            "; ".join(f"{page.name} differs; run: python benchmarks/readme.py" for page in stale)
-            or "all pages are up to date"
-        )
+        differing = [f"{page.name} differs; run: python benchmarks/readme.py" for page in stale]
+        print("; ".join(differing) or "all pages are up to date")
         return int(bool(stale))
-    for page in stale:
-        page.write_text(with_tables(page.read_text(encoding="utf-8")), encoding="utf-8")
+    for page, text in stale.items():
+        page.write_text(text, encoding="utf-8")
     return 0
 
 

@@ -1,22 +1,16 @@
-"""The tables of measured experiments, from src/bitnet/experiments/measured.json, which benchmarks/record.py
-writes.
+"""The tables of measured experiments, from src/bitnet/experiments/measured.json.
 
-benchmarks/readme.py puts them into the pages.
+benchmarks/record.py writes that file, and benchmarks/readme.py puts the tables into the pages.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 from bitnet.experiments.measured import Result, Row, between, measured, results
+from blocks import table
 
 KINDS = ("exact_match", "exact_match_add", "exact_match_sub", "exact_match_mul", "exact_match_div")
-
-
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A Markdown table."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 SUMMARY = {
@@ -27,45 +21,30 @@ SUMMARY = {
     "tinystories": ("bits_per_byte", "{:.3f}", "bits per byte of held-out stories"),
     "bitnut_sft": ("in_voice", "{:.2%}", "of answers in the voice"),
 }
-"""For each experiment of the short table: one metric, the format of its figure, and what it says."""
+"""For each experiment of the short table: a metric, the format of its figure, and its meaning."""
 
 
 def summary_table() -> str:
-    """One row for each experiment of SUMMARY that was measured with ternary weights: its most complete
-    result; then the controls.
-    """
+    """The most complete ternary result of each experiment of SUMMARY, then the controls."""
     head = ["experiment", "variant", "parameters", "tokens", "result", "seeds that pass", "minutes", "on"]
     rows = []
     for one in filter(None, map(most_complete, SUMMARY)):
         row = one.newest
         size = [f"{row['parameters']:,}", tokens_of(row)]
-        rows.append(
-            [
-                row["experiment"],
-                row["variant"],
-                *size,
-                sentence_of(one),
-                seeds(one),
-                spread(one, "minutes", 1),
-                hardware(one),
-            ]
-        )
+        facts = [sentence_of(one), seeds(one), spread(one, "minutes", 1), hardware(one)]
+        rows.append([row["experiment"], row["variant"], *size, *facts])
     return "\n\n".join([table(head, rows), *controls()])
 
 
 def sentence_of(result: Result) -> str:
-    """What the metric of SUMMARY says of a result: its figure, or the lowest and the highest over the
-    seeds.
-    """
+    """The metric of SUMMARY in a result: its figure, or the lowest and the highest of several seeds."""
     metric, form, says = SUMMARY[result.newest["experiment"]]
     values = [run["metrics"][metric] for run in result.rows]
     return f"{between([form.format(value) for value in (min(values), max(values))])} {says}"
 
 
 def controls() -> list[str]:
-    """One sentence for each control (the same model with full-precision weights) of an experiment of
-    SUMMARY.
-    """
+    """One sentence for each control of an experiment of SUMMARY."""
     return [
         f"The control of {row['experiment']} `{row['variant']}`, the same model with full-precision weights: "
         f"{sentence_of(one)}."
@@ -75,54 +54,39 @@ def controls() -> list[str]:
 
 
 def most_complete(name: str) -> Result | None:
-    """The result of an experiment with ternary weights that had its whole budget; of several the variant
-    `best`, the most seeds.
-    """
-    found = [
-        one for one in results() if (one.newest["experiment"], one.newest["weights"]) == (name, "ternary")
-    ]
-    return max(
-        found,
-        key=lambda one: (one.newest["full_budget"], one.newest["variant"] == "best", len(one.rows)),
-        default=None,
-    )
+    """The ternary result of an experiment with its whole budget; of several `best`, then the most seeds."""
+
+    def order(one: Result) -> tuple[bool, bool, int]:
+        return one.newest["full_budget"], one.newest["variant"] == "best", len(one.rows)
+
+    found = [one for one in results() if one.newest["experiment"] == name]
+    return max((one for one in found if one.newest["weights"] == "ternary"), key=order, default=None)
 
 
 def hardware(result: Result) -> str:
-    """What the runs were made on, each place once, and what was noted."""
+    """The hardware of the runs, each once, with the notes."""
     places = [", ".join(filter(None, (row["hardware"], row["note"]))) for row in result.rows]
     return "; ".join(dict.fromkeys(places)).replace("(R)", "").replace(" Processor", "")
 
 
 def seeds(result: Result) -> str:
-    """How many of the seeds met every criterion."""
+    """The number of seeds that met every criterion."""
     return f"{sum(row['verdict'] == 'PASS' for row in result.rows)} of {len(result.rows)}"
 
 
 def tokens_of(row: Row) -> str:
-    """Tokens read, and of how many where the run was shorter than its variant asks for."""
+    """Tokens read, with the budget of the variant if the run was shorter."""
     budget = "" if row["full_budget"] else f" of {row['budget'] / 1e6:.0f}M"
     return f"{row['tokens'] / 1e6:.1f}M{budget}"
 
 
 def results_table(only: str | None = None) -> str:
-    """One row per result (the recorded seeds of one variant), of all experiments or of one: data, cost,
-    figures, where it was measured.
-    """
+    """One row per result (the recorded seeds of one variant), of all experiments or of one."""
     found = [one for one in results() if only in (None, one.newest["experiment"])]
     if not found:
         return "Nothing yet."
-    head = [
-        "experiment",
-        "variant",
-        "data",
-        "parameters",
-        "tokens",
-        "result",
-        "loss, first and last 100",
-        "minutes of updates",
-        "commit",
-    ]
+    head = ["experiment", "variant", "data", "parameters", "tokens", "result"]
+    head += ["loss, first and last 100", "minutes of updates", "commit"]
     rows = []
     for one in found:
         row = one.newest
@@ -135,7 +99,7 @@ def results_table(only: str | None = None) -> str:
 
 
 def variant_name(row: Row) -> str:
-    """The variant, and the weights where they are not ternary."""
+    """The variant, and the weights if they are not ternary."""
     return f"{row['variant']}" + ("" if row["weights"] == "ternary" else f", weights {row['weights']}")
 
 
@@ -146,7 +110,7 @@ def spread(result: Result, key: str, digits: int) -> str:
 
 
 def places(found: Iterable[Result]) -> list[str]:
-    """Where the runs were measured, each place once, with what was noted."""
+    """Where the runs were measured, each place once, with the notes."""
     notes = {
         run["hardware"] + f", torch {run['torch']}" + (f", {run['note']}" if run["note"] else "")
         for one in found
@@ -162,13 +126,9 @@ def operators_table() -> str:
     for one in results():
         row = one.newest
         if row["experiment"] == "arithmetic":
-            values = [
-                [100 * run["metrics"][kind] for run in one.rows if kind in run["metrics"]] for kind in KINDS
-            ]
-            shares = [
-                between([f"{share:.2f}%" for share in (min(kind), max(kind))]) if kind else ""
-                for kind in values
-            ]
+            metrics = [run["metrics"] for run in one.rows]
+            values = [[100 * found[kind] for found in metrics if kind in found] for kind in KINDS]
+            shares = [between([f"{min(kind):.2f}%", f"{max(kind):.2f}%"]) if kind else "" for kind in values]
             rows.append([variant_name(row), f"{row['tokens'] / 1e6:.1f}M", *shares])
     return table(head, rows)
 
@@ -183,16 +143,12 @@ VOICE = {
     "forgotten since its own start, nats/token": ("", "forgetting"),
     "held-out pairs preferred rightly": ("", "preferred"),
 }
-"""Figures of the fine-tuned runs: metric of the weights before, where it has one of its own, and after."""
+"""Figures of the fine-tuned runs: the metric before fine-tuning, if there is one, and after."""
 
 
 def voice_table() -> str:
-    """The newest fine-tuned run and the newest preference run, on the same prompts about topics never trained
-    on.
-    """
-    newest = {
-        row["experiment"]: row for row in measured() if row["experiment"] in ("bitnut_sft", "bitnut_dpo")
-    }
+    """The newest fine-tuned run and the newest preference run, on the same prompts about held-out topics."""
+    newest = {row["experiment"]: row for row in measured()}
     if "bitnut_sft" not in newest:
         return "Not measured yet."
     columns = [newest[name] for name in ("bitnut_sft", "bitnut_dpo") if name in newest]
@@ -202,11 +158,8 @@ def voice_table() -> str:
         start = columns[0]["metrics"].get(before) if before != after else None
         values = [row["metrics"].get(after) for row in columns]
         shares = f"{after}_cases" in columns[-1]["metrics"]
-        told = [
-            ("" if value is None else f"{value:.1%}" if shares else f"{value:.3f}")
-            for value in (start, *values)
-        ]
-        rows.append([name, *told])
+        form = "{:.1%}" if shares else "{:.3f}"
+        rows.append([name, *("" if value is None else form.format(value) for value in (start, *values))])
     cases = columns[0]["metrics"]["answers_ended_cases"]
     places = "; ".join(
         f"{row['experiment']}: {row['parameters']:,} parameters, {row['minutes']:.1f} min, commit "

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -145,14 +143,3 @@ def test_bad_input_is_one_line_and_exit_code_two(bitnet: Command, words: list[st
     assert result.code == 2, result.out
     assert message in result.err
     assert len(result.err.strip().splitlines()) == 1
-
-
-def test_the_page_of_costs_is_generated_from_the_code() -> None:
-    done = subprocess.run(
-        [sys.executable, "benchmarks/cost.py", "--check"],
-        cwd=Path(__file__).parents[2],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
