@@ -3,8 +3,7 @@
     python benchmarks/lines.py            # prints the table
     python benchmarks/lines.py --write    # and puts it into docs/architecture.md
 
-A line is blank, a comment (`#`), part of a docstring, or code. docs/architecture.md says what core and annexes
-are.
+A line is blank, a comment (`#`), part of a docstring, or code. docs/architecture.md defines core and annexes.
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
     python benchmarks/readme.py      rewrite the tables from what the benchmarks recorded and the code says
     python benchmarks/readme.py --check   exit with 1 if a page does not hold exactly these tables
 
-Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), other figures from
-benchmarks/results/ and from the code, the trees from the folders (benchmarks/tree.py). No figure is typed by
-hand.
+Results of experiments come from src/bitnet/experiments/measured.json (benchmarks/record.py), other figures
+from benchmarks/results/ and from the code, the trees from the folders (benchmarks/tree.py). No figure is
+typed by hand.
 """
 
 from __future__ import annotations
