@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitnet.diagnose import ngrams
-from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Part, collect
+from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Part
 from bitnet.diagnose.page import page
+from bitnet.diagnose.run_checks import collect
 from bitnet.diagnose.verdict import NEXT, TREE, judge
 
 

@@ -10,11 +10,8 @@ too, whatever the state of its own part. A `Part` asks a check in two to four li
 from __future__ import annotations
 
 import math
-import sysconfig
-import traceback
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 Suspect = Literal[
@@ -58,18 +55,7 @@ class Check:
 
     def to_json(self) -> dict[str, Any]:
         """As the command prints it with --json."""
-        return {
-            "name": self.name,
-            "value": self.value,
-            "expected": self.expected,
-            "ok": self.ok,
-            "suspect": self.suspect,
-            "source": self.source,
-            "detail": self.detail,
-            "weight": self.weight,
-            "direct": self.direct,
-            "examined": self.examined,
-        }
+        return {key: value for key, value in vars(self).items() if key != "explained_by"}
 
 
 @dataclass(frozen=True)
@@ -157,65 +143,3 @@ def worst(errors: Mapping[str, float]) -> tuple[float, str]:
         return math.inf, "nothing could be measured"
     where = max(errors, key=lambda key: math.inf if math.isnan(errors[key]) else errors[key])
     return errors[where], where
-
-
-def collect(group: str, suspect: Suspect, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
-    """The checks of a group as they come. A part so broken that it raises is a finding, not a crash of the
-    examination.
-
-    An error of the examination's own code is no finding: the group is then reported as not examined.
-    """
-    found: list[Check] = []
-    try:
-        for check in checks():
-            found.append(check)
-            yield check
-    except Exception as error:  # noqa: BLE001 - whatever a broken part raises is the finding, and is shown
-        after = f" (after: {found[-1].name})" if found else ""
-        message = f"{type(error).__name__}: {error}".strip()[:300]
-        place = raised_in(error)
-        shared: dict[str, Any] = {
-            "name": f"{group} can be examined",
-            "value": message,
-            "expected": "no error",
-            "weight": STRONG,
-            "source": "the examination itself",
-            "ok": False,
-        }
-        if is_own(place):
-            detail = (
-                f"bitnet diagnose itself failed in {place}{after}: {message}; nothing is known about this "
-                "part"
-            )
-            yield Check(suspect=suspect, detail=detail, examined=False, **shared)
-            return
-        yield Check(
-            suspect=suspect,
-            detail=f"the examined code raised an error in {place}{after}: {message}",
-            explained_by=frozenset(SUSPECTS[: SUSPECTS.index("evaluation")]) - {suspect, "none"},
-            **shared,
-        )
-
-
-LIBRARIES = tuple(
-    str(Path(sysconfig.get_path(name))) for name in ("stdlib", "platstdlib", "purelib", "platlib")
-)
-OWN = str(Path(__file__).parent)
-
-
-def raised_in(error: BaseException) -> str:
-    """File and line of the innermost frame that is no library's: whose code it was."""
-    frames = traceback.extract_tb(error.__traceback__)
-    package = str(Path(__file__).parents[1])  # may itself be installed among the libraries
-    ours = [
-        frame
-        for frame in frames
-        if frame.filename.startswith(package) or not frame.filename.startswith((*LIBRARIES, "<"))
-    ]
-    last = (ours or frames)[-1]
-    return f"{last.filename}:{last.lineno}"
-
-
-def is_own(place: str) -> bool:
-    """Whether a file belongs to the examination."""
-    return place.startswith(OWN)

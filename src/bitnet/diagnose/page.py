@@ -8,18 +8,9 @@ from typing import Any
 from bitnet.diagnose.finding import Check
 from bitnet.diagnose.verdict import Verdict
 
-TITLES = {
-    "data": "data",
-    "quantization": "forward pass and quantization",
-    "gradients": "gradients",
-    "optimizer": "optimizer",
-    "evaluation": "evaluation",
-    "decoding": "decoding",
-    "checkpoint": "checkpoint",
-    "training": "training",
-    "size": "size",
-}
-
+ORDER = "data quantization gradients optimizer evaluation decoding checkpoint training size".split()
+TITLES = {"quantization": "forward pass and quantization"}
+"""Titles of parts that are not called as their suspect."""
 ELSEWHERE = (" twin", ", late updates")
 """Ends of the names of checks that are made again elsewhere; those that hold are only counted on the page."""
 
@@ -72,11 +63,11 @@ def page(name: str, checks: Sequence[Check], verdict: Verdict, rows: Sequence[st
     lines = [f"diagnosis of {name}"]
     if rows:
         lines += ["", "what the model reads (what is learned stands in «»)", *(f"  {row}" for row in rows)]
-    for suspect, title in TITLES.items():
+    for suspect in ORDER:
         own = [check for check in checks if check.suspect == suspect]
         same = [check for check in own if check.ok and check.name.endswith(ELSEWHERE)]
         if own:
-            lines += ["", f"{title}", *[line(check) for check in own if check not in same]]
+            lines += ["", TITLES.get(suspect, suspect), *[line(check) for check in own if check not in same]]
         if same:
             lines.append(f"  ok    {len(same)} of these again, on twins of the model and all along the run")
     return "\n".join([*lines, "", *verdict_lines(verdict, checks)])

@@ -99,16 +99,14 @@ def attend(qkv: Tensor, config: BitNetConfig, segments: Tensor | None = None) ->
     width = config.hidden_size // config.num_heads
     groups, heads = config.num_kv_heads, config.num_heads
     split = qkv.double().view(rows, tokens, heads + 2 * groups, width)
-    q, k, v = (
-        turn(split[:, :, :heads], config.rope_theta),
-        turn(split[:, :, heads:-groups], config.rope_theta),
-        split[:, :, -groups:],
-    )
-    hidden = (
-        torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1).expand(rows, -1, -1)
-    )  # (B, T, T)
+    q = turn(split[:, :, :heads], config.rope_theta)
+    k, v = turn(split[:, :, heads:-groups], config.rope_theta), split[:, :, -groups:]
+
+    future = torch.ones(tokens, tokens, dtype=torch.bool, device=qkv.device).triu(1)
+    hidden = future.expand(rows, -1, -1)  # (B, T, T)
     if segments is not None:
         hidden = hidden | (segments[:, :, None] != segments[:, None, :])
+
     parts = []
     for head in range(heads):
         group = head * groups // heads
@@ -136,20 +134,21 @@ def logits(weights: Weights, config: BitNetConfig, ids: Tensor, segments: Tensor
 
 def _block(weights: Weights, config: BitNetConfig, x: Tensor, at: str, segments: Tensor | None) -> Tensor:
     """One layer: attention, then feed-forward, each on a normalised copy. x: (B, T, C)."""
-    eps = config.norm_eps
+
+    def normed(value: Tensor, name: str) -> Tensor:
+        return norm(value, weights[f"{at}{name}.weight"], config.norm_eps)
 
     def project(value: Tensor, name: str) -> Tensor:
         return linear(value, weights[f"{at}{name}.weight"], matrix_rows(config, name), config)
 
-    y = attend(
-        project(norm(x, weights[f"{at}pre_attn_norm.weight"], eps), "attention.qkv_proj"), config, segments
-    )
+    y = attend(project(normed(x, "pre_attn_norm"), "attention.qkv_proj"), config, segments)
     if config.sub_norm:
-        y = norm(y, weights[f"{at}attention.sub_norm.weight"], eps)
+        y = normed(y, "attention.sub_norm")
     x = x + project(y, "attention.out_proj")
-    y = gate(project(norm(x, weights[f"{at}pre_ffn_norm.weight"], eps), "feedforward.gate_up"), config)
+
+    y = gate(project(normed(x, "pre_ffn_norm"), "feedforward.gate_up"), config)
     if config.sub_norm:
-        y = norm(y, weights[f"{at}feedforward.sub_norm.weight"], eps)
+        y = normed(y, "feedforward.sub_norm")
     return x + project(y, "feedforward.down")
 
 

@@ -54,31 +54,29 @@ def wanted(
     totals = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         scores = reference.logits(leaves, config, batch.input_ids, batch.segments)
-        if preference:
-            terms = torch.stack(
-                [preference_loss(scores, batch, training["preference_beta"]), scores.new_zeros(())]
-            )
-        else:
-            weight = training[
-                "stage1_unlikelihood" if step <= training["stage1_end"] else "stage2_unlikelihood"
-            ]
-            penalty = (
-                weight * unlikelihood(scores, batch, training["unlikelihood_tokens"])
-                if weight
-                else scores.new_zeros(())
-            )
-            terms = torch.stack([reference.summed_loss(scores, batch.targets, batch.loss_mask), penalty])
+        terms = torch.stack(loss_and_penalty(scores, batch, training, step))
         (terms.sum() / divisor).backward()  # type: ignore[no-untyped-call]
         totals += terms.detach().cpu()
-    loss, penalised = (totals / max(cases, 1)).tolist()
-    return Wanted(
-        loss,
-        penalised,
-        {
-            name: leaf.grad if leaf.grad is not None else torch.zeros_like(leaf)
-            for name, leaf in leaves.items()
-        },
-    )
+    loss, penalty = (totals / max(cases, 1)).tolist()
+    gradients = {
+        name: torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for name, leaf in leaves.items()
+    }
+    return Wanted(loss, penalty, gradients)
+
+
+def loss_and_penalty(
+    scores: Tensor, batch: Batch, training: Mapping[str, Any], step: int
+) -> tuple[Tensor, Tensor]:
+    """Sums over a micro-batch. scores: (B, T, V)."""
+    nothing = scores.new_zeros(())
+    if training["objective"] == "preference":
+        return preference_loss(scores, batch, training["preference_beta"]), nothing
+    loss = reference.summed_loss(scores, batch.targets, batch.loss_mask)
+    stage = "stage1" if step <= training["stage1_end"] else "stage2"
+    weight = training[f"{stage}_unlikelihood"]
+    if not weight:
+        return loss, nothing
+    return loss, weight * unlikelihood(scores, batch, training["unlikelihood_tokens"])
 
 
 def unlikelihood(scores: Tensor, batch: Batch, last: int) -> Tensor:
@@ -98,8 +96,7 @@ def unlikelihood(scores: Tensor, batch: Batch, last: int) -> Tensor:
 def preference_loss(scores: Tensor, batch: Batch, beta: float) -> Tensor:
     """Summed over pairs: rows 0, 2, 4 ... are the chosen sides, rows 1, 3, 5 ... the rejected ones."""
     assert batch.reference is not None
-    log_p = (
-        torch.log_softmax(scores.double(), dim=-1).gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)
-    )  # (B, T)
+    log_p = torch.log_softmax(scores.double(), dim=-1)
+    log_p = log_p.gather(-1, batch.targets.unsqueeze(-1)).squeeze(-1)  # (B, T)
     gained = (log_p * batch.loss_mask).sum(dim=1) - batch.reference.double()
     return torch.log1p(torch.exp(-beta * (gained[0::2] - gained[1::2]))).sum()

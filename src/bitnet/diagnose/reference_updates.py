@@ -37,17 +37,15 @@ def rates(training: Mapping[str, Any], step: int) -> tuple[float, float]:
         return peak * step / warmup, decay
     kind = training["schedule"]
     if kind == "cosine":
-        return final + 0.5 * (peak - final) * (
-            1 + math.cos(math.pi * (step - warmup) / max(total - warmup, 1))
-        ), decay
-    middle = {"two_stage": training["stage2_lr"], "warm_down": peak}.get(kind)
-    points = (
-        [(warmup, peak), (total, final)]
-        if middle is None
-        else [(warmup, peak), (boundary, middle), (total, final)]
-    )
-    if middle is not None and boundary <= warmup:
-        points = [(warmup, middle), (total, final)]
+        turned = math.cos(math.pi * (step - warmup) / max(total - warmup, 1))
+        return final + 0.5 * (peak - final) * (1 + turned), decay
+
+    points = [(warmup, peak), (total, final)]
+    if kind in ("two_stage", "warm_down"):
+        middle = training["stage2_lr"] if kind == "two_stage" else peak
+        points.insert(1, (boundary, middle))
+        if boundary <= warmup:
+            points = [(warmup, middle), (total, final)]
     for (x0, y0), (x1, y1) in pairwise(points):
         if step <= x1:
             return y0 + (y1 - y0) * (step - x0) / max(x1 - x0, 1), decay
@@ -86,9 +84,8 @@ class Updater:
     def _adamw(self, name: str, weight: Tensor, gradient: Tensor, lr: float, wd: float) -> Tensor:
         beta1, beta2 = self.training["adam_beta1"], self.training["adam_beta2"]
         self.first[name] = beta1 * self.first.get(name, torch.zeros_like(gradient)) + (1 - beta1) * gradient
-        self.second[name] = (
-            beta2 * self.second.get(name, torch.zeros_like(gradient)) + (1 - beta2) * gradient**2
-        )
+        squares = self.second.get(name, torch.zeros_like(gradient))
+        self.second[name] = beta2 * squares + (1 - beta2) * gradient**2
         m, v = self.first[name] / (1 - beta1**self.count), self.second[name] / (1 - beta2**self.count)
         decay = wd * weight if weight.dim() > 1 else torch.zeros_like(weight)
         change: Tensor = -lr * (m / (torch.sqrt(v) + ADAM_EPSILON) + decay)

@@ -10,9 +10,12 @@ is looked at.
 
 from __future__ import annotations
 
+import sysconfig
 import tempfile
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from bitnet.data.stream import Batch
@@ -35,7 +38,7 @@ from bitnet.diagnose import (
     check_trained,
     check_twin,
 )
-from bitnet.diagnose.finding import Check, Suspect, collect
+from bitnet.diagnose.finding import STRONG, SUSPECTS, Check, Part, Suspect
 from bitnet.diagnose.rehearsal import rehearse
 from bitnet.diagnose.subject import Subject
 from bitnet.diagnose.watch import Narrow, Update
@@ -90,3 +93,50 @@ def _rehearse(subject: Subject) -> Iterator[Check]:
         return  # a run answers signals, which only the main thread may
     with tempfile.TemporaryDirectory(prefix="bitnet-rehearsal-") as folder:
         yield from check_rehearsal.rehearsed(rehearse(subject, Path(folder)))
+
+
+def collect(group: str, suspect: Suspect, checks: Callable[[], Iterable[Check]]) -> Iterator[Check]:
+    """The checks of a group as they come. A part so broken that it raises is a finding, not a crash of the
+    examination.
+    """
+    last = ""
+    try:
+        for check in checks():
+            last = f" (after: {check.name})"
+            yield check
+    except Exception as error:  # noqa: BLE001 - whatever a broken part raises is the finding, and is shown
+        yield unexaminable(group, suspect, error, last)
+
+
+def unexaminable(group: str, suspect: Suspect, error: Exception, after: str) -> Check:
+    """The finding that a group of checks raised an error. One of the examination's own code says nothing about
+    the part: the group is then reported as not examined.
+    """
+    place, message = raised_in(error), f"{type(error).__name__}: {error}".strip()[:300]
+    if place.startswith(OWN):
+        detail = f"bitnet diagnose itself failed in {place}{after}, and the part is not examined: {message}"
+        explained: set[Suspect] = set()
+    else:
+        detail = f"the examined code raised an error in {place}{after}: {message}"
+        explained = set(SUSPECTS[: SUSPECTS.index("evaluation")]) - {suspect}
+    part = Part(suspect, "the examination itself", STRONG, explained)
+    failed = part(f"{group} can be examined", detail).holds(False, message, "no error")
+    return replace(failed, examined=not place.startswith(OWN))
+
+
+PATHS = ("stdlib", "platstdlib", "purelib", "platlib")
+LIBRARIES = tuple(str(Path(sysconfig.get_path(name))) for name in PATHS)
+OWN = str(Path(__file__).parent)
+
+
+def raised_in(error: BaseException) -> str:
+    """File and line of the innermost frame that is no library's: whose code it was."""
+    frames = traceback.extract_tb(error.__traceback__)
+    package = str(Path(__file__).parents[1])  # may itself be installed among the libraries
+    ours = [
+        frame
+        for frame in frames
+        if frame.filename.startswith(package) or not frame.filename.startswith((*LIBRARIES, "<"))
+    ]
+    last = (ours or frames)[-1]
+    return f"{last.filename}:{last.lineno}"

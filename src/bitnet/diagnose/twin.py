@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from bitnet.data.stream import Batch
 from bitnet.diagnose.subject import Subject, new_model
+from bitnet.diagnose.watch import PLAIN
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.experiment import Task
 
@@ -37,6 +38,13 @@ STEPS: dict[str, Any] = {
     "grad_accumulation_steps": 3,
     "start_from": None,
     "precision": "fp32",
+}
+SHAPE: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 48,
+    "num_layers": 2,
+    "ffn_hidden_size": 72,
+    "norm_eps": EPSILON,
 }
 
 
@@ -56,68 +64,29 @@ class Kind:
 KINDS = (
     Kind(
         "AdamW",
-        {
-            "num_heads": 6,
-            "num_kv_heads": 2,
-            "embeddings_tied": False,
-            "activation": "relu2",
-            "sub_norm": True,
-        },
-        {
-            "optimizer": "adamw",
-            "schedule": "two_stage",
-            "peak_lr": 0.002,
-            "stage2_lr": 0.001,
-            "final_lr": 0.0001,
-            "stage1_wd": 0.2,
-            "stage2_wd": 0.05,
-            "grad_clip_norm": 0.25,
-            "batch_size": 2,
-            "objective": "next_token",
-            "loss_reduction": "mean",
-            "stage1_unlikelihood": 1.5,
-            "stage2_unlikelihood": 0.5,
-            "unlikelihood_tokens": 4,
-        },
+        {"num_heads": 6, "num_kv_heads": 2, "sub_norm": True}
+        | {"embeddings_tied": False, "activation": "relu2"},
+        PLAIN
+        | {"optimizer": "adamw", "schedule": "two_stage", "batch_size": 2, "grad_clip_norm": 0.25}
+        | {"peak_lr": 0.002, "stage2_lr": 0.001, "final_lr": 0.0001, "stage1_wd": 0.2, "stage2_wd": 0.05}
+        | {"stage1_unlikelihood": 1.5, "stage2_unlikelihood": 0.5, "unlikelihood_tokens": 4},
         segments=True,
     ),
     Kind(
         "Muon",
         {"num_heads": 6, "num_kv_heads": 3, "embeddings_tied": True, "activation": "silu", "sub_norm": False},
-        {
-            "optimizer": "muon",
-            "schedule": "warm_down",
-            "peak_lr": 0.003,
-            "final_lr": 0.0,
-            "muon_lr": 0.02,
-            "stage1_wd": 0.2,
-            "stage2_wd": 0.0,
-            "grad_clip_norm": 5.0,
-            "batch_size": 2,
-            "objective": "next_token",
-            "loss_reduction": "sum",
-            "stage1_unlikelihood": 0.0,
-            "stage2_unlikelihood": 0.0,
-        },
+        PLAIN
+        | {"optimizer": "muon", "schedule": "warm_down", "batch_size": 2, "grad_clip_norm": 5.0}
+        | {"peak_lr": 0.003, "muon_lr": 0.02, "final_lr": 0.0, "stage1_wd": 0.2, "stage2_wd": 0.0}
+        | {"loss_reduction": "sum"},
     ),
     Kind(
         "preference",
         {"num_heads": 6, "num_kv_heads": 2, "embeddings_tied": True, "activation": "silu", "sub_norm": True},
-        {
-            "optimizer": "adamw",
-            "schedule": "cosine",
-            "peak_lr": 0.001,
-            "final_lr": 0.0,
-            "stage1_wd": 0.1,
-            "stage2_wd": 0.0,
-            "grad_clip_norm": 1.0,
-            "batch_size": 4,
-            "objective": "preference",
-            "preference_beta": 0.3,
-            "loss_reduction": "mean",
-            "stage1_unlikelihood": 0.0,
-            "stage2_unlikelihood": 0.0,
-        },
+        PLAIN
+        | {"optimizer": "adamw", "schedule": "cosine", "batch_size": 4, "grad_clip_norm": 1.0}
+        | {"peak_lr": 0.001, "final_lr": 0.0, "stage1_wd": 0.1, "stage2_wd": 0.0}
+        | {"objective": "preference", "preference_beta": 0.3},
         pairs=True,
     ),
 )
@@ -138,11 +107,8 @@ class LivelyRows:
         batch = Batch(ids, targets, mask, segments if self.kind.segments else None)
         if not self.kind.pairs:
             return batch
-        return batch._replace(
-            reference=torch.tensor(
-                [-3.0 * float(row.sum()) - float(n % 5) for row, n in zip(mask, numbers, strict=True)]
-            )
-        )
+        start = [-3.0 * float(row.sum()) - float(n % 5) for row, n in zip(mask, numbers, strict=True)]
+        return batch._replace(reference=torch.tensor(start))
 
     def _row(self, number: int) -> tuple[NDArray[Any], ...]:
         generator = np.random.default_rng(number)
@@ -176,15 +142,7 @@ class _TwinTask:
 def twin_of(subject: Subject, kind: Kind) -> Subject:
     """The examined subject with a small model of this kind, its settings and its rows."""
     length = min(max(subject.config.max_seq_length, SHORTEST), LONGEST)
-    shape: dict[str, Any] = {
-        "vocab_size": VOCABULARY,
-        "hidden_size": 48,
-        "num_layers": 2,
-        "ffn_hidden_size": 72,
-        "max_seq_length": length,
-        "norm_eps": EPSILON,
-    }
-    config = dataclasses.replace(subject.config, **{**shape, **kind.shape})
+    config = dataclasses.replace(subject.config, **{**SHAPE, "max_seq_length": length, **kind.shape})
     train = dataclasses.replace(subject.settings.train, **{**STEPS, **kind.settings})
     return dataclasses.replace(
         subject,

@@ -19,20 +19,7 @@ from typing import Any
 
 from bitnet.diagnose.finding import HINT, PROOF, STRONG, SUSPECTS, Check, Suspect
 
-TREE: tuple[Suspect, ...] = (
-    "checkpoint",
-    "data",
-    "quantization",
-    "gradients",
-    "optimizer",
-    "evaluation",
-    "decoding",
-    "size",
-    "training",
-)
-"""In this order a tie is broken: what comes first is upstream."""
-
-NEXT: dict[Suspect, str] = {
+NEXT: dict[Suspect, str] = {  # in the order of the tree, upstream first
     "checkpoint": (
         "use an older checkpoint (bitnet diagnose RUN/checkpoints/step_NNNNNN), or train again; look for a "
         "full disk"
@@ -67,6 +54,8 @@ NEXT: dict[Suspect, str] = {
     ),
     "none": "nothing to repair; if the output is still poor, train with --control and look at bitnet compare",
 }
+TREE: tuple[Suspect, ...] = tuple(suspect for suspect in NEXT if suspect != "none")
+"""In this order a tie is broken: what comes first is upstream."""
 GO_ON = "repeat the command that trained it, which continues the run, and diagnose it again at its end"
 REPORT = "the examination is incomplete, which is a fault of bitnet diagnose; report the error above"
 EXPERIMENTS = (
