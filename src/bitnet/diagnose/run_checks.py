@@ -109,8 +109,8 @@ def collect(group: str, suspect: Suspect, checks: Callable[[], Iterable[Check]])
 
 
 def unexaminable(group: str, suspect: Suspect, error: Exception, after: str) -> Check:
-    """The finding that a group of checks raised an error. One of the examination's own code says nothing about
-    the part: the group is then reported as not examined.
+    """The finding that a group of checks raised an error. An error of the examination's own code says nothing
+    about the part: the group is then reported as not examined.
     """
     place, message = raised_in(error), f"{type(error).__name__}: {error}".strip()[:300]
     if place.startswith(OWN):
