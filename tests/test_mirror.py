@@ -30,6 +30,7 @@ TRIED_BY = {
     "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/shard_writer",
     "diagnose/test_reference": "diagnose/reference_objectives diagnose/reference_updates",
     "experiments/python_subset/test_sandbox": "experiments/python_subset/sandbox_worker",
+    "experiments/test_arithmetic": "experiments/generated_task experiments/recipes",
     "experiments/test_bitnut_sft": "experiments/bitnut_dpo",
     "experiments/test_real_text": "experiments/baseline",
     "faults/test_planted": """

@@ -1,5 +1,5 @@
 """A user's own experiment, in a file outside the package, can do all that ours can: it takes --data, begins
-from another run with --from, tells what it makes ready, writes its data, and is chatted with.
+from another run with --from, tells what it makes ready, writes its data, and is chatted and played with.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.data_config import DataConfig, ShortFlag
 from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
 
-ALPHABET = string.ascii_lowercase + ": \\n"
+ALPHABET = string.ascii_lowercase + "012: \\n"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +94,28 @@ def text(config: RunConfig, count: int) -> Iterator[str]:
     return (f"word {number}\\n" for number in range(count))
 
 
+class Pick:
+    """Three cells; who takes the last one wins."""
+
+    name = "pick"
+    cells = 3
+
+    def question(self, moves):
+        return "pick" + "".join(map(str, moves)) + ": "
+
+    def text(self, moves):
+        return self.question(moves)
+
+    def legal(self, moves):
+        return [] if 2 in moves else [cell for cell in range(3) if cell not in moves]
+
+    def winner(self, moves):
+        return (len(moves) - 1) % 2 if 2 in moves else None
+
+    def board(self, moves, words):
+        return " ".join("taken" if cell in moves else words[cell] for cell in range(3))
+
+
 CONFIG = RunConfig(
     model=BitNetConfig(vocab_size=48, hidden_size=32, num_layers=1, num_heads=2, num_kv_heads=1,
                        ffn_hidden_size=48, max_seq_length=64),
@@ -107,6 +129,7 @@ experiment = Experiment(
     open=WordTask,
     ready=ready,
     training_text=text,
+    game=Pick(),
 )
 '''
 
@@ -142,6 +165,18 @@ def test_it_takes_data_begins_from_a_run_and_is_chatted_with(bitnet: Command, ow
     answer = bitnet("chat", "begun", "-p", "one", "--json")
     assert answer.code == 0, answer.err
     assert answer.json["ended"] in (True, False), "it converses: a base model has no turns that end"
+
+
+def test_it_is_played_with(bitnet: Command, own: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert bitnet("train", own, "--device", "cpu", "--data", "words.txt", "--run-id", "base").code == 0
+    typed = iter(["7", "2", "q"])
+    monkeypatch.setattr("builtins.input", lambda prompt="": next(typed))
+    assert "--experiment own.py" in bitnet("play", "base", "--side", "X").err
+    played = bitnet("play", "base", "--side", "X", "--experiment", own, "--json")
+    assert played.code == 0, played.err
+    assert "Pick against base at update 2.\n0-2 play a cell" in played.out
+    assert "You win." in played.out
+    assert (played.json["you"], played.json["model"]) == (1, 0)
 
 
 def test_its_short_flags_stand_in_the_help_and_others_are_refused(

@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import bitnet.experiments.tictactoe.game_tree as game
-from bitnet.cli.play import board
+from bitnet.cli import play as verb
 from conftest import Result, run_command
 
 SMALL = """
@@ -62,16 +61,17 @@ def sit(_one_run: Path, bitnet: Callable[..., Result], monkeypatch: pytest.Monke
             except StopIteration:
                 raise end from None
 
-        def scripted(model: object, tokenizer: object, moves: list[int]) -> torch.Tensor:
+        def scripted(trained: object, text: str) -> torch.Tensor:
             """All on the next wanted cell, the rest on the others in falling order."""
+            moves = text.count(":") - 1
             chances = torch.full((32,), 0.0001)
-            for rank, cell in enumerate((wants[len(moves) // 2], *range(9))):
+            for rank, cell in enumerate((wants[moves // 2], *range(9))):
                 chances[4 + cell] = max(float(chances[4 + cell]), 0.5 / (rank + 1) ** 3)
             return chances
 
         monkeypatch.setattr("builtins.input", answer)
         if wants:
-            monkeypatch.setattr(game, "next_token_probabilities", scripted)
+            monkeypatch.setattr(verb, "next_token_probabilities", scripted)
         return bitnet("play", "xo", "--runs-dir", _one_run, "--json", *flags)
 
     return play
@@ -147,10 +147,5 @@ def test_temperature_draws_and_the_seed_repeats(sit: Sitting) -> None:
 def test_a_run_that_never_saw_a_board_is_refused(bitnet: Callable[..., Result], runs: Path) -> None:
     done = bitnet("play", "tiny", "--runs-dir", runs)
     assert done.code == 2
-    assert "tiny has not learned tic-tac-toe" in done.err
+    assert "tiny has not learned a game; train tic-tac-toe with" in done.err
     assert bitnet("play", "xo", "--temperature", "-1", "--runs-dir", runs).code == 2
-
-
-def test_board_shows_marks_and_free_cells() -> None:
-    assert board([4, 0]).splitlines()[1] == "    O │ 1 │ 2 "
-    assert board([4, 0]).splitlines()[3] == "    3 │ X │ 5 "

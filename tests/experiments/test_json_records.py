@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from bitnet.data.generated import held_out
 from bitnet.errors import ConfigError
-from bitnet.experiments import json_records
+from bitnet.experiments import generated_task
 from bitnet.experiments.json_records import (
     CASES_PER_CUT,
     CITIES,
@@ -181,7 +181,7 @@ def test_judge_counts_a_perfect_writer_as_perfect_and_a_silent_one_as_nothing(
 ) -> None:
     model = BitNetTransformer(QUICK.model)
     monkeypatch.setattr(
-        json_records, "continuations", continued({case.prompt: case.rest for case in task.held_out_cases})
+        generated_task, "continuations", continued({case.prompt: case.rest for case in task.held_out_cases})
     )
     metrics = task.judge(model)
     assert metrics["greedy_valid"] == metrics["typical_valid"] == metrics["fields_kept"] == 1.0
@@ -192,7 +192,7 @@ def test_judge_counts_a_perfect_writer_as_perfect_and_a_silent_one_as_nothing(
         == 2400
     )
     monkeypatch.setattr(
-        json_records, "continuations", continued({case.prompt: "" for case in task.held_out_cases})
+        generated_task, "continuations", continued({case.prompt: "" for case in task.held_out_cases})
     )
     metrics = task.judge(model, 50)
     assert metrics["greedy_valid"] == metrics["typical_valid"] == metrics["fields_kept"] == 0.0
@@ -205,7 +205,9 @@ def test_a_field_that_is_lost_is_seen_where_the_record_is_valid(
     """The cases are replaced by ones whose prompt says one thing and whose line another."""
     cases = [Beginning(ALICE[:29], ALICE[29:] + END, {"name": "Alice", "age": age}) for age in (25, 26)]
     monkeypatch.setattr(task, "held_out_cases", cases)
-    monkeypatch.setattr(json_records, "continuations", continued({case.prompt: case.rest for case in cases}))
+    monkeypatch.setattr(
+        generated_task, "continuations", continued({case.prompt: case.rest for case in cases})
+    )
     metrics = task.judge(BitNetTransformer(QUICK.model))
     assert metrics["greedy_valid"] == 1.0
     assert metrics["fields_kept"] == 0.5
@@ -216,9 +218,9 @@ def test_show_calls_any_valid_continuation_right(task: JsonTask, monkeypatch: py
     monkeypatch.setattr(task, "held_out_cases", [case])
     other, broken = 'city": "Austin", "member": true}' + END, 'city": "Austin"' + END
     for rest, expected in ((case.rest, case.rest), (other, other), (broken, case.rest)):
-        monkeypatch.setattr(json_records, "continuations", continued({case.prompt: rest}))
+        monkeypatch.setattr(generated_task, "continuations", continued({case.prompt: rest}))
         (shown,) = task.show(BitNetTransformer(QUICK.model), 1)
-        assert (shown.answer, shown.expected) == (rest.strip(), expected.strip())
+        assert (shown.answer, shown.expected) == (rest.rstrip(), expected.rstrip())
 
 
 def test_fixed_prompts_begin_records(task: JsonTask) -> None:

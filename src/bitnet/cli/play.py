@@ -1,4 +1,4 @@
-"""`bitnet play RUN`: tic-tac-toe against a trained model, in the terminal.
+"""`bitnet play RUN`: a game such as tic-tac-toe against a trained model, in the terminal.
 
 The model gets the text of the game and nothing else. Where its answer is no free cell, that is shown and
 counted, and its next likeliest answer is taken, so that the game can go on.
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -16,12 +17,14 @@ from tyro.conf import Positional
 
 from bitnet.cli.flags import parse
 from bitnet.cli.model import ModelFlags, load_model
+from bitnet.cli.registry import experiment_of_run
 from bitnet.errors import DataError
 
 if TYPE_CHECKING:
-    from bitnet.trained_model import TrainedModel
+    from torch import Tensor
 
-HELP = "0-8 play a cell   h hint   u undo   n new game   s switch sides   q quit"
+    from bitnet.train.experiment import Game
+    from bitnet.trained_model import TrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +39,8 @@ class PlayFlags(ModelFlags):
     """0: the model plays its likeliest move; above: it draws."""
     seed: int = 0
     """Seed of the drawing."""
+    experiment: Path | None = None
+    """The run's experiment, where it is your own: a file that only the run names is never executed."""
 
 
 @dataclass
@@ -43,12 +48,27 @@ class Table:
     """One sitting: the game on the board and the score so far."""
 
     trained: TrainedModel
+    game: Game
     side: int
     """The person's: 0 for X, 1 for O."""
     temperature: float
     seed: int
     moves: list[int] = field(default_factory=list)
     score: dict[str, int] = field(default_factory=lambda: {"you": 0, "model": 0, "draws": 0, "illegal": 0})
+
+    @property
+    def help(self) -> str:
+        """What may be typed."""
+        return f"0-{self.game.cells - 1} play a cell   h hint   u undo   n new game   s switch sides   q quit"
+
+    @property
+    def cell_ids(self) -> list[int]:
+        """The token of each cell."""
+        return [self.trained.tokenizer.encode(str(cell))[0] for cell in range(self.game.cells)]
+
+    def board(self) -> str:
+        """The game so far; free cells show their numbers."""
+        return self.game.board(self.moves, [str(cell) for cell in range(self.game.cells)])
 
 
 class LeaveGame(Exception):
@@ -58,20 +78,17 @@ class LeaveGame(Exception):
 def main(arguments: Sequence[str]) -> int:
     """Play until the person leaves."""
     flags = parse(PlayFlags, arguments, "play")
-    from bitnet.experiments.tictactoe.game_tree import cell_ids, question
     from bitnet.generate.sampling import Sampling
 
     Sampling(flags.temperature, seed=flags.seed)  # raises ConfigError for a value out of range
     trained = load_model(flags)
-    try:
-        cell_ids(trained.tokenizer)
-        trained.tokenizer.encode(question(()))
-    except DataError:
+    game = experiment_of_run(trained.layout, flags.experiment).game
+    if game is None:
         raise DataError(
-            f"{trained.layout.run_id} has not learned tic-tac-toe; train one with: bitnet train tictactoe"
-        ) from None
-    print(f"Tic-tac-toe against {trained.layout.run_id} at update {trained.step}.\n{HELP}")
-    table = Table(trained, 0, flags.temperature, flags.seed)
+            f"{trained.layout.run_id} has not learned a game; train tic-tac-toe with: bitnet train tictactoe"
+        )
+    table = Table(trained, game, 0, flags.temperature, flags.seed)
+    print(f"{game.name.capitalize()} against {trained.layout.run_id} at update {trained.step}.\n{table.help}")
     try:
         table.side = "XO".index(flags.side) if flags.side != "ask" else ask_side()
         while True:
@@ -119,22 +136,19 @@ def ask_again(table: Table) -> None:
 
 def play_one(table: Table) -> None:
     """One game to its end."""
-    from bitnet.experiments.tictactoe.game_tree import DRAW, OPEN, winner
-
     drawn = False
-    while winner(table.moves) == OPEN:
+    while table.game.legal(table.moves):
         if len(table.moves) % 2 == table.side:
             if not drawn:
-                print(board(table.moves))
+                print(table.board())
             drawn = your_turn(table)
         else:
             table.moves.append(model_move(table))
             drawn = False
-    outcome = winner(table.moves)
-    side = None if outcome == DRAW else outcome - 1
+    side = table.game.winner(table.moves)
     who = "draws" if side is None else "you" if side == table.side else "model"
     table.score[who] += 1
-    print(board(table.moves))
+    print(table.board())
     print({"draws": "A draw.", "you": "You win.", "model": "The model wins."}[who] + f" {said_result(table)}")
 
 
@@ -154,11 +168,11 @@ def your_turn(table: Table) -> bool:
         table.side ^= word == "s"
         table.moves.clear()
         return False
-    if word.isascii() and word.isdigit() and int(word) < 9 and int(word) not in table.moves:
-        table.moves.append(int(word))
+    cell = int(word) if word.isascii() and word.isdigit() else table.game.cells
+    if cell in table.game.legal(table.moves):
+        table.moves.append(cell)
         return False
-    taken = word.isascii() and word.isdigit() and int(word) < 9
-    print(f"  Cell {word} is taken." if taken else f"  {HELP}")
+    print(f"  Cell {word} is taken." if cell < table.game.cells else f"  {table.help}")
     return True
 
 
@@ -168,22 +182,21 @@ def model_move(table: Table) -> int:
     """
     import torch
 
-    from bitnet.experiments.tictactoe.game_tree import cell_ids, next_token_probabilities
-
-    tokenizer, mark = table.trained.tokenizer, "XO"[1 - table.side]
-    chances = next_token_probabilities(table.trained.model, tokenizer, table.moves)
+    game, tokenizer, mark = table.game, table.trained.tokenizer, "XO"[1 - table.side]
+    chances = next_token_probabilities(table.trained, game.question(table.moves))
     if table.temperature > 0:
         generator = torch.Generator().manual_seed(
-            (table.seed * 9 + len(table.moves) + 1000 * sum(table.score.values())) % 2**63
+            (table.seed * game.cells + len(table.moves) + 1000 * sum(table.score.values())) % 2**63
         )
         scaled = (chances.log() / table.temperature).softmax(-1)
         order = torch.multinomial(scaled + 1e-12, len(chances), generator=generator)
     else:
         order = chances.argsort(descending=True, stable=True)
-    cells = {token: cell for cell, token in enumerate(cell_ids(tokenizer))}
+    cells = {token: cell for cell, token in enumerate(table.cell_ids)}
+    legal = game.legal(table.moves)
     for token in order.tolist():
         cell = cells.get(token)
-        if cell is not None and cell not in table.moves:
+        if cell is not None and cell in legal:
             print(f"{mark} (model): {cell}   it gave this cell {float(chances[token]):.1%}")
             return cell
         table.score["illegal"] += 1
@@ -198,36 +211,34 @@ def model_move(table: Table) -> int:
     raise AssertionError("an open game has a free cell")
 
 
-def board(moves: Sequence[int], cells: Sequence[str] | None = None) -> str:
-    """The board as text; free cells show their number, or what `cells` says."""
-    shown = list(cells) if cells is not None else [str(cell) for cell in range(9)]
-    for index, cell in enumerate(moves):
-        shown[cell] = "XO"[index % 2]
-    width = max(len(word) for word in shown)
-    rows = ["│".join(f" {word:^{width}} " for word in shown[start : start + 3]) for start in (0, 3, 6)]
-    rule = "┼".join(["─" * (width + 2)] * 3)
-    return "\n" + f"\n   {rule}\n".join(f"   {row}" for row in rows) + "\n"
+def next_token_probabilities(trained: TrainedModel, text: str) -> Tensor:
+    """How likely the model finds each token after a text. float32 (V,). Raises NotFiniteError for a broken
+    model.
+    """
+    import torch
+
+    from bitnet.generate.sampling import refuse_broken
+
+    ids = torch.tensor([trained.tokenizer.encode(text)], device=trained.model.final_norm.weight.device)
+    with torch.no_grad():
+        logits: Tensor = trained.model(ids)[0, -1]
+    refuse_broken(logits)
+    return logits.float().softmax(-1).cpu()
 
 
 def hint(table: Table) -> str:
     """What the model would play in the person's place, drawn on the board."""
-    from bitnet.experiments.tictactoe.game_tree import cell_ids, next_token_probabilities
-
-    chances = next_token_probabilities(table.trained.model, table.trained.tokenizer, table.moves)[
-        cell_ids(table.trained.tokenizer)
-    ]
+    chances = next_token_probabilities(table.trained, table.game.question(table.moves))[table.cell_ids]
     words = [f"{float(chance):.0%}" for chance in chances]
-    illegal = 1 - sum(float(chances[cell]) for cell in range(9) if cell not in table.moves)
+    illegal = 1 - sum(float(chances[cell]) for cell in table.game.legal(table.moves))
     advice = (
         f"in your place the model would play {int(chances.argmax())}; {illegal:.1%} of its chances are "
         "illegal"
     )
-    return f"{board(table.moves, words)}  {advice}"
+    return f"{table.game.board(table.moves, words)}  {advice}"
 
 
 def said_result(table: Table) -> str:
     """What the model writes after the last move, which it was never told."""
-    from bitnet.experiments.tictactoe.game_tree import line_text
-
-    said = table.trained.complete(line_text(table.moves), max_new_tokens=20).removeprefix(" | ")
+    said = table.trained.complete(table.game.text(table.moves), max_new_tokens=20).removeprefix(" | ")
     return f'The model writes: "{said}"'

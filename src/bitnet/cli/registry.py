@@ -18,7 +18,13 @@ if TYPE_CHECKING:
     from bitnet.train.experiment import Experiment, Variant
 
 
-SHARED = ("shapes", "measured", "real_text")  # files of bitnet.experiments that are no experiments
+SHARED = (
+    "shapes",
+    "recipes",
+    "measured",
+    "real_text",
+    "generated_task",
+)  # files of bitnet.experiments that are no experiments
 
 
 def experiment_names() -> list[str]:
@@ -76,13 +82,27 @@ def find_variant(experiment: Experiment, name: str) -> Variant:
     return experiment.variants[name]
 
 
+def experiment_of_run(layout: RunLayout, file: Path | None = None) -> Experiment:
+    """The experiment that a run was trained on.
+
+    file: the user's own experiment file, where the run was trained from one; a file that only the run names
+    is never executed.
+    """
+    from bitnet.cli.foreign import check_same_experiment, experiment_of
+    from bitnet.run.manifest import read_config
+
+    stored = read_config(layout)
+    experiment = find_experiment(experiment_of(layout, stored, file))
+    check_same_experiment(layout, stored, experiment.name, file)
+    return experiment
+
+
 def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experiment, str, RunConfig]:
     """Experiment, variant name and configuration of an existing run, from its meta/config.json.
 
     file: the user's own experiment file, where the run was trained from one; a file that only the run names
     is never executed.
     """
-    from bitnet.cli.foreign import check_same_experiment, experiment_of
     from bitnet.nn.config import config_from_dict
     from bitnet.run.manifest import read_config, verify_run
     from bitnet.train.config import DERIVED, RunConfig, TrainConfig
@@ -91,8 +111,7 @@ def config_of_run(layout: RunLayout, file: Path | None = None) -> tuple[Experime
     verify_run(layout)
     stored = read_config(layout)
     try:
-        experiment = find_experiment(experiment_of(layout, stored, file))
-        check_same_experiment(layout, stored, experiment.name, file)
+        experiment = experiment_of_run(layout, file)
         variant = stored["variant"]
         data_type = type(find_variant(experiment, variant).config.data)
         config = RunConfig(

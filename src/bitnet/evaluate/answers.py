@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bitnet.generate.decode import continue_prompts
@@ -37,9 +37,15 @@ def exact_match(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[
     right: dict[str, list[bool]] = defaultdict(list)
     for case, answer in zip(cases, answer_all(model, tokenizer, cases), strict=True):
         right[case.kind].append(answer == case.answer)
-    hits = [hit for kind in right.values() for hit in kind]
-    metrics = {"exact_match": sum(hits) / len(hits), "exact_match_cases": float(len(hits))}
-    for kind, outcomes in sorted(right.items()):
-        metrics[f"exact_match_{kind}"] = sum(outcomes) / len(outcomes)
-        metrics[f"exact_match_{kind}_cases"] = float(len(outcomes))
+    in_all = [hit for kind in right.values() for hit in kind]
+    return shares(
+        {"exact_match": in_all, **{f"exact_match_{kind}": hits for kind, hits in sorted(right.items())}}
+    )
+
+
+def shares(hits: Mapping[str, Sequence[bool]]) -> dict[str, float]:
+    """The share of hits under each name, from 0 to 1, and beside it the number of cases, NAME_cases."""
+    metrics: dict[str, float] = {}
+    for name, outcomes in hits.items():
+        metrics |= {name: sum(outcomes) / len(outcomes), f"{name}_cases": float(len(outcomes))}
     return metrics

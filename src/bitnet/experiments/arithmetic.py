@@ -13,22 +13,20 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Literal, NamedTuple
 
-from bitnet.data.generated import Example, ExampleTable, Layout, LossOn, TableRows, held_out
-from bitnet.data.stream import Batch
+from bitnet.data.generated import Example, Layout, LossOn, held_out
 from bitnet.errors import ConfigError
-from bitnet.evaluate.answers import Case, answer_all, exact_match
-from bitnet.experiments.shapes import ARITHMETIC
-from bitnet.nn.config import BitNetConfig
+from bitnet.evaluate.answers import Case, exact_match
+from bitnet.experiments.generated_task import GeneratedTask
+from bitnet.experiments.recipes import PLAN, QUICK_CHARACTERS
+from bitnet.experiments.shapes import ARITHMETIC, SMALL
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.characters import CharacterTokenizer
-from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.config import RunConfig
 from bitnet.train.data_config import DataConfig
-from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant
 
 ALPHABET = "0123456789+-*/()= \n"
 END = "\n"
@@ -171,75 +169,44 @@ def random_expressions(data: ArithmeticData, seed: int, *, kept_back: bool, coun
     return list(found)
 
 
-class ArithmeticTask:
+class ArithmeticTask(GeneratedTask[Case]):
     """The problems of one configuration, split, with their judge."""
 
-    prompts: Sequence[str]
-    end_mark = END
+    alphabet = ALPHABET
 
     def __init__(self, config: RunConfig) -> None:
         assert isinstance(config.data, ArithmeticData)
-        self.config, self.data = config, config.data
-        self.tokenizer = CharacterTokenizer(ALPHABET, config.model.vocab_size)
+        self.data = config.data
+        super().__init__(config, layout=self.data.layout, loss_on=self.data.loss_on)
         self.prompts = [prompt for prompt in PROMPTS if prompt.split()[1] in self.data.operators]
 
-    @cached_property
-    def training(self) -> list[Example]:
-        """Everything that may be trained on."""
-        examples = [problem.example for problem in all_problems(self.data) if not problem.kept_back]
-        extra = random_expressions(
-            self.data, self.config.train.seed, kept_back=False, count=self.data.expressions
-        )
-        if len(extra) < self.data.expressions:
-            raise ConfigError(
-                f"data.expressions is {self.data.expressions}, but only {len(extra)} distinct ones were "
-                "found with these operands and "
-                "operators; lower it or raise data.max_operand"
-            )
-        return examples + [expression.example for expression in extra]
+    def training_examples(self) -> Iterator[Example]:
+        """Everything that may be trained on. Raises ConfigError where there are too few expressions."""
+        yield from (problem.example for problem in all_problems(self.data) if not problem.kept_back)
 
-    @cached_property
-    def held_out_cases(self) -> list[Case]:
-        """The evaluation set, in an order that mixes operators and sizes."""
-        cases = [Case(KINDS[p.op], *p.example) for p in all_problems(self.data) if p.kept_back]
+        wanted = self.data.expressions
+        found = random_expressions(self.data, self.config.train.seed, kept_back=False, count=wanted)
+        if len(found) < wanted:
+            raise ConfigError(
+                f"data.expressions is {wanted}, but only {len(found)} distinct ones were found with these "
+                "operands and operators; lower it or raise data.max_operand"
+            )
+        yield from (expression.example for expression in found)
+
+    def evaluation_cases(self) -> Iterator[Case]:
+        """Every held-out problem, and up to a thousand expressions that hold one."""
+        yield from (Case(KINDS[p.op], *p.example) for p in all_problems(self.data) if p.kept_back)
         if self.data.expressions:
             some = random_expressions(self.data, 0, kept_back=True, count=1000)
-            cases += [Case("expression", *expression.example) for expression in some]
-        random.Random("evaluation order").shuffle(cases)
-        return cases
+            yield from (Case("expression", *expression.example) for expression in some)
 
-    @cached_property
-    def source(self) -> TableRows:
-        """Training rows."""
-        train, data = self.config.train, self.data
-        table = ExampleTable.of(self.training, self.tokenizer)
-        return TableRows(
-            table,
-            seed=train.seed,
-            seq_len=train.seq_len,
-            layout=data.layout,
-            loss_on=data.loss_on,
-            name=data.dataset,
-        )
-
-    def frozen_evaluation(self) -> list[Batch]:
-        """Held-out cases, one a row, scored as in training."""
-        cases = self.held_out_cases[: self.config.train.eval_cases]
-        table = ExampleTable.of((Example(case.prompt, case.answer) for case in cases), self.tokenizer)
-        return [table.batch(self.data.loss_on)]
+    def example_of(self, case: Case) -> Example:
+        """A case as text."""
+        return Example(case.prompt, case.answer)
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
         """Exact match over held-out problems, in all and per operator."""
         return exact_match(model, self.tokenizer, self.held_out_cases[:limit])
-
-    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
-        """A few held-out problems with the model's answers."""
-        cases = self.held_out_cases[:count]
-        answers = answer_all(model, self.tokenizer, cases)
-        return [
-            Shown(case.prompt, answer.strip(), case.answer.strip())
-            for case, answer in zip(cases, answers, strict=True)
-        ]
 
 
 def training_lines(config: RunConfig, count: int) -> Iterator[str]:
@@ -251,26 +218,8 @@ def training_lines(config: RunConfig, count: int) -> Iterator[str]:
         yield example.prompt + example.answer
 
 
-QUICK_MODEL = BitNetConfig(
-    vocab_size=32,
-    hidden_size=128,
-    num_layers=4,
-    num_heads=2,
-    num_kv_heads=1,
-    ffn_hidden_size=384,
-    max_seq_length=64,
-)
 REFERENCE = RunConfig(
-    model=ARITHMETIC,
-    train=TrainConfig(
-        seq_len=64,
-        batch_size=32,
-        total_steps=24_414,
-        warmup_steps=250,
-        entropy_floor=None,
-        repetition_limit=None,
-    ),
-    data=ArithmeticData(),
+    model=ARITHMETIC, train=dataclasses.replace(PLAN, total_steps=24_414), data=ArithmeticData()
 )
 BEST = RunConfig(
     model=ARITHMETIC,
@@ -283,31 +232,12 @@ BEST = RunConfig(
         peak_lr=0.003,
         final_lr=0.0,
         stage1_wd=0.0,
-        muon_lr=0.02,
     ),
     data=ArithmeticData(loss_on="answers"),
 )
 QUICK = RunConfig(
-    model=QUICK_MODEL,
-    train=TrainConfig(
-        seq_len=14,
-        batch_size=256,
-        total_steps=800,
-        warmup_steps=20,
-        optimizer="muon",
-        schedule="warm_down",
-        peak_lr=0.003,
-        final_lr=0.0,
-        stage1_wd=0.0,
-        muon_lr=0.014,
-        log_every=20,
-        eval_every=100,
-        sample_every=300,
-        probe_every=100,
-        checkpoint_every=100,
-        entropy_floor=None,
-        repetition_limit=None,
-    ),
+    model=SMALL,
+    train=dataclasses.replace(QUICK_CHARACTERS, seq_len=14, batch_size=256, total_steps=800, muon_lr=0.014),
     data=ArithmeticData(operators=("+", "-"), min_right=0, layout="single", loss_on="answers"),
 )
 

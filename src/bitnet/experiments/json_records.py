@@ -20,20 +20,19 @@ import random
 import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any, NamedTuple
 
-from bitnet.data.generated import Example, ExampleTable, Layout, TableRows, held_out
-from bitnet.data.stream import Batch
+from bitnet.data.generated import Example, Layout, held_out
 from bitnet.errors import ConfigError
-from bitnet.evaluate.continuations import Mode, continuations
-from bitnet.experiments.shapes import ARITHMETIC
-from bitnet.nn.config import BitNetConfig
+from bitnet.evaluate.answers import shares
+from bitnet.evaluate.continuations import Mode
+from bitnet.experiments.generated_task import GeneratedTask
+from bitnet.experiments.recipes import PLAN, QUICK_CHARACTERS
+from bitnet.experiments.shapes import ARITHMETIC, SMALL
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.characters import CharacterTokenizer
-from bitnet.train.config import RunConfig, TrainConfig
+from bitnet.train.config import RunConfig
 from bitnet.train.data_config import DataConfig
-from bitnet.train.experiment import Criterion, Experiment, Shown, Variant
+from bitnet.train.experiment import Criterion, Experiment, Variant
 
 NAMES = """
     Adam Alice Amy Anna Ben Bob Carl Carol Chris Clara Dan David Diana Ella Emma Eric Eva Frank Fred Grace
@@ -51,14 +50,8 @@ JOBS = ["actor", "baker", "clerk", "cook", "doctor", "driver", "lawyer", "nurse"
 REQUIRED = {"name", "age", "city"}
 ALPHABET = string.ascii_letters + string.digits + '{}":, \n'
 END = "\n"
-CUTS = (
-    32,
-    40,
-    48,
-    56,
-    64,
-    72,
-)  # characters given to continue; few lengths, because prompts of one length are decoded together
+# characters given to continue; few lengths, because prompts of one length are decoded together
+CUTS = (32, 40, 48, 56, 64, 72)
 CASES_PER_CUT = 400
 LONGEST_REST = 64  # characters; no record is longer than the shortest cut and this
 MODES: tuple[Mode, ...] = ("greedy", "typical")
@@ -153,9 +146,7 @@ def beginnings() -> list[Beginning]:
                 found[cut].setdefault(line[:cut], Beginning(line[:cut], line[cut:], given))
         if all(len(group) == CASES_PER_CUT for group in found.values()):
             break
-    cases = [case for group in found.values() for case in group.values()]
-    random.Random("evaluation order").shuffle(cases)
-    return cases
+    return [case for group in found.values() for case in group.values()]
 
 
 def parse(line: str) -> Record | None:
@@ -192,45 +183,31 @@ def keeps(record: Record, given: Record) -> bool:
     return all(record.get(key) == value for key, value in given.items())
 
 
-class JsonTask:
+class JsonTask(GeneratedTask[Beginning]):
     """The records of one configuration, split, with their judge."""
 
-    prompts: Sequence[str] = PROMPTS
-    end_mark = END
+    alphabet = ALPHABET
+    prompts = PROMPTS
+    longest_answer = LONGEST_REST
 
     def __init__(self, config: RunConfig) -> None:
         assert isinstance(config.data, RecordData)
-        self.config, self.data = config, config.data
-        self.tokenizer = CharacterTokenizer(ALPHABET, config.model.vocab_size)
+        # every character is scored: which key comes next is as much the task as how it ends
+        super().__init__(config, layout=config.data.layout, loss_on="all")
+        self.data = config.data
 
-    @cached_property
-    def held_out_cases(self) -> list[Beginning]:
-        """The evaluation set, in an order that mixes the lengths."""
+    def training_examples(self) -> Iterator[Example]:
+        """So many random records, each a line without a prompt."""
+        lines = training_lines(self.config, self.data.records)
+        return (Example("", line) for line in lines)
+
+    def evaluation_cases(self) -> list[Beginning]:
+        """Beginnings of held-out records."""
         return beginnings()
 
-    @cached_property
-    def source(self) -> TableRows:
-        """Training rows. Every character is scored: which key comes next is as much the task as how it
-        ends.
-        """
-        train, data = self.config.train, self.data
-        lines = itertools.islice(training_records(train.seed), data.records)
-        table = ExampleTable.of((Example("", json.dumps(record) + END) for record in lines), self.tokenizer)
-        return TableRows(
-            table,
-            seed=train.seed,
-            seq_len=train.seq_len,
-            layout=data.layout,
-            loss_on="all",
-            name=data.dataset,
-        )
-
-    def frozen_evaluation(self) -> list[Batch]:
-        """Whole held-out lines, one a row, scored as in training."""
-        cases = self.held_out_cases[: self.config.train.eval_cases]
-        return [
-            ExampleTable.of((Example(case.prompt, case.rest) for case in cases), self.tokenizer).batch("all")
-        ]
+    def example_of(self, case: Beginning) -> Example:
+        """A case as text."""
+        return Example(case.prompt, case.rest)
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
         """The shares that are valid, greedy and sampled, and the share that keeps what was given both
@@ -238,39 +215,25 @@ class JsonTask:
         """
         cases = self.held_out_cases[:limit]
         kept = [True] * len(cases)
-        shares: dict[str, list[bool]] = {}
+        hits: dict[str, list[bool]] = {}
         for mode in MODES:
-            records = [parse(line) for line in self._continued(model, cases, mode)]
-            shares[f"{mode}_valid"] = [record is not None and meets_schema(record) for record in records]
+            records = self._records(cases, self.answers(model, cases, mode))
+            hits[f"{mode}_valid"] = [record is not None and meets_schema(record) for record in records]
             kept = [
                 before and record is not None and keeps(record, case.given)
                 for before, record, case in zip(kept, records, cases, strict=True)
             ]
-        metrics: dict[str, float] = {}
-        for name, hits in {**shares, "fields_kept": kept}.items():
-            metrics |= {name: sum(hits) / len(hits), f"{name}_cases": float(len(hits))}
-        return metrics
+        return shares({**hits, "fields_kept": kept})
 
-    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
-        """A few held-out beginnings with the model's greedy continuation; any valid one that keeps the fields
-        is right.
-        """
-        cases = self.held_out_cases[:count]
-        shown = []
-        for case, line in zip(cases, self._continued(model, cases, "greedy"), strict=True):
-            record = parse(line)
-            right = record is not None and meets_schema(record) and keeps(record, case.given)
-            answer = line[len(case.prompt) :].strip()
-            shown.append(Shown(case.prompt, answer, answer if right else case.rest.strip()))
-        return shown
+    def are_right(self, cases: Sequence[Beginning], answers: Sequence[str]) -> list[bool]:
+        """Any valid record that keeps the given fields is right."""
+        return [
+            record is not None and meets_schema(record) and keeps(record, case.given)
+            for case, record in zip(cases, self._records(cases, answers), strict=True)
+        ]
 
-    def _continued(self, model: BitNetTransformer, cases: Sequence[Beginning], mode: Mode) -> list[str]:
-        """Prompts with their continuations, end mark included where it came."""
-        prompts = [case.prompt for case in cases]
-        rests = continuations(
-            model, self.tokenizer, prompts, end_mark=END, mode=mode, max_new_tokens=LONGEST_REST
-        )
-        return [prompt + rest for prompt, rest in zip(prompts, rests, strict=True)]
+    def _records(self, cases: Sequence[Beginning], answers: Sequence[str]) -> list[Record | None]:
+        return [parse(case.prompt + answer) for case, answer in zip(cases, answers, strict=True)]
 
 
 def training_lines(config: RunConfig, count: int) -> Iterator[str]:
@@ -287,45 +250,13 @@ CRITERIA = (
 )
 REFERENCE = RunConfig(
     model=dataclasses.replace(ARITHMETIC, vocab_size=80, max_seq_length=128),
-    train=TrainConfig(
-        seq_len=128,
-        batch_size=32,
-        total_steps=6_000,
-        warmup_steps=250,
-        entropy_floor=None,
-        repetition_limit=None,
-    ),
+    train=dataclasses.replace(PLAN, seq_len=128),
     data=RecordData(records=50_000),
 )
 QUICK = RunConfig(
-    model=BitNetConfig(
-        vocab_size=80,
-        hidden_size=128,
-        num_layers=4,
-        num_heads=2,
-        num_kv_heads=1,
-        ffn_hidden_size=384,
-        max_seq_length=128,
-    ),
-    train=TrainConfig(
-        seq_len=128,
-        batch_size=40,
-        total_steps=600,
-        warmup_steps=20,
-        optimizer="muon",
-        schedule="warm_down",
-        peak_lr=0.003,
-        final_lr=0.0,
-        stage1_wd=0.0,
-        muon_lr=0.02,
-        log_every=20,
-        eval_every=200,
-        eval_cases=60,
-        sample_every=200,
-        probe_every=100,
-        checkpoint_every=100,
-        entropy_floor=None,
-        repetition_limit=None,
+    model=dataclasses.replace(SMALL, vocab_size=80, max_seq_length=128),
+    train=dataclasses.replace(
+        QUICK_CHARACTERS, seq_len=128, batch_size=40, eval_every=200, eval_cases=60, sample_every=200
     ),
     data=RecordData(),
 )

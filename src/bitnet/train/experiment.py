@@ -100,6 +100,45 @@ class Task(Protocol):
         ...
 
 
+class Game(Protocol):
+    """A game for two that a model learned as text, for `bitnet play`. X begins, and sides are 0 for X and 1
+    for O.
+
+    A move is a cell, numbered from 0, and its text is that number, one token. A game in progress is the
+    sequence of its moves.
+    """
+
+    @property
+    def name(self) -> str:
+        """As in a sentence."""
+        ...
+
+    @property
+    def cells(self) -> int:
+        """How many cells there are."""
+        ...
+
+    def question(self, moves: Sequence[int]) -> str:
+        """The text after which the next move comes."""
+        ...
+
+    def text(self, moves: Sequence[int]) -> str:
+        """The text of the moves so far, after which the result comes where the game has ended."""
+        ...
+
+    def legal(self, moves: Sequence[int]) -> Sequence[int]:
+        """The cells that may be played next; none where the game has ended."""
+        ...
+
+    def winner(self, moves: Sequence[int]) -> int | None:
+        """The side that has won, if one has."""
+        ...
+
+    def board(self, moves: Sequence[int], words: Sequence[str]) -> str:
+        """A drawing for people; a free cell shows its word."""
+        ...
+
+
 @dataclass(frozen=True)
 class Variant:
     """Settings of one way to run an experiment."""
@@ -144,6 +183,8 @@ class Experiment:
     "" where it has none."""
     training_text: Callable[[RunConfig, int], Iterator[str]] | None = None
     """So many training examples or documents as text, for `bitnet prepare NAME`."""
+    game: Game | None = None
+    """What `bitnet play RUN` plays with a model that was trained on it."""
     headline: tuple[str, ...] = ()
     """Metrics that are reported before those of the criteria."""
     file: str | None = None

@@ -1,34 +1,19 @@
-"""Every line of tic-tac-toe as text, and what a model does in each of them.
+"""Every line of tic-tac-toe, and how a game is written as text.
 
     _ _ _ _ _ _ _ _ _ | X:4 | O:0 | X:8 | ... | Result: X wins
 
 A *line* is a sequence of moves. The tree holds all of them by depth: 549,946 lines, of which 294,778 are
-unfinished and 255,168 finished. Lines of one depth have texts of one length and share their beginnings, so
-the model reads the tree downwards: each distinct line costs the six tokens by which it is longer than its
-parent, after its parent's cache.
-
-A model's move is its likeliest token after `X:` or `O:`, whatever that token is; a cell that is taken, or no
-cell at all, is an illegal move and forfeits the game. Not here: how the games it learns from are played
-(bitnet.experiments.tictactoe.task), and playing against a person (bitnet.cli.play).
+unfinished and 255,168 finished.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import pairwise
-from typing import NamedTuple
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
-
-from bitnet.generate.sampling import refuse_broken
-from bitnet.nn.kv_cache import KVCache
-from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.tokenizer import PAD, Tokenizer
 
 BOARD = "_ _ _ _ _ _ _ _ _"
 BETWEEN = " | "
@@ -37,12 +22,8 @@ OPEN, X_WINS, O_WINS, DRAW = range(4)
 RESULTS = ("", "Result: X wins\n", "Result: O wins\n", "Result: draw\n")
 ROWS_OF_THREE = ((0, 1, 2), (3, 4, 5), (6, 7, 8), (0, 3, 6), (1, 4, 7), (2, 5, 8), (0, 4, 8), (2, 4, 6))
 FULL = 0b111_111_111
-NOT_READ, NO_CELL = -2, -1
-MAX_ROWS = 512  # lines read together; bounds the memory of the caches
-IN_PLACE = 0.8  # share of a cache's rows that must go on for it to be worth reading padding in the others
 
 IntArray = NDArray[np.int64]
-Wanted = Callable[[int, IntArray, IntArray], NDArray[np.bool_]]
 
 
 @cache
@@ -105,240 +86,6 @@ def line_text(moves: Sequence[int]) -> str:
 def question(moves: Sequence[int]) -> str:
     """The text after which the next mover's cell comes."""
     return f"{line_text(moves)}{BETWEEN}{MARKS[len(moves) % 2]}:"
-
-
-class Choices(NamedTuple):
-    """What a model does, by depth. cells: int8, NO_CELL for a token that is no cell, NOT_READ for lines not
-    asked.
-
-    right_result: bool, for finished lines whether the greedy text after the last move is the right result.
-    """
-
-    cells: list[NDArray[np.int8]]
-    right_result: list[NDArray[np.bool_]]
-
-
-def cell_ids(tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the cells 0..8."""
-    return [tokenizer.encode(str(cell))[0] for cell in range(9)]
-
-
-class Explorer:
-    """Reads a model's answers down the tree."""
-
-    def __init__(
-        self,
-        model: BitNetTransformer,
-        tokenizer: Tokenizer,
-        *,
-        wanted: Wanted | None = None,
-        results: bool = False,
-    ) -> None:
-        """wanted(depth, parents, cells): which children to go on with (default all); results: also read the
-        result lines.
-        """
-        self.model, self.tokenizer, self.wanted, self.results = model, tokenizer, wanted, results
-        self.device = model.final_norm.weight.device
-        self.cell_of = np.full(tokenizer.vocab_size, NO_CELL, dtype=np.int8)
-        self.cell_of[cell_ids(tokenizer)] = np.arange(9)
-        tree = game_tree()
-        self.choices = Choices(
-            [np.full(len(d.moves), NOT_READ, dtype=np.int8) for d in tree],
-            [np.zeros(len(d.moves), dtype=bool) for d in tree],
-        )
-
-    @torch.no_grad()
-    def explore(self) -> Choices:
-        """Ask every wanted line, from the empty board on."""
-        start = torch.tensor([self.tokenizer.encode(question(()))], device=self.device)
-        longest = len(self.tokenizer.encode(question(range(8)) + BETWEEN + RESULTS[X_WINS])) + 1
-        root = np.zeros(1, dtype=np.int64)
-        self._ask(0, root, root, start, self.model.new_cache(1, longest))
-        return self.choices
-
-    def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: Tensor, room: KVCache) -> None:
-        """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of
-        `room`; then the children.
-        """
-        start = room.length
-        hidden, here, rows = self._read(tokens, rows, room)
-        self.choices.cells[depth][lines] = self.cell_of[
-            self.model.lm_head(hidden[:, -1]).argmax(-1).cpu().numpy()
-        ]
-        below = game_tree()[depth + 1]
-        for children, parents in self._families(depth, lines):
-            closed = below.outcome[children] != OPEN
-            for part in _parts(np.flatnonzero(closed)) if self.results else ():
-                self._read_result(depth + 1, children[part], rows[parents[part]], here)
-            for part in _parts(np.flatnonzero(~closed)):
-                ends = self._tokens(
-                    below.moves[children[part], -1], [f"{BETWEEN}{MARKS[(depth + 1) % 2]}:"] * len(part)
-                )
-                self._ask(depth + 1, children[part], rows[parents[part]], ends, here)
-        room.length = start
-
-    def _read(self, tokens: Tensor, rows: IntArray, room: KVCache) -> tuple[Tensor, KVCache, IntArray]:
-        """Hidden states (n, k, C) of tokens (n, k) read after `rows` of a cache, the cache that now holds
-        them, and their rows in it.
-
-        Where most rows go on, they do so in place, and the caller takes the cache back to its length; the few
-        that do not read padding, which is overwritten. Else the rows that go on are copied: copying is what
-        this walk spends its time on.
-        """
-        if len(rows) < IN_PLACE * room.rows or len(np.unique(rows)) < len(rows):
-            room = room.branch(torch.from_numpy(rows).to(self.device), room.capacity - room.length)
-            return self.model.hidden(tokens, room), room, np.arange(len(rows))
-        whole = torch.zeros(room.rows, tokens.shape[1], dtype=torch.int64, device=self.device)
-        whole[rows] = tokens
-        return self.model.hidden(whole, room)[rows], room, rows
-
-    def _families(self, depth: int, lines: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
-        """Wanted children, as indices in the depth below and of their parents in `lines`: all at once, or, of
-        many lines, every line's first child, then every line's second, so that they can be read in place.
-        """
-        below = game_tree()[depth + 1]
-        free = 9 - depth  # every open line of this depth has as many children
-        children = np.searchsorted(below.parent, lines)[:, None] + np.arange(free)  # (n, free)
-        parents = np.tile(np.arange(len(lines))[:, None], free)
-        if len(lines) < MAX_ROWS // 2:
-            children, parents = children.reshape(-1, 1), parents.reshape(-1, 1)
-        for family, of in zip(children.T, parents.T, strict=True):
-            if self.wanted is None:
-                yield family, of
-                continue
-            chosen = self.choices.cells[depth][lines[of]].astype(np.int64)
-            keep = self.wanted(depth, chosen, below.moves[family, -1].astype(np.int64))
-            yield family[keep], of[keep]
-
-    def _tokens(self, cells: NDArray[np.int8], texts: Sequence[str]) -> Tensor:
-        """Each move and the text that follows it, padded, (n, k)."""
-        rows = [
-            self.tokenizer.encode(f"{cell}{text}") for cell, text in zip(cells.tolist(), texts, strict=True)
-        ]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device=self.device)
-
-    def _read_result(self, depth: int, lines: IntArray, rows: IntArray, room: KVCache) -> None:
-        """Greedy decoding gives a text if and only if each of its tokens is the likeliest after the ones
-        before.
-        """
-        here = game_tree()[depth]
-        tokens = self._tokens(
-            here.moves[lines, -1], [BETWEEN + RESULTS[outcome] for outcome in here.outcome[lines]]
-        )
-        start = room.length
-        hidden, _, _ = self._read(tokens[:, :-1], rows, room)
-        room.length = start
-        said = self.model.lm_head(hidden).argmax(-1)  # (n, k - 1)
-        right = (said == tokens[:, 1:]) | (tokens[:, 1:] == PAD)
-        self.choices.right_result[depth][lines] = right.all(dim=1).cpu().numpy()
-
-
-def _parts(indices: IntArray) -> Iterator[IntArray]:
-    """At most MAX_ROWS at a time."""
-    for start in range(0, len(indices), MAX_ROWS):
-        yield indices[start : start + MAX_ROWS]
-
-
-def every_choice(model: BitNetTransformer, tokenizer: Tokenizer) -> Choices:
-    """The model's answer in every unfinished line and its result line after every finished one."""
-    return Explorer(model, tokenizer, results=True).explore()
-
-
-def own_choices(model: BitNetTransformer, tokenizer: Tokenizer, side: int) -> Choices:
-    """The model's answers in the lines that can come up when it plays one side (0 for X) against every
-    reply.
-    """
-
-    def wanted(depth: int, chosen: IntArray, cells: IntArray) -> NDArray[np.bool_]:
-        keep: NDArray[np.bool_] = (chosen == cells) | (depth % 2 != side)
-        return keep
-
-    return Explorer(model, tokenizer, wanted=wanted).explore()
-
-
-@torch.no_grad()
-def sampled_choices(model: BitNetTransformer, tokenizer: Tokenizer, count: int) -> Choices:
-    """The model's answer in `count` unfinished lines, always the same ones. Each text is read as a whole."""
-    explorer = Explorer(model, tokenizer)
-    tree = game_tree()
-    depth_of = np.concatenate([np.full(len(depth.outcome), number) for number, depth in enumerate(tree)])
-    line_of = np.concatenate([np.arange(len(depth.outcome)) for depth in tree])
-    unfinished = np.flatnonzero(np.concatenate([depth.outcome for depth in tree]) == OPEN)
-    chosen = np.random.default_rng(0).choice(unfinished, size=min(count, len(unfinished)), replace=False)
-    for number in np.unique(depth_of[chosen]):
-        lines = line_of[chosen[depth_of[chosen] == number]]
-        for part in _parts(lines):
-            texts = [tokenizer.encode(question(moves)) for moves in tree[number].moves[part].tolist()]
-            logits = model(torch.tensor(texts, device=explorer.device))[:, -1]
-            explorer.choices.cells[number][part] = explorer.cell_of[logits.argmax(-1).cpu().numpy()]
-    return explorer.choices
-
-
-def legal_rate(choices: Choices) -> dict[str, float]:
-    """Share of unfinished lines in which the model's move is a free cell, and their number."""
-    legal, asked = 0, 0
-    for depth, cells in zip(game_tree(), choices.cells, strict=True):
-        open_lines = (depth.outcome == OPEN) & (cells != NOT_READ)
-        free = (cells >= 0) & ((depth.taken >> np.maximum(cells, 0)) & 1 == 0)
-        legal, asked = legal + int((free & open_lines).sum()), asked + int(open_lines.sum())
-    return {"legal_rate": legal / asked, "legal_rate_cases": float(asked)}
-
-
-def result_rate(choices: Choices) -> dict[str, float]:
-    """Share of finished games after which the greedy text is the right result line, and their number."""
-    ended = [depth.outcome != OPEN for depth in game_tree()]
-    right = sum(int(r[e].sum()) for r, e in zip(choices.right_result, ended, strict=True))
-    count = sum(int(e.sum()) for e in ended)
-    return {"result_rate": right / count, "result_rate_cases": float(count)}
-
-
-def play_out(choices: Choices, side: int) -> dict[str, float]:
-    """The model on one side (0: X, 1: O) against every reply of the other.
-
-    wins_as_x, draws_as_x, losses_as_x: numbers of lines; an illegal move ends its line as a loss and is
-    counted in illegal_as_x too. expected_wins_as_x, expected_losses_as_x: exact shares of games against an
-    opponent who plays any free cell with equal chance.
-    """
-    tree = game_tree()
-    lines = dict.fromkeys(("wins", "draws", "losses", "illegal"), 0)
-    shares = dict.fromkeys(("wins", "draws", "losses"), 0.0)
-    won, lost = (X_WINS, O_WINS) if side == 0 else (O_WINS, X_WINS)
-    chance = np.ones(1)
-    for depth, (here, below) in enumerate(pairwise(tree)):
-        cells = choices.cells[depth]
-        if depth % 2 == side:
-            asked = (chance > 0) & (here.outcome == OPEN)
-            assert not (asked & (cells == NOT_READ)).any(), "a line that comes up was not read"
-            illegal = asked & ((cells < 0) | ((here.taken >> np.maximum(cells, 0)) & 1 == 1))
-            lines["illegal"] += int(illegal.sum())
-            lines["losses"] += int(illegal.sum())
-            shares["losses"] += float(chance[illegal].sum())
-            chance = chance[below.parent] * (cells[below.parent] == below.moves[:, -1])
-        else:
-            chance = chance[below.parent] / (9 - depth)
-        for name, outcome in (("wins", won), ("draws", DRAW), ("losses", lost)):
-            ended = (chance > 0) & (below.outcome == outcome)
-            lines[name] += int(ended.sum())
-            shares[name] += float(chance[ended].sum())
-    name = f"as_{MARKS[side].lower()}"
-    return {
-        **{f"{what}_{name}": float(count) for what, count in lines.items()},
-        f"losses_{name}_cases": float(lines["wins"] + lines["draws"] + lines["losses"]),
-        f"expected_wins_{name}": shares["wins"],
-        f"expected_losses_{name}": shares["losses"],
-    }
-
-
-@torch.no_grad()
-def next_token_probabilities(model: BitNetTransformer, tokenizer: Tokenizer, moves: Sequence[int]) -> Tensor:
-    """What the model expects where the next mover's cell stands. float32 (V,). Raises NotFiniteError for a
-    broken model.
-    """
-    ids = torch.tensor([tokenizer.encode(question(moves))], device=model.final_norm.weight.device)
-    logits: Tensor = model(ids)[0, -1]
-    refuse_broken(logits)
-    return logits.float().softmax(-1).cpu()
 
 
 def winner(moves: Sequence[int]) -> int:
