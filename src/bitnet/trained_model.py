@@ -124,8 +124,7 @@ def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:
     if tokenizer.vocab_size > config.vocab_size:
         raise DataError(
             f"{layout.tokenizer} has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}; copy "
-            "the folder back from the run "
-            "it belongs to"
+            "the folder back from the run it belongs to"
         )
     return tokenizer
 
@@ -141,8 +140,7 @@ def tokenizer_of(layout: RunLayout) -> Tokenizer:
     if expected is not None and expected != found:
         raise DataError(
             f"{layout.tokenizer} holds another tokenizer than the run was trained with (sha256 {found[:12]}, "
-            "recorded "
-            f"{str(expected)[:12]}); copy the folder back from the run it belongs to"
+            f"recorded {str(expected)[:12]}); copy the folder back from the run it belongs to"
         )
     return tokenizer
 

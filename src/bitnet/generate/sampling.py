@@ -80,6 +80,6 @@ def refuse_broken(logits: Tensor) -> None:
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # amax passes a NaN on
         raise NotFiniteError(
             "the model's logits are NaN or infinite, so there is no next token to choose; its weights are "
-            "broken: use an earlier "
-            "checkpoint (RUN/checkpoints/step_NNNNNN), or look for the cause with bitnet diagnose"
+            "broken: use an earlier checkpoint (RUN/checkpoints/step_NNNNNN), or look for the cause with "
+            "bitnet diagnose"
         )

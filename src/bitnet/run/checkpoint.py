@@ -4,7 +4,7 @@ A checkpoint is a directory: model.safetensors, optimizer.safetensors, observers
 manifest.json with the size and SHA-256 of the others. It is written under a temporary name, synced, and
 appears by one rename; the manifest is written last. Reading checks the manifest first, and then that every
 number is finite: a checkpoint with a NaN or an infinity is never written and never counts as good. No pickle
-is involved anywhere.
+is read or written. Not here: when a checkpoint is saved (train/observe/checkpoints.py).
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ MODEL, OPTIMIZER, MEMORY = "model.safetensors", "optimizer.safetensors", "observ
 STATE, MANIFEST = "state.json", "manifest.json"
 Signature = tuple[str | tuple[str, int, int, int], ...]
 _GOOD: set[Signature] = set()
-_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # in the folder itself, whatever a manifest says
+"""Checkpoints that this process wrote or verified. Hashing gigabytes again at every pruning would take long.
+"""
+_FILE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,99}")  # no path: a manifest may come from anyone
 _HALF_WRITTEN = re.compile(r"\.step_\d+\.\d+(\.old)?\.tmp")
 
 
@@ -59,8 +61,7 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
     if broken is not None:
         raise NotFiniteError(
             f"no checkpoint of update {checkpoint.step} was written, because {broken} holds NaN or infinite "
-            "values; "
-            "earlier checkpoints are untouched, so repeat the command to resume from the newest"
+            "values; earlier checkpoints are untouched, so repeat the command to resume from the newest"
         )
     final = layout.checkpoint(checkpoint.step)
     try:
@@ -77,16 +78,13 @@ def save_checkpoint(layout: RunLayout, checkpoint: Checkpoint) -> Path:
     except OSError as error:
         raise CheckpointError(
             f"checkpoint {final} could not be written ({error.strerror or error}); earlier checkpoints are "
-            "untouched. "
-            "Free some space or choose another --runs-dir, then repeat the command to resume"
+            "untouched. Free some space or choose another --runs-dir, then repeat the command to resume"
         ) from error
     return final
 
 
 def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
-    """Read a checkpoint after checking every file it needs. Raises CheckpointError that names what is
-    wrong.
-    """
+    """Read a checkpoint after checking all its files. Raises CheckpointError that names what is wrong."""
     verify_checkpoint(folder)
     try:
         state = read_state(folder / STATE)
@@ -98,30 +96,27 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
 
 
 def check_size(config: BitNetConfig, checkpoint: Checkpoint) -> None:
-    """Refuse a checkpoint that holds another number of weights than the configuration describes, before a
-    model is built.
+    """Raise CheckpointError for a checkpoint of another number of weights, before a model is built.
 
-    A configuration from somebody else may describe a model that no memory holds, beside a checkpoint of a few
-    bytes.
+    A configuration from somebody else may describe a model larger than the memory, beside a checkpoint of a
+    few bytes.
     """
     found = sum(tensor.numel() for tensor in checkpoint.model.values())
     if found != config.total_params:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} does not fit the model: it holds {found:,} weights, "
-            "that of meta/config.json "
-            f"{config.total_params:,}; use the run's own checkpoint and configuration"
+            f"that of meta/config.json {config.total_params:,}; use the run's own checkpoint and "
+            "configuration"
         )
 
 
 def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
-    """Copy a checkpoint's weights into a model of the same configuration."""
+    """Copy a checkpoint's weights into a model. Raises CheckpointError for one of another configuration."""
     import torch
 
-    own = dict(model.named_parameters())
-    odd = sorted(own.keys() ^ checkpoint.model.keys())
-    odd += sorted(
-        name for name in own.keys() & checkpoint.model.keys() if not _fits(own[name], checkpoint.model[name])
-    )
+    own, stored = dict(model.named_parameters()), checkpoint.model
+    odd = sorted(own.keys() ^ stored.keys())
+    odd += sorted(name for name in own.keys() & stored.keys() if not _fits(own[name], stored[name]))
     if odd:
         raise CheckpointError(
             f"the checkpoint of step {checkpoint.step} does not fit the model: {odd[0]} differs; use the "
@@ -129,7 +124,7 @@ def load_weights(model: nn.Module, checkpoint: Checkpoint) -> None:
         )
     with torch.no_grad():
         for name, parameter in own.items():
-            parameter.copy_(checkpoint.model[name])
+            parameter.copy_(stored[name])
 
 
 def _fits(own: Tensor, stored: Tensor) -> bool:
@@ -138,9 +133,22 @@ def _fits(own: Tensor, stored: Tensor) -> bool:
 
 
 def verify_checkpoint(folder: Path) -> None:
-    """Raise CheckpointError unless every file is there with the recorded size and SHA-256, and every number
-    is finite.
-    """
+    """Raise CheckpointError unless every file is the recorded one, and every number is finite."""
+    try:
+        for name, (size, digest) in _manifest(folder).items():
+            _verify_file(folder, name, size, digest)
+        for name in (MODEL, OPTIMIZER):
+            broken = first_not_finite_in(folder / name)
+            if broken is not None:
+                raise CheckpointError(
+                    f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint"
+                )
+    except DataError as error:
+        raise CheckpointError(str(error)) from None
+
+
+def _manifest(folder: Path) -> dict[str, tuple[int, str]]:
+    """The size in bytes and the SHA-256 of each file of a checkpoint. Raises CheckpointError."""
     try:
         files = read_json(folder / MANIFEST)["files"]
         expected = {name: (int(entry["bytes"]), str(entry["sha256"])) for name, entry in files.items()}
@@ -159,38 +167,30 @@ def verify_checkpoint(folder: Path) -> None:
             f"{folder}: the manifest names {odd[0][:80]!r}, which is no file of a checkpoint; use another "
             "checkpoint"
         )
-    for name, (size, digest) in expected.items():
-        path = folder / name
-        if not path.is_file():
-            raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
-        if path.stat().st_size != size:
-            raise CheckpointError(
-                f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another "
-                "checkpoint"
-            )
-        try:
-            check_fits_memory(path)
-        except DataError as error:
-            raise CheckpointError(str(error)) from None
-        if sha256(path) != digest:
-            raise CheckpointError(
-                f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint"
-            )
-    for name in (MODEL, OPTIMIZER):
-        try:
-            broken = first_not_finite_in(folder / name)
-        except DataError as error:
-            raise CheckpointError(str(error)) from None
-        if broken is not None:
-            raise CheckpointError(
-                f"{folder}: {broken} in {name} holds NaN or infinite values; use an earlier checkpoint"
-            )
+    return expected
+
+
+def _verify_file(folder: Path, name: str, size: int, digest: str) -> None:
+    """Raise CheckpointError, or DataError, unless a file has this size and SHA-256."""
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"{folder}: {name} is missing; use another checkpoint")
+    if path.stat().st_size != size:
+        raise CheckpointError(
+            f"{folder}: {name} has {path.stat().st_size} bytes, the manifest says {size}; use another "
+            "checkpoint"
+        )
+    check_fits_memory(
+        path
+    )  # before it is hashed: a file of a terabyte on paper costs whoever sent it nothing
+    if sha256(path) != digest:
+        raise CheckpointError(
+            f"{folder}: {name} does not match its SHA-256 in the manifest; use another checkpoint"
+        )
 
 
 def is_good(folder: Path) -> bool:
-    """Whether a checkpoint verifies. One that this process wrote or verified is not hashed again while its
-    files are the same.
-    """
+    """Whether a checkpoint verifies. It is not hashed again while its files are the same."""
     try:
         signature = _signature(folder)
         if signature not in _GOOD:
@@ -213,7 +213,9 @@ def _signature(folder: Path) -> Signature:
 def newest_good(
     layout: RunLayout, report: Callable[[str], None], *, optimizer: bool = True
 ) -> Checkpoint | None:
-    """The newest checkpoint that verifies; `report` is told about each damaged one passed over."""
+    """The newest checkpoint that verifies, or None. `report` is called with what is wrong with each newer
+    one.
+    """
     for step in reversed(layout.checkpoint_steps()):
         try:
             return load_checkpoint(layout.checkpoint(step), optimizer=optimizer)
@@ -225,9 +227,7 @@ def newest_good(
 def retained_steps(
     steps: Iterable[int], *, mandatory: Iterable[int], keep_last: int, keep_every: int
 ) -> set[int]:
-    """Which checkpoints stay: the last few (the newest one at least), every so many steps, and the mandatory
-    ones.
-    """
+    """Which checkpoints stay: the last few (one at least), one at every so many steps, the mandatory ones."""
     ordered = sorted(steps)
     recent = ordered[-max(keep_last, 1) :]
     return {
@@ -242,26 +242,25 @@ def prune(
 ) -> None:
     """Delete checkpoints that retention does not keep, and what a killed process left half-written.
 
-    Damaged checkpoints do not count among the last few, and the newest good one always stays; so do those
-    newer than it, which the run will replace. named: steps that a message to the user has named, which stay
-    too.
+    Damaged checkpoints do not count among the last few. The newest good one always stays, and so do damaged
+    ones after it, which the run will replace. named: steps that a message to the user has named, which stay.
     """
     steps = layout.checkpoint_steps()
-    recent = list(
-        islice((step for step in reversed(steps) if is_good(layout.checkpoint(step))), max(keep_last, 1))
-    )
+    good = (step for step in reversed(steps) if is_good(layout.checkpoint(step)))
+    recent = list(islice(good, max(keep_last, 1)))
     if recent:
         old = [step for step in steps if step < recent[0]]
         kept = {*recent, *named, *(step for step in old if step % keep_every == 0), *mandatory}
         for step in set(old) - kept:
             _remove(layout.checkpoint(step))
+
     for path in layout.checkpoints.glob(".step_*.tmp"):
         if _HALF_WRITTEN.fullmatch(path.name):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def _remove(folder: Path) -> None:
-    """Delete a checkpoint: first its name, so that a kill on the way leaves no damaged one behind."""
+    """Delete a checkpoint. It is renamed first, so that a kill on the way leaves no damaged one behind."""
     doomed = folder.with_name(f".{folder.name}.{os.getpid()}.old.tmp")
     shutil.rmtree(doomed, ignore_errors=True)
     folder.rename(doomed)
@@ -269,6 +268,7 @@ def _remove(folder: Path) -> None:
 
 
 def _describe(folder: Path) -> dict[str, dict[str, Any]]:
+    """The manifest's entries for the files of a folder."""
     return {
         path.name: {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in sorted(folder.iterdir())
     }

@@ -1,5 +1,4 @@
-"""What may stand in a run folder: regular files and folders, and links that stay inside. Checked before
-anything is opened.
+"""What may be in a run folder: regular files and folders, and links that stay inside. Checked before use.
 
 A run folder may come from somebody else. Opening a named pipe waits for ever, a device never ends, and a link
 that leads outside has this program read, or write, where nobody asked it to: `eval` as a link to a folder of
@@ -27,8 +26,8 @@ KINDS = {
 
 
 def check_contents(root: Path) -> None:
-    """Raise RunError for a pipe, socket or device in a run folder, for a link that leads outside, and for too
-    many entries.
+    """Raise RunError for a pipe, socket or device in a run folder, a link that leads outside, or too many
+    files.
     """
     inside = Path(os.path.realpath(root))
     for number, entry in enumerate(_entries(root)):
@@ -40,9 +39,7 @@ def check_contents(root: Path) -> None:
 
 
 def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
-    """Everything below a folder, links not followed. A folder that cannot be read is passed over: whoever
-    needs it says so.
-    """
+    """Everything below a folder; links are not followed. A folder that cannot be read is skipped."""
     folders = [str(root)]
     while folders:
         with suppress(OSError), os.scandir(folders.pop()) as entries:
@@ -53,9 +50,7 @@ def _entries(root: Path) -> Iterator[os.DirEntry[str]]:
 
 
 def _check(entry: os.DirEntry[str], inside: Path) -> None:
-    """Raise RunError unless an entry is a regular file, a folder, or a link to one of these inside the
-    run.
-    """
+    """Raise RunError unless an entry is a regular file, a folder, or a link that stays inside the run."""
     if entry.is_symlink() and not Path(os.path.realpath(entry.path)).is_relative_to(inside):
         raise RunError(
             f"{entry.path} is a link that leads out of the run; replace it with the file or folder that "

@@ -1,6 +1,4 @@
-"""The frozen evaluation set: written once at the start of a run, its SHA-256 in the fingerprint, checked when
-read.
-"""
+"""The frozen evaluation set: held-out batches written when a run begins, and checked by SHA-256 when read."""
 
 from __future__ import annotations
 
@@ -15,7 +13,7 @@ from bitnet.run.tensors import check_fits_memory, read_tensors, write_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-MOST_DIGITS = 10
+MOST_DIGITS = 10  # of a batch's number
 
 
 def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) -> str:
@@ -29,9 +27,7 @@ def save_frozen_set(layout: RunLayout, batches: Sequence[Mapping[str, Tensor]]) 
 
 
 def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
-    """The batches as they were written. Raises DataError when the file is missing or is not the one of the
-    fingerprint.
-    """
+    """The batches as they were written. Raises DataError where the file is missing or was altered."""
     expected = read_json(layout.fingerprint).get("evaluation_sha256")
     if layout.frozen_set.is_file():
         check_fits_memory(layout.frozen_set)
@@ -40,6 +36,7 @@ def load_frozen_set(layout: RunLayout) -> list[dict[str, Tensor]]:
             f"{layout.frozen_set} is missing or was altered since the run began; restore it or begin under "
             "another --run-id"
         )
+
     batches: dict[int, dict[str, Tensor]] = {}
     for key, tensor in read_tensors(layout.frozen_set).items():
         index, dot, name = key.partition(".")

@@ -116,12 +116,12 @@ class RunLayout:
 
     @property
     def verdict(self) -> Path:
-        """The last full judging of the run."""
+        """The last result of `bitnet evaluate`."""
         return self.root / "eval" / "verdict.json"
 
     @property
     def diagnosis(self) -> Path:
-        """The last examination of the run."""
+        """The last result of `bitnet diagnose`."""
         return self.root / "eval" / "diagnosis.json"
 
     @property
@@ -151,11 +151,7 @@ class RunLayout:
 
     def anomaly_folders(self) -> list[Path]:
         """All debug dumps, oldest step first."""
-        return (
-            sorted(path for path in self.anomalies.glob("step_*") if path.is_dir())
-            if self.anomalies.is_dir()
-            else []
-        )
+        return sorted(path for path in self.anomalies.glob("step_*") if path.is_dir())
 
     def line_files(self) -> list[Path]:
         """Every file of JSON lines that carry a step."""
@@ -179,13 +175,13 @@ def check_run_id(run_id: str, experiments: frozenset[str] = frozenset()) -> str:
         )
     if run_id == "latest" or run_id in experiments:
         raise RunError(
-            f"the run id {run_id!r} already has a meaning (the newest run); choose another --run-id"
+            f"the run id {run_id!r} is reserved: it selects the newest run; choose another --run-id"
         )
     return run_id
 
 
 def find_run(word: str, runs_dir: Path) -> RunReference:
-    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment's name,
+    """What the user means by RUN: an id, a directory, a checkpoint or a file in it, an experiment, or
     `latest`.
 
     Raises RunError for a run whose folder holds pipes, devices or links that lead outside (contents.py).
@@ -196,6 +192,7 @@ def find_run(word: str, runs_dir: Path) -> RunReference:
 
 
 def _meant(word: str, runs_dir: Path) -> RunReference:
+    """An id in the runs folder first, then a path, then `latest` or the newest run of an experiment."""
     if word and RUN_ID.fullmatch(word):
         direct = RunLayout(runs_dir / word)
         if direct.config.is_file():
@@ -204,14 +201,17 @@ def _meant(word: str, runs_dir: Path) -> RunReference:
             raise NotFoundError(
                 f"{direct.config} is missing; restore it from a copy of the run {word}, or train another one"
             )
+
     if "/" in word or os.sep in word or Path(word).exists():
         found = _find_path(Path(word))
         if found is not None:
             return found
+
     runs = list_runs(runs_dir)
     named = [layout for layout in runs if word == "latest" or _experiment_of(layout) == word]
     if named:
         return RunReference(named[-1])
+
     names = [layout.run_id for layout in runs]
     hint = (
         did_you_mean(word, names[-8:])
@@ -232,9 +232,11 @@ def _experiment_of(layout: RunLayout) -> Any:
 def _find_path(path: Path) -> RunReference | None:
     """A run directory or anything inside one."""
     step: int | None = None
+    # The plan's own names, as in RUN/checkpoint.pt and RUN/checkpoint_10000.pt.
     old = _OLD_CHECKPOINT.fullmatch(path.name)
     if old and old.group(1):
         step = int(old.group(1))
+
     for place in (path, *path.parents):
         match = _STEP.fullmatch(place.name)
         if match and place.parent.name == "checkpoints":

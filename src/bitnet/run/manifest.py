@@ -1,5 +1,5 @@
-"""meta/manifest.json: size and SHA-256 of the files that decide what a run is, checked by everything that
-reads them.
+"""meta/manifest.json: size and SHA-256 of the files that decide what a run is, checked whenever they are
+read.
 
 It covers meta/config.json, meta/provenance.json, meta/dataset_fingerprint.json and the tokenizer, none of
 which changes while a run trains. The frozen evaluation set is covered through its SHA-256 in the fingerprint,
@@ -22,9 +22,7 @@ FIX = "restore it from a copy, or begin another run under another --run-id"
 
 
 def write_manifest(layout: RunLayout, config: str) -> None:
-    """Record every file that is there by now, and the text of meta/config.json, which is written after this
-    one.
-    """
+    """Record the files that are there, and the text of meta/config.json, which is written after this file."""
     paths = [layout.provenance, layout.fingerprint, *_tokenizer_files(layout)]
     files = {_name(layout, path): {"bytes": path.stat().st_size, "sha256": sha256(path)} for path in paths}
     files[_name(layout, layout.config)] = {"bytes": len(config.encode()), "sha256": sha256_of(config)}
@@ -32,9 +30,7 @@ def write_manifest(layout: RunLayout, config: str) -> None:
 
 
 def read_config(layout: RunLayout) -> dict[str, Any]:
-    """meta/config.json of a run. Raises NotFoundError, or DataError where it is damaged or not the one of the
-    manifest.
-    """
+    """meta/config.json of a run. Raises NotFoundError, or DataError where it is damaged or was altered."""
     recorded = _recorded(layout)
     if recorded is not None:
         _verify(layout, layout.config, recorded)
@@ -42,12 +38,11 @@ def read_config(layout: RunLayout) -> dict[str, Any]:
 
 
 def verify_run(layout: RunLayout) -> None:
-    """Raise DataError, naming the file and what to do, unless every file is the one that the manifest
-    records.
-    """
+    """Raise DataError unless every file is the one that the manifest records."""
     recorded = _recorded(layout)
     if recorded is None:
         return
+
     for path in (layout.config, layout.provenance, layout.fingerprint, *_tokenizer_files(layout)):
         _verify(layout, path, recorded)
     there = {_name(layout, path) for path in _tokenizer_files(layout)}
@@ -69,7 +64,7 @@ def _recorded(layout: RunLayout) -> dict[str, Any] | None:
         or not isinstance(files, dict)
         or not all(isinstance(entry, dict) for entry in files.values())
     ):
-        raise DataError(f"{layout.manifest} is no manifest of format {FORMAT}; {FIX}")
+        raise DataError(f"{layout.manifest} is not a manifest of format {FORMAT}; {FIX}")
     return files
 
 

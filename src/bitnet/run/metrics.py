@@ -133,8 +133,9 @@ def read_lines(path: Path) -> Lines:
 
 
 def tail(path: Path, window_bytes: int = 1 << 16) -> Lines:
-    """The rows in the last part of a file, however long it is; the window doubles until it holds a whole row,
-    up to LONGEST_LINE.
+    """The rows in the last part of a file, however long it is.
+
+    The window doubles until it holds a whole row, up to LONGEST_LINE.
     """
     if not path.is_file():
         return Lines([], 0)
@@ -143,7 +144,7 @@ def tail(path: Path, window_bytes: int = 1 << 16) -> Lines:
         while True:
             begin = max(0, size - window_bytes)
             file.seek(begin)
-            lines = file.read(window_bytes).splitlines()[1 if begin else 0 :]
+            lines = file.read(window_bytes).splitlines()[1 if begin else 0 :]  # the first may be cut
             parsed = [_parse(line) for line in lines]
             rows = [row for row in parsed if row is not None]
             if rows or begin == 0 or window_bytes > LONGEST_LINE:
@@ -181,11 +182,13 @@ def verify_extent(path: Path, extent: Extent) -> None:
         if extent["bytes"]:
             raise RunError(f"{path} is missing, and had {extent['lines']:,} lines at the checkpoint; {fix}")
         return
+
     found, size, lines = hashlib.sha256(), 0, 0
     with open_regular(path) as file:
-        while piece := file.read(min(1 << 20, extent["bytes"] - size)):
+        while piece := file.read(min(PIECE_BYTES, extent["bytes"] - size)):
             found.update(piece)
             size, lines = size + len(piece), lines + piece.count(b"\n")
+
     if size < extent["bytes"]:
         raise RunError(
             f"{path} was cut: {lines:,} of the {extent['lines']:,} lines before the checkpoint are left; "

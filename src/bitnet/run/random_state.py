@@ -24,7 +24,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put every random generator where `random_states` found it."""
+    """Restore what `random_states` gave. GPU states only where there are as many GPUs."""
     version, numbers, gauss = states["python"]
     random.setstate((version, tuple(numbers), gauss))
     name, keys, *rest = states["numpy"]

@@ -95,15 +95,14 @@ def read_state(path: Path) -> dict[str, Any]:
 
 
 def is_row(row: Any) -> bool:
-    """Whether a value is a line of metrics or samples: an object with a step, its text keys texts, its
-    numbers numbers.
-    """
+    """Whether this is a line of metrics or samples: an object with a step, and values of the right types."""
     if not isinstance(row, dict) or type(row.get("step")) is not int or not 0 <= row["step"] < MAX_STEP:
         return False
     return all(value is None or _usable(key, value) for key, value in row.items())
 
 
 def _usable(key: str, value: Any) -> bool:
+    """Whether a value has the type that its key asks for. Other keys are an experiment's own metrics."""
     if key in TEXTS:
         return isinstance(value, str)
     if type(value) in (int, float):

@@ -98,8 +98,7 @@ FINGERPRINT = {
     "dataset_name": "",
     "dataset_size_tokens": (
         "tokens of the whole corpus: as its publisher gives it for a data set of the hub, counted for files "
-        "and "
-        "generated tasks (a table's examples once); null where neither is known"
+        "and generated tasks (a table's examples once); null where neither is known"
     ),
     "prepared_tokens": "tokens that the run draws from, of the corpus",
     "hf_revision": "revision on the hub; null for generated data",
@@ -108,8 +107,8 @@ FINGERPRINT = {
     "examples": "distinct training examples (generated tasks)",
     "sampling_strategy": (
         "how documents are taken from the corpus: streaming_random (files of the hub in an order of the "
-        "seed, shuffled in "
-        "blocks), every_document, first_documents; for generated tasks the same as row_order"
+        "seed, shuffled in blocks), every_document, first_documents; for generated tasks the same as "
+        "row_order"
     ),
     "row_order": "how rows are taken from the prepared tokens",
     "tokenizer_vocab_size": "",
@@ -201,9 +200,8 @@ FILES: dict[str, tuple[str, dict[str, str]]] = {
     "metrics/scalars.jsonl": ("one line per update", SCALARS),
     "metrics/quantization.jsonl": (
         "one line every `probe_every` updates. The keys below summarise the model (without `scale`); with "
-        "the prefix of a "
-        "layer (`L0_attn_qkv_`, `L0_attn_out_`, `L0_ffn_gate_up_`, `L0_ffn_down_`, `L1_...`) they are that "
-        "matrix's",
+        "the prefix of a layer (`L0_attn_qkv_`, `L0_attn_out_`, `L0_ffn_gate_up_`, `L0_ffn_down_`, "
+        "`L1_...`) they are that matrix's",
         {"step": "update number", **MATRIX},
     ),
     "metrics/roll_backs.jsonl": (
@@ -239,8 +237,8 @@ REST = {
     ),
     "meta/manifest.json": (
         "size and SHA-256 of `config.json`, `provenance.json`, `dataset_fingerprint.json` and the "
-        "tokenizer's files, "
-        "written once; every command that reads the run refuses one of them that was altered"
+        "tokenizer's files, written once; every command that reads the run refuses one of them that was "
+        "altered"
     ),
     "tokenizer/": "the tokenizer the run was trained with",
     "checkpoints/step_NNNNNN/manifest.json": (
@@ -252,8 +250,8 @@ REST = {
     "eval/verdict.json": "the last result of `bitnet evaluate`",
     "eval/diagnosis.json": "the last result of `bitnet diagnose`",
     "anomalies/step_NNNNNN_<event>/": "`README.md` says what fired and where to look; `batch.json`, "
-    "`grad_norms.json`, `prompt_<...>_top20.json`, "
-    "`L<n>_attn_activations.json` and `.png`, `L<n>_qkv_quant_dist.json` and `.png`",
+    "`grad_norms.json`, `prompt_<...>_top20.json`, `L<n>_attn_activations.json` and `.png`, "
+    "`L<n>_qkv_quant_dist.json` and `.png`",
     "tensorboard/, wandb/": "mirrors, only when asked for with `--mirror`",
 }
 

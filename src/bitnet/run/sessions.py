@@ -1,8 +1,8 @@
-"""meta/sessions.jsonl: one line for each process that trained a run, so that a resume under other conditions
-is known.
+"""meta/sessions.jsonl: one line for each process that trained a run, with the conditions that it trained
+under.
 
 A result repeats bit for bit only for equal threads, torch version and device. A resumed run whose conditions
-changed is still a valid run; this file says from which update on it is another computation.
+changed is still a valid run; this file says from which update on they were others.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ RECORDED = ("timestamp_utc", "git_commit", "git_dirty", "python_version", "platf
 
 
 def record_session(layout: RunLayout, step: int, facts: dict[str, Any]) -> list[str]:
-    """Append a line, and return what differs from the session before, as `threads: 1 -> 2`. facts: as in
-    meta/provenance.json.
+    """Append a line, and return what differs from the session before, as `threads: 1 -> 2`.
+
+    facts: as in meta/provenance.json.
     """
     before = last_line(layout.sessions) or _provenance(layout)
     changed = [
@@ -34,19 +35,18 @@ def record_session(layout: RunLayout, step: int, facts: dict[str, Any]) -> list[
         for key in CONDITIONS
         if key in before and before[key] != facts[key]
     ]
+
+    row = {"step": step, **{key: facts[key] for key in (*RECORDED, *CONDITIONS)}}
     layout.sessions.parent.mkdir(parents=True, exist_ok=True)
     with layout.sessions.open("ab") as file:
-        file.write(
-            json.dumps({"step": step, **{key: facts[key] for key in (*RECORDED, *CONDITIONS)}}).encode()
-            + b"\n"
-        )
+        file.write(json.dumps(row).encode() + b"\n")
         file.flush()
         os.fsync(file.fileno())
     return changed
 
 
 def _provenance(layout: RunLayout) -> dict[str, Any]:
-    """What a run made before there were sessions began with."""
+    """What a run without sessions.jsonl began with: it was made before that file existed."""
     try:
         return read_json(layout.provenance)
     except BitnetError:

@@ -23,9 +23,7 @@ CONFIG_BYTES = 1 << 20  # the largest meta/config.json that is read for its sign
 
 
 def sign(layout: RunLayout) -> bool:
-    """Mark a run as the user's own. False where the account has no place for a key; the run is then
-    nobody's.
-    """
+    """Mark a run as the user's own. False where no key can be written; the run then counts as foreign."""
     try:
         value = _digest(layout, _key(make=True))
     except (OSError, BitnetError):
@@ -47,37 +45,35 @@ def is_own(layout: RunLayout) -> bool:
 
 def key_path() -> Path:
     """Where the user's key is kept."""
-    state = os.environ.get("XDG_STATE_HOME")
-    return (
-        (Path(state) if state and Path(state).is_absolute() else Path.home() / ".local" / "state")
-        / "bitnet"
-        / "key"
-    )
+    state = Path(os.environ.get("XDG_STATE_HOME", ""))
+    return (state if state.is_absolute() else Path.home() / ".local" / "state") / "bitnet" / "key"
 
 
 def _digest(layout: RunLayout, key: bytes) -> str:
     return hmac.new(key, read_bytes(layout.config, CONFIG_BYTES), "sha256").hexdigest()
 
 
+def _make_key(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".key.{os.getpid()}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(secrets.token_bytes(KEY_BYTES))
+
+    # A link is made only where nothing stands: of several processes the first wins, and all read its key.
+    try:
+        os.link(temporary, path)
+    except FileExistsError:
+        pass
+    finally:
+        temporary.unlink()
+
+
 def _key(*, make: bool = False) -> bytes:
-    """The user's key, made where it is missing and wanted. Raises OSError, or BitnetError where it is not a
-    key.
-    """
+    """The user's key, made first where it is missing. Raises OSError, or BitnetError for another file."""
     path = key_path()
     if make and not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".key.{os.getpid()}.tmp")
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
-        try:
-            os.link(
-                temporary, path
-            )  # the first of several processes wins, and its key is the one that all read
-        except FileExistsError:
-            pass
-        finally:
-            temporary.unlink()
+        _make_key(path)
     key = read_bytes(path, KEY_BYTES, "delete it, and the next training makes another")
     if len(key) != KEY_BYTES:
         raise BitnetError(

@@ -24,15 +24,14 @@ if TYPE_CHECKING:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a file and wait until it is on disk. Raises OSError; the library's own error is no OSError, not
-    even on a full disk.
-    """
+    """Write a file and wait until it is on disk. Raises OSError."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
     except SafetensorError as error:
+        # The library has an error of its own, even for a full disk, with the system's number in its text.
         number = re.search(r"os error (\d+)", str(error))
         code = int(number.group(1)) if number else 0
         raise OSError(code, os.strerror(code) if code else str(error), str(path)) from error
@@ -40,9 +39,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def check_fits_memory(path: Path) -> None:
-    """Raise DataError for a file larger than this machine's memory, before it is hashed or read: a terabyte
-    on paper costs nothing.
-    """
+    """Raise DataError for a file larger than this machine's memory, before it is hashed or read."""
     size, there = path.stat().st_size, machine_memory_bytes()
     if size > there:
         raise DataError(

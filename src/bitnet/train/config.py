@@ -234,8 +234,7 @@ class RunConfig:
         if self.train.seq_len > self.model.max_seq_length:
             raise ConfigError(
                 f"train.seq_len {self.train.seq_len} is longer than model.max_seq_length "
-                f"{self.model.max_seq_length}; "
-                "lower --seq-len or raise --model.max-seq-length"
+                f"{self.model.max_seq_length}; lower --seq-len or raise --model.max-seq-length"
             )
 
     def to_json(self) -> dict[str, Any]:

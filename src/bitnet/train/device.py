@@ -49,8 +49,7 @@ def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly "
-            "than fp32, and no more exactly "
-            "than bf16; use --train.precision bf16 or fp32, or --device cuda"
+            "than fp32, and no more exactly than bf16; use --train.precision bf16 or fp32, or --device cuda"
         )
     fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"

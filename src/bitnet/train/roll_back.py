@@ -49,8 +49,8 @@ def read_skips(layout: RunLayout, checkpoint: Checkpoint) -> list[Skip]:
     if not whole or found[: len(known)] != known:
         raise RunError(
             f"{layout.roll_backs} was altered or lost: the checkpoint of update {checkpoint.step} has "
-            f"skipped data {len(known)} times "
-            f"and the file tells of {len(found)}; restore the file, or begin under another --run-id"
+            f"skipped data {len(known)} times and the file tells of {len(found)}; restore the file, or begin "
+            "under another --run-id"
         )
     return found
 

@@ -1,8 +1,8 @@
-"""The anomaly rules on a live run: flag every hit, leave a folder for the first few of each rule.
+"""The anomaly rules on a live run: flag every anomaly, and leave a folder for the first few of each rule.
 
-The rules about the update itself run before the samples are drawn, so that their dump exists whatever
-sampling does. The rules about samples run after them. Both run before the update's line of metrics, which
-names everything that fired.
+The rules about the update run before the samples are drawn, so that their folder is written whatever sampling
+does, and the rules about samples after them. Both run before the update's line of metrics, which names every
+rule that fired (observers.py).
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Anomalies:
         say: Callable[[str], None],
         skips: Sequence[Skip] = (),
     ) -> None:
-        """skips: an update from which on data is skipped carries the flag of the roll-back."""
+        """skips: the first update after each roll-back gets its flag."""
         self.rolled_back = frozenset(skip.step for skip in skips)
         self.layout, self.model, self.task, self.config, self.say = layout, model, task, config, say
         self.step = 0
@@ -66,30 +66,21 @@ class Anomalies:
             self._leave_folder(report, anomaly)
 
     def _leave_folder(self, report: StepReport, anomaly: Anomaly) -> None:
-        folder = self.layout.anomaly(report.step, anomaly.event)
-        written = [
-            path for path in self.layout.anomaly_folders() if path.name.split("_", 2)[2] == anomaly.event
-        ]
+        folder, task = self.layout.anomaly(report.step, anomaly.event), self.task
+        # Folders are named step_NNNNNN_<event>.
+        written = [one for one in self.layout.anomaly_folders() if one.name.split("_", 2)[2] == anomaly.event]
         what = f"anomaly at update {report.step}: {anomaly.event}, {anomaly.finding}"
         if not folder.exists() and len(written) >= self.config.max_dumps:
             self.say(f"{what} (no dump: {self.config.max_dumps} of this rule were written)")
             return
-        write_dump(
-            folder,
-            anomaly,
-            report.step,
-            self.model,
-            report.batches[0],
-            self.task.tokenizer,
-            self.task.prompts,
-        )
+
+        batch = report.batches[0]
+        write_dump(folder, anomaly, report.step, self.model, batch, task.tokenizer, task.prompts)
         self.say(f"{what}; see {folder}/README.md")
 
 
 class UpdateAlarms:
-    """The rules about the loss and gradient of an update. They compare with the average of the losses before
-    it.
-    """
+    """The rules about an update's loss and gradient, compared with the average of the losses before it."""
 
     every = 1
 
@@ -106,7 +97,7 @@ class UpdateAlarms:
 
 
 class SampleAlarms:
-    """The rules about the samples of an update, at the updates that have some."""
+    """The rules about the samples of an update, at the updates that draw some."""
 
     def __init__(self, anomalies: Anomalies, samples: Samples) -> None:
         self.every, self.anomalies, self.samples = samples.every, anomalies, samples

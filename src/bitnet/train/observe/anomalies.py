@@ -19,7 +19,9 @@ WINDOW = 100  # updates in the moving average of the loss
 
 @dataclass(frozen=True)
 class Anomaly:
-    """event: name of the rule; finding: the values that fired it; look_first: where to look."""
+    """event: name of the rule; finding: the values that made it fire; look_first: where the cause may be
+    seen.
+    """
 
     event: str
     finding: str
@@ -43,8 +45,8 @@ def loss_spike(loss: float, window: Sequence[float], factor: float, min_nats: fl
 
 
 def not_finite(refused: str | None) -> Anomaly | None:
-    """A refused update: its loss or gradient was NaN or infinite. A step of the loss scaling of fp16 is
-    none.
+    """A refused update: its loss or gradient was NaN or infinite. An overflow of the loss scale is no
+    anomaly.
     """
     if refused is None or refused == LOSS_SCALE_OVERFLOW:
         return None

@@ -1,7 +1,7 @@
-"""What an anomaly leaves behind: activations, weight codes, predictions, gradients, the batch, and a page
-that explains.
+"""The folder that an anomaly leaves: activations, weight codes, predictions, gradients, the batch, and a
+README.
 
-JSON always, PNG where matplotlib is installed. Gradients are computed again on the offending batch and
+JSON always, PNG where matplotlib is installed. Gradients are computed again on the batch of the update, and
 dropped.
 """
 
@@ -26,8 +26,8 @@ from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.observe.anomalies import Anomaly
 
 BINS = 100
-ROWS = 32  # rows of the batch that are looked at
-TOP = 20
+ROWS = 32  # of the batch, at most
+TOP = 20  # tokens of each prediction
 NOT_IN_A_FILE_NAME = re.compile(r"[\s\x00-\x1f\x7f<>:\"/\\|?*]")
 
 
@@ -43,13 +43,9 @@ def write_dump(
     """Fill anomalies/step_NNNNNN_<event>/. Weights and random states are left as they were."""
     folder.mkdir(parents=True, exist_ok=True)
     batch = batch.select(slice(ROWS))
-    _write(
-        folder / "batch.json",
-        {
-            "input_ids": batch.input_ids.tolist(),
-            "text": [tokenizer.decode(row) for row in batch.input_ids.tolist()],
-        },
-    )
+    ids = batch.input_ids.tolist()
+    _write(folder / "batch.json", {"input_ids": ids, "text": [tokenizer.decode(row) for row in ids]})
+
     activations, norms = _activations_and_gradients(model, batch)
     _write(folder / "grad_norms.json", norms)
     for index, block in enumerate(model.blocks):
@@ -59,26 +55,28 @@ def write_dump(
         )
         codes = block.attention.qkv_proj.weight_quantized
         _shares(folder / f"L{index}_qkv_quant_dist", codes, f"Layer {index}: codes of q, k, v")
+
     for prompt, name in zip(prompts, prompt_files(prompts), strict=True):
         _write(folder / name, _predictions(model, tokenizer, prompt))
+    (folder / "README.md").write_text(_readme(anomaly, step, norms), encoding="utf-8")
+
+
+def _readme(anomaly: Anomaly, step: int, norms: dict[str, float]) -> str:
     worst = max(norms, key=lambda name: norms[name] if np.isfinite(norms[name]) else np.inf)
-    (folder / "README.md").write_text(
+    return (
         f"At update {step} the rule `{anomaly.event}` fired: {anomaly.finding}. The largest gradient of the "
-        "batch, computed again "
-        f"at the weights after the update, is {norms[worst]:.4g} in `{worst}`. Look first at "
-        f"{anomaly.look_first}. The batch "
-        f"(its first {ROWS} rows, ids and text) is in `batch.json`; `L*_attn_activations` and "
-        "`L*_qkv_quant_dist` show each layer's "
-        f"attention output and ternary codes; `prompt_*_top20.json` shows what the model would say next.\n",
-        encoding="utf-8",
+        f"batch, computed again at the weights after the update, is {norms[worst]:.4g} in `{worst}`. "
+        f"Look first at {anomaly.look_first}. "
+        f"The batch (its first {ROWS} rows, ids and text) is in `batch.json`; "
+        "`L*_attn_activations` and `L*_qkv_quant_dist` show each layer's attention output and ternary codes; "
+        "`prompt_*_top20.json` shows what the model would say next.\n"
     )
 
 
 def prompt_files(prompts: Sequence[str]) -> list[str]:
-    """File names of the prompts' predictions, as the plan makes them: the first 20 characters with `_` for
-    each space.
+    """File names of the prompts' predictions, as in the plan: the first 20 characters, `_` for each space.
 
-    `_` also stands for a character that some file system forbids; of prompts that begin alike, the later ones
+    `_` also stands for characters that some file system forbids. Where prompts begin alike, the later ones
     get a number.
     """
     names = [NOT_IN_A_FILE_NAME.sub("_", prompt[:20]) for prompt in prompts]
@@ -112,13 +110,14 @@ def _activations_and_gradients(
     finally:
         for handle in handles:
             handle.remove()
-    return outputs, {
-        name: float(g.norm()) if g is not None else 0.0 for name, g in zip(parameters, gradients, strict=True)
-    }
+
+    norms = [0.0 if gradient is None else float(gradient.norm()) for gradient in gradients]
+    return outputs, dict(zip(parameters, norms, strict=True))
 
 
 @torch.no_grad()
 def _predictions(model: BitNetTransformer, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
+    """The most likely next tokens after a prompt."""
     ids = torch.tensor([tokenizer.encode(prompt)], device=model.final_norm.weight.device)
     logits = model(ids)[0, -1]
     probs, best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
@@ -135,14 +134,11 @@ def _predictions(model: BitNetTransformer, tokenizer: Tokenizer, prompt: str) ->
 def _histogram(stem: Path, values: Tensor, title: str) -> None:
     """JSON with counts and edges of the finite values, and a PNG."""
     flat = values.flatten().numpy()
-    good = flat[np.isfinite(flat)].astype(
-        np.float64
-    )  # the range of a histogram may exceed what float32 holds
-    counts, edges = (
-        np.histogram(good, bins=BINS)
-        if good.size
-        else (np.zeros(BINS, dtype=int), np.linspace(0, 1, BINS + 1))
-    )
+    good = flat[np.isfinite(flat)].astype(np.float64)  # the range of a histogram may exceed that of float32
+    if good.size:
+        counts, edges = np.histogram(good, bins=BINS)
+    else:
+        counts, edges = np.zeros(BINS, dtype=int), np.linspace(0, 1, BINS + 1)
     facts = {
         "mean": float(good.mean()) if good.size else None,
         "std": float(good.std()) if good.size else None,
@@ -153,15 +149,15 @@ def _histogram(stem: Path, values: Tensor, title: str) -> None:
 
 
 def _shares(stem: Path, codes: Tensor, title: str) -> None:
+    """JSON with how often each code occurs, and a PNG."""
     counts = [int((codes == value).sum()) for value in (-1, 0, 1)]
-    _write(
-        stem.with_suffix(".json"), {"-1": counts[0], "0": counts[1], "+1": counts[2], "total": codes.numel()}
-    )
+    row = {"-1": counts[0], "0": counts[1], "+1": counts[2], "total": codes.numel()}
+    _write(stem.with_suffix(".json"), row)
     _bars(stem.with_suffix(".png"), [-1, 0, 1], counts, 0.8, title)
 
 
 def _bars(path: Path, places: Any, heights: Any, width: float, title: str) -> None:
-    """A bar chart, where matplotlib is."""
+    """A bar chart, where matplotlib is installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError:

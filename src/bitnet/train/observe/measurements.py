@@ -1,4 +1,4 @@
-"""Measurements now and then: the frozen evaluation, the ternary statistics, the samples."""
+"""What is measured at longer intervals: the frozen evaluation, the ternary statistics, the samples."""
 
 from __future__ import annotations
 
@@ -25,10 +25,9 @@ PROBE_ROWS = 16  # rows of the frozen evaluation set that activations are measur
 
 
 class Evaluation:
-    """eval/eval_results.jsonl: loss on the frozen held-out batches and the experiment's metrics on a few
-    cases.
+    """eval/eval_results.jsonl: loss on the frozen evaluation set, and the experiment's metrics on some cases.
 
-    A model whose logits are not finite has no metrics; its line has the loss only, as null.
+    For a model whose logits are not finite, the line holds only the loss, as null.
     """
 
     def __init__(
@@ -45,24 +44,22 @@ class Evaluation:
         self.batches = batches
 
     def __call__(self, report: StepReport) -> None:
-        loss = held_out_loss(self.model, self.batches, self.task.tokenizer)
-        train_loss = self.average.value
+        held_out = held_out_loss(self.model, self.batches, self.task.tokenizer)
+        loss, train_loss = held_out["nats_per_token"], self.average.value
+        try:
+            metrics = self.task.judge(self.model, self.cases)
+        except NotFiniteError:
+            metrics = {}
         self.writer.write(
             {
                 "step": report.step,
-                "eval_loss": loss["nats_per_token"],
+                "eval_loss": loss,
                 "train_loss": train_loss,
-                "train_eval_gap": None if train_loss is None else train_loss - loss["nats_per_token"],
-                "bits_per_byte": loss["bits_per_byte"],
-                **self._judged(),
+                "train_eval_gap": None if train_loss is None else train_loss - loss,
+                "bits_per_byte": held_out["bits_per_byte"],
+                **metrics,
             }
         )
-
-    def _judged(self) -> dict[str, float]:
-        try:
-            return self.task.judge(self.model, self.cases)
-        except NotFiniteError:
-            return {}
 
 
 class Probe:
@@ -84,18 +81,14 @@ class Probe:
         self.codes = codes
 
     def memory(self) -> dict[str, Tensor]:
-        """The codes of the last probe, packed; rows that do not fill a byte are padded with zeros."""
+        """The codes of the last probe, packed, so that flips are counted across a resume."""
         return {name: pack_ternary(_padded(codes)) for name, codes in self.codes.items()}
 
     def remember(self, memory: dict[str, Tensor]) -> None:
-        """Take up what `memory` gave."""
+        """Restore what `memory` gave. Raises CheckpointError for that of another model."""
         for name, packed in memory.items():
             codes = self.codes.get(name)
-            if (
-                codes is None
-                or packed.dim() != 2
-                or packed.shape != (-(-codes.shape[0] // PER_BYTE), codes.shape[1])
-            ):
+            if codes is None or packed.shape != pack_ternary(_padded(codes)).shape:
                 raise CheckpointError(
                     f"the memory of the probes has {name[:80]!r}, which is not of this model; use the run's "
                     "own checkpoint"
@@ -104,18 +97,18 @@ class Probe:
 
 
 def _padded(codes: Tensor) -> Tensor:
+    """The codes with rows of zeros added, so that each group of four rows fills a byte."""
     missing = -codes.shape[0] % PER_BYTE
     return torch.cat((codes, codes.new_zeros(missing, codes.shape[1]))) if missing else codes
 
 
 class Samples:
-    """samples/samples.jsonl: every fixed prompt in every mode, with a stable seed each. rows: the samples of
-    the last time.
-    """
+    """samples/samples.jsonl: every fixed prompt in every mode, each with a seed of its own."""
 
     def __init__(self, writer: LineWriter, model: BitNetTransformer, task: Task, config: TrainConfig) -> None:
         self.every, self.writer, self.model, self.task = config.sample_every, writer, model, task
         self.rows: list[dict[str, Any]] = []
+        """The samples that were drawn last, for the alarms."""
 
     def __call__(self, report: StepReport) -> None:
         self.rows = [

@@ -1,6 +1,4 @@
-"""Progress for a person: one line per log interval, and in a terminal a line that rewrites itself in
-between.
-"""
+"""Progress for a person: one line per log interval, and in a terminal a line that is rewritten in between."""
 
 from __future__ import annotations
 
@@ -18,7 +16,7 @@ from bitnet.units import duration
 
 
 class ProgressLine:
-    """One line per log interval; in a terminal a line that rewrites itself in between."""
+    """Prints how far training is. It runs at every update, and prints at some of them."""
 
     every = 1
     REFRESH_S = 0.5
@@ -27,13 +25,13 @@ class ProgressLine:
         self.model, self.config = model, config
         self.stream = sys.stderr if to_stderr else sys.stdout
         self.live = self.stream.isatty()
-        self.times: deque[tuple[float, int]] = deque(maxlen=51)
+        self.times: deque[float] = deque(maxlen=51)  # ends of updates: the rate is of the last fifty
         self.drawn = 0.0
         self.zeros = zero_share(model)
 
     def __call__(self, report: StepReport) -> None:
         now = time.perf_counter()
-        self.times.append((now, report.tokens))
+        self.times.append(now)
         last = report.step == self.config.total_steps
         if report.step % self.config.log_every == 0 or report.step == 1 or last:
             self.zeros = zero_share(self.model)
@@ -42,6 +40,7 @@ class ProgressLine:
             end = ""
         else:
             return
+
         self.drawn = now
         if self.live:
             send(self.stream, "\r\x1b[2K")
@@ -52,7 +51,7 @@ class ProgressLine:
         return line[: shutil.get_terminal_size().columns - 1] if self.live else line
 
     def _line(self, report: StepReport) -> str:
-        seconds = self.times[-1][0] - self.times[0][0]
+        seconds = self.times[-1] - self.times[0]
         per_step = seconds / (len(self.times) - 1) if len(self.times) > 1 else report.step_time_ms / 1e3
         remaining = (self.config.total_steps - report.step) * per_step
         return (

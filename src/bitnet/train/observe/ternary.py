@@ -6,7 +6,7 @@ trained ternary models show; a Gaussian gives 31% at the start.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -44,8 +44,7 @@ def ternary_statistics(
 ) -> dict[str, Any]:
     """One row of metrics/quantization.jsonl, without its step.
 
-    codes: of the model now; previous: of the last probe; input_ids: int64 (B, T) that activations are
-    measured on.
+    codes: of the model now; previous: of the last probe; input_ids: int64 (B, T), for the activations.
     """
     row: dict[str, Any] = {}
     activations = activation_ranges(model, input_ids)
@@ -56,6 +55,8 @@ def ternary_statistics(
 
 
 def _layer(layer: BitLinear, codes: Tensor, previous: Tensor) -> dict[str, Any]:
+    """Statistics of one layer's weights."""
+    # Scales are equal within a logical matrix, so that its first row has its scale.
     starts = [sum(layer.rows[:index]) for index in range(len(layer.rows))]
     return {
         "neg1_pct": float((codes == -1).float().mean()),
@@ -69,9 +70,7 @@ def _layer(layer: BitLinear, codes: Tensor, previous: Tensor) -> dict[str, Any]:
 
 
 def _summary(row: dict[str, Any], codes: Codes) -> dict[str, Any]:
-    """The same over the whole model: shares weighted by size, dead rows and columns added, the largest
-    activation.
-    """
+    """The same over the whole model: shares weighted by size, dead rows and columns added up."""
     sizes = {name: tensor.numel() for name, tensor in codes.items()}
     total = sum(sizes.values())
     shares = ("neg1_pct", "zero_pct", "pos1_pct", "flipped_pct")
@@ -86,9 +85,7 @@ def _summary(row: dict[str, Any], codes: Codes) -> dict[str, Any]:
 
 @torch.no_grad()
 def activation_ranges(model: BitNetTransformer, input_ids: Tensor) -> dict[str, dict[str, float]]:
-    """For the inputs of every ternary layer: act_absmax, and act_clip_pct, the share of codes at the int8
-    limit.
-    """
+    """act_absmax of every ternary layer's inputs, and act_clip_pct, the share of codes at the int8 limit."""
     seen: dict[str, dict[str, float]] = {}
 
     def look(name: str, x: Tensor) -> None:
@@ -104,10 +101,10 @@ def activation_ranges(model: BitNetTransformer, input_ids: Tensor) -> dict[str, 
 
 
 @contextmanager
-def watched_inputs(model: BitNetTransformer, look: Any) -> Iterator[None]:
+def watched_inputs(model: BitNetTransformer, look: Callable[[str, Tensor], None]) -> Iterator[None]:
     """Call look(name, input) whenever a ternary layer runs, inside the block only."""
 
-    def hook(name: str) -> Any:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def before(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             look(name, inputs[0])
 

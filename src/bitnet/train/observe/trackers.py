@@ -1,9 +1,9 @@
 """Optional copies of the metric rows in TensorBoard, Weights & Biases or Trackio.
 
-The run directory stays the record that everything else reads.
-Each is a listener that is called with the name of a file (`scalars`, `quantization`, `eval_results`) and a
-row. Numbers are passed on; samples and lists are not. Nothing goes over the network unless the user's own
-settings say so: Weights & Biases starts offline unless WANDB_MODE is set, and Trackio keeps a local database.
+The run directory stays the record that everything else reads. Each tracker is a listener that is called with
+the name of a file (`scalars`, `quantization`, `eval_results`) and a row. Numbers are passed on; samples (but
+for TensorBoard) and lists are not. Nothing goes over the network unless the user's own settings say so:
+Weights & Biases starts offline unless WANDB_MODE is set, and Trackio keeps a local database.
 """
 
 from __future__ import annotations
