@@ -66,7 +66,7 @@ def test_matrices_that_begin_alike_are_named(tiny_model: BitNetTransformer) -> N
     parts["a copy"] = -3 * next(iter(parts.values()))
     found = check_start.differ(parts)
     assert not found.ok
-    assert "and a copy: begin as the same numbers" in found.detail
+    assert "and a copy: both begin with the same numbers" in found.detail
 
 
 def test_rows_of_a_projection_in_either_spelling(tiny_model: BitNetTransformer) -> None:

@@ -121,6 +121,6 @@ def small_inputs(model: BitNetTransformer) -> Check:
             x = torch.zeros(2, layer.in_features, dtype=kind, device=layer.weight.device)
             x[1, 0] = 1e-7
             found[f"{name} in {named(kind)}"] = float(_in_format(layer, x).double().abs().max())
-    return EXACT("an input of zeros gives zeros", "its step is not bounded by the epsilon of 1e-5").below(
-        found, 1e-5, "largest output"
-    )
+    return EXACT(
+        "an input of zeros gives zeros", "its step is not bounded below by the epsilon of 1e-5"
+    ).below(found, 1e-5, "largest output")

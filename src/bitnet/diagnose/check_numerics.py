@@ -155,13 +155,15 @@ def _scale_error(used: Tensor, right: Tensor) -> float:
 
 def _ternary(found: Mapping[str, Mapping[str, float]]) -> Iterator[Check]:
     """Checks of the matrices. found: figures by kind and layer."""
-    yield TERNARY("weights in the forward pass are ternary", "multiplies by several magnitudes").below(
+    yield TERNARY("weights in the forward pass are ternary", "multiplies by more than one magnitude").below(
         found["magnitudes"], 1, "magnitudes besides 0 of a logical matrix"
     )
-    yield TERNARY("scale is the mean magnitude", "the scale is another").below(found["scale"], EXACT)
-    yield TERNARY("codes are those of the present weights", "codes are stale, or by another rule").below(
-        found["codes"], 1e-3, "share of other codes (ties)"
+    yield TERNARY("scale is the mean magnitude", "its scale is not the mean of |W|").below(
+        found["scale"], EXACT
     )
+    yield TERNARY(
+        "codes are those of the present weights", "its codes are stale, or follow another rule"
+    ).below(found["codes"], 1e-3, "share of other codes (ties)")
     zeros = found["zeros"]
     odd = [name for name, share in zeros.items() if not 0.005 < share < 0.995]
     extremes = [round(min(zeros.values()), 4), round(max(zeros.values()), 4)]

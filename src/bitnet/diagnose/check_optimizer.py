@@ -95,7 +95,7 @@ def schedule(subject: Subject) -> Iterator[Check]:
         for step in range(1, 41):
             used = subject.rates_at(step, **settings)
             gaps[f"{kind}, update {step}"] = gap(used, {**training, **settings}, step)
-    yield SCHEDULE("every kind of schedule as defined", "another rate or decay").below(
+    yield SCHEDULE("every kind of schedule as defined", "rate or decay is not that of the definition").below(
         gaps, RATES, "difference of rate or decay"
     )
 

@@ -42,10 +42,12 @@ def beginning(subject: Subject) -> Iterator[Check]:
     yield differ(parts)
 
     ones = [name for name, weight in weights.items() if weight.dim() == 1 and not bool((weight == 1).all())]
-    yield START("norm weights begin at one", "begins otherwise").none(ones, "norms with other weights")
+    yield START("norm weights begin at one", "begin with other weights").none(
+        ones, "norms with other weights"
+    )
     again = weights_of(subject.new_model(subject.config))
     other = [name for name, weight in weights.items() if not torch.equal(weight, again[name])]
-    yield START("the seed decides the beginning", "other random numbers").none(
+    yield START("the seed decides the beginning", "get other random numbers").none(
         other, "parameters that differ when made again"
     )
     yield from first_logits(fresh)
@@ -79,9 +81,9 @@ def spread(parts: dict[str, Tensor], config: BitNetConfig) -> Check:
         right, count = wanted_std(name, config), part.numel()
         std = abs(float(part.double().std()) / right - 1) * math.sqrt(2 * count)
         gaps[name] = max(std, abs(float(part.double().mean())) / right * math.sqrt(count)) / SIGMAS
-    return START("initial matrices have their spread", "is initialised with another mean or deviation").below(
-        gaps, 1.0, f"distance from mean 0 and the documented deviation, in {SIGMAS:g} sigma"
-    )
+    return START(
+        "initial matrices have their spread", "its mean or deviation is not the documented one"
+    ).below(gaps, 1.0, f"distance from mean 0 and the documented deviation, in {SIGMAS:g} sigma")
 
 
 def differ(parts: dict[str, Tensor]) -> Check:
@@ -89,7 +91,7 @@ def differ(parts: dict[str, Tensor]) -> Check:
     flat = {name: part.flatten()[:COMPARED].double() for name, part in list(parts.items())[:MOST]}
     long = {name: part for name, part in flat.items() if len(part) >= FEWEST}
     alike = {f"{one} and {two}": correlation(long[one], long[two]) for one, two in combinations(long, 2)}
-    return START("initial matrices differ from each other", "begin as the same numbers").below(
+    return START("initial matrices differ from each other", "both begin with the same numbers").below(
         alike or {"": 0.0}, ALIKE, "correlation"
     )
 

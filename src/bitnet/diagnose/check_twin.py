@@ -85,7 +85,7 @@ def judged(twin: Subject, made: Sequence[Update], which: str) -> Iterator[Check]
     yield BACKWARD("training loss is the mean over cases", "the loop reports another loss").below(
         errors["loss"], LOSS, "nats"
     )
-    yield BACKWARD("penalty is the mean over cases", "unlikelihood is another one than defined").below(
+    yield BACKWARD("penalty is the mean over cases", "it is not the unlikelihood that is defined").below(
         errors["penalty"], LOSS, "nats"
     )
     yield from check_gradients.given(errors, BACKWARD, CLIPPING)

@@ -3,7 +3,7 @@
 A check is `direct` when it looks at one part by itself (an equality with an independent computation, a
 definition that holds or not). A symptom looks at the whole (does it learn?) and fails for any broken part, so
 it never outvotes a direct finding. `explained_by` names the parts whose own failure makes this check fail
-too, whatever the state of its own part. A `Part` asks a check in two to four lines. Not here: the checks
+too, whatever the state of its own part. With a `Part`, a check takes two to four lines. Not here: the checks
 (check_*.py) and what follows from them together (verdict.py).
 """
 
@@ -79,7 +79,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Question:
-    """A check that waits for what was measured. Every method answers with the check."""
+    """A check whose measurement is still missing. Every method takes one and returns the check."""
 
     part: Part
     name: str
@@ -115,8 +115,8 @@ class Question:
     def below(
         self, measured: float | Mapping[str, float], limit: float, what: str = "relative error"
     ) -> Check:
-        """An error, or the largest of several by the places where they are, of at most `limit`. NaN is above
-        every limit, and so is nothing measured.
+        """One error, or the largest of several by place, which must be at most `limit`. NaN is above every
+        limit, and so is a mapping without errors.
         """
         if not isinstance(measured, Mapping):
             return self.holds(below(measured, limit), measured, f"{what} <= {limit:g}")
