@@ -89,7 +89,7 @@ def test_pieces_are_the_text_and_have_its_ids(text: str, size: int) -> None:
 
 
 def test_special_tokens_come_first_and_no_text_makes_them() -> None:
-    assert [TOKENIZER.tokens()[token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
+    assert [TOKENIZER._ids[token] for token in SPECIAL_TOKENS] == [0, 1, 2, 3]
     assert (TOKENIZER.pad_id, TOKENIZER.bos_id, TOKENIZER.eos_id) == (PAD, BOS, EOS)
     assert min(TOKENIZER.encode("".join(SPECIAL_TOKENS))) > 3
     assert TOKENIZER.decode([BOS, *TOKENIZER.encode("a"), EOS, PAD]) == "a"

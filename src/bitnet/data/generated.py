@@ -19,9 +19,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from bitnet.data.stream import Batch, shifted
+from bitnet.data.stream import Batch, ids_sha256, shifted, source_facts
 from bitnet.errors import ConfigError
-from bitnet.files import sha256_of, stable_number
+from bitnet.files import stable_number
 from bitnet.text.tokenizer import PAD, Tokenizer
 
 Layout = Literal["single", "packed"]
@@ -90,11 +90,11 @@ def random_fractions(seed: int, rows: NDArray[np.int64], slots: int) -> NDArray[
     counter: NDArray[np.uint64] = rows.astype(np.uint64)[:, None] * np.uint64(0x100000001B3) + np.arange(
         slots
     ).astype(np.uint64)
-    state = np.bitwise_xor(counter, _mix(np.array([seed], dtype=np.uint64)))
-    return (_mix(state) >> np.uint64(11)).astype(np.float64) / 2.0**53
+    state = np.bitwise_xor(counter, mix(np.array([seed], dtype=np.uint64)))
+    return (mix(state) >> np.uint64(11)).astype(np.float64) / 2.0**53
 
 
-def _mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+def mix(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """The output function of SplitMix64, on arrays, wrapping."""
     with np.errstate(over="ignore"):
         value = value + np.uint64(0x9E3779B97F4A7C15)
@@ -160,14 +160,10 @@ class TableRows:
 
     def fingerprint(self) -> dict[str, Any]:
         """Size and hash of the table."""
-        tokens = int(self.table.lengths.sum())
-        first = self.table.tokens[self.table.tokens != PAD][:1000].astype("<i8").tobytes()
+        tokens = self.table.tokens
         return {
-            "dataset_name": self.name,
-            "dataset_size_tokens": tokens,
-            "hf_revision": None,
-            "first_1000_token_ids_sha256": sha256_of(first),
-            "table_sha256": sha256_of(self.table.tokens.astype("<i8").tobytes()),
+            **source_facts(self.name, int(self.table.lengths.sum()), tokens[tokens != PAD]),
+            "table_sha256": ids_sha256(tokens),
             "examples": len(self.table.lengths),
             "sampling_strategy": f"random_with_replacement_{self.layout}",
         }

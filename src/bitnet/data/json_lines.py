@@ -8,7 +8,7 @@ documents, whose records may also be text or columns (readers.py).
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -61,6 +61,11 @@ def read_json_lines(path: Path, problem_of: Callable[[dict[str, Any]], str | Non
     if not rows:
         raise DataError(f"{path} has no record; make it again")
     return JsonLines(rows, broken, first)
+
+
+def held_out_problem(row: Mapping[str, Any]) -> str | None:
+    """What is wrong with the mark that keeps a record from training, or None."""
+    return None if isinstance(row.get("held_out", False), bool) else "held_out is neither true nor false"
 
 
 def _parsed(

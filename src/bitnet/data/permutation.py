@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bitnet.data.generated import _mix as mix
+from bitnet.data.generated import mix
 
 ROUNDS = 4
 

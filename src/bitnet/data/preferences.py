@@ -18,17 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from bitnet.data.conversations import Conversation, Encoded, encoded, laid_out
-from bitnet.data.json_lines import read_json_lines
+from bitnet.data.conversation_rows import laid_out
+from bitnet.data.conversations import Conversation, Encoded, encoded
+from bitnet.data.json_lines import held_out_problem, read_json_lines
 from bitnet.data.permutation import permuted
-from bitnet.data.stream import Batch
+from bitnet.data.stream import Batch, ids_sha256, source_facts
 from bitnet.errors import DataError, NotFoundError
-from bitnet.files import sha256_of
 from bitnet.text.chat import Turn
 from bitnet.text.tokenizer import Tokenizer
 
 FILE = "pairs.jsonl"
-SIDES = ("chosen", "rejected")
 
 
 class Pair(NamedTuple):
@@ -72,18 +71,15 @@ def _problem(row: dict[str, Any]) -> str | None:
             return f"{key} is no text"
     if row["chosen"].strip() == row["rejected"].strip():
         return "chosen and rejected are the same"
-    return None if isinstance(row.get("held_out", False), bool) else "held_out is neither true nor false"
+    return held_out_problem(row)
 
 
 def encoded_pairs(pairs: Sequence[Pair], tokenizer: Tokenizer, speaker: str) -> list[tuple[Encoded, Encoded]]:
     """Both sides of each pair as ids; scored are the answers with their ends."""
-    chosen, rejected = (
-        encoded(
-            [Conversation((Turn(pair.prompt, getattr(pair, side)),)) for pair in pairs], tokenizer, speaker
-        )
-        for side in SIDES
-    )
-    return list(zip(chosen, rejected, strict=True))
+    chosen = [Conversation((Turn(pair.prompt, pair.chosen),)) for pair in pairs]
+    rejected = [Conversation((Turn(pair.prompt, pair.rejected),)) for pair in pairs]
+    both = (encoded(side, tokenizer, speaker) for side in (chosen, rejected))
+    return list(zip(*both, strict=True))
 
 
 class PairRows:
@@ -104,13 +100,8 @@ class PairRows:
 
         Raises DataError where none is left.
         """
-        self.seq_len, self.seed, self.pad_id, self.name, self.reference = (
-            seq_len,
-            seed,
-            pad_id,
-            name,
-            reference,
-        )
+        self.seq_len, self.seed, self.pad_id, self.name = seq_len, seed, pad_id, name
+        self.reference = reference
         self.pairs = [pair for pair in pairs if max(len(side.tokens) for side in pair) <= seq_len + 1]
         self.too_long = len(pairs) - len(self.pairs)
         if not self.pairs:
@@ -120,17 +111,14 @@ class PairRows:
         """Batch of the rows with these numbers."""
         count, pair = len(self.pairs), numbers // 2
         places = permuted(pair % count, count, self.seed, pair // count)
-        return self._with_reference(
-            [self.pairs[place][side] for place, side in zip(places, numbers % 2, strict=True)]
-        )
+        sides = [self.pairs[place][side] for place, side in zip(places, numbers % 2, strict=True)]
+        return self._with_reference(sides)
 
     def in_order(self, batch_size: int) -> list[Batch]:
         """Every pair once, as batches of at most so many rows."""
         sides = [side for pair in self.pairs for side in pair]
-        return [
-            self._with_reference(sides[first : first + batch_size])
-            for first in range(0, len(sides), batch_size)
-        ]
+        starts = range(0, len(sides), batch_size)
+        return [self._with_reference(sides[first : first + batch_size]) for first in starts]
 
     def _with_reference(self, sides: Sequence[Encoded]) -> Batch:
         batch = laid_out([[side] for side in sides], self.seq_len, self.pad_id)._replace(segments=None)
@@ -144,11 +132,8 @@ class PairRows:
         """What the data is: sizes and hashes."""
         tokens = np.concatenate([side.tokens for pair in self.pairs for side in pair])
         return {
-            "dataset_name": self.name,
-            "dataset_size_tokens": len(tokens),
-            "hf_revision": None,
-            "first_1000_token_ids_sha256": sha256_of(tokens[:1000].astype("<i8").tobytes()),
-            "pairs_sha256": sha256_of(tokens.astype("<i8").tobytes()),
+            **source_facts(self.name, len(tokens), tokens),
+            "pairs_sha256": ids_sha256(tokens),
             "pairs": len(self.pairs),
             "pairs_too_long": self.too_long,
             "sampling_strategy": "pairs_once_per_epoch",

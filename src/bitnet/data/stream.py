@@ -23,6 +23,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet.files import sha256_of
+
 
 class Batch(NamedTuple):
     """input_ids, targets: int64 (B, T), targets[t] is the token after input_ids[t]; loss_mask: bool (B, T).
@@ -88,6 +90,23 @@ class RowSource(Protocol):
     def fingerprint(self) -> dict[str, Any]:
         """What the data is, for meta/dataset_fingerprint.json."""
         ...
+
+
+def source_facts(
+    name: str, tokens: int, first: NDArray[np.integer[Any]], revision: str | None = None
+) -> dict[str, Any]:
+    """The entries that every fingerprint begins with. tokens: in all; first: at least 1,000 ids, or all."""
+    return {
+        "dataset_name": name,
+        "dataset_size_tokens": tokens,
+        "hf_revision": revision,
+        "first_1000_token_ids_sha256": ids_sha256(first[:1000]),
+    }
+
+
+def ids_sha256(ids: NDArray[np.integer[Any]]) -> str:
+    """The SHA-256 of token ids as little-endian int64."""
+    return sha256_of(ids.astype("<i8").tobytes())
 
 
 def row_numbers(

@@ -11,7 +11,7 @@ any token, and padding does not occur. Not here: the files (shards.py), which ro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 
 from bitnet.data.permutation import permuted
 from bitnet.data.shards import Shards
-from bitnet.data.stream import Batch, shifted
+from bitnet.data.stream import Batch, shifted, source_facts
 from bitnet.errors import ConfigError, DataError
-from bitnet.files import sha256_of
 from bitnet.text.tokenizer import Tokenizer
 
 PUBLISHED: dict[str, tuple[float, str]] = {"HuggingFaceFW/fineweb-edu": (1.3e12, "1.3T (GPT-2 tokenization)")}
@@ -79,10 +78,7 @@ class WindowRows:
         manifest, train, held_out = self.shards.manifest, self.shards.train, self.shards.held_out
         size, told, strategy = corpus_facts(self.shards)
         return {
-            "dataset_name": manifest["name"],
-            "dataset_size_tokens": train.tokens,
-            "hf_revision": manifest["hf_revision"],
-            "first_1000_token_ids_sha256": sha256_of(train.read(0, 1000).astype("<i8").tobytes()),
+            **source_facts(manifest["name"], train.tokens, train.read(0, 1000), manifest["hf_revision"]),
             "sampling_strategy": "each_window_once_per_epoch",
             "tokenizer_vocab_size": manifest["tokenizer"]["tokenizer_vocab_size"],
             "tokenizer_sha256": manifest["tokenizer"]["tokenizer_sha256"],
@@ -129,21 +125,25 @@ def text_batches(
         ids = tokenizer.encode_array(text).astype(np.int64)
         waiting = np.concatenate([waiting, ids, np.array([tokenizer.eos_id])])
         while len(waiting) > size:
-            yield _windows(waiting[: size + 1], seq_len, tokenizer.pad_id)
+            yield _overlapping(waiting[: size + 1], seq_len, tokenizer.pad_id)
             waiting = waiting[size:]
     if len(waiting) > 1:
-        yield _windows(waiting, seq_len, tokenizer.pad_id)
+        yield _overlapping(waiting, seq_len, tokenizer.pad_id)
 
 
-def _windows(tokens: NDArray[np.int64], seq_len: int, pad_id: int) -> Batch:
+def _overlapping(tokens: NDArray[np.int64], seq_len: int, pad_id: int) -> Batch:
     """A row of tokens as windows that overlap by one."""
-    count = -(-(len(tokens) - 1) // seq_len)
-    rows = np.full((count, seq_len + 1), pad_id, dtype=np.int64)
-    real = np.zeros(rows.shape, dtype=bool)
-    for row in range(count):
-        part = tokens[row * seq_len : (row + 1) * seq_len + 1]
-        rows[row, : len(part)], real[row, : len(part)] = part, True
-    return shifted(rows, real)
+    starts = range(0, len(tokens) - 1, seq_len)
+    return _padded([tokens[start : start + seq_len + 1] for start in starts], seq_len, pad_id)
+
+
+def _padded(parts: Sequence[NDArray[np.int64]], seq_len: int, pad_id: int) -> Batch:
+    """One row for each part, of at most seq_len + 1 tokens; padding is not scored."""
+    tokens = np.full((len(parts), seq_len + 1), pad_id, dtype=np.int64)
+    real = np.zeros(tokens.shape, dtype=bool)
+    for row, part in enumerate(parts):
+        tokens[row, : len(part)], real[row, : len(part)] = part, True
+    return shifted(tokens, real)
 
 
 def held_out_batches(
@@ -161,13 +161,7 @@ def held_out_batches(
             "documents"
         )
     count = min(there, max_windows)
-    chosen = np.arange(count) * there // count
-    tokens = np.full((count, seq_len + 1), pad_id, dtype=np.int64)
-    real = np.zeros(tokens.shape, dtype=bool)
-    for row, window in enumerate(chosen):
-        part = stream.read(int(window) * seq_len, seq_len + 1)
-        tokens[row, : len(part)], real[row, : len(part)] = part, True
-    return [
-        shifted(tokens[first : first + batch_size], real[first : first + batch_size])
-        for first in range(0, count, batch_size)
-    ]
+    windows = np.arange(count) * there // count
+    parts = [stream.read(int(window) * seq_len, seq_len + 1) for window in windows]
+    starts = range(0, count, batch_size)
+    return [_padded(parts[first : first + batch_size], seq_len, pad_id) for first in starts]

@@ -26,14 +26,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
 from bitnet.bounds import MOST_ROWS, within
-from bitnet.data.conversations import (
-    Conversation,
-    ConversationRows,
-    chained,
-    encoded,
-    read_conversations,
-    single_batches,
-)
+from bitnet.data.conversation_rows import ConversationRows, single_batches
+from bitnet.data.conversations import Conversation, chained, encoded, read_conversations
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches

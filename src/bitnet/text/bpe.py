@@ -13,8 +13,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from bitnet.errors import ConfigError, DataError
-from bitnet.text.subword import SubwordTokenizer, tokenizers_package
+from bitnet.text.subword import SubwordTokenizer
 from bitnet.text.tokenizer import SPECIAL_TOKENS
+from bitnet.text.tokenizer_json import tokenizers_package
 from bitnet.text.word_cache import pieces
 
 SMALLEST = len(SPECIAL_TOKENS) + 256

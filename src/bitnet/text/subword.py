@@ -2,49 +2,34 @@
 
 One class for those that bpe.py trains and for pretrained ones. The file is kept byte for byte, so that its
 SHA-256 names the tokenizer wherever it is copied. Text such as "</s>" inside a document is encoded as the
-letters it consists of. Not here: training (bpe.py), fetching by name (pretrained.py), chat formats.
+letters it consists of. Not here: what a stranger's file may do (tokenizer_json.py), training (bpe.py),
+fetching by name (pretrained.py), chat formats.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from bitnet.bounds import MOST_ENTRIES
-from bitnet.errors import BitnetError, ConfigError, DataError, NotFoundError
+from bitnet.errors import DataError, NotFoundError
 from bitnet.files import read_json, read_text, sha256_of, write_atomic, write_json
+from bitnet.text.tokenizer_json import COPY, check_ids, library_errors, read_library_tokenizer, read_settings
 from bitnet.text.word_cache import WordEncoder
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer as LibraryTokenizer
 
 TOKENIZER_FILE = "tokenizer.json"
 CONFIG_FILE = "tokenizer_config.json"
-MAX_BYTES = (
-    64 << 20
-)  # vocabularies of 262,144 entries with their merges have some 35 MB; as objects they take twenty times that
-COPY = "copy the folder again from where it came"
 TOKENS_FILE = "special_tokens_map.json"  # where older folders name their special tokens
-MOST_GROWTH = (
-    1_000  # of a text by its tokenizer's replacements; sentencepiece vocabularies have a growth of 1
-)
-TRIED = "The 3 dogs\n"  # what a tokenizer must be able to encode and decode, or it is refused when it is read
-END_TOKENS = (
-    "</s>",
-    "<|endoftext|>",
-    "<|end_of_text|>",
-    "<eos>",
-    "<|im_end|>",
-)  # tried where no config names one
+# Vocabularies of 262,144 entries with their merges have some 35 MB; as objects they take twenty times that.
+MAX_BYTES = 64 << 20
+END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>", "<|im_end|>")
+"""Tried in this order where no configuration names the token that ends a text."""
 
 
 class SubwordTokenizer:
@@ -55,10 +40,10 @@ class SubwordTokenizer:
         among them.
         """
         self._content, self._config = content, config
-        self._settings = _settings(content)
-        self._library = _parsed(content)
+        self._settings = read_settings(content)
+        self._library = read_library_tokenizer(content)
         self._ids = self._library.get_vocab(with_added_tokens=True)
-        _check_ids(self._ids)
+        check_ids(self._ids)
         self._end = self._special("eos_token", END_TOKENS)
         if self._end is None:
             raise DataError(
@@ -100,11 +85,9 @@ class SubwordTokenizer:
         import numpy as np
 
         try:
-            return (
-                self._words(text)
-                if self._cuts_like_gpt2
-                else np.array(self._encode_many([text])[0], dtype=np.uint32)
-            )
+            if self._cuts_like_gpt2:
+                return self._words(text)
+            return np.array(self._encode_many([text])[0], dtype=np.uint32)
         except (UnicodeEncodeError, TypeError):
             raise DataError(
                 "the text holds half of a surrogate pair, which UTF-8 cannot represent; remove it"
@@ -112,9 +95,8 @@ class SubwordTokenizer:
 
     def _encode_many(self, texts: list[str]) -> list[list[int]]:
         with library_errors("the tokenizer cannot encode the text"):
-            return [
-                encoding.ids for encoding in self._library.encode_batch_fast(texts, add_special_tokens=False)
-            ]
+            found = self._library.encode_batch_fast(texts, add_special_tokens=False)
+            return [encoding.ids for encoding in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids; special tokens are left out."""
@@ -175,10 +157,6 @@ class SubwordTokenizer:
         except DataError as error:
             raise DataError(f"{folder}: {error}") from None
 
-    def tokens(self) -> dict[str, int]:
-        """Every token as the vocabulary spells it, with its id."""
-        return dict(self._ids)
-
     def _special(self, role: str, fallbacks: Sequence[str]) -> int | None:
         """Id of a special token: what the configuration names, else the first fallback that the vocabulary
         has.
@@ -194,131 +172,21 @@ class SubwordTokenizer:
 
     @cached_property
     def _cuts_like_gpt2(self) -> bool:
-        """Whether words.py may cut its texts: GPT-2's expression, digits apart or not, and nothing that
+        """Whether word_cache.py may cut its texts: GPT-2's expression, digits apart or not, and nothing that
         rewrites text.
         """
-        steps = self._settings.get("pre_tokenizer") or {}
-        steps = steps.get("pretokenizers", [steps]) or [{}]
-        last = steps[-1]
-        gpt2 = (
-            last.get("type") == "ByteLevel"
-            and not last.get("add_prefix_space")
-            and last.get("use_regex", True)
-        )
-        ordinary = all(token["special"] for token in self._settings.get("added_tokens", ()))
+        whole = self._settings.get("pre_tokenizer") or {}
+        *before, last = whole.get("pretokenizers", [whole]) or [{}]
+        gpt2 = last.get("type") == "ByteLevel" and last.get("use_regex", True)
+        added = self._settings.get("added_tokens", ())
+
         return (
             gpt2
-            and ordinary
+            and not last.get("add_prefix_space")
+            and all(step.get("type") == "Digits" for step in before)
+            and all(token["special"] for token in added)
             and self._settings.get("normalizer") is None
-            and all(s.get("type") == "Digits" for s in steps[:-1])
         )
-
-
-def tokenizers_package() -> ModuleType:
-    """The library, imported where it is needed."""
-    try:
-        import tokenizers
-    except ImportError:
-        raise ConfigError(
-            "subword tokenizers need the package tokenizers; install it with: pip install 'bitnet[text]'"
-        ) from None
-    return tokenizers
-
-
-def _parsed(content: str) -> LibraryTokenizer:
-    """The library's tokenizer, set to treat all text as text and to cut, pad and draw nothing. Raises
-    DataError.
-
-    It is tried on a text at once: some that can be read fail at the first word.
-    """
-    library_tokenizer = tokenizers_package().Tokenizer
-    with _quiet(), library_errors("the tokenizer is not a readable tokenizer.json"):
-        library: LibraryTokenizer = library_tokenizer.from_str(content)
-        library.no_truncation()
-        library.no_padding()
-        library.encode_special_tokens = True
-        if getattr(library.model, "dropout", None):
-            library.model.dropout = None  # merges left out at random would give a text other ids each time
-        library.decode(library.encode(TRIED, add_special_tokens=False).ids)
-    return library
-
-
-def _settings(content: str) -> dict[str, Any]:
-    """The values of a tokenizer.json. Raises DataError for no object, and for steps that make a text many
-    times longer.
-    """
-    try:
-        values = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"the tokenizer is not a readable tokenizer.json ({error}); {COPY}") from None
-    if not isinstance(values, dict):
-        raise DataError(f"the tokenizer.json holds a {type(values).__name__} where an object belongs; {COPY}")
-    for name in ("normalizer", "decoder"):
-        growth = math.prod(len(text) for text in _inserted(values.get(name)))
-        if growth > MOST_GROWTH:
-            raise DataError(
-                f"the {name} of the tokenizer may make a text {growth:,} times longer, above "
-                f"{MOST_GROWTH:,}; {COPY}"
-            )
-    return values
-
-
-def _inserted(step: object) -> Iterator[str]:
-    """The texts that a step, or one inside it, puts in place of others. Each may stand in for every character
-    of the one before.
-    """
-    if isinstance(step, list):
-        for part in step:
-            yield from _inserted(part)
-    elif isinstance(step, dict):
-        content = step.get("content")
-        if step.get("type") == "Replace" and isinstance(content, str) and content:
-            yield content
-        yield from _inserted([value for value in step.values() if isinstance(value, dict | list)])
-
-
-def _check_ids(ids: Mapping[str, int]) -> None:
-    """Raise DataError for ids that no embedding should be made for. The library itself refuses those that are
-    no uint32.
-    """
-    largest = max(ids.values(), default=-1)
-    if not 0 <= largest < MOST_ENTRIES:
-        raise DataError(
-            f"the tokenizer's largest id is {largest:,}, above the {MOST_ENTRIES - 1:,} that are read; {COPY}"
-        )
-    if len(set(ids.values())) < len(ids):
-        raise DataError(f"the tokenizer gives one id to several of its {len(ids):,} tokens; {COPY}")
-
-
-@contextmanager
-def library_errors(what: str) -> Iterator[None]:
-    """Turn what the library raises into one DataError: plain exceptions, and panics of its Rust code, which
-    are no Exception.
-    """
-    try:
-        yield
-    except (KeyboardInterrupt, SystemExit, UnicodeEncodeError, TypeError, BitnetError):
-        raise
-    except BaseException as error:  # noqa: BLE001  the library raises nothing narrower
-        raise DataError(f"{what} ({' '.join(str(error).split()):.200}); {COPY}") from None
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep what Rust prints of a panic from standard error: the message above says it."""
-    try:
-        kept = os.dup(2)
-    except OSError:  # there is no standard error
-        yield
-        return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
 
 
 def _object(path: Path) -> dict[str, Any]:
