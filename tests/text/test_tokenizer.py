@@ -29,7 +29,7 @@ def test_a_folder_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert load_tokenizer(tmp_path / "made").encode("ab") == CHARACTERS.encode("ab")
 
     def fails(folder: Path) -> None:
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
         (folder / "half").touch()
         raise OSError(28, "No space left on device")
 
