@@ -58,6 +58,30 @@ def test_parsing_leaves_the_terminal_width_as_it_was(monkeypatch: pytest.MonkeyP
     assert "COLUMNS" not in os.environ
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        (["evaluate"], "RUN is missing: Run id, directory, checkpoint, experiment name, or latest"),
+        (
+            ["tokenizer", "train"],
+            "--vocab-size INT is missing: Entries, special tokens and the 256 bytes included; --out PATH is "
+            "missing: ",
+        ),
+        (["train", "arithmetic", "--num-steps", "1e3"], "--num-steps is '1e3', which is not a whole number"),
+        (["complete", "x", "y", "--max-new-tokens", "many"], "--max-new-tokens is 'many', which is not"),
+        (["complete", "x", "y", "--top-p", "high"], "--top-p is 'high', which is not a number"),
+        (["train", "arithmetic", "--resume", "no"], "--resume is 'no'; it must be one of auto, never, must"),
+        (["train", "arithmetic", "--weights", "half"], "--weights is 'half'; it must be one of"),
+        (["report", "--out"], "--out needs a value"),
+    ],
+)
+def test_a_wrong_value_is_said_in_plain_words(
+    words: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words) == 2
+    assert line in capsys.readouterr().err
+
+
 def test_help_names_what_a_flag_takes(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["complete", "--help"])

@@ -158,4 +158,22 @@ def _condensed(box: str, verb: str) -> str:
     message = " ".join(sections[0] if "╭" in plain or len(sections) == 1 else sections[1]).rstrip(".")
     near = [line.split()[0] for section in sections for line in section if line.startswith("--")]
     hint = f' Did you mean "{near[0]}"?' if near and "nrecognized" in message else ""
-    return f"{message}.{hint} See: bitnet {verb} --help"
+    return f"{_plain(message)}.{hint} See: bitnet {verb} --help"
+
+
+def _plain(message: str) -> str:
+    """The parser's message in the words of this program; one that is not known stays as it is."""
+    if message.startswith("Missing from"):
+        missing = re.findall(r"(--\S+ \S+|[A-Z]+(?:\.\.\.)?) (.+?)\.? \(required\)", message)
+        return "; ".join(f"{name} is missing: {about}" for name, about in missing) or message
+
+    wrong = re.match(r"Error parsing (--\S+): .*(int\(\) with base 10|float): '(.*)'", message)
+    if wrong:
+        kind = "a whole number" if wrong[2].startswith("int") else "a number"
+        return f"{wrong[1]} is {wrong[3]!r}, which is not {kind}"
+
+    wrong = re.match(r"invalid choice ('.*') for argument '(--\S+)'\. Expected one of \((.*)\)", message)
+    if wrong:
+        choices = wrong[3].replace("'None', ", "").replace("'", "").rstrip(",")
+        return f"{wrong[2]} is {wrong[1]}; it must be one of {choices}"
+    return re.sub(r"Missing value for argument '(--\S+)'\. Expected .* values?", r"\1 needs a value", message)
