@@ -79,5 +79,5 @@ def test_rows_that_come_again_are_seen(subject: Subject) -> None:
 
 
 def test_the_loop_is_followed_in_a_row(subject: Subject) -> None:
-    made, problems = check_plan._made_in_a_row(check_plan._small(subject), 20)
+    made, problems = check_plan._made_in_a_row(check_plan.small_subject(subject), 20)
     assert (made, problems) == (20, [])

@@ -1,69 +1,63 @@
 """Does the experiment's judge say what a model can do? Suspect: evaluation.
 
-A model that never trained must not pass; one that has the held-out examples by heart must; and one that is
-wrong in its last character only, that never ends or ends too early must not. Where text is judged, a model
-that repeats itself is called looping.
+A model that never trained must not pass. One that has the held-out examples by heart must pass, and must not
+when it is wrong in its last character only, never ends, or ends too early. Where text is judged, a model that
+repeats itself is called looping.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitnet.data.stream import Batch
-from bitnet.diagnose.check_marks import before_answers
+from bitnet.diagnose.check_marks import before_answers, end_id
 from bitnet.diagnose.finding import STRONG, Check, Part
-from bitnet.diagnose.ngrams import examples, rows_of
+from bitnet.diagnose.ngrams import examples, rows_in
 from bitnet.diagnose.subject import Subject
 from bitnet.nn.transformer import BitNetTransformer
 
-JUDGE = Part(
-    suspect="evaluation", source="the task's own interface", explained_by=frozenset({"data", "decoding"})
+JUDGE = Part("evaluation", "the task's own interface", weight=STRONG)
+ANSWERS = Part(
+    "evaluation", "a stand-in for the model that gives known answers", explained_by={"data", "decoding"}
 )
-JUDGED = 6
+JUDGED = 6  # cases that are judged each time
 Text = tuple[int, ...]
-EVALUATION = Part("evaluation", "the task's own interface", weight=STRONG)
 
 
 def judging(subject: Subject) -> Iterator[Check]:
     """All checks of this file."""
     frozen = list(subject.task.frozen_evaluation())
     yield from judged(subject)
-    yield from strictness(subject, frozen)
+    if subject.task.end_mark is not None:
+        yield from strictness(subject, frozen)
     yield from repetition(subject, frozen)
 
 
 def judged(subject: Subject) -> Iterator[Check]:
-    """Shares are shares, the count is kept, and a model that never trained does not pass."""
+    """Shares are shares, the cases are counted, and a model that never trained does not pass."""
     fresh = subject.model if subject.fresh else subject.new_model(subject.config)
     metrics, again = (subject.task.judge(fresh, JUDGED) for _ in range(2))
-    counts = {name: value for name, value in metrics.items() if name.endswith("_cases")}
-    shares = {
-        name: metrics[name.removesuffix("_cases")]
-        for name in counts
-        if name.removesuffix("_cases") in metrics
-    }
-    sound = (
-        bool(counts)
-        and all(math.isfinite(value) for value in metrics.values())
-        and all(value >= 0 for value in shares.values())
-    )
+    counted = [name.removesuffix("_cases") for name in metrics if name.endswith("_cases")]
+    finite = all(math.isfinite(value) for value in metrics.values())
+    sound = bool(counted) and finite and all(metrics.get(name, 0) >= 0 for name in counted)
     same = metrics == again
-    yield EVALUATION(
+    yield JUDGE(
         "judge counts its cases and repeats",
         "the judge's figures are not finite, not counted, or change from call to call",
     ).holds(
         sound and same,
-        f"{len(counts)} counted, repeats: {same}",
+        f"{len(counted)} counted, repeats: {same}",
         "every figure with its cases, twice the same",
     )
+
     known = [criterion for criterion in subject.criteria if criterion.metric in metrics]
     passed = [str(criterion) for criterion in known if criterion.met(metrics[criterion.metric])]
-    yield EVALUATION(
+    yield JUDGE(
         "an untrained model does not pass",
         "the judge is satisfied with a model that knows nothing",
         source="weights that never trained",
@@ -83,8 +77,8 @@ class _History:
 
 
 class Oracle(torch.nn.Module):
-    """A model that has the given texts by heart: after a beginning of one of them it is sure of the next
-    token.
+    """A stand-in for a model that has the given texts by heart: after a beginning of one of them it is sure
+    of the next token.
     """
 
     def __init__(self, model: BitNetTransformer, texts: Iterable[Text], otherwise: int = 0) -> None:
@@ -121,98 +115,83 @@ def judged_as(subject: Subject, model: Oracle, metric: str) -> float | None:
         return None
 
 
-def spoiled(text: Text, end: int, other: Callable[[int], int]) -> dict[str, Text]:
-    """The same example, wrong in one way each. other: another id that occurs in such texts."""
-    *body, last, mark = text
-    assert mark == end
-    return {
-        "the last character is another": (*body, other(last), mark),
-        "the end mark does not come": (*body, last, other(end), other(end)),
-        "a character follows the answer": (*body, last, other(last), mark),
-    }
-
-
-def answer_start(subject: Subject, text: Text) -> int:
-    """Where the answer begins: after the last place that looks like the end of the task's prompts; 0 where
-    they have none in common.
-    """
-    before = tuple(before_answers(subject))
-    places = [
-        end for end in range(len(before), len(text) - 1) if before and text[end - len(before) : end] == before
-    ]
-    return places[-1] if places else 0
-
-
 def strictness(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
-    """Where success is an exact match: right answers pass, and answers that are wrong in one character count
-    as wrong.
+    """Where success is an exact match: right answers pass, and answers that are wrong in one character do
+    not.
     """
-    wanted = [criterion for criterion in subject.criteria if criterion.metric == "exact_match"]
-    if not wanted or subject.task.end_mark is None:
+    tokenizer, end = subject.task.tokenizer, end_id(subject)
+    known = {text for text in examples(rows_in(frozen, tokenizer.pad_id), end) if len(text) >= 4}
+    wanted = next((criterion for criterion in subject.criteria if criterion.metric == "exact_match"), None)
+    share = judged_as(subject, Oracle(subject.model, known), "exact_match") if wanted else None
+    if wanted is None or share is None:
         return
-    tokenizer = subject.task.tokenizer
-    end = tokenizer.encode(subject.task.end_mark)[0]
-    found = examples([row for batch in frozen for row in rows_of(batch, tokenizer.pad_id)], end)
-    known = {text for text in found if len(text) >= 4}
-    share = judged_as(subject, Oracle(subject.model, known), "exact_match")
-    if share is None:
-        return
-    yield JUDGE(
-        "right answers pass",
-        "the judge does not recognise right answers",
-        source="a stand-in for the model that has the held-out examples by heart",
-    ).holds(wanted[0].met(share), share, str(wanted[0]))
-    used = sorted({token for text in known for token in text[answer_start(subject, text) or -3 : -1]})
+    yield ANSWERS("right answers pass", "the judge does not recognise right answers").holds(
+        wanted.met(share), share, str(wanted)
+    )
+
+    before = before_answers(subject)
+    starts = {text: answer_start(text, before) for text in known}
+    used = sorted({token for text in known for token in text[starts[text] or -3 : -1]})
     if len(used) < 2:
         return
-    wrong: dict[str, set[Text]] = {}
-    for text in known:
-        for way, changed in spoiled(
-            text, end, lambda token: next(one for one in used if one != token)
-        ).items():
-            wrong.setdefault(way, set()).add(changed)
+    wrong = spoiled(known, end, used)
     for token in used:  # a sign before a number, for one
-        way = f"{tokenizer.decode([token])!r} stands before the answer"
-        wrong[way] = {
-            (*text[:start], token, *text[start:]) for text in known if (start := answer_start(subject, text))
+        wrong[f"{tokenizer.decode([token])!r} stands before the answer"] = {
+            (*text[:start], token, *text[start:]) for text, start in starts.items() if start
         }
     shares = {
         way: judged_as(subject, Oracle(subject.model, texts), "exact_match") or 0.0
         for way, texts in wrong.items()
     }
-    yield JUDGE(
-        "wrong answers do not pass",
-        "and the answer counts as right",
-        source="stand-ins that are wrong in one character",
-    ).below(shares, 0.0, "share that counts as right")
+    yield ANSWERS("wrong answers do not pass", "and the answer counts as right").below(
+        shares, 0.0, "share that counts as right"
+    )
+
+
+def spoiled(texts: Iterable[Text], end: int, used: Sequence[int]) -> dict[str, set[Text]]:
+    """The same examples, wrong in one way each. used: ids that occur in answers, two at least."""
+
+    def other(token: int) -> int:
+        return next(one for one in used if one != token)
+
+    wrong: dict[str, set[Text]] = {}
+    for *body, last, mark in texts:
+        assert mark == end
+        for way, changed in (
+            ("the last character is another", (*body, other(last), mark)),
+            ("the end mark does not come", (*body, last, other(end), other(end))),
+            ("a character follows the answer", (*body, last, other(last), mark)),
+        ):
+            wrong.setdefault(way, set()).add(changed)
+    return wrong
+
+
+def answer_start(text: Text, before: Sequence[int]) -> int:
+    """Where the answer begins: after the last place that looks like the end of the task's prompts. 0 where
+    the prompts have no end in common.
+    """
+    mark, width = tuple(before), len(before)
+    places = [end for end in range(width, len(text) - 1) if width and text[end - width : end] == mark]
+    return places[-1] if places else 0
 
 
 def repetition(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
-    """Where loops are judged: a model that always says the same is looping."""
+    """Where loops are judged: a model that always says the same word is looping."""
     if not any(criterion.metric == "greedy_looping" for criterion in subject.criteria):
         return
     scored = torch.cat([batch.targets[batch.loss_mask] for batch in frozen])
-    usual = next(
-        (
-            token
-            for token in torch.bincount(scored).argsort(descending=True).tolist()
-            if _is_word(subject, token)
-        ),
-        None,
-    )
-    if usual is None:
+    often_first = torch.bincount(scored).argsort(descending=True).tolist()
+    word = next((token for token in often_first if _is_word(subject, token)), None)
+    if word is None:
         return
-    found = judged_as(subject, Oracle(subject.model, (), otherwise=usual), "greedy_looping")
-    if found is None:
-        return
-    yield JUDGE("repetition is called looping", "loops are not noticed", weight=STRONG).holds(
-        found == 1.0, found, "1.0 of the texts of a model that says one word for ever"
-    )
+    found = judged_as(subject, Oracle(subject.model, (), otherwise=word), "greedy_looping")
+    if found is not None:
+        yield ANSWERS("repetition is called looping", "loops are not noticed", weight=STRONG).holds(
+            found == 1.0, found, "1.0 of the texts of a model that says one word for ever"
+        )
 
 
 def _is_word(subject: Subject, token: int) -> bool:
-    """Whether a token by itself is a word with the space before it, so that saying it again is saying a word
-    again.
-    """
+    """Whether a token is a whole word with the space before it, so that saying it again repeats a word."""
     text = subject.task.tokenizer.decode([token])
     return text[:1] == " " and text[1:].isalpha()

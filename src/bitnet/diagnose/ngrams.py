@@ -11,6 +11,7 @@ Not here: any model with weights.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,6 +27,11 @@ def rows_of(batch: Batch, pad_id: int) -> Rows:
     """The tokens of each row, the last target included, without the padding at its end."""
     tokens = np.concatenate([batch.input_ids.numpy(), batch.targets.numpy()[:, -1:]], axis=1)
     return [_trimmed(row, pad_id) for row in tokens]
+
+
+def rows_in(batches: Iterable[Batch], pad_id: int) -> Rows:
+    """The same for the rows of several batches."""
+    return [row for batch in batches for row in rows_of(batch, pad_id)]
 
 
 def _trimmed(row: NDArray[np.int64], pad_id: int) -> NDArray[np.int64]:
