@@ -26,6 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "nn": set(),
     "text": set(),
     "data": {"text"},
+    "engine": {"nn", "kernels", "generate"},
     "optim": {"nn"},
     "generate": {"nn", "text"},
     "run": {"nn", "text"},

@@ -78,6 +78,88 @@ static void quantizing(int path, int64_t n, int64_t in, int bf16)
     free(x), free(narrow), free(columns);
 }
 
+static float small(void) { return ((float)(random_bits() >> 8) - 8388608.0f) * 1e-8f; }
+
+static float *random_floats(int64_t count, float offset)
+{
+    float *x = malloc(4 * (size_t)count);
+    for (int64_t i = 0; i < count; i++) x[i] = offset + small();
+    return x;
+}
+
+/* A matrix whose buffers have exactly the size that its format needs; `owned` gets what has to be freed. */
+static struct matrix random_matrix(int64_t format, int64_t out, int64_t in, int int8_inputs, void **owned)
+{
+    struct matrix m = {NULL, NULL, out, in, format, int8_inputs};
+    const int64_t groups = blocks_of(out, SIDE) * blocks_of(in, INT4_GROUP) * SIDE * 2;
+    float *weight = random_floats(out * in, 0), *scale = format == INT4 ? malloc((size_t)groups) : random_floats(out, 0.1f);
+    owned[1] = scale;
+    if (format == TERNARY) {
+        int8_t *codes = malloc((size_t)(out * in));
+        owned[0] = malloc((size_t)(blocks_of(out, SIDE) * blocks_of(in, SIDE) * TILE));
+        decoder_ternarize(weight, out, in, scale, codes);
+        failures += ternary_pack(codes, out, in, 0, owned[0], 1) != OK;
+        free(codes);
+    } else {
+        owned[0] = malloc((size_t)(blocks_of(out, SIDE) * tile_bytes(format, in)));
+        failures += decoder_pack(format, weight, out, in, owned[0], format >= INT8 ? scale : NULL, 2) != OK;
+    }
+    free(weight);
+    m.data = owned[0], m.scale = format == TERNARY || format >= INT8 ? scale : NULL;
+    return m;
+}
+
+/* A text longer than a chunk beside a short one, then a step of both: logits have the same bits on every path. */
+static void decoding(int path, int64_t head_format, int64_t format, int int8_inputs, int sub_norm, int relu2)
+{
+    enum { VOCAB = 37, WIDTH = 36, HEADS = 6, KV = 2, DIM = 6, INNER = 52, LAYERS = 2, LENGTH = 160 };
+    void *owned[64] = {0};
+    struct layer layers[LAYERS];
+    struct model m = {VOCAB, WIDTH, LAYERS, HEADS, KV, DIM, INNER, LENGTH, relu2, 1e-5, 0, 0, 0, layers, {0}, {0}};
+    int at = 0;
+    owned[at++] = (void *)(m.cos = random_floats(LENGTH * DIM / 2, 0.5f)), owned[at++] = (void *)(m.sin = random_floats(LENGTH * DIM / 2, 0.5f));
+    owned[at++] = (void *)(m.final_norm = random_floats(WIDTH, 1));
+    m.embeddings = random_matrix(head_format == INT4 ? INT8 : head_format, VOCAB, WIDTH, 0, owned + at), at += 2;
+    m.head = random_matrix(head_format, VOCAB, WIDTH, 0, owned + at), at += 2;
+    for (int l = 0; l < LAYERS; l++) {
+        float *attn_norm = random_floats(WIDTH, 1), *ffn_norm = random_floats(WIDTH, 1), *first = random_floats(WIDTH, 1), *second = random_floats(INNER, 1);
+        owned[at++] = attn_norm, owned[at++] = ffn_norm, owned[at++] = first, owned[at++] = second;
+        layers[l] = (struct layer){attn_norm, ffn_norm, sub_norm ? first : NULL, sub_norm ? second : NULL, {0}, {0}, {0}, {0}};
+        layers[l].qkv = random_matrix(format, WIDTH + 2 * KV * DIM, WIDTH, int8_inputs, owned + at), at += 2;
+        layers[l].attn_out = random_matrix(format, WIDTH, WIDTH, int8_inputs, owned + at), at += 2;
+        layers[l].gate_up = random_matrix(format, 2 * INNER, WIDTH, int8_inputs, owned + at), at += 2;
+        layers[l].down = random_matrix(format, WIDTH, INNER, int8_inputs, owned + at), at += 2;
+    }
+
+    enum { TOKENS = 147, STEP = 2 };
+    int64_t ids[TOKENS], row[TOKENS], position[TOKENS], want[2] = {139, TOKENS - 1}, both[2] = {0, 1};
+    int64_t capacity[2] = {144, 16}, last_row[2] = {0, 1}, last[2] = {140, 7};
+    for (int t = 0; t < TOKENS; t++) ids[t] = random_bits() % VOCAB, row[t] = t >= 140, position[t] = t >= 140 ? t - 140 : t;
+    float *logits[2];
+    for (int k = 0; k < 2; k++) {
+        const int used = k ? path : SCALAR;
+        float *cache[2];
+        logits[k] = malloc(4 * VOCAB * 4);
+        for (int i = 0; i < 2; i++) cache[i] = malloc(4 * (size_t)decoder_cache_floats(&m, capacity[i]));
+        struct batch prompt = {TOKENS, ids, row, position, 2, cache, capacity, 2, want, logits[k]};
+        struct batch step = {STEP, ids, last_row, last, 2, cache, capacity, 2, both, logits[k] + 2 * VOCAB};
+        void *workspace = malloc((size_t)decoder_workspace(&m, TOKENS));
+        failures += decoder_forward(used, &m, &prompt, workspace, 1 + k) != OK;
+        failures += decoder_forward(used, &m, &step, workspace, 1 + 2 * k) != OK;
+
+        /* What does not fit the model or a cache is refused before anything is touched. */
+        int64_t wrong_id[2] = {VOCAB, 0}, far[2] = {144, 0}, descending[2] = {1, 0}, third[2] = {2, 0};
+        struct batch wrong[] = {step, step, step, step};
+        wrong[0].ids = wrong_id, wrong[1].position = far, wrong[2].want = descending, wrong[3].row = third;
+        for (int i = 0; i < 4; i++) failures += decoder_forward(used, &m, &wrong[i], workspace, 1) != INVALID_BATCH;
+        free(workspace), free(cache[0]), free(cache[1]);
+    }
+    compare(logits[0], logits[1], 4 * VOCAB * 4, "logits", path, head_format, format, int8_inputs);
+    for (int i = 0; i < 4 * VOCAB; i++) failures += !(fabsf(logits[0][i]) < 1e6f);
+    free(logits[0]), free(logits[1]);
+    for (int i = 0; i < at; i++) free(owned[i]);
+}
+
 int main(void)
 {
     static const char *names[PATHS] = {"scalar", "avx2", "avx_vnni", "avx512_vnni", "neon"};
@@ -93,6 +175,10 @@ int main(void)
         products(path, 200, 700, 70, 0); /* enough work for several threads */
         products(path, 17, 5000, 9, 1);
         for (int a = 0; a < count; a++) quantizing(path, rows[a % 6], sides[a], a % 2), quantizing(path, 9, 40 * sides[a], a % 2 == 0);
+        for (int64_t head = FLOAT32; head < FORMATS; head++) {
+            decoding(path, head, TERNARY, 1, head % 2, head / 2 % 2);
+            decoding(path, FLOAT32, head, head % 2, head / 2 % 2, head % 2);
+        }
         printf("%s ", names[path]);
     }
     printf("%d comparisons, %d failures\n", comparisons, failures);

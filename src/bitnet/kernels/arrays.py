@@ -58,10 +58,19 @@ def packed_bytes(out_features: int, in_features: int) -> int:
 
 def empty_tiles(out_features: int, in_features: int) -> Array:
     """Memory for a packed matrix that begins at a cache line: a tile is one line then."""
-    size = packed_bytes(out_features, in_features)
+    return aligned_bytes(packed_bytes(out_features, in_features))
+
+
+def aligned_bytes(size: int) -> Array:
+    """Uninitialised memory, uint8 (size,), that begins at a cache line."""
     room = np.empty(size + CACHE_LINE, np.uint8)
-    start = -room.__array_interface__["data"][0] % CACHE_LINE
+    start = -address(room) % CACHE_LINE
     return room[start : start + size]
+
+
+def address(array: Array) -> int:
+    """Where an array's memory begins."""
+    return int(array.__array_interface__["data"][0])
 
 
 def pack(codes: Array, *, transposed: bool = False, tiles: Array | None = None, threads: int = 1) -> Packed:
@@ -239,7 +248,7 @@ def _address(
         raise ValueError(f"{name} is not contiguous and aligned; copy it first")
     if written and not flags.writeable:
         raise ValueError(f"{name} is written to, but it is read-only")
-    return int(array.__array_interface__["data"][0])
+    return address(array)
 
 
 def _dimensions(array: Array, name: str, wanted: int) -> None:

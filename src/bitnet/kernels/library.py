@@ -55,6 +55,16 @@ _SIGNATURES: dict[str, list[type]] = {
     ],
     "ternary_sums": [_int, _pointer, _size, _size, _pointer, _size, _pointer, _int],
     "ternary_product": [_int, _pointer, _size, _size, _pointer, _size, _pointer, _pointer, _pointer, _int],
+    "decoder_pack": [_size, _pointer, _size, _size, _pointer, _pointer, _int],
+    "decoder_ternarize": [_pointer, _size, _size, _pointer, _pointer],
+    "decoder_workspace": [_pointer, _size],
+    "decoder_cache_floats": [_pointer, _size],
+    "decoder_forward": [_int, _pointer, _pointer, _pointer, _int],
+}
+_RESULTS: dict[str, type | None] = {
+    "decoder_ternarize": None,
+    "decoder_workspace": _size,
+    "decoder_cache_floats": _size,
 }
 
 
@@ -186,6 +196,7 @@ def _open(file: Path, note: str) -> Loaded:
     try:
         for name, types in _SIGNATURES.items():
             getattr(library, name).argtypes = types
+            getattr(library, name).restype = _RESULTS.get(name, _int)
         library.ternary_paths.restype = ctypes.c_uint
         found = library.ternary_paths()
     except AttributeError as error:

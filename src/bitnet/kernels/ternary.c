@@ -1,4 +1,4 @@
-/* Products of int8 rows with ternary matrices that are packed at two bits a weight.
+/* Products of int8 rows with ternary matrices that are packed at two bits a weight, and a decoder that is made of them.
  *
  * Layout. A matrix W (out, in) with weights in {-1, 0, +1} is cut into tiles of 16 output rows x 16 inputs, 64 bytes each.
  * The tiles of the same 16 rows follow each other; `out` and `in` are padded to multiples of 16 with weights of zero.
@@ -16,10 +16,13 @@
  * instruction set gives the same integers. Float parts are plain C, compiled once per instruction set, with contraction
  * (fused multiply-add) off and reductions in a fixed order: they give the same bits everywhere, too.
  *
- * Callers check sizes; nothing here can. See arrays.py, which is the only caller.
+ * Callers check sizes; nothing here can. See arrays.py, and decoder.py for the decoder, which are the only callers.
  *
- * Sections: input blocks, scalar, AVX2, AVX-VNNI, AVX-512 VNNI, NEON, float parts, threads, paths, exported functions.
+ * Sections: input blocks, scalar, AVX2, AVX-VNNI, AVX-512 VNNI, NEON, float parts, dense tiles, paths, threads, packing,
+ * quantising rows, products; then the decoder: dense matrices, attention, one token after another; and at the end the dense
+ * tiles themselves, for which the file includes itself.
  */
+#if !defined(LANES)
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -43,7 +46,7 @@
 #define WIDEST 8              /* input rows of the widest kernel */
 #define TERNARY_MAX_IN (1 << 19) /* see avx512_vector: 2^17 inputs of a plane times 64 * 2 * -128 is -2^31 */
 
-enum { OK = 0, INVALID_CODE = 1, NO_MEMORY = 2, NO_PATH = 3 };
+enum { OK = 0, INVALID_CODE = 1, NO_MEMORY = 2, NO_PATH = 3, INVALID_BATCH = 4 };
 enum { SCALAR, AVX2, AVX_VNNI, AVX512_VNNI, NEON, PATHS };
 
 static int64_t blocks_of(int64_t length, int64_t size) { return (length + size - 1) / size; }
@@ -368,6 +371,8 @@ NEON_KERNEL(4)
  * Plain C that the compiler vectorises, once per instruction set. The rules are those of bitnet.nn.quantize and
  * bitnet.nn.rms_norm: magnitudes below EPSILON count as EPSILON, codes are rounded half to even. */
 #define EPSILON 1e-5f
+#define LARGEST_FINE 32639.0f /* 127 * 256 + 127: of 16-bit inputs */
+#define DENSE_PAD 32          /* rows of 16-bit inputs are padded to this */
 #define ROUNDING 12582912.0f /* 1.5 * 2^23: adding it rounds a float of small magnitude to an integer, half to even */
 
 struct rows { /* rows to quantise */
@@ -511,11 +516,127 @@ INLINE void finish_rows(const struct product *job, const int32_t *sums, int64_t 
         for (int64_t r = 0; r < count; r++) y[r] = (float)(sums[r] - input_sum) * job->scale[first + r] * step;
 }
 
+/* e^x to about one unit in the last place, for x of up to 88; more counts as 88, and less than -87 as -87. x = n ln 2 + r, and a
+ * polynomial (Cephes' expf) for e^r. A NaN stays one. */
+INLINE float exp_of(float x)
+{
+    x = x > 88.0f ? 88.0f : x;
+    x = x < -87.0f ? -87.0f : x;
+    const float shifted = x * 1.44269504088896341f + ROUNDING, n = shifted - ROUNDING;
+    const float r = x - n * 0.693359375f - n * -2.12194440e-4f;
+    float p = 1.9875691500e-4f;
+    p = p * r + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return (p * r * r + r + 1.0f) * float_of((uint32_t)(bits_of(shifted) - 0x4B400000 + 127) << 23);
+}
+
+/* Scores to e^(score - largest), in place. Returns 1 / their sum. */
+INLINE float exponentials(float *score, int64_t count)
+{
+    float top[16], part[16] = {0};
+    for (int lane = 0; lane < 16; lane++) top[lane] = score[0];
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        for (int lane = 0; lane < 16; lane++) top[lane] = score[i + lane] > top[lane] ? score[i + lane] : top[lane];
+    for (; i < count; i++) top[i % 16] = score[i] > top[i % 16] ? score[i] : top[i % 16];
+    for (int half = 8; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) top[lane] = top[lane + half] > top[lane] ? top[lane + half] : top[lane];
+
+    for (i = 0; i < count; i++) score[i] = exp_of(score[i] - top[0]);
+    for (i = 0; i + 16 <= count; i += 16)
+        for (int lane = 0; lane < 16; lane++) part[lane] += score[i + lane];
+    for (; i < count; i++) part[i % 16] += score[i];
+    for (int half = 8; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) part[lane] += part[lane + half];
+    return 1.0f / part[0];
+}
+
+/* What comes before a product in a decoder, row by row: a residual is added, or a feed-forward layer's gate is applied, then a
+ * norm, then the inputs are quantised; each where it is asked for. */
+struct preparing {
+    const float *residual; /* (n, in) added to rows.x in place; or NULL */
+    const float *gate_up;  /* (n, 2 in): rows.x becomes activation(gate) * up; or NULL */
+    int64_t relu2;         /* the activation is relu(x)^2, not x * sigmoid(x) */
+    int64_t int8_inputs;   /* rows.codes and rows.step are written */
+    float *values;         /* (n, stride) written: what a dense product takes, see "dense tiles"; or NULL */
+    int64_t stride, group; /* floats of a row; inputs of a group of 16-bit inputs, 0 for floats */
+    float *fine_step;      /* (n) written: the step of 16-bit inputs */
+    struct rows rows;      /* rows.x (n, in) float32 */
+};
+
+/* 16-bit inputs of a row: x = q * step, q = 256 high + low. `out`: q, then high, then low, each for `in` rounded up to DENSE_PAD and
+ * zero beyond in, then the sum of q for each group. */
+INLINE float quantize_finely(const float *x, int64_t in, int64_t group, void *out)
+{
+    const int64_t room = (in + DENSE_PAD - 1) / DENSE_PAD * DENSE_PAD;
+    int16_t *q = out;
+    int8_t *high = (int8_t *)(q + room), *low = high + room;
+    int32_t *sums = (int32_t *)(low + room), top = 0;
+    for (int64_t i = 0; i < in; i++) {
+        int32_t magnitude = bits_of(x[i]) & 0x7FFFFFFF;
+        top = magnitude > top ? magnitude : top;
+    }
+    float largest = float_of((uint32_t)top), inverse = 0;
+    if (largest < 1e-30f) largest = 1e-30f;
+    if (top < 0x7F800000) inverse = LARGEST_FINE / largest;
+
+    for (int64_t i = 0; i < in; i++) { /* 0 * infinity is no number: a row that is not finite has codes of 0, and its step tells */
+        int32_t code = inverse > 0 ? bits_of(x[i] * inverse + ROUNDING) - 0x4B400000 : 0, upper = (code + 128) >> 8;
+        q[i] = (int16_t)code, high[i] = (int8_t)upper, low[i] = (int8_t)(code - upper * 256);
+    }
+    for (int64_t i = in; i < room; i++) q[i] = 0, high[i] = 0, low[i] = 0;
+    for (int64_t first = 0; first < room; first += group) {
+        int32_t sum = 0;
+        for (int64_t i = first; i < smaller(first + group, room); i++) sum += q[i];
+        sums[first / group] = sum;
+    }
+    return top < 0x7F800000 ? largest / LARGEST_FINE : largest;
+}
+
+INLINE void apply_gate(const float *gate, const float *up, int64_t in, int64_t relu2, float *out)
+{
+    if (relu2) /* a NaN stays one */
+        for (int64_t i = 0; i < in; i++) {
+            float positive = gate[i] < 0 ? 0 : gate[i];
+            out[i] = positive * positive * up[i];
+        }
+    else
+        for (int64_t i = 0; i < in; i++) out[i] = gate[i] / (1.0f + exp_of(-gate[i])) * up[i];
+}
+
+INLINE void prepare_row(const struct preparing *job, int64_t row, float *work)
+{
+    const int64_t in = job->rows.in;
+    float *x = (float *)job->rows.x + row * in;
+    if (job->residual)
+        for (int64_t i = 0; i < in; i++) x[i] += job->residual[row * in + i];
+    if (job->gate_up) apply_gate(job->gate_up + 2 * row * in, job->gate_up + (2 * row + 1) * in, in, job->relu2, x);
+    if (job->int8_inputs) quantize_row(&job->rows, row, work);
+    if (!job->values) return;
+
+    float *values = job->values + row * job->stride;
+    const float *source = work;
+    if (job->int8_inputs) {
+        const int8_t *codes = job->rows.codes + row * in;
+        for (int64_t i = 0; i < in; i++) work[i] = (float)codes[i] * job->rows.step[row];
+    } else
+        source = row_values(&job->rows, row, work);
+    if (job->group) job->fine_step[row] = quantize_finely(source, in, job->group, values);
+    else memcpy(values, source, (size_t)in * sizeof(float));
+}
+
 typedef void (*quantize_fn)(const struct rows *job, int64_t row, float *work);
+typedef void (*prepare_fn)(const struct preparing *job, int64_t row, float *work);
+typedef float (*exponentials_fn)(float *score, int64_t count);
 typedef int32_t (*sum_fn)(const int8_t *x, int64_t in);
 typedef void (*finish_fn)(const struct product *job, const int32_t *sums, int64_t n, int64_t first, int64_t count, int32_t input_sum);
 
 #define FLOAT_PARTS(NAME, TARGET) \
+    TARGET static void prepare_##NAME(const struct preparing *job, int64_t row, float *work) { prepare_row(job, row, work); } \
+    TARGET static float exponentials_##NAME(float *score, int64_t count) { return exponentials(score, count); } \
     TARGET static void quantize_##NAME(const struct rows *job, int64_t row, float *work) { quantize_row(job, row, work); } \
     TARGET static int32_t sum_##NAME(const int8_t *x, int64_t in) { return sum_of_inputs(x, in); } \
     TARGET static void finish_##NAME(const struct product *job, const int32_t *s, int64_t n, int64_t first, int64_t count, int32_t sum) \
@@ -530,27 +651,159 @@ FLOAT_PARTS(avx2, TARGET_AVX2)
 FLOAT_PARTS(avx512, TARGET_AVX512)
 #endif
 
+/* ---------------------------------------------------------------------------------------------- dense tiles
+ *
+ * A tile of a dense matrix is 16 output rows with all their inputs, interleaved so that no kernel adds lanes to each other:
+ *
+ *     float32   [input][row]            bfloat16  [input][row]
+ *     int8      [input / 4][row][4]     bytes are code + 128;   value = code * scale[row]
+ *     int4      [input / 8][row][4]     byte b holds inputs b (low half) and 4 + b, each code + 8;   value = code * scale, one
+ *                                       scale (bfloat16, [input / 32][row]) for 32 inputs of a row
+ *
+ * A kernel multiplies one tile with 1, 2 or 4 input rows that are `stride` floats apart. Floats are added in the order of the
+ * inputs, so that all paths give the same bits. The integer formats take 16-bit inputs (quantize_finely), add exactly within a
+ * group of inputs, and then add the groups' sums as floats. A sum of 256 codes of up to 255 times inputs of up to 32,639 stays
+ * below 2^31. The cache of keys (16 positions x head width) and of values (16 dimensions x positions) are float32 tiles. */
+enum { TERNARY, FLOAT32, BFLOAT16, INT8, INT4, FORMATS };
+
+typedef void (*tile_fn)(const void *tile, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y);
+
+#define INT8_GROUP 256
+#define INT4_GROUP 32 /* inputs of one scale */
+
+INLINE int64_t rounded_up(int64_t size, int64_t side) { return (size + side - 1) / side * side; }
+#define LANES 4
+#define SUFFIX plain
+#define TARGET_TILES
+#include "ternary.c"
+#if defined(__x86_64__)
+#define LANES 8
+#define SUFFIX avx2
+#define TARGET_TILES TARGET_AVX2
+#include "ternary.c"
+#endif
+#if defined(HAVE_AVX512_VNNI)
+#define LANES 16
+#define SUFFIX avx512
+#define TARGET_TILES TARGET_AVX512
+#define FLOAT_TILES_ONLY
+#include "ternary.c"
+
+/* The integer formats by dot product instructions: the high and the low byte of the inputs by themselves, whose sums are put
+ * together at the end of each group. The offset of the codes is taken away there, by the sum of the group's inputs. */
+TARGET_AVX512 INLINE void vnni_group(__m512i high[4], __m512i low[4], __m512i codes, const int8_t *x, int64_t room, int64_t stride, const int width)
+{
+    UNROLL for (int n = 0; n < width; n++) {
+        high[n] = _mm512_dpbusd_epi32(high[n], codes, _mm512_set1_epi32(four_inputs(x + 4 * n * stride)));
+        low[n] = _mm512_dpbusd_epi32(low[n], codes, _mm512_set1_epi32(four_inputs(x + 4 * n * stride + room)));
+        __asm__("" : "+v"(high[n]), "+v"(low[n])); /* without this gcc copies every accumulator twice */
+    }
+}
+
+TARGET_AVX512 INLINE __m512 vnni_sum(__m512i high, __m512i low, int offset, int32_t inputs)
+{
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_add_epi32(_mm512_slli_epi32(high, 8), low), _mm512_set1_epi32(offset * inputs)));
+}
+
+TARGET_AVX512 INLINE void vnni_int8(const uint8_t *w, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    const int64_t room = rounded_up(in, DENSE_PAD);
+    const int8_t *high_bytes = (const int8_t *)x + 2 * room;
+    const int32_t *sums = (const int32_t *)(high_bytes + 2 * room);
+    __m512 acc[4];
+    UNROLL for (int n = 0; n < width; n++) acc[n] = _mm512_setzero_ps();
+
+    for (int64_t first = 0; first < in; first += INT8_GROUP) {
+        __m512i high[4], low[4];
+        UNROLL for (int n = 0; n < width; n++) high[n] = low[n] = _mm512_setzero_si512();
+        for (int64_t i = first; i < smaller(in, first + INT8_GROUP); i += 4, w += TILE)
+            vnni_group(high, low, _mm512_loadu_si512(w), high_bytes + i, room, stride, width);
+        UNROLL for (int n = 0; n < width; n++) acc[n] = _mm512_add_ps(acc[n], vnni_sum(high[n], low[n], 128, sums[n * stride + first / INT8_GROUP]));
+    }
+    UNROLL for (int n = 0; n < width; n++) _mm512_storeu_ps(y + n * SIDE, acc[n]);
+}
+
+TARGET_AVX512 INLINE void vnni_int4(const uint8_t *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    const int64_t room = rounded_up(in, DENSE_PAD);
+    const int8_t *high_bytes = (const int8_t *)x + 2 * room;
+    const int32_t *sums = (const int32_t *)(high_bytes + 2 * room);
+    const __m512i half = _mm512_set1_epi8(15);
+    __m512 acc[4];
+    UNROLL for (int n = 0; n < width; n++) acc[n] = _mm512_setzero_ps();
+
+    for (int64_t first = 0; first < in; first += INT4_GROUP, scale += SIDE) {
+        __m512i high[4], low[4];
+        UNROLL for (int n = 0; n < width; n++) high[n] = low[n] = _mm512_setzero_si512();
+        UNROLL for (int i = 0; i < INT4_GROUP; i += 8, w += TILE) {
+            __m512i codes = _mm512_loadu_si512(w);
+            vnni_group(high, low, _mm512_and_si512(codes, half), high_bytes + first + i, room, stride, width);
+            vnni_group(high, low, _mm512_and_si512(_mm512_srli_epi32(codes, 4), half), high_bytes + first + i + 4, room, stride, width);
+        }
+        __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)scale)), 16);
+        UNROLL for (int n = 0; n < width; n++) {
+            __m512 sum = vnni_sum(high[n], low[n], 8, sums[n * stride + first / INT4_GROUP]);
+            acc[n] = _mm512_add_ps(acc[n], _mm512_mul_ps(sum, _mm512_castsi512_ps(bits)));
+        }
+    }
+    UNROLL for (int n = 0; n < width; n++) _mm512_storeu_ps(y + n * SIDE, acc[n]);
+}
+
+#define VNNI_TILES(WIDTH) \
+    TARGET_AVX512 static void int8_vnni_##WIDTH(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        (void)scale, vnni_int8(w, in, x, stride, y, WIDTH); \
+    } \
+    TARGET_AVX512 static void int4_vnni_##WIDTH(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        vnni_int4(w, scale, in, x, stride, y, WIDTH); \
+    }
+VNNI_TILES(1)
+VNNI_TILES(2)
+VNNI_TILES(4)
+
+#endif
+
+#define TILES(NAME, FLOATS, INTEGERS) \
+    static const tile_fn tiles_##NAME[FORMATS][3] = { \
+        [FLOAT32] = {float32_##FLOATS##_1, float32_##FLOATS##_2, float32_##FLOATS##_4}, \
+        [BFLOAT16] = {bfloat16_##FLOATS##_1, bfloat16_##FLOATS##_2, bfloat16_##FLOATS##_4}, \
+        [INT8] = {int8_##INTEGERS##_1, int8_##INTEGERS##_2, int8_##INTEGERS##_4}, \
+        [INT4] = {int4_##INTEGERS##_1, int4_##INTEGERS##_2, int4_##INTEGERS##_4}, \
+    };
+TILES(plain, plain, plain)
+#if defined(__x86_64__)
+TILES(avx2, avx2, avx2)
+#endif
+#if defined(HAVE_AVX512_VNNI)
+TILES(vnni, avx512, vnni)
+#endif
+
 /* ---------------------------------------------------------------------------------------------- paths */
 struct path {
     kernel_fn kernel[4]; /* for 1, 2, 4, 8 input rows; NULL where a path has none */
     quantize_fn quantize;
     sum_fn sum;
     finish_fn finish;
+    prepare_fn prepare;
+    exponentials_fn exponentials;
+    const tile_fn (*tile)[3]; /* [format][for 1, 2, 4 input rows] */
 };
+#define FLOATS(NAME, TILES) quantize_##NAME, sum_##NAME, finish_##NAME, prepare_##NAME, exponentials_##NAME, tiles_##TILES
 
 static const struct path paths[PATHS] = {
-    [SCALAR] = {{scalar_1, scalar_2, scalar_4, NULL}, quantize_plain, sum_plain, finish_plain},
+    [SCALAR] = {{scalar_1, scalar_2, scalar_4, NULL}, FLOATS(plain, plain)},
 #if defined(__x86_64__)
-    [AVX2] = {{avx2_1, avx2_2, avx2_4, NULL}, quantize_avx2, sum_avx2, finish_avx2},
+    [AVX2] = {{avx2_1, avx2_2, avx2_4, NULL}, FLOATS(avx2, avx2)},
 #endif
 #if defined(HAVE_AVX_VNNI)
-    [AVX_VNNI] = {{avx_vnni_1, avx_vnni_2, avx_vnni_4, NULL}, quantize_avx2, sum_avx2, finish_avx2},
+    [AVX_VNNI] = {{avx_vnni_1, avx_vnni_2, avx_vnni_4, NULL}, FLOATS(avx2, avx2)},
 #endif
 #if defined(HAVE_AVX512_VNNI)
-    [AVX512_VNNI] = {{avx512_1, avx512_2, avx512_4, avx512_8}, quantize_avx512, sum_avx512, finish_avx512},
+    [AVX512_VNNI] = {{avx512_1, avx512_2, avx512_4, avx512_8}, FLOATS(avx512, vnni)},
 #endif
 #if defined(__aarch64__)
-    [NEON] = {{neon_1, NULL, neon_4, NULL}, quantize_plain, sum_plain, finish_plain},
+    [NEON] = {{neon_1, NULL, neon_4, NULL}, FLOATS(plain, plain)},
 #endif
 };
 
@@ -955,3 +1208,647 @@ EXPORT int ternary_product(int path, const uint8_t *packed, int64_t out, int64_t
     struct product job = {usable(path), packed, out, in, x, n, NULL, y, step, scale, 0, 0};
     return job.path ? run_product(&job, threads) : NO_PATH;
 }
+
+/* ============================================================================================== THE DECODER
+ *
+ * Token ids to logits for a transformer of bitnet.nn.transformer's kind, in one call: embedding, for each layer RMSNorm, fused
+ * q, k, v, rotary positions, grouped-query attention with a cache of keys and values, feed-forward; then the last norm and the
+ * head. A batch is a list of tokens, each of which names its text (a row of the cache) and its position there. Reading a prompt
+ * is many tokens of one text, a step of decoding is one token of each text, and both are this one function.
+ *
+ * Layers are ternary or dense. All float sums are taken in a fixed order, so that every path and any number of threads give the
+ * same bits, and a token's logits do not depend on what else is in the batch. */
+#define CHUNK 128 /* tokens that pass through the layers together: bounds the working memory */
+#define BLOCK 8   /* tokens of one text that one item of attention takes */
+
+struct matrix {
+    const void *data;    /* tiles of the format */
+    const void *scale;   /* ternary and int8: float32 (out); int4: bfloat16 [tile][in / 32][16]; else NULL */
+    int64_t out, in;
+    int64_t format;
+    int64_t int8_inputs; /* the inputs are quantised to int8 first, which a ternary matrix needs */
+};
+
+struct layer {
+    const float *attn_norm, *ffn_norm;         /* (width) */
+    const float *attn_sub_norm, *ffn_sub_norm; /* (width), (inner); or NULL */
+    struct matrix qkv, attn_out, gate_up, down;
+};
+
+struct model {
+    int64_t vocab, width, layers, heads, kv_heads, head_dim, inner, length;
+    int64_t relu2;
+    double eps;
+    const float *cos, *sin; /* (length, head_dim / 2) */
+    const float *final_norm;
+    const struct layer *layer;
+    struct matrix embeddings, head;
+};
+
+struct batch {
+    int64_t tokens;
+    const int64_t *ids, *row, *position; /* (tokens); positions of one row follow each other */
+    int64_t rows;
+    float *const *cache;                 /* (rows) keys and values of each text, see cache_of */
+    const int64_t *capacity;             /* (rows) positions that it has room for, a multiple of 16 */
+    int64_t wanted;
+    const int64_t *want;                 /* (wanted) ascending indices of tokens whose logits are wanted */
+    float *logits;                       /* (wanted, vocab) written */
+};
+
+/* ---------------------------------------------------------------------------------------------- dense matrices */
+/* Floats of one row of inputs: themselves, or q, high, low and the sums of its smallest groups. */
+static int64_t row_floats(int64_t in) { return rounded_up(in, DENSE_PAD) + rounded_up(in, DENSE_PAD) / INT4_GROUP; }
+
+static int64_t tile_bytes(int64_t format, int64_t in)
+{
+    return format == FLOAT32    ? in * SIDE * 4
+           : format == BFLOAT16 ? in * SIDE * 2
+           : format == INT8     ? rounded_up(in, 4) * SIDE
+                                : rounded_up(in, INT4_GROUP) * SIDE / 2;
+}
+
+struct dense_packing {
+    int64_t format, out, in;
+    const float *weight; /* (out, in) */
+    uint8_t *data;
+    void *scale;
+    int invalid; /* a weight was not finite */
+};
+
+static float largest_magnitude(const float *x, int64_t count)
+{
+    float largest = 0;
+    for (int64_t i = 0; i < count; i++) largest = fabsf(x[i]) > largest ? fabsf(x[i]) : largest;
+    return largest;
+}
+
+/* The scale of one row's int4 group, and its codes from -8 to 7: of a few ways to stretch the group, the one with the smallest
+ * squared error after its scale is fitted by least squares. */
+static float int4_group(const float *x, int64_t count, int8_t *codes)
+{
+    float largest = 0, best_gain = -1, best_scale = 0;
+    for (int64_t i = 0; i < count; i++)
+        if (fabsf(x[i]) > fabsf(largest)) largest = x[i];
+    memset(codes, 0, INT4_GROUP);
+    if (largest == 0) return 0;
+
+    for (int stretch = 0; stretch < 6; stretch++) {
+        const float inverse = (-8.5f + 0.3f * (float)stretch) / largest;
+        int8_t tried[INT4_GROUP];
+        float dot = 0, square = 0;
+        for (int64_t i = 0; i < count; i++) {
+            float code = rintf(x[i] * inverse);
+            code = code > 7 ? 7 : code < -8 ? -8 : code;
+            tried[i] = (int8_t)code, dot += x[i] * code, square += code * code;
+        }
+        if (square > 0 && dot * dot / square > best_gain) /* what it takes away from the error */
+            best_gain = dot * dot / square, best_scale = dot / square, memcpy(codes, tried, (size_t)count);
+    }
+    return best_scale;
+}
+
+/* One row of a tile: lane r of it. */
+static void pack_dense_row(struct dense_packing *job, int64_t row, uint8_t *tile)
+{
+    const float *x = job->weight + row * job->in;
+    const int64_t r = row % SIDE, in = job->in;
+    if (job->format == FLOAT32)
+        for (int64_t i = 0; i < in; i++) ((float *)tile)[i * SIDE + r] = x[i];
+    if (job->format == BFLOAT16)
+        for (int64_t i = 0; i < in; i++) ((uint16_t *)tile)[i * SIDE + r] = (uint16_t)((uint32_t)bits_of(rounded_to_bf16(x[i])) >> 16);
+    if (job->format == INT8) {
+        const float largest = largest_magnitude(x, in), inverse = largest > 0 ? 127.0f / largest : 0;
+        ((float *)job->scale)[row] = largest / 127.0f;
+        for (int64_t i = 0; i < rounded_up(in, 4); i++)
+            tile[i / 4 * TILE + 4 * r + i % 4] = (uint8_t)(128 + (i < in ? (int)rintf(x[i] * inverse) : 0));
+    }
+    if (job->format == INT4)
+        for (int64_t i = 0; i < in; i += INT4_GROUP) {
+            int8_t codes[INT4_GROUP];
+            float scale = int4_group(x + i, smaller(INT4_GROUP, in - i), codes);
+            uint16_t *scales = (uint16_t *)job->scale + (row / SIDE * blocks_of(in, INT4_GROUP) + i / INT4_GROUP) * SIDE;
+            scales[r] = (uint16_t)((uint32_t)bits_of(rounded_to_bf16(scale)) >> 16);
+            for (int k = 0; k < INT4_GROUP; k++)
+                if (k % 8 < 4)
+                    tile[(i + k) / 8 * TILE + 4 * r + k % 4] = (uint8_t)((codes[k] + 8) | (codes[k + 4] + 8) << 4);
+        }
+}
+
+static void pack_dense_tile(void *argument, int64_t item, void *scratch)
+{
+    struct dense_packing *job = argument;
+    const int64_t size = tile_bytes(job->format, job->in);
+    uint8_t *tile = job->data + item * size;
+    (void)scratch;
+
+    memset(tile, job->format == INT8 ? 128 : job->format == INT4 ? 0x88 : 0, (size_t)size);
+    if (job->format == INT4)
+        memset((uint16_t *)job->scale + item * blocks_of(job->in, INT4_GROUP) * SIDE, 0, (size_t)(blocks_of(job->in, INT4_GROUP) * SIDE * 2));
+    for (int64_t row = item * SIDE; row < smaller((item + 1) * SIDE, job->out); row++) {
+        if (!(largest_magnitude(job->weight + row * job->in, job->in) < INFINITY)) job->invalid = 1;
+        else pack_dense_row(job, row, tile);
+    }
+}
+
+/* weight: (out, in) float32. data, scale: as struct matrix says, for a format that is not ternary. A weight of infinity is
+ * INVALID_CODE; one that is NaN has a code of any value. */
+EXPORT int decoder_pack(int64_t format, const float *weight, int64_t out, int64_t in, void *data, void *scale, int threads)
+{
+    if (format <= TERNARY || format >= FORMATS) return INVALID_BATCH;
+    struct dense_packing job = {format, out, in, weight, data, scale, 0};
+    int status = run(pack_dense_tile, &job, blocks_of(out, SIDE), threads, 0);
+    return status != OK ? status : job.invalid ? INVALID_CODE : OK;
+}
+
+/* codes (out, in) = weight / scale[row], rounded half to even and clipped to -1, 0, 1: the rule of bitnet.nn.quantize. */
+EXPORT void decoder_ternarize(const float *weight, int64_t out, int64_t in, const float *scale, int8_t *codes)
+{
+    for (int64_t o = 0; o < out; o++)
+        for (int64_t i = 0; i < in; i++) {
+            float value = weight[o * in + i] / scale[o]; /* rounds to 1 from just above a half: half itself goes to the even 0 */
+            codes[o * in + i] = (int8_t)((value > 0.5f) - (value < -0.5f));
+        }
+}
+
+/* One row of a dense matrix in float32: how an embedding is looked up. */
+static void dense_row(const struct matrix *m, int64_t row, float *out)
+{
+    const uint8_t *tile = (const uint8_t *)m->data + row / SIDE * tile_bytes(m->format, m->in);
+    const int64_t r = row % SIDE;
+    for (int64_t i = 0; i < m->in; i++) {
+        if (m->format == FLOAT32) out[i] = ((const float *)tile)[i * SIDE + r];
+        if (m->format == BFLOAT16) out[i] = float_of((uint32_t)((const uint16_t *)tile)[i * SIDE + r] << 16);
+        if (m->format == INT8) out[i] = (float)(tile[i / 4 * TILE + 4 * r + i % 4] - 128) * ((const float *)m->scale)[row];
+        if (m->format == INT4) {
+            const uint16_t *scales = (const uint16_t *)m->scale + (row / SIDE * blocks_of(m->in, INT4_GROUP) + i / INT4_GROUP) * SIDE;
+            int code = (tile[i / 8 * TILE + 4 * r + i % 4] >> (i % 8 / 4 * 4) & 15) - 8;
+            out[i] = (float)code * float_of((uint32_t)scales[r] << 16);
+        }
+    }
+}
+
+struct dense_product {
+    const struct path *path;
+    const struct matrix *matrix;
+    const float *x;    /* (n, stride) */
+    const float *step; /* (n) of 16-bit inputs */
+    int64_t stride, n;
+    float *y;          /* (n, out) written */
+    int64_t parts;
+};
+
+static void dense_multiply(void *argument, int64_t item, void *scratch)
+{
+    const struct dense_product *job = argument;
+    const struct matrix *m = job->matrix;
+    const int64_t tiles = blocks_of(m->out, SIDE), size = tile_bytes(m->format, m->in);
+    (void)scratch;
+
+    for (int64_t t = tiles * item / job->parts; t < tiles * (item + 1) / job->parts; t++) {
+        const uint16_t *groups = m->format == INT4 ? (const uint16_t *)m->scale + t * blocks_of(m->in, INT4_GROUP) * SIDE : NULL;
+        const float *scale = m->format == INT8 ? (const float *)m->scale + t * SIDE : NULL;
+        const int64_t rows = smaller(SIDE, m->out - t * SIDE);
+        for (int64_t n = 0; n < job->n;) {
+            const int width = job->n - n >= 4 ? 2 : job->n - n >= 2 ? 1 : 0;
+            float y[4 * SIDE];
+            job->path->tile[m->format][width]((const uint8_t *)m->data + t * size, groups, m->in, job->x + n * job->stride, job->stride, y);
+            for (int i = 0; i < 1 << width; i++, n++) {
+                const float step = m->format >= INT8 ? job->step[n] : 1.0f;
+                for (int64_t r = 0; r < rows; r++) job->y[n * m->out + t * SIDE + r] = y[i * SIDE + r] * (scale ? scale[r] : 1.0f) * step;
+            }
+        }
+    }
+}
+
+/* ---------------------------------------------------------------------------------------------- attention */
+
+/* A text's cache: for each layer and key/value head the keys as tiles [position / 16][dimension][16 positions], then the values as
+ * tiles [dimension / 16][position][16 dimensions]. */
+static int64_t head_floats(const struct model *m, int64_t capacity) { return capacity * (m->head_dim + rounded_up(m->head_dim, SIDE)); }
+static float *cache_of(const struct model *m, const struct batch *b, int64_t row, int64_t layer, int64_t g)
+{
+    return b->cache[row] + (layer * m->kv_heads + g) * head_floats(m, b->capacity[row]);
+}
+
+struct call { /* what happens to one chunk of tokens; its buffers are in the caller's workspace */
+    const struct path *path;
+    const struct model *model;
+    const struct batch *batch;
+    int threads;
+    int64_t layer, n;
+    int64_t row[CHUNK], position[CHUNK], block[CHUNK + 1], blocks;
+    int64_t longest; /* positions of the longest text, rounded up to 16 */
+    float *x, *y;    /* (n, width) the residual stream, and what is added to it next */
+    float *qkv;      /* (n, (heads + 2 kv_heads) head_dim) */
+    float *gate_up;  /* (n, 2 inner) */
+    float *mixed;    /* (n, width or inner) outputs of attention, or of the gate */
+    float *values;   /* (n, stride) inputs of a dense product */
+    int8_t *codes;   /* (n, in) inputs of a ternary product, with their steps */
+    float *step, *fine_step, *inverse;
+};
+
+static void turn(float *head, int64_t half, const float *cos, const float *sin)
+{
+    for (int64_t i = 0; i < half; i++) {
+        const float a = head[i], b = head[i + half];
+        head[i] = a * cos[i] - b * sin[i];
+        head[i + half] = b * cos[i] + a * sin[i];
+    }
+}
+
+/* Turn a token's queries and keys by its position, and put keys and values into the cache. */
+static void store(void *argument, int64_t t, void *scratch)
+{
+    const struct call *c = argument;
+    const struct model *m = c->model;
+    const int64_t d = m->head_dim, at = c->position[t], capacity = c->batch->capacity[c->row[t]];
+    float *q = c->qkv + t * (m->heads + 2 * m->kv_heads) * d;
+    const float *cos = m->cos + at * (d / 2), *sin = m->sin + at * (d / 2);
+    (void)scratch;
+
+    for (int64_t h = 0; h < m->heads + m->kv_heads; h++) turn(q + h * d, d / 2, cos, sin);
+    for (int64_t g = 0; g < m->kv_heads; g++) {
+        const float *k = q + (m->heads + g) * d, *v = k + m->kv_heads * d;
+        float *keys = cache_of(m, c->batch, c->row[t], c->layer, g), *values = keys + capacity * d;
+        for (int64_t i = 0; i < d; i++) keys[(at / SIDE * d + i) * SIDE + at % SIDE] = k[i];
+        for (int64_t i = 0; i < rounded_up(d, SIDE); i++) values[(i / SIDE * capacity + at) * SIDE + i % SIDE] = i < d ? v[i] : 0;
+    }
+}
+
+/* Up to four queries of one text and one key/value head. token[i], head[i]: whose they are. */
+static void attend_to_few(const struct call *c, const int64_t *token, const int64_t *head, int count, int64_t g, float *scratch)
+{
+    const struct model *m = c->model;
+    const int width = count > 2 ? 2 : count - 1;
+    const int64_t d = m->head_dim, row = c->row[token[0]], capacity = c->batch->capacity[row];
+    const float *keys = cache_of(m, c->batch, row, c->layer, g), *values = keys + capacity * d;
+    float *q = scratch, *scores = q + 4 * d, tile[4 * SIDE], inverse[4] = {0};
+    int64_t reach = 0; /* positions that the last of these tokens sees */
+
+    for (int i = 0; i < 1 << width; i++) {
+        const int from = i < count ? i : count - 1;
+        const float *query = c->qkv + (token[from] * (m->heads + 2 * m->kv_heads) + head[from]) * d;
+        for (int64_t k = 0; k < d; k++) q[i * d + k] = query[k] * (1.0f / sqrtf((float)d));
+        if (c->position[token[from]] >= reach) reach = c->position[token[from]] + 1;
+    }
+
+    for (int64_t b = 0; b < blocks_of(reach, SIDE); b++) {
+        c->path->tile[FLOAT32][width](keys + b * d * SIDE, NULL, d, q, d, tile);
+        for (int i = 0; i < 1 << width; i++) memcpy(scores + i * c->longest + b * SIDE, tile + i * SIDE, SIDE * sizeof(float));
+    }
+    for (int i = 0; i < 1 << width; i++) {
+        const int64_t seen = c->position[token[i < count ? i : count - 1]] + 1;
+        inverse[i] = c->path->exponentials(scores + i * c->longest, seen);
+        for (int64_t k = seen; k < reach; k++) scores[i * c->longest + k] = 0;
+    }
+
+    for (int64_t part = 0; part < blocks_of(d, SIDE); part++) {
+        c->path->tile[FLOAT32][width](values + part * capacity * SIDE, NULL, reach, scores, c->longest, tile);
+        for (int i = 0; i < count; i++) {
+            float *out = c->mixed + token[i] * m->width + head[i] * d + part * SIDE;
+            for (int64_t k = 0; k < smaller(SIDE, d - part * SIDE); k++) out[k] = tile[i * SIDE + k] * inverse[i];
+        }
+    }
+}
+
+/* One item: a block of tokens of one text, and one key/value head with the query heads that share it. */
+static void attend(void *argument, int64_t item, void *scratch)
+{
+    const struct call *c = argument;
+    const int64_t group = c->model->heads / c->model->kv_heads, g = item % c->model->kv_heads;
+    const int64_t first = c->block[item / c->model->kv_heads], last = c->block[item / c->model->kv_heads + 1];
+    int64_t token[4], head[4];
+    int count = 0;
+    for (int64_t t = first; t < last; t++)
+        for (int64_t h = 0; h < group; h++) {
+            token[count] = t, head[count++] = g * group + h;
+            if (count < 4 && (t < last - 1 || h < group - 1)) continue;
+            attend_to_few(c, token, head, count, g, scratch);
+            count = 0;
+        }
+}
+
+/* Cut the chunk's tokens into blocks of one text each. */
+static void find_blocks(struct call *c)
+{
+    c->blocks = 0, c->longest = 0;
+    for (int64_t t = 0; t < c->n; t++) {
+        if (t == 0 || c->row[t] != c->row[t - 1] || t - c->block[c->blocks - 1] == BLOCK) c->block[c->blocks++] = t;
+        if (c->position[t] >= c->longest) c->longest = rounded_up(c->position[t] + 1, SIDE);
+    }
+    c->block[c->blocks] = c->n;
+}
+
+/* ---------------------------------------------------------------------------------------------- one chunk of tokens */
+#define FEW (1 << 14) /* values, or products of an item of attention: a few microseconds, not worth waking a thread for */
+
+struct preparing_call {
+    const struct path *path;
+    const struct preparing *job;
+};
+
+static void prepare_one(void *argument, int64_t row, void *scratch)
+{
+    const struct preparing_call *call = argument;
+    call->path->prepare(call->job, row, scratch);
+}
+
+/* y (n, out) = matrix * rows, which are made from x (n, in) as struct preparing says. */
+static int prepare_and_multiply(struct call *c, const struct matrix *matrix, int64_t n, float *x, const float *residual,
+                                const float *gate_up, const float *norm, float *y)
+{
+    const int64_t in = matrix->in, group = matrix->format == INT8 ? INT8_GROUP : matrix->format == INT4 ? INT4_GROUP : 0;
+    const int64_t stride = row_floats(in);
+    const struct rows rows = {x, 0, n, in, norm, norm ? c->inverse : NULL, (float)c->model->eps, c->codes, c->step};
+    const struct preparing job = {
+        residual, gate_up, c->model->relu2, matrix->int8_inputs, matrix->format == TERNARY ? NULL : c->values, stride, group, c->fine_step, rows};
+    struct preparing_call call = {c->path, &job};
+    int status = run(prepare_one, &call, n, n * in < FEW ? 1 : c->threads, (size_t)in * sizeof(float));
+    if (status != OK) return status;
+
+    if (matrix->format == TERNARY) {
+        struct product product = {c->path, matrix->data, matrix->out, in, c->codes, n, NULL, y, c->step, matrix->scale, 0, 0};
+        return run_product(&product, c->threads);
+    }
+    const int64_t tiles = blocks_of(matrix->out, SIDE);
+    const int threads = n * matrix->out * in < FEW * 16 ? 1 : c->threads;
+    struct dense_product product = {c->path, matrix, c->values, c->fine_step, stride, n, y, smaller(tiles, (int64_t)threads * ITEMS_PER_THREAD)};
+    return run(dense_multiply, &product, product.parts, threads, 0);
+}
+
+/* Keep only the tokens whose logits are wanted: the last layer has nothing to do for the others once it has stored their keys. */
+static void keep_wanted(struct call *c, int64_t first, const int64_t *want, int64_t wanted)
+{
+    const int64_t width = c->model->width, qkv = (c->model->heads + 2 * c->model->kv_heads) * c->model->head_dim;
+    for (int64_t i = 0; i < wanted; i++) {
+        const int64_t t = want[i] - first; /* at or after i: nothing is overwritten that is still needed */
+        c->row[i] = c->row[t], c->position[i] = c->position[t];
+        memmove(c->x + i * width, c->x + t * width, (size_t)width * sizeof(float));
+        memmove(c->qkv + i * qkv, c->qkv + t * qkv, (size_t)qkv * sizeof(float));
+    }
+    c->n = wanted;
+}
+
+static int attention(struct call *c, int64_t first, const int64_t *want, int64_t wanted)
+{
+    const struct model *m = c->model;
+    const struct layer *layer = &m->layer[c->layer];
+    const int64_t d = m->head_dim;
+    int status = prepare_and_multiply(c, &layer->qkv, c->n, c->x, c->layer ? c->y : NULL, NULL, layer->attn_norm, c->qkv);
+    if (status != OK) return status;
+
+    status = run(store, c, c->n, c->n * layer->qkv.out < FEW ? 1 : c->threads, 0);
+    if (status != OK) return status;
+    if (c->layer == m->layers - 1) keep_wanted(c, first, want, wanted);
+    if (c->n == 0) return OK;
+
+    find_blocks(c);
+    const int threads = c->n * c->longest * m->heads * d < FEW * 4 ? 1 : c->threads;
+    status = run(attend, c, c->blocks * m->kv_heads, threads, (size_t)(4 * (d + c->longest)) * sizeof(float));
+    if (status != OK) return status;
+    return prepare_and_multiply(c, &layer->attn_out, c->n, c->mixed, NULL, NULL, layer->attn_sub_norm, c->y);
+}
+
+static int feedforward(struct call *c)
+{
+    const struct layer *layer = &c->model->layer[c->layer];
+    int status = prepare_and_multiply(c, &layer->gate_up, c->n, c->x, c->y, NULL, layer->ffn_norm, c->gate_up);
+    if (status != OK) return status;
+    return prepare_and_multiply(c, &layer->down, c->n, c->mixed, NULL, c->gate_up, layer->ffn_sub_norm, c->y);
+}
+
+/* `want`: those of the wanted tokens that are in this chunk. */
+static int forward_chunk(struct call *c, int64_t first, const int64_t *want, int64_t wanted, float *logits)
+{
+    const struct model *m = c->model;
+    for (int64_t t = 0; t < c->n; t++) {
+        c->row[t] = c->batch->row[first + t], c->position[t] = c->batch->position[first + t];
+        dense_row(&m->embeddings, c->batch->ids[first + t], c->x + t * m->width);
+    }
+    for (c->layer = 0; c->layer < m->layers; c->layer++) {
+        int status = attention(c, first, want, wanted);
+        if (status == OK && c->n > 0) status = feedforward(c);
+        if (status != OK) return status;
+    }
+    return wanted ? prepare_and_multiply(c, &m->head, wanted, c->x, c->y, NULL, m->final_norm, logits) : OK;
+}
+
+/* ---------------------------------------------------------------------------------------------- exported functions */
+static size_t carve(char **room, int64_t bytes)
+{
+    size_t size = (size_t)rounded_up(bytes, 64);
+    if (*room) *room += size;
+    return size;
+}
+
+/* Lay the buffers of a call for up to `n` tokens into a workspace. Returns its size; with a workspace of NULL only that. */
+static size_t lay_out(const struct model *m, int64_t n, struct call *c, char *workspace)
+{
+    const int64_t wide = m->inner > m->width ? m->inner : m->width;
+    char *room = workspace;
+    size_t size = 0;
+#define LAY(FIELD, BYTES) c->FIELD = (void *)room, size += carve(&room, (BYTES))
+    LAY(x, n * m->width * 4);
+    LAY(y, n * m->width * 4);
+    LAY(qkv, n * (m->heads + 2 * m->kv_heads) * m->head_dim * 4);
+    LAY(gate_up, n * 2 * m->inner * 4);
+    LAY(mixed, n * wide * 4);
+    LAY(values, n * row_floats(wide) * 4);
+    LAY(codes, n * wide);
+    LAY(step, n * 4);
+    LAY(fine_step, n * 4);
+    LAY(inverse, n * 4);
+#undef LAY
+    return size;
+}
+
+/* Bytes of the workspace that decoder_forward needs for a batch of this many tokens. */
+EXPORT int64_t decoder_workspace(const struct model *model, int64_t tokens)
+{
+    struct call call;
+    return (int64_t)lay_out(model, smaller(tokens, CHUNK), &call, NULL);
+}
+
+/* Floats of one text's cache with room for `capacity` positions, a multiple of 16. */
+EXPORT int64_t decoder_cache_floats(const struct model *model, int64_t capacity)
+{
+    return model->layers * model->kv_heads * head_floats(model, capacity);
+}
+
+static int fits(const struct model *m, const struct batch *b)
+{
+    for (int64_t t = 0; t < b->tokens; t++) {
+        if (b->ids[t] < 0 || b->ids[t] >= m->vocab || b->row[t] < 0 || b->row[t] >= b->rows) return 0;
+        if (b->position[t] < 0 || b->position[t] >= m->length || b->position[t] >= b->capacity[b->row[t]]) return 0;
+    }
+    for (int64_t i = 0; i < b->wanted; i++)
+        if (b->want[i] < 0 || b->want[i] >= b->tokens || (i && b->want[i] <= b->want[i - 1])) return 0;
+    return 1;
+}
+
+/* Read a batch. Ids, rows, positions and wanted tokens are checked here; sizes of buffers are the caller's to check. */
+EXPORT int decoder_forward(int path, const struct model *model, const struct batch *batch, void *workspace, int threads)
+{
+    struct call call = {.path = usable(path), .model = model, .batch = batch, .threads = threads};
+    if (!call.path) return NO_PATH;
+    if (!fits(model, batch)) return INVALID_BATCH;
+    lay_out(model, smaller(batch->tokens, CHUNK), &call, workspace);
+
+    const int64_t *want = batch->want, *end = want + batch->wanted;
+    float *logits = batch->logits;
+    for (int64_t first = 0; first < batch->tokens; first += CHUNK) {
+        const int64_t *next = want;
+        call.n = smaller(CHUNK, batch->tokens - first);
+        while (next < end && *next < first + call.n) next++;
+        int status = forward_chunk(&call, first, want, next - want, logits);
+        if (status != OK) return status;
+        logits += (next - want) * model->vocab, want = next;
+    }
+    return OK;
+}
+
+#else
+/* ---------------------------------------------------------------------------------------------- dense tiles, for LANES lanes
+ *
+ * Included above once for each width of vectors. Products and sums are rounded one by one, as everywhere in this file. */
+#define JOINED(A, B) A##_##B
+#define JOIN(A, B) JOINED(A, B)
+#define NAME(A) JOIN(A, SUFFIX)
+#define PIECES (SIDE / LANES)
+#define WHOLE(TYPE, BYTES) __attribute__((vector_size((BYTES) * LANES), aligned(BYTES), may_alias)) TYPE
+
+typedef WHOLE(float, 4) NAME(floats);
+typedef WHOLE(uint32_t, 4) NAME(words);
+typedef WHOLE(int32_t, 4) NAME(ints);
+typedef WHOLE(uint16_t, 2) NAME(halves);
+
+#define floats NAME(floats)
+#define words NAME(words)
+#define ints NAME(ints)
+#define halves NAME(halves)
+
+TARGET_TILES INLINE void NAME(zero)(floats acc[4][PIECES], const int width)
+{
+    UNROLL for (int n = 0; n < width; n++)
+        UNROLL for (int p = 0; p < PIECES; p++) acc[n][p] = (floats){0};
+}
+
+TARGET_TILES INLINE void NAME(put)(floats acc[4][PIECES], float *y, const int width)
+{
+    UNROLL for (int n = 0; n < width; n++)
+        UNROLL for (int p = 0; p < PIECES; p++) *(floats *)(y + n * SIDE + p * LANES) = acc[n][p];
+}
+
+TARGET_TILES INLINE void NAME(float32_body)(const float *w, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    floats acc[4][PIECES];
+    NAME(zero)(acc, width);
+    for (int64_t i = 0; i < in; i++, w += SIDE)
+        UNROLL for (int p = 0; p < PIECES; p++) {
+            floats weights = *(const floats *)(w + p * LANES);
+            UNROLL for (int n = 0; n < width; n++) acc[n][p] += weights * x[n * stride + i];
+        }
+    NAME(put)(acc, y, width);
+}
+
+TARGET_TILES INLINE void NAME(bfloat16_body)(const uint16_t *w, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    floats acc[4][PIECES];
+    NAME(zero)(acc, width);
+    for (int64_t i = 0; i < in; i++, w += SIDE)
+        UNROLL for (int p = 0; p < PIECES; p++) {
+            words bits = __builtin_convertvector(*(const halves *)(w + p * LANES), words) << 16;
+            floats weights = (floats)bits;
+            UNROLL for (int n = 0; n < width; n++) acc[n][p] += weights * x[n * stride + i];
+        }
+    NAME(put)(acc, y, width);
+}
+
+#if !defined(FLOAT_TILES_ONLY)
+TARGET_TILES INLINE void NAME(int8_body)(const uint8_t *w, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    floats acc[4][PIECES];
+    NAME(zero)(acc, width);
+    for (int64_t first = 0; first < in; first += INT8_GROUP) {
+        ints part[4][PIECES];
+        UNROLL for (int n = 0; n < 4 * PIECES; n++) part[n / PIECES][n % PIECES] = (ints){0};
+        for (int64_t i = first; i < smaller(in, first + INT8_GROUP); i += 4, w += TILE)
+            UNROLL for (int p = 0; p < PIECES; p++) {
+                ints bytes = *(const ints *)(w + 4 * p * LANES);
+                UNROLL for (int b = 0; b < 4; b++)
+                    UNROLL for (int n = 0; n < width; n++)
+                        part[n][p] += ((bytes >> 8 * b & 255) - 128) * ((const int16_t *)(x + n * stride))[i + b];
+            }
+        UNROLL for (int n = 0; n < width; n++)
+            UNROLL for (int p = 0; p < PIECES; p++) acc[n][p] += __builtin_convertvector(part[n][p], floats);
+    }
+    NAME(put)(acc, y, width);
+}
+
+TARGET_TILES INLINE void NAME(int4_body)(const uint8_t *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y,
+                                         const int width)
+{
+    floats acc[4][PIECES];
+    NAME(zero)(acc, width);
+    for (int64_t first = 0; first < in; first += INT4_GROUP, scale += SIDE) {
+        ints part[4][PIECES];
+        UNROLL for (int n = 0; n < 4 * PIECES; n++) part[n / PIECES][n % PIECES] = (ints){0};
+        for (int64_t i = first; i < first + INT4_GROUP; i += 8, w += TILE)
+            UNROLL for (int p = 0; p < PIECES; p++) {
+                ints bytes = *(const ints *)(w + 4 * p * LANES);
+                UNROLL for (int b = 0; b < 8; b++)
+                    UNROLL for (int n = 0; n < width; n++)
+                        part[n][p] += ((bytes >> (b % 4 * 8 + b / 4 * 4) & 15) - 8) * ((const int16_t *)(x + n * stride))[i + b];
+            }
+        UNROLL for (int p = 0; p < PIECES; p++) {
+            words bits = __builtin_convertvector(*(const halves *)(scale + p * LANES), words) << 16;
+            UNROLL for (int n = 0; n < width; n++) acc[n][p] += __builtin_convertvector(part[n][p], floats) * (floats)bits;
+        }
+    }
+    NAME(put)(acc, y, width);
+}
+
+#define INTEGER_KERNELS(WIDTH) \
+    TARGET_TILES static void JOIN(NAME(int8), WIDTH)(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        (void)scale, NAME(int8_body)(w, in, x, stride, y, WIDTH); \
+    } \
+    TARGET_TILES static void JOIN(NAME(int4), WIDTH)(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        NAME(int4_body)(w, scale, in, x, stride, y, WIDTH); \
+    }
+INTEGER_KERNELS(1)
+INTEGER_KERNELS(2)
+INTEGER_KERNELS(4)
+#endif
+
+#define FLOAT_KERNELS(WIDTH) \
+    TARGET_TILES static void JOIN(NAME(float32), WIDTH)(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        (void)scale, NAME(float32_body)(w, in, x, stride, y, WIDTH); \
+    } \
+    TARGET_TILES static void JOIN(NAME(bfloat16), WIDTH)(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        (void)scale, NAME(bfloat16_body)(w, in, x, stride, y, WIDTH); \
+    }
+FLOAT_KERNELS(1)
+FLOAT_KERNELS(2)
+FLOAT_KERNELS(4)
+
+#undef floats
+#undef words
+#undef ints
+#undef halves
+#undef WHOLE
+#undef PIECES
+#undef INTEGER_KERNELS
+#undef FLOAT_KERNELS
+#undef FLOAT_TILES_ONLY
+#undef NAME
+#undef JOIN
+#undef JOINED
+#undef LANES
+#undef SUFFIX
+#undef TARGET_TILES
+#endif

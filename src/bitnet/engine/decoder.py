@@ -1,0 +1,277 @@
+"""A packed model that reads tokens: one call into C for a prompt, and one for a step of any number of rows.
+
+    decoder = PackedDecoder(config, weights)
+    rows = decoder.new_rows(2, capacity=64)
+    logits = rows.read({0: [1, 2, 3], 1: [4]})      float32 (2, V), after the last id of each text
+    logits = rows.read({0: [7], 1: [9]})            a step
+    rows.take_back(1, 0)                            row 1 ends, and is free for another text
+
+Every size that C relies on is checked here, when a model is built and before a call; ids, rows and positions
+are checked in C. Not here: choosing the next token (bitnet.generate), reading a run (loading.py).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import threading
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from bitnet.engine.matrix import Matrix, MatrixStruct
+from bitnet.engine.weights import LayerWeights, Weights
+from bitnet.errors import ConfigError, DataError
+from bitnet.kernels.arrays import MAX_THREADS, SIDE, Array, address, aligned_bytes
+from bitnet.kernels.library import kernels
+from bitnet.nn.config import BitNetConfig
+
+_OK, _NO_MEMORY, _INVALID_BATCH = 0, 2, 4
+
+
+class _Layer(ctypes.Structure):
+    """`struct layer` of ternary.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("attn_norm", "ffn_norm", "attn_sub_norm", "ffn_sub_norm")),
+        *((name, MatrixStruct) for name in ("qkv", "attn_out", "gate_up", "down")),
+    )
+
+
+class _Model(ctypes.Structure):
+    """`struct model` of ternary.c."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in "vocab width layers heads kv_heads head_dim inner length relu2".split()
+        ),
+        ("eps", ctypes.c_double),
+        *((name, ctypes.c_void_p) for name in ("cos", "sin", "final_norm", "layer")),
+        ("embeddings", MatrixStruct),
+        ("head", MatrixStruct),
+    )
+
+
+class _Batch(ctypes.Structure):
+    """`struct batch` of ternary.c."""
+
+    _fields_ = (
+        ("tokens", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("ids", "row", "position")),
+        ("rows", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("cache", "capacity")),
+        ("wanted", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("want", "logits")),
+    )
+
+
+class PackedDecoder:
+    """A model in packed form. Calls from several threads take turns."""
+
+    def __init__(self, config: BitNetConfig, weights: Weights, *, threads: int | None = None) -> None:
+        """threads: of every call, by default all cores of this process."""
+        self.config, self.weights = config, weights
+        self.threads = max(1, min(threads or available_cores(), MAX_THREADS))
+        self._cos, self._sin = rotary_halves(config)
+        if len(weights.layers) != config.num_layers:
+            raise ValueError(f"{len(weights.layers)} layers, not {config.num_layers}")
+        self._layers = (_Layer * config.num_layers)(*(_layer(config, layer) for layer in weights.layers))
+        self._model = self._described()
+        self._model_at = ctypes.addressof(self._model)
+        self._workspace = np.empty(0, np.uint8)
+        self._turn = threading.Lock()
+
+    def new_rows(self, count: int, capacity: int | None = None) -> PackedRows:
+        """Room for `count` texts of up to `capacity` tokens (default: max_seq_length). Raises ConfigError
+        where that is more than the machine's memory.
+        """
+        longest = self.config.max_seq_length
+        return PackedRows(self, count, min(capacity or longest, longest))
+
+    def cache_bytes(self, capacity: int) -> int:
+        """Bytes of one text's keys and values."""
+        library, _ = kernels()
+        return 4 * int(library.decoder_cache_floats(self._model_at, -(-capacity // SIDE) * SIDE))
+
+    def forward(self, rows: PackedRows, ids: Array, row: Array, position: Array, want: Array) -> Array:
+        """Logits, float32 (wanted, V), of the tokens `want` of a batch.
+
+        ids, row, position: int64 (tokens,), row being one of `rows`; want: int64 (wanted,), ascending.
+        """
+        tokens = len(ids)
+        given = {"ids": ids, "row": row, "position": position, "want": want}
+        for name, array in given.items():
+            if array.dtype != np.int64 or array.ndim != 1 or not array.flags.c_contiguous:
+                raise ValueError(f"{name} is not a contiguous row of int64")
+        if not len(row) == len(position) == tokens or rows.decoder is not self:
+            raise ValueError(f"{tokens} ids, {len(row)} rows, {len(position)} positions, of this decoder")
+
+        logits = np.empty((len(want), self.config.vocab_size), np.float32)
+        batch = _Batch(
+            tokens,
+            *(address(array) for array in (ids, row, position)),
+            len(rows.lengths),
+            address(rows.addresses),
+            address(rows.capacities),
+            len(want),
+            address(want),
+            address(logits),
+        )
+        library, path = kernels()
+        with self._turn:
+            room = int(library.decoder_workspace(self._model_at, tokens))
+            if self._workspace.nbytes < room:
+                self._workspace = aligned_bytes(room)
+            status = library.decoder_forward(
+                path, self._model_at, ctypes.addressof(batch), address(self._workspace), self.threads
+            )
+        if status == _NO_MEMORY:
+            raise MemoryError("no memory for the working space of the packed engine")
+        if status == _INVALID_BATCH:
+            raise DataError(
+                f"a token id is outside 0 to {self.config.vocab_size - 1}, or a text is longer than its "
+                "cache; use the tokenizer of the model's run"
+            )
+        assert status == _OK, status
+        return logits
+
+    def _described(self) -> _Model:
+        config, weights = self.config, self.weights
+        sides = (config.vocab_size, config.hidden_size)
+        return _Model(
+            config.vocab_size,
+            config.hidden_size,
+            config.num_layers,
+            config.num_heads,
+            config.num_kv_heads,
+            config.head_dim,
+            config.ffn_hidden_size,
+            config.max_seq_length,
+            int(config.activation == "relu2"),
+            config.norm_eps,
+            address(self._cos),
+            address(self._sin),
+            _norm(weights.final_norm, config.hidden_size),
+            ctypes.addressof(self._layers),
+            _matrix(weights.embeddings, *sides),
+            _matrix(weights.head, *sides),
+        )
+
+
+class PackedRows:
+    """Texts that are read and continued together, each with a length of its own."""
+
+    def __init__(self, decoder: PackedDecoder, count: int, capacity: int) -> None:
+        self.decoder, self.capacity = decoder, capacity
+        self.lengths = np.zeros(count, np.int64)
+        size = decoder.cache_bytes(capacity)
+        if count * size > memory_bytes():
+            raise ConfigError(
+                f"{count} texts of {capacity} tokens need {count * size / 1e9:,.1f} GB for keys and values, "
+                f"the machine has {memory_bytes() / 1e9:,.1f}; use fewer or shorter ones"
+            )
+        # Memory that nobody has written to is not there yet: a row costs what it uses.
+        self._caches = [np.empty(size // 4, np.float32) for _ in range(count)]
+        self.addresses = np.array([address(cache) for cache in self._caches], np.uint64)
+        self.capacities = np.full(count, -(-capacity // SIDE) * SIDE, np.int64)
+
+    def read(self, texts: Mapping[int, Sequence[int]], *, every: bool = False) -> Array:
+        """Append ids to rows. Returns float32 logits after the last id of each text (len(texts), V), in the
+        order of `texts`; with `every`, after each id (all ids, V). Raises DataError where a row is full.
+        """
+        counts = np.array([len(ids) for ids in texts.values()], np.int64)
+        chosen = np.fromiter(texts, np.int64, len(texts))
+        if not len(counts) or counts.min() < 1:
+            raise DataError("a text to read is empty; give at least one token")
+        if chosen.min() < 0 or chosen.max() >= len(self.lengths):
+            raise ValueError(f"rows {chosen.tolist()} of {len(self.lengths)}")
+        starts = self.lengths[chosen]
+        full = starts + counts > self.capacity
+        if full.any():
+            raise DataError(
+                f"{int((starts + counts)[full][0])} tokens do not fit the {self.capacity} that there is room "
+                "for; give a shorter text"
+            )
+
+        ends = counts.cumsum()
+        ids = np.fromiter((token for text in texts.values() for token in text), np.int64, int(ends[-1]))
+        position = np.arange(ends[-1]) - np.repeat(ends - counts - starts, counts)
+        want = np.arange(ends[-1]) if every else ends - 1
+        logits = self.decoder.forward(self, ids, np.repeat(chosen, counts), position, want)
+        self.lengths[chosen] += counts
+        return logits
+
+    def take_back(self, row: int, length: int) -> None:
+        """Forget what a row has read after its first `length` ids; 0 frees it for another text."""
+        assert 0 <= length <= self.lengths[row], (
+            f"row {row} has read {self.lengths[row]} tokens, not {length}"
+        )
+        self.lengths[row] = length
+
+    def branch(self, row: int, into: int) -> None:
+        """Make row `into` read on from where `row` is; what it held is forgotten."""
+        config, length = self.decoder.config, int(self.lengths[row])
+        here, there = (self._heads(self._caches[index]) for index in (row, into))
+        keys = -(-length // SIDE) * SIDE * config.head_dim
+        there[:, :keys] = here[:, :keys]
+
+        # The values of each 16 dimensions are [position][16].
+        begin, room = int(self.capacities[0]) * config.head_dim, int(self.capacities[0]) * SIDE
+        for part in range(begin, here.shape[1], room):
+            there[:, part : part + length * SIDE] = here[:, part : part + length * SIDE]
+        self.lengths[into] = length
+
+    def _heads(self, cache: Array) -> Array:
+        """(layers * key/value heads, floats of one head)."""
+        config = self.decoder.config
+        return cache.reshape(config.num_layers * config.num_kv_heads, -1)
+
+
+def rotary_halves(config: BitNetConfig) -> tuple[Array, Array]:
+    """Cosines and sines of bitnet.nn.rotary, not repeated: float32 (max_seq_length, head_dim / 2)."""
+    frequency = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
+    angle = np.outer(np.arange(config.max_seq_length, dtype=np.float64), frequency)
+    return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def available_cores() -> int:
+    """Cores that this process may use; OMP_NUM_THREADS, where it is set, as torch reads it."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def memory_bytes() -> int:
+    """Memory of this machine."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _layer(config: BitNetConfig, layer: LayerWeights) -> _Layer:
+    width, inner = config.hidden_size, config.ffn_hidden_size
+    key = config.num_kv_heads * config.head_dim
+    return _Layer(
+        _norm(layer.attn_norm, width),
+        _norm(layer.ffn_norm, width),
+        _norm(layer.attn_sub_norm, width) if config.sub_norm else None,
+        _norm(layer.ffn_sub_norm, inner) if config.sub_norm else None,
+        _matrix(layer.qkv, width + 2 * key, width),
+        _matrix(layer.attn_out, width, width),
+        _matrix(layer.gate_up, 2 * inner, width),
+        _matrix(layer.down, width, inner),
+    )
+
+
+def _norm(weight: Array, width: int) -> int:
+    if weight.shape != (width,) or weight.dtype != np.float32 or not weight.flags.c_contiguous:
+        raise ValueError(f"a norm is {weight.dtype} {weight.shape}, not float32 ({width},)")
+    return address(weight)
+
+
+def _matrix(matrix: Matrix, out: int, width: int) -> MatrixStruct:
+    if (matrix.out_features, matrix.in_features) != (out, width):
+        raise ValueError(f"a matrix is {matrix.out_features} x {matrix.in_features}, not {out} x {width}")
+    if matrix.format == "ternary" and not matrix.int8_inputs:
+        raise ValueError("a ternary matrix takes int8 inputs")
+    return matrix.struct()

@@ -1,0 +1,153 @@
+"""A model's weights as the packed engine holds them, from named float32 arrays.
+
+Names are those of BitNetTransformer's parameters. Which format each part gets follows from the configuration
+and the format of the head:
+
+    projections   ternary at 2 bits; with --weights full as dense matrices; ternary weights whose inputs are
+                  not quantised as int8, which holds -1, 0 and 1 exactly
+    head          f32, bf16, int8 or int4, as asked for
+    embeddings    the head itself where they are tied and it has at least 8 bits; else the head's format, or
+                  int8 beside an int4 head
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from bitnet.engine.matrix import DenseFormat, Matrix, pack_dense, pack_ternary, ternarize
+from bitnet.errors import DataError
+from bitnet.kernels.arrays import Array
+from bitnet.nn.config import BitNetConfig
+
+Ternarize = Callable[[str, Array, tuple[int, ...]], tuple[Array, Array]]
+"""(name, weight, rows of each logical matrix) to int8 codes and float32 scales of the rows."""
+
+
+class LayerWeights(NamedTuple):
+    """One layer. A norm is float32 (width,), or empty where the model has none."""
+
+    attn_norm: Array
+    ffn_norm: Array
+    attn_sub_norm: Array
+    ffn_sub_norm: Array
+    qkv: Matrix
+    attn_out: Matrix
+    gate_up: Matrix
+    down: Matrix
+
+
+class Weights(NamedTuple):
+    """All of a model."""
+
+    embeddings: Matrix
+    head: Matrix
+    final_norm: Array
+    layers: tuple[LayerWeights, ...]
+
+    def matrices(self) -> Iterator[Matrix]:
+        """Every matrix, one that is both embedding and head once."""
+        yield self.embeddings
+        if self.head is not self.embeddings:
+            yield self.head
+        for layer in self.layers:
+            yield from (layer.qkv, layer.attn_out, layer.gate_up, layer.down)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all matrices."""
+        return sum(matrix.data.nbytes + matrix.scale.nbytes for matrix in self.matrices())
+
+
+def without_torch(name: str, weight: Array, rows: tuple[int, ...]) -> tuple[Array, Array]:
+    """The quantizer where torch is not loaded."""
+    return ternarize(weight, rows)
+
+
+def parameter_shapes(config: BitNetConfig) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of a model's parameters."""
+    width, inner = config.hidden_size, config.ffn_hidden_size
+    key = config.num_kv_heads * config.head_dim
+    shapes: dict[str, tuple[int, ...]] = {"token_embeddings.weight": (config.vocab_size, width)}
+    for layer in range(config.num_layers):
+        block = {
+            "pre_attn_norm": (width,),
+            "attention.qkv_proj": (width + 2 * key, width),
+            **({"attention.sub_norm": (width,)} if config.sub_norm else {}),
+            "attention.out_proj": (width, width),
+            "pre_ffn_norm": (width,),
+            "feedforward.gate_up": (2 * inner, width),
+            **({"feedforward.sub_norm": (inner,)} if config.sub_norm else {}),
+            "feedforward.down": (width, inner),
+        }
+        shapes |= {f"blocks.{layer}.{name}.weight": shape for name, shape in block.items()}
+    shapes["final_norm.weight"] = (width,)
+    return shapes if config.embeddings_tied else {**shapes, "lm_head.weight": (config.vocab_size, width)}
+
+
+def pack_weights(
+    config: BitNetConfig,
+    arrays: Mapping[str, Any],
+    *,
+    head: DenseFormat,
+    full: DenseFormat | None = None,
+    quantizer: Ternarize = without_torch,
+    threads: int = 1,
+) -> Weights:
+    """arrays: float32 by parameter name. full: the format of projections that are not ternary, by default f32
+    beside an f32 head and else bf16. Raises DataError where a name or a shape is not the configuration's.
+    """
+    shapes = parameter_shapes(config)
+    odd = sorted(name for name in shapes if name not in arrays or tuple(arrays[name].shape) != shapes[name])
+    odd += sorted(arrays.keys() - shapes.keys())
+    if odd:
+        raise DataError(f"the weights do not fit the model: {odd[0]} differs; use the run's own checkpoint")
+
+    packer = _Packer(config, arrays, full or ("f32" if head == "f32" else "bf16"), quantizer, threads)
+    embeddings = packer.dense("token_embeddings.weight", "int8" if head == "int4" else head)
+    if not config.embeddings_tied:
+        out = packer.dense("lm_head.weight", head)
+    else:
+        out = packer.dense("token_embeddings.weight", head) if head == "int4" else embeddings
+    layers = tuple(packer.layer(index) for index in range(config.num_layers))
+    return Weights(embeddings, out, packer.norm("final_norm"), layers)
+
+
+class _Packer(NamedTuple):
+    config: BitNetConfig
+    arrays: Mapping[str, Any]
+    full: DenseFormat
+    quantizer: Ternarize
+    threads: int
+
+    def dense(self, name: str, form: DenseFormat, *, int8_inputs: bool = False) -> Matrix:
+        return pack_dense(self.arrays[name], form, int8_inputs=int8_inputs, threads=self.threads)
+
+    def norm(self, name: str) -> Array:
+        found = self.arrays.get(f"{name}.weight")
+        return np.empty(0, np.float32) if found is None else np.array(found, np.float32)
+
+    def projection(self, name: str, rows: tuple[int, ...]) -> Matrix:
+        config, name = self.config, f"{name}.weight"
+        if config.weights == "full":
+            return self.dense(name, self.full, int8_inputs=config.activations == "int8")
+        codes, scale = self.quantizer(name, self.arrays[name], rows)
+        if config.activations == "int8":
+            return pack_ternary(codes, scale, self.threads)
+        return pack_dense(codes * scale.reshape(-1, 1), "int8", threads=self.threads)
+
+    def layer(self, index: int) -> LayerWeights:
+        config, block = self.config, f"blocks.{index}"
+        width, key, inner = config.hidden_size, config.num_kv_heads * config.head_dim, config.ffn_hidden_size
+        return LayerWeights(
+            attn_norm=self.norm(f"{block}.pre_attn_norm"),
+            ffn_norm=self.norm(f"{block}.pre_ffn_norm"),
+            attn_sub_norm=self.norm(f"{block}.attention.sub_norm"),
+            ffn_sub_norm=self.norm(f"{block}.feedforward.sub_norm"),
+            qkv=self.projection(f"{block}.attention.qkv_proj", (width, key, key)),
+            attn_out=self.projection(f"{block}.attention.out_proj", (width,)),
+            gate_up=self.projection(f"{block}.feedforward.gate_up", (inner, inner)),
+            down=self.projection(f"{block}.feedforward.down", (width,)),
+        )
