@@ -95,7 +95,7 @@ def test_the_python_tests_pass_under_the_sanitizers(tmp_path: Path) -> None:
     home.mkdir(mode=0o700)
     script = (
         "import sys, pytest; from bitnet.kernels import compiler;"
-        f"compiler.FLAGS = (*compiler.FLAGS, '-g', *{SANITIZERS!r});"
+        f"compiler.FLAGS = (*compiler.FLAGS, '-g', '-O1', *{SANITIZERS!r});"  # -O3 takes a minute here
         "sys.exit(pytest.main(sys.argv[1:]))"
     )
     options = ["-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(HERE), "--noconftest"]

@@ -660,7 +660,7 @@ FLOAT_PARTS(avx512, TARGET_AVX512)
  *     int4      [input / 8][row][4]     byte b holds inputs b (low half) and 4 + b, each code + 8;   value = code * scale, one
  *                                       scale (bfloat16, [input / 32][row]) for 32 inputs of a row
  *
- * A kernel multiplies one tile with 1, 2 or 4 input rows that are `stride` floats apart. Floats are added in the order of the
+ * A kernel multiplies one tile with 1 or 4 (float32: also 2) input rows that are `stride` floats apart. Floats are added in the order of the
  * inputs, so that all paths give the same bits. The integer formats take 16-bit inputs (quantize_finely), add exactly within a
  * group of inputs, and then add the groups' sums as floats. A sum of 256 codes of up to 255 times inputs of up to 32,639 stays
  * below 2^31. The cache of keys (16 positions x head width) and of values (16 dimensions x positions) are float32 tiles. */
@@ -759,7 +759,6 @@ TARGET_AVX512 INLINE void vnni_int4(const uint8_t *w, const uint16_t *scale, int
         vnni_int4(w, scale, in, x, stride, y, WIDTH); \
     }
 VNNI_TILES(1)
-VNNI_TILES(2)
 VNNI_TILES(4)
 
 #endif
@@ -767,9 +766,9 @@ VNNI_TILES(4)
 #define TILES(NAME, FLOATS, INTEGERS) \
     static const tile_fn tiles_##NAME[FORMATS][3] = { \
         [FLOAT32] = {float32_##FLOATS##_1, float32_##FLOATS##_2, float32_##FLOATS##_4}, \
-        [BFLOAT16] = {bfloat16_##FLOATS##_1, bfloat16_##FLOATS##_2, bfloat16_##FLOATS##_4}, \
-        [INT8] = {int8_##INTEGERS##_1, int8_##INTEGERS##_2, int8_##INTEGERS##_4}, \
-        [INT4] = {int4_##INTEGERS##_1, int4_##INTEGERS##_2, int4_##INTEGERS##_4}, \
+        [BFLOAT16] = {bfloat16_##FLOATS##_1, NULL, bfloat16_##FLOATS##_4}, \
+        [INT8] = {int8_##INTEGERS##_1, NULL, int8_##INTEGERS##_4}, \
+        [INT4] = {int4_##INTEGERS##_1, NULL, int4_##INTEGERS##_4}, \
     };
 TILES(plain, plain, plain)
 #if defined(__x86_64__)
@@ -787,7 +786,7 @@ struct path {
     finish_fn finish;
     prepare_fn prepare;
     exponentials_fn exponentials;
-    const tile_fn (*tile)[3]; /* [format][for 1, 2, 4 input rows] */
+    const tile_fn (*tile)[3]; /* [format][for 1, 2, 4 input rows]; NULL where there is none */
 };
 #define FLOATS(NAME, TILES) quantize_##NAME, sum_##NAME, finish_##NAME, prepare_##NAME, exponentials_##NAME, tiles_##TILES
 
@@ -1410,7 +1409,7 @@ static void dense_multiply(void *argument, int64_t item, void *scratch)
         const float *scale = m->format == INT8 ? (const float *)m->scale + t * SIDE : NULL;
         const int64_t rows = smaller(SIDE, m->out - t * SIDE);
         for (int64_t n = 0; n < job->n;) {
-            const int width = job->n - n >= 4 ? 2 : job->n - n >= 2 ? 1 : 0;
+            const int width = job->n - n >= 4 ? 2 : 0;
             float y[4 * SIDE];
             job->path->tile[m->format][width]((const uint8_t *)m->data + t * size, groups, m->in, job->x + n * job->stride, job->stride, y);
             for (int i = 0; i < 1 << width; i++, n++) {
@@ -1819,7 +1818,6 @@ TARGET_TILES INLINE void NAME(int4_body)(const uint8_t *w, const uint16_t *scale
         NAME(int4_body)(w, scale, in, x, stride, y, WIDTH); \
     }
 INTEGER_KERNELS(1)
-INTEGER_KERNELS(2)
 INTEGER_KERNELS(4)
 #endif
 
@@ -1827,7 +1825,8 @@ INTEGER_KERNELS(4)
     TARGET_TILES static void JOIN(NAME(float32), WIDTH)(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
     { \
         (void)scale, NAME(float32_body)(w, in, x, stride, y, WIDTH); \
-    } \
+    }
+#define BFLOAT_KERNELS(WIDTH) \
     TARGET_TILES static void JOIN(NAME(bfloat16), WIDTH)(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
     { \
         (void)scale, NAME(bfloat16_body)(w, in, x, stride, y, WIDTH); \
@@ -1835,6 +1834,8 @@ INTEGER_KERNELS(4)
 FLOAT_KERNELS(1)
 FLOAT_KERNELS(2)
 FLOAT_KERNELS(4)
+BFLOAT_KERNELS(1)
+BFLOAT_KERNELS(4)
 
 #undef floats
 #undef words
@@ -1844,6 +1845,7 @@ FLOAT_KERNELS(4)
 #undef PIECES
 #undef INTEGER_KERNELS
 #undef FLOAT_KERNELS
+#undef BFLOAT_KERNELS
 #undef FLOAT_TILES_ONLY
 #undef NAME
 #undef JOIN
