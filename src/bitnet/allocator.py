@@ -23,9 +23,7 @@ def keep_freed_memory() -> None:
 
 
 def return_freed_memory() -> None:
-    """Ask glibc to map blocks above 128 KiB by themselves, always, so that they go back to the system when
-    freed.
-    """
+    """Ask glibc to map each block above 128 KiB by itself, so that it goes back to the system when freed."""
     _set({_M_MMAP_THRESHOLD: 1 << 17, _M_TRIM_THRESHOLD: 1 << 17})
 
 

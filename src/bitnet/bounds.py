@@ -1,8 +1,8 @@
 """The range of a number that a person may set, and the message for one outside it.
 
-Every number has both ends. A size of 9223372036854775807 or a rate of 3.5e38 is a slip of the finger: better
-one line at once than an overflow, a process without memory, or hours of work on nonsense. The upper ends
-stand far above what anybody trains.
+Every number has a lower and an upper bound. A size of 9223372036854775807 or a rate of 3.5e38 is a mistake,
+and one line at once is better than an overflow, a process without memory, or hours of useless work. The upper
+bounds are far above what anybody trains.
 """
 
 from __future__ import annotations
@@ -26,9 +26,7 @@ Bounds = tuple[float, float]
 
 
 def within(name: str, value: float | None, low: float, high: float) -> None:
-    """Raise ConfigError unless low <= value <= high; None means not given. NaN is never within. name: as it
-    is typed.
-    """
+    """Raise ConfigError unless low <= value <= high. None means not given. name: as the user types it."""
     if value is None or (not _is_nan(value) and low <= value <= high):
         return
     rule = f"at most {_said(high)}" if value > high else f"at least {_said(low)}"
@@ -36,9 +34,7 @@ def within(name: str, value: float | None, low: float, high: float) -> None:
 
 
 def check_fields(section: str, settings: Any, bounds: dict[str, Bounds]) -> None:
-    """`within` for the fields of a dataclass. section: what stands before a field's name in messages, as in
-    `train.`.
-    """
+    """`within` for the fields of a dataclass. section: prefix of their names in messages, as in `train.`."""
     for name, (low, high) in bounds.items():
         within(f"{section}{name}", getattr(settings, name), low, high)
 

@@ -1,12 +1,14 @@
 """What Ctrl-C and SIGTERM do: the first may wait, the second ends the process within seconds.
 
 In training the first one is noted, and a checkpoint is written after the update (train/start.py); elsewhere
-it is Python's KeyboardInterrupt. Python calls the handler of a signal between two of its own instructions.
-During a long matrix product, or while a compiler runs, the second signal waits as long as the first. The
-system's side of the handler, however, writes the number of each signal to a socket at once
-(signal.set_wakeup_fd). A thread reads that socket: after a second signal, what is going on has GRACE_S to end
-by itself; then the process exits with 128 + the signal. That is no more than SIGKILL can do at any moment:
-files that matter are written aside and renamed.
+it is Python's KeyboardInterrupt.
+
+Python calls the handler of a signal between two of its own instructions. During a long matrix product, or
+while a compiler runs, the second signal waits as long as the first. The system's side of the handler,
+however, writes the number of each signal to a socket at once (signal.set_wakeup_fd). A thread reads that
+socket: after a second signal, what is going on has GRACE_S to end by itself; then the process exits with 128
++ the signal. That is no more than SIGKILL can do at any moment: files that matter are written aside and
+renamed.
 """
 
 from __future__ import annotations
@@ -56,7 +58,7 @@ class SignalWatch:
         self.writer.close()
 
     def forget(self) -> None:
-        """The signals so far were answered: the next one is a first one again."""
+        """Count the next signal as a first one again."""
         with self._lock:
             self._read()
             self._received, self._deadline = [], None
@@ -82,9 +84,8 @@ class SignalWatch:
                 self._received += [number for number in self.reader.recv(256) if number in STOPPERS]
 
     def _end(self, number: signal.Signals) -> None:
-        """Say so and exit; worker processes end with their parent. What the last words do may hang, as
-        writing to a dead server can.
-        """
+        """Say so and exit; worker processes end with their parent."""
+        # In a thread, for a limited time: writing to a dead server, for example, may hang.
         speaking = threading.Thread(target=self._speak, args=(number,), daemon=True)
         speaking.start()
         speaking.join(LAST_WORDS_S)
@@ -102,9 +103,7 @@ _watch: SignalWatch | None = None
 
 @contextmanager
 def second_signal_ends() -> Iterator[None]:
-    """Inside, a second stop signal ends the process within five seconds. Does nothing outside the main
-    thread, and inside itself.
-    """
+    """Inside, a second stop signal ends the process within seconds. Only in the main thread; may nest."""
     global _watch  # noqa: PLW0603 - a process has one set of signal handlers
     if _watch is not None or threading.current_thread() is not threading.main_thread():
         yield

@@ -1,4 +1,4 @@
-"""Text on its way to a terminal: control characters are shown, never executed.
+"""Text for a terminal: control characters are shown as something to read, and never reach the terminal.
 
 A run folder, a model's output, a tokenizer, a data file or a file's name may hold an escape sequence that
 clears the screen, changes what was printed before or types into the shell. The command line puts `ShownText`
@@ -18,9 +18,8 @@ from typing import Any, TextIO, cast
 
 _PICTURES = 0x2400  # the Unicode block with one visible character for each control character of ASCII
 _C0 = {code: _PICTURES + code for code in range(0x20) if chr(code) not in "\n\t"} | {0x7F: 0x2421}
-_C1 = {
-    code: f"\\x{code:02x}" for code in range(0x80, 0xA0)
-}  # among them CSI, which is an escape sequence in one character
+# Among these is CSI, which is an escape sequence in one character.
+_C1 = {code: f"\\x{code:02x}" for code in range(0x80, 0xA0)}
 # What turns the direction of writing round, so that a name reads as another; separators that some terminals
 # take as line ends; and halves of surrogate pairs, which stand for bytes of a file name that are no UTF-8 and
 # cannot be printed.
@@ -39,9 +38,7 @@ def visible(text: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """The same for a name in a table or a message, where a line break could pass for a line of the program's
-    own.
-    """
+    """The same for a name in a table or message, where a line break could pass for the program's own line."""
     return visible(text).replace("\n", "␊").replace("\t", "␉")
 
 
@@ -54,9 +51,7 @@ class ShownText:
     """A text stream that writes the visible form of everything. All else is the stream's behind it."""
 
     def __init__(self, stream: TextIO, *, bars: bool = False) -> None:
-        """bars: let a carriage return through at the beginning of a write, which is how libraries redraw a
-        progress bar.
-        """
+        """bars: let a carriage return at the beginning of a write through: libraries redraw bars with it."""
         self.stream, self.bars = stream, bars
 
     def write(self, text: str) -> int:
@@ -85,9 +80,7 @@ def _write(stream: TextIO, text: str) -> None:
 
 
 def send(stream: TextIO, sequence: str) -> None:
-    """Write the program's own control sequences, which must reach the terminal as they are. Never foreign
-    text.
-    """
+    """Write the program's own control sequences, which must reach the terminal. Never for foreign text."""
     behind = stream.stream if isinstance(stream, ShownText) else stream
     _write(behind, sequence)
 
@@ -116,7 +109,7 @@ class ProgressLine:
 
 @contextmanager
 def shown_output() -> Iterator[None]:
-    """Everything printed inside is shown; the streams are put back at the end."""
+    """Inside, everything that is printed passes `visible`."""
     before = sys.stdout, sys.stderr
     sys.stdout = cast(TextIO, ShownText(before[0]))
     sys.stderr = cast(TextIO, ShownText(before[1], bars=True))

@@ -25,7 +25,7 @@ LINE = "line"
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A checkpoint with its tokenizer. notes: damaged checkpoints that were passed over."""
+    """A checkpoint with its tokenizer. notes: what is wrong with newer checkpoints that were skipped."""
 
     layout: RunLayout
     step: int
@@ -36,8 +36,7 @@ class TrainedModel:
     def complete(
         self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
     ) -> str:
-        """The continuation of a prompt, without it. Ends at `stop` (left out), at the end of text, or after
-        max_new_tokens.
+        """The continuation of a prompt. Ends before `stop`, at the end of text, or after max_new_tokens.
 
         stop: by default the end of the line for tasks whose examples are lines, nothing for a model of
         running text.
@@ -47,10 +46,8 @@ class TrainedModel:
     def stream(
         self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
     ) -> Iterator[str]:
-        """The pieces of `complete` as they come. Raises DataError for a prompt the tokenizer cannot
-        represent.
-        """
-        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self._device)
+        """The pieces of `complete` as they come. Raises DataError for a prompt that cannot be encoded."""
+        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self.model.device)
         new: list[int] = []
         shown = ""
         stop = self._line_end if stop == LINE else stop
@@ -78,7 +75,7 @@ class TrainedModel:
             )
         return generate(
             self.model,
-            input_ids.to(self._device),
+            input_ids.to(self.model.device),
             max_new_tokens=new,
             sampling=sampling,
             stop_ids=(self.tokenizer.eos_id,),
@@ -88,15 +85,8 @@ class TrainedModel:
     def _line_end(self) -> str | None:
         """The line break where the tokenizer knows just one task's characters: there an example is a line."""
         described = self.tokenizer.describe()
-        return (
-            "\n"
-            if described["tokenizer"] == "characters" and not described.get("tokenizer_unknown")
-            else None
-        )
-
-    @property
-    def _device(self) -> torch.device:
-        return self.model.final_norm.weight.device
+        one_task = described["tokenizer"] == "characters" and not described.get("tokenizer_unknown")
+        return "\n" if one_task else None
 
 
 def load(
@@ -109,13 +99,13 @@ def load(
     checkpoint = read_checkpoint(reference, notes)
     config = model_config(reference.layout)
     check_size(config, checkpoint)
+
     model = BitNetTransformer(config).to(torch.device(device))
     model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()
-    return TrainedModel(
-        reference.layout, checkpoint.step, model, fitting_tokenizer(reference.layout, config), tuple(notes)
-    )
+    tokenizer = fitting_tokenizer(reference.layout, config)
+    return TrainedModel(reference.layout, checkpoint.step, model, tokenizer, tuple(notes))
 
 
 def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:
@@ -133,10 +123,8 @@ def tokenizer_of(layout: RunLayout) -> Tokenizer:
     """The tokenizer of a run. Raises DataError where it is not the one that meta/config.json records."""
     tokenizer = load_tokenizer(layout.tokenizer)
     data = read_config(layout).get("data")
-    expected, found = (
-        data.get("tokenizer_sha256") if isinstance(data, dict) else None,
-        tokenizer.describe()["tokenizer_sha256"],
-    )
+    expected = data.get("tokenizer_sha256") if isinstance(data, dict) else None
+    found = tokenizer.describe()["tokenizer_sha256"]
     if expected is not None and expected != found:
         raise DataError(
             f"{layout.tokenizer} holds another tokenizer than the run was trained with (sha256 {found[:12]}, "
@@ -151,7 +139,7 @@ def model_config(layout: RunLayout) -> BitNetConfig:
 
 
 def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:
-    """The checkpoint a reference names, weights only; without a step the newest good one, damaged ones
+    """The weights of the checkpoint that a reference names, or of the newest good one; damaged ones are
     noted.
     """
     layout = reference.layout

@@ -1,8 +1,8 @@
-"""Values from JSON, held against the types that they should have, as strictly as flags are.
+"""Values from JSON, checked against the types that they should have, as strictly as flags are.
 
-A number must be finite and an integer below 2**63, a bool is no number, a list becomes the tuple that a field
-asks for. Not here: reading and bounding the file (files.py); ranges, which a dataclass checks itself when it
-is made.
+A number must be finite and an integer below 2**63, a bool is not a number, a list becomes the tuple that a
+field asks for. Not here: reading and bounding the file (files.py); ranges, which a dataclass checks itself
+when it is made.
 """
 
 from __future__ import annotations
@@ -43,9 +43,7 @@ def from_json(kind: type[T], values: object, where: str, *, others: Collection[s
 def check_types(
     values: Mapping[str, Any], hints: Mapping[str, Any], where: str, required: Collection[str] = ()
 ) -> dict[str, Any]:
-    """The values as their types ask for them; names without a type pass as they are. Raises DataError for a
-    wrong or missing one.
-    """
+    """The values as their types ask for them; names without a type pass as they are. Raises DataError."""
     missing = [name for name in required if name not in values]
     if missing:
         raise DataError(f"{where} lacks {missing[0]}; restore the file or start a new run")

@@ -100,7 +100,7 @@ def norms(model: BitNetTransformer) -> Check:
 
 def whole(model: BitNetTransformer) -> Iterator[Check]:
     """The twin's logits under autocast, by both products."""
-    ids = random_ids(VOCABULARY, 4, 40, model.final_norm.weight.device)
+    ids = random_ids(VOCABULARY, 4, 40, model.device)
     right = reference.logits(weights_of(model), model.config, ids)
     for kind, limit in WHOLE_FORMATS.items():
         errors = {}

@@ -107,7 +107,7 @@ def correlation(one: Tensor, two: Tensor) -> float:
 def first_logits(fresh: BitNetTransformer) -> Iterator[Check]:
     """A new model knows nothing, and is not sure of anything."""
     config = fresh.config
-    ids = random_ids(config.vocab_size, 8, min(64, config.max_seq_length), fresh.final_norm.weight.device)
+    ids = random_ids(config.vocab_size, 8, min(64, config.max_seq_length), fresh.device)
     logits = fresh(ids)[:, :-1]
     mask = torch.ones_like(ids[:, 1:], dtype=torch.bool)
     loss = float(reference.summed_loss(logits, ids[:, 1:], mask)) / mask.sum().item()

@@ -106,7 +106,7 @@ class Subject:
     @property
     def device(self) -> torch.device:
         """Where the model computes."""
-        return self.model.final_norm.weight.device
+        return self.model.device
 
     @property
     def bf16(self) -> bool:

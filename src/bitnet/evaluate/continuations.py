@@ -1,6 +1,4 @@
-"""How a model continues many prompts, greedily or sampled, as text. For judges that accept more than one
-answer.
-"""
+"""A model's continuations of many prompts, greedy or sampled, for judges that accept more than one answer."""
 
 from __future__ import annotations
 

@@ -131,8 +131,8 @@ def minimal_pairs() -> tuple[MinimalPair, ...]:
 def grammar_metrics(
     model: BitNetTransformer, tokenizer: Tokenizer, pairs: Sequence[MinimalPair]
 ) -> dict[str, float]:
-    """Share of the pairs whose right sentence is the likelier one: `grammar`, and `grammar_<kind>`, each with
-    its number of cases.
+    """`grammar`, the share of pairs whose right sentence is likelier, and `grammar_<kind>`, each with its
+    cases.
 
     Equal likelihoods count as wrong. Each sentence is scored as the beginning of a document.
     """
@@ -150,9 +150,7 @@ def grammar_metrics(
 
 @torch.no_grad()
 def sentence_log_probs(model: BitNetTransformer, tokenizer: Tokenizer, sentences: Sequence[str]) -> Tensor:
-    """Sum of log probabilities of each sentence's tokens after an end-of-text token, in nats: float64 (N,),
-    on the CPU.
-    """
+    """Log probability of each sentence after an end-of-text token, in nats: float64 (N,), on the CPU."""
     rows = [[tokenizer.eos_id, *tokenizer.encode(sentence)] for sentence in sentences]
     parts = [
         _summed(model, rows[start : start + PAIRS_AT_ONCE], tokenizer.pad_id)
@@ -164,13 +162,12 @@ def sentence_log_probs(model: BitNetTransformer, tokenizer: Tokenizer, sentences
 def _summed(model: BitNetTransformer, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     """The sums of one batch; rows are padded on the right, where a causal model does not look."""
     longest = max(map(len, rows))
-    device = model.final_norm.weight.device
-    ids = torch.tensor(
-        [[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device
-    )  # (B, T + 1)
-    real = torch.tensor(
-        [[place < len(row) for place in range(1, longest)] for row in rows], device=device
-    )  # (B, T)
+    device = model.device
+    padded = [[*row, *[pad_id] * (longest - len(row))] for row in rows]
+    ids = torch.tensor(padded, device=device)  # (B, T + 1)
+    lengths = torch.tensor([len(row) for row in rows], device=device)
+    real = torch.arange(1, longest, device=device) < lengths[:, None]  # (B, T): targets that are not padding
+
     log_probs = model(ids[:, :-1]).double().log_softmax(-1)  # (B, T, V)
     of_targets = log_probs.gather(-1, ids[:, 1:, None]).squeeze(-1)  # (B, T)
     return torch.where(real, of_targets, 0.0).sum(-1).cpu()

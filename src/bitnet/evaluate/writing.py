@@ -1,9 +1,8 @@
 """Is it English? Numbers about texts that a model wrote, without a reader.
 
-None of them is a mark for quality; together they tell writing from the two broken patterns of the plan: one
-word over and over (`the the the the`), and letter soup (`xkjq mlp zzz`). A sample that was cut by its length
-is judged up to its last whole sentence only where that matters: an unfinished last sentence is not an error
-of the model.
+None of them measures quality. Together they distinguish writing from the two broken patterns of the plan: one
+word again and again (`the the the the`), and letter soup (`xkjq mlp zzz`). A sample ends where its length is
+reached, so an unfinished last sentence does not count as an error.
 
     sentences_ended         share of sentences with . ! or ? (a closing quote may follow) at their end; the
                             cut one is left out
@@ -13,7 +12,7 @@ of the model.
     known_words             share of words that occur in the training text
     repeating, soup         share of samples with a broken pattern
 
-`looping` is for greedy decoding, whose way to fail is to say its last words again and again.
+`looping` is for greedy decoding, which fails by repeating its last words.
 
 Not here: drawing the samples, and the loss (loss.py).
 """
@@ -28,7 +27,7 @@ SENTENCE_END = re.compile(r"[.!?]+[\"'”’)]*(?=\s|$)")
 CLOSING = "\"'”’)"
 OPENING = "\"'“‘("
 SAME_WORD_IN_A_ROW = 3
-"""So many times the same word running is the plan's first broken pattern. "very, very" is fine."""
+"""The plan's first broken pattern is the same word this many times in a row. "very, very" is fine."""
 LOOP_TURNS = 3
 LONGEST_LOOP = 16
 SOUP_SHARE = 0.3
@@ -47,9 +46,7 @@ def vocabulary(texts: Iterable[str]) -> frozenset[str]:
 
 
 def sentences(text: str) -> list[str]:
-    """Pieces that end with a mark, and what is left after the last one. Line breaks between paragraphs end a
-    sentence too.
-    """
+    """Pieces that end with a mark or with their paragraph."""
     found: list[str] = []
     for paragraph in re.split(r"\n\s*\n", text):
         start = 0
@@ -66,15 +63,13 @@ def is_ended(sentence: str) -> bool:
 
 
 def is_capitalised(sentence: str) -> bool:
-    """Whether it begins as a sentence does; what a speaker's verb continues ('"Hello!" said Tim.') is no new
-    beginning.
-    """
+    """Whether it begins as a sentence does, with a capital or a digit."""
     first = sentence.lstrip(OPENING)[:1]
     return first.isupper() or first.isdigit()
 
 
 def repeats_a_word(text: str) -> bool:
-    """The plan's first broken pattern: one word, several times running."""
+    """The plan's first broken pattern: one word several times in a row."""
     said = words(text)
     return any(
         len(set(said[i : i + SAME_WORD_IN_A_ROW])) == 1 for i in range(len(said) - SAME_WORD_IN_A_ROW + 1)
@@ -82,18 +77,14 @@ def repeats_a_word(text: str) -> bool:
 
 
 def repeated_4grams(text: str) -> float:
-    """Share of the four-word sequences that occurred before in the text; 0 for texts of fewer than four
-    words.
-    """
+    """Share of the four-word sequences that occurred before in the text; 0 for fewer than four words."""
     said = words(text)
     grams = [tuple(said[i : i + 4]) for i in range(len(said) - 3)]
     return 1 - len(set(grams)) / len(grams) if grams else 0.0
 
 
 def looping(text: str) -> bool:
-    """Whether the text ends in a loop: its last words, up to LONGEST_LOOP of them, said LOOP_TURNS times
-    running.
-    """
+    """Whether the text ends in a loop: up to LONGEST_LOOP words, LOOP_TURNS times in a row."""
     said = words(text)
     return any(
         said[-period * LOOP_TURNS :] == said[-period:] * LOOP_TURNS
@@ -120,8 +111,10 @@ def writing_metrics(
         raise ValueError("there are no samples to judge; draw at least one")
     begun = [""] * len(samples) if prompts is None else list(prompts)
     whole = [sentences(prompt + sample) for prompt, sample in zip(begun, samples, strict=True)]
+
+    # The last sentence of a sample counts only if it ended: otherwise the sample was cut by its length.
     ended = [is_ended(sentence) for found in whole for sentence in found[:-1]]
-    last_ended = [is_ended(found[-1]) for found in whole if found]
+    ended += [True for found in whole if found and is_ended(found[-1])]
     capital = [
         is_capitalised(sentence) or _continues_speech(found, i)
         for found in whole
@@ -129,12 +122,13 @@ def writing_metrics(
     ]
     said = [word for sample in samples for word in words(sample)]
     shares = {
-        "sentences_ended": ended + [True for done in last_ended if done],
+        "sentences_ended": ended,
         "sentences_capitalised": capital,
         "known_words": [word in known for word in said],
         "repeating": [repeats_a_word(sample) for sample in samples],
         "soup": [is_soup(sample, known) for sample in samples],
     }
+
     metrics: dict[str, float] = {}
     for name, hits in shares.items():
         metrics |= {name: sum(hits) / len(hits) if hits else 0.0, f"{name}_cases": float(len(hits))}

@@ -113,7 +113,7 @@ class PreferenceTask(ConversationTask):
 
     @torch.no_grad()
     def _reference(self, batch: Batch) -> Tensor:
-        on_device = batch.to(self._start.final_norm.weight.device)
+        on_device = batch.to(self._start.device)
         return row_log_probabilities(self._start(on_device.input_ids), on_device)
 
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
@@ -127,7 +127,7 @@ class PreferenceTask(ConversationTask):
 
     @torch.no_grad()
     def _margins(self, model: BitNetTransformer, batch: Batch) -> Tensor:
-        on_device = batch.to(model.final_norm.weight.device)
+        on_device = batch.to(model.device)
         return margins(model(on_device.input_ids), on_device).cpu()
 
 

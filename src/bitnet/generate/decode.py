@@ -78,7 +78,7 @@ def continue_prompts(
     sampling: Sampling = GREEDY,
 ) -> list[list[int]]:
     """Continuations in the order of the prompts, each up to and including stop_id where it came."""
-    device = model.final_norm.weight.device
+    device = model.device
     by_length: dict[int, list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
         by_length[len(prompt)].append(index)

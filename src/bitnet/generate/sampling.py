@@ -46,16 +46,16 @@ STRESS = Sampling(temperature=1.5, top_k=10)
 
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
-    """The distribution that is sampled from: temperature, then top-k, then top-p. logits: (B, V). Returns (B,
-    V).
-    """
+    """The distribution that is sampled from: temperature, then top-k, then top-p. (B, V) -> (B, V)."""
     logits = logits.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
+
     logits = logits / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < logits.shape[-1]:
         smallest = logits.topk(sampling.top_k, dim=-1).values[:, -1:]
         logits = logits.masked_fill(logits < smallest, -math.inf)
+
     probs = logits.softmax(-1)
     if sampling.top_p is not None:
         ordered, index = probs.sort(dim=-1, descending=True, stable=True)
@@ -74,8 +74,9 @@ def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Te
 
 
 def refuse_broken(logits: Tensor) -> None:
-    """Raise NotFiniteError where the largest logit of a row is NaN or infinite. A single -inf only excludes a
-    token. logits: (..., V).
+    """Raise NotFiniteError where a row's largest logit is NaN or infinite. logits: (..., V).
+
+    A single -inf only excludes a token.
     """
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # amax passes a NaN on
         raise NotFiniteError(

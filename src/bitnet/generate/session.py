@@ -1,7 +1,7 @@
-"""A conversation with a model: history, the end of a turn, and room for what comes.
+"""A conversation with a model: its history, the end of an answer, and room for the next one.
 
-An answer is over at the end-of-text id, or where the model begins to write somebody's next turn (`human:` or
-its own label). That label is never shown: text that may be its beginning is held back until it is clear.
+An answer ends at the end-of-text id, or where the model begins to write somebody's next turn (`human:` or
+its own label). That label is never shown: text that may be its beginning is held back until that is decided.
 Where the conversation outgrows the model's context, the oldest turns are left out of what the model reads;
 the caller is told how many. Not here: the terminal (cli/chat.py), the template itself (text/chat.py).
 """
@@ -42,8 +42,8 @@ class ChatSession:
     """Whether the last answer ended by itself, not at the limit of length."""
 
     def reply(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
-        """The pieces of an answer as they come; afterwards both sides are in `turns`, also when the caller
-        stops early.
+        """The pieces of an answer as they come. Both sides are then in `turns`, even if the caller stops
+        early.
 
         Raises DataError where the text alone does not fit the context.
         """
@@ -62,8 +62,8 @@ class ChatSession:
         self.forgotten = 0
 
     def _prompt(self, text: str) -> tuple[list[int], int]:
-        """Ids of as many of the last turns as leave room for an answer, and how many turns that leaves
-        out.
+        """The ids that the model reads: as many last turns as leave room for an answer, and how many do not
+        fit.
         """
         context = self.model.config.max_seq_length
         begin = self.tokenizer.encode(system_line(self.system)) if self.system else []
@@ -75,6 +75,8 @@ class ChatSession:
                 f"{what} has {len(begin) + len(end)} tokens, the model reads {context} with its answer; "
                 "shorten it"
             )
+
+        # The newest turns first, as long as there is room for them and for an answer.
         room -= min(self.max_new_tokens, context // 2)
         kept: list[list[int]] = []
         for turn in reversed(self.turns):
@@ -83,12 +85,13 @@ class ChatSession:
             if room < 0:
                 break
             kept.append(before + said)
+
         middle = [token for turn in reversed(kept) for token in turn]
         return begin + middle + end, len(self.turns) - len(kept)
 
     def _pieces(self, ids: list[int], sampling: Sampling) -> Iterator[str]:
         """What may be shown of an answer, as soon as it may."""
-        prompt = torch.tensor([ids], dtype=torch.int64, device=self.model.final_norm.weight.device)
+        prompt = torch.tensor([ids], dtype=torch.int64, device=self.model.device)
         labels = Labels(HUMAN, self.speaker)
         new: list[int] = []
         shown, text = 0, ""
@@ -98,6 +101,7 @@ class ChatSession:
                 self.ended = True
                 break
             new.append(int(chosen))
+            # All of it is decoded again: the text of a token may depend on the one before.
             text = self.tokenizer.decode(new).lstrip()
             end = labels.safe(text)
             if not text.endswith(INCOMPLETE) and end > shown:
@@ -106,7 +110,9 @@ class ChatSession:
             if labels.found(text) is not None:
                 self.ended = True
                 return
-        if self.ended and text.rstrip()[shown:]:  # what was held back was no label after all
+
+        # What was held back was not a label after all.
+        if self.ended and text.rstrip()[shown:]:
             yield text.rstrip()[shown:]
 
 

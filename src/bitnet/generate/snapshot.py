@@ -1,4 +1,4 @@
-"""A sample with its inner life: the text, and how sure the model was of each of the first ten tokens."""
+"""A sample for the metrics: its text, and how sure the model was of each of its first ten tokens."""
 
 from __future__ import annotations
 
@@ -41,21 +41,19 @@ def snapshot(
     max_new_tokens: int = 50,
     stop: str | None = None,
 ) -> dict[str, Any]:
-    """One row of samples/samples.jsonl, without its step. Repetition is counted over the generated part only.
+    """One row of samples/samples.jsonl, without its step. Repetition is counted in the continuation only.
 
-    A model whose logits are not finite gets a row too: `non_finite` is true, and the row ends where they
-    began.
+    Where the logits become NaN or infinite the sample ends, and `non_finite` is true.
     """
     prompt_ids = tokenizer.encode(prompt)
-    ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.final_norm.weight.device)
+    ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.device)
     stops = {tokenizer.eos_id, *(tokenizer.encode(stop) if stop else ())}
     new: list[int] = []
     details: list[dict[str, Any]] = []
     broken = False
+    sampling = dataclasses.replace(MODES[mode], seed=seed)
     try:
-        for chosen, logits in stream(
-            model, ids, max_new_tokens=max_new_tokens, sampling=dataclasses.replace(MODES[mode], seed=seed)
-        ):
+        for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling):
             if len(details) < DETAILED:
                 details.append({"pos": len(details), **_distribution(logits[0], tokenizer)})
             new.append(int(chosen))

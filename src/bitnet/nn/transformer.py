@@ -159,6 +159,11 @@ class BitNetTransformer(nn.Module):
             elif parameter.dim() == 2:
                 nn.init.normal_(parameter, std=INITIAL_STD)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.final_norm.weight.device
+
     def bit_linears(self) -> dict[str, BitLinear]:
         """The ternary layers in order, by short name: L0_attn_qkv, L0_attn_out, L0_ffn_gate_up, ..."""
         layers: dict[str, BitLinear] = {}

@@ -66,7 +66,7 @@ def train_steps(
     forward: the model or its compiled form; scaling: of the loss, for products in fp16; skips: training data
     that is left out.
     """
-    device = model.final_norm.weight.device
+    device = model.device
     schedule = config.rates()
     for step in range(start_step + 1, config.total_steps + 1):
         started = time.perf_counter()

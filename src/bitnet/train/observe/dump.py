@@ -118,7 +118,7 @@ def _activations_and_gradients(
 @torch.no_grad()
 def _predictions(model: BitNetTransformer, tokenizer: Tokenizer, prompt: str) -> dict[str, Any]:
     """The most likely next tokens after a prompt."""
-    ids = torch.tensor([tokenizer.encode(prompt)], device=model.final_norm.weight.device)
+    ids = torch.tensor([tokenizer.encode(prompt)], device=model.device)
     logits = model(ids)[0, -1]
     probs, best = logits.float().softmax(-1).topk(min(TOP, logits.shape[-1]))
     tokens = [tokenizer.decode([token]) for token in best.tolist()]

@@ -70,7 +70,7 @@ class Probe:
     ) -> None:
         self.every, self.writer, self.model = config.probe_every, writer, model
         rows = batches[0].input_ids[:PROBE_ROWS]
-        self.input_ids = rows.to(model.final_norm.weight.device)
+        self.input_ids = rows.to(model.device)
         self.codes = ternary_codes(model)
 
     def __call__(self, report: StepReport) -> None:
