@@ -2,13 +2,13 @@
 
     python benchmarks/kernels.py [--rounds 15] [--threads 1 2] [--shapes qkv out gate_up down]
 
-A multiplication and an addition count as two operations. Ways take turns, so that what else runs on the
-machine meets all of them; the table shows the median of the rounds, and the fastest round, which is nearer to
-a quiet machine. One thread is timed by the processor time of its process, which other programs lengthen less;
-several by the clock. A round repeats a product for some milliseconds. The C paths are called as C will call
-them, with addresses at hand; "ops" is the chosen path through bitnet.kernels.ops, with its checks and its new
-tensor. "memory" reads packed weights that fit no cache, one input row, and its rate in GB/s stands beside
-that of a plain sum over float32.
+A multiplication and an addition count as two operations. The ways take turns, so that other programs slow
+down all of them. The table shows the median of the rounds, and the fastest round, which is nearer to a quiet
+machine. One thread is timed by the processor time of its process, which other programs lengthen less, and
+several threads by the clock. A round repeats a product for some milliseconds. The C paths are called with
+addresses at hand; "ops" is the chosen path through bitnet.kernels.ops, with its checks and its new tensor.
+"memory" multiplies one input row by packed weights that fit no cache, and compares its rate in GB/s with that
+of a plain sum over float32.
 """
 
 from __future__ import annotations
@@ -25,12 +25,8 @@ from bitnet.kernels import library, ops
 from bitnet.kernels.arrays import packed_bytes
 from hardware import where, write_results
 
-SHAPES = {
-    "qkv": (1536, 768),
-    "out": (768, 768),
-    "gate_up": (6144, 768),
-    "down": (768, 3072),
-}  # (out, in) features
+# (out, in) features of the 95M model
+SHAPES = {"qkv": (1536, 768), "out": (768, 768), "gate_up": (6144, 768), "down": (768, 3072)}
 ROWS = (1, 8, 512)
 ROUND_MS = 4.0
 MEMORY_BYTES = 192 << 20  # six times the last cache of the machine that the docs report
@@ -41,11 +37,8 @@ Call = Callable[[], object]
 
 def ways(out: int, width: int, rows: int) -> dict[str, Call]:
     """One product of this shape, by each path and by torch."""
-    codes, x, scale = (
-        torch.randint(-1, 2, (out, width), dtype=torch.int8),
-        torch.randn(rows, width),
-        torch.rand(out),
-    )
+    codes = torch.randint(-1, 2, (out, width), dtype=torch.int8)
+    x, scale = torch.randn(rows, width), torch.rand(out)
     packed, quantized = ops.pack(codes), ops.quantize_rows(x)
     found = in_c(packed, quantized, scale)
     found["ops"] = lambda: ops.product(packed, quantized, scale)
@@ -77,7 +70,7 @@ def in_c(packed: ops.PackedWeight, rows: ops.QuantizedRows, scale: torch.Tensor)
 
 
 def seconds_of(call: Call) -> float:
-    """Seconds of one call, from as many as fill a round."""
+    """Seconds of one call, from as many calls as fill a round."""
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     started, count = clock(), 0
     while clock() - started < ROUND_MS / 1e3:
@@ -87,7 +80,7 @@ def seconds_of(call: Call) -> float:
 
 
 def in_turns(calls: dict[str, Call], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call in each round; one more round before them warms up."""
+    """Seconds of each call in each round, after one more round to warm up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for number in range(rounds + 1):
         for name, call in calls.items():
@@ -141,12 +134,9 @@ def memory(threads: int, rounds: int) -> list[dict[str, Any]]:
 
 
 def preparing(threads: int, rounds: int) -> list[dict[str, Any]]:
-    """What comes before products: packing weights, and quantising rows."""
-    codes, x, norm = (
-        torch.randint(-1, 2, SHAPES["gate_up"], dtype=torch.int8),
-        torch.randn(512, 768),
-        torch.ones(768),
-    )
+    """The work before products: packing weights, and quantizing rows."""
+    codes = torch.randint(-1, 2, SHAPES["gate_up"], dtype=torch.int8)
+    x, norm = torch.randn(512, 768), torch.ones(768)
     calls: dict[str, tuple[Call, int]] = {
         "pack": (lambda: ops.pack(codes), codes.numel()),
         "pack the transpose": (lambda: ops.pack(codes, transposed=True), codes.numel()),

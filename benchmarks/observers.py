@@ -1,10 +1,10 @@
-"""What watching a run costs: the quick arithmetic run with its observers, and with none, in turns.
+"""The cost of watching a run: the quick arithmetic run with its observers, and without them, in turns.
 
     python benchmarks/observers.py [--steps 2000] [--block 100]
 
-One process trains on; blocks of updates alternate between observed and unobserved, so that both see the same
-machine. A pair is one block of each. Evaluation and samples are timed apart, inside the observed blocks, and
-taken out of "watching".
+One process trains; its blocks of updates are observed and unobserved in turns, so that both see the same
+machine. A pair is one block of each. Evaluation and samples are timed separately inside the observed blocks,
+and do not count as watching.
 """
 
 from __future__ import annotations
@@ -52,16 +52,8 @@ def open_session(steps: int, root: Path) -> Session:
     model.set_product(machine.product, machine.gradient_dtype)
     optimizers = Optimizers(model, config.train.optimizer_config())
     options = StartOptions(runs_dir=root, device=device)
-    return Session(
-        RunLayout(root / "observed"),
-        ArithmeticTask(config),
-        config,
-        machine,
-        model,
-        optimizers,
-        options,
-        print,
-    )
+    layout = RunLayout(root / "observed")
+    return Session(layout, ArithmeticTask(config), config, machine, model, optimizers, options, print)
 
 
 def timed(observer: Observer, spent: dict[str, float]) -> Callable[[StepReport], None]:
@@ -75,6 +67,35 @@ def timed(observer: Observer, spent: dict[str, float]) -> Callable[[StepReport],
     return call
 
 
+def measure(steps: int, block: int, spent: dict[str, float]) -> dict[bool, list[float]]:
+    """Seconds of each block, observed (True) and not, without evaluation and samples."""
+    blocks: dict[bool, list[float]] = {True: [], False: []}
+    with tempfile.TemporaryDirectory() as root, ExitStack() as closing:
+        session = open_session(steps, Path(root))
+        train = session.config.train
+        writers = closing.enter_context(open_writers(session.layout))
+        frozen = session.task.frozen_evaluation()
+        digest = save_frozen_set(session.layout, [batch.tensors() for batch in frozen])
+        write_json(session.layout.fingerprint, {"evaluation_sha256": digest})
+        start = Checkpoint(0, {}, {}, {}, {})
+        observers, _ = observers_of(session, start, Status(session.layout, train), writers)
+        calls = [(observer.every, timed(observer, spent)) for observer in observers]
+
+        started, apart_before = time.perf_counter(), 0.0
+        for report in train_steps(
+            session.model, session.model, session.task.source, session.optimizers, train
+        ):
+            watched = (report.step - 1) // block % 2 == 0
+            for every, call in calls if watched else []:
+                if report.step % every == 0:
+                    call(report)
+            if report.step % block == 0:
+                now, apart_now = time.perf_counter(), spent["Evaluation"] + spent["Samples"]
+                blocks[watched].append(now - started - (apart_now - apart_before))
+                started, apart_before = now, apart_now
+    return blocks
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -82,54 +103,29 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--block", type=int, default=100)
     args = parser.parse_args()
+
     spent: dict[str, float] = defaultdict(float)
-    blocks: dict[bool, list[float]] = {True: [], False: []}
-    with tempfile.TemporaryDirectory() as root, ExitStack() as closing:
-        session = open_session(args.steps, Path(root))
-        train = session.config.train
-        writers = closing.enter_context(open_writers(session.layout))
-        frozen = session.task.frozen_evaluation()
-        digest = save_frozen_set(session.layout, [batch.tensors() for batch in frozen])
-        write_json(session.layout.fingerprint, {"evaluation_sha256": digest})
-        observers, _ = observers_of(
-            session, Checkpoint(0, {}, {}, {}, {}), Status(session.layout, train), writers
-        )
-        calls = [(observer.every, timed(observer, spent)) for observer in observers]
-        started, apart_before = time.perf_counter(), 0.0
-        for report in train_steps(
-            session.model, session.model, session.task.source, session.optimizers, train
-        ):
-            watched = (report.step - 1) // args.block % 2 == 0
-            for every, call in calls if watched else []:
-                if report.step % every == 0:
-                    call(report)
-            if report.step % args.block == 0:
-                now, apart_now = time.perf_counter(), spent["Evaluation"] + spent["Samples"]
-                blocks[watched].append(now - started - (apart_now - apart_before))
-                started, apart_before = now, apart_now
+    blocks = measure(args.steps, args.block, spent)
     ratios = [on / off for on, off in zip(blocks[True], blocks[False], strict=True)]
     observed = sum(blocks[True])
-    rows = [
-        {
-            "pairs": len(ratios),
-            "updates_per_block": args.block,
-            "watching_slowdown_median": statistics.median(ratios) - 1,
-            "watching_slowdown_min": min(ratios) - 1,
-            "watching_slowdown_max": max(ratios) - 1,
-            "watching_share_measured_inside": sum(
-                v for k, v in spent.items() if k not in ("Evaluation", "Samples", "Checkpoints")
-            )
-            / observed,
-            "evaluation_share": spent["Evaluation"] / observed,
-            "samples_share": spent["Samples"] / observed,
-            "seconds_by_observer": {name: round(seconds, 3) for name, seconds in spent.items()},
-            "observed_seconds": observed,
-        }
-    ]
+    apart = ("Evaluation", "Samples", "Checkpoints")
+    watching = sum(seconds for name, seconds in spent.items() if name not in apart)
+    row = {
+        "pairs": len(ratios),
+        "updates_per_block": args.block,
+        "watching_slowdown_median": statistics.median(ratios) - 1,
+        "watching_slowdown_min": min(ratios) - 1,
+        "watching_slowdown_max": max(ratios) - 1,
+        "watching_share_measured_inside": watching / observed,
+        "evaluation_share": spent["Evaluation"] / observed,
+        "samples_share": spent["Samples"] / observed,
+        "seconds_by_observer": {name: round(seconds, 3) for name, seconds in spent.items()},
+        "observed_seconds": observed,
+    }
     print(where())
-    for key, value in rows[0].items():
+    for key, value in row.items():
         print(f"  {key:<34}{value}")
-    print(f"wrote {write_results('observers', rows)}")
+    print(f"wrote {write_results('observers', [row])}")
 
 
 if __name__ == "__main__":

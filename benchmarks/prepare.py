@@ -3,12 +3,11 @@ corpus's size.
 
     python benchmarks/prepare.py --text PATH... [--megabytes 300]
 
-PATH: files or folders as `bitnet prepare --data` takes them, at least as many megabytes as are asked for;
-column `text`. Speed is of whole calls, with the start of the processes, on all processors. For memory the
-text is cut into documents of 4 kB: 4 MB, a quarter of all, and all (4 MB do not fill the batches that are on
-their way, the others do). What is compared is the anonymous memory (RssAnon of /proc) of a process that reads
-batches, and the highest of one that prepares. The step that reading is set against is that of
-benchmarks/train_speed.py.
+PATH: files or folders as `bitnet prepare --data` takes them, with at least that many megabytes in the column
+`text`. Speed is that of whole calls on all processors, with the start of the processes. For memory the text
+is cut into documents of 4 kB: 4 MB, a quarter of all, and all (4 MB do not fill the batches in flight, the
+others do). The anonymous memory (RssAnon of /proc) of a process that reads batches is compared, and the
+highest of one that prepares. The time of a training step is that of benchmarks/train_speed.py.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ STEP = ("tinystories", "ternary int8")
 
 
 def cut(paths: list[str], out: Path, megabytes: float) -> Path:
-    """So much of the text as JSON lines of short documents."""
+    """Write this many megabytes of the text as JSON lines of short documents."""
     from bitnet.corpus.documents import LocalFiles
 
     size = 0
@@ -68,9 +67,7 @@ def in_a_process(words: list[str]) -> dict[str, Any]:
 
 
 def prepare_once(data: str, tokenizer: str, out: str, processes: int | None) -> dict[str, Any]:
-    """One call of prepare: seconds, sizes, and the highest anonymous memory of this process and of any
-    worker.
-    """
+    """One call of prepare: seconds, sizes, and the highest anonymous memory of this process and a worker."""
     from bitnet.corpus.corpus import open_corpus
     from bitnet.corpus.prepare import prepare
     from bitnet.text.tokenizer import load_tokenizer

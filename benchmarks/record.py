@@ -1,12 +1,12 @@
-"""Record finished runs as measured results of their variants: what `bitnet experiments` and the README show.
+"""Record finished runs as measured results of their variants, which `bitnet experiments` and the README show.
 
     python benchmarks/record.py RUN [RUN ...] [--note "beside other work"]
 
-Judges each run, or takes what `bitnet evaluate` found at its last step, reads its hardware, times and data,
-and writes one row for each (variant, weights, budget, data set, seed) to
-src/bitnet/experiments/measured.json; then prints the results. Every row is judged anew by the criteria that
-its variant has now. A row that its variant has outgrown (other settings, a smaller budget, or a criterion on
-a metric that it lacks) is dropped, and said.
+It judges each run, or takes what `bitnet evaluate` found at its last step, and reads its hardware, times and
+data. It writes one row for each (variant, weights, budget, data set, seed) to
+src/bitnet/experiments/measured.json and prints the results. Every row is judged again by the present criteria
+of its variant. A row that no longer measures its variant (other settings, a smaller budget, or a criterion on
+a metric that the row lacks) is dropped with a message.
 """
 
 from __future__ import annotations
@@ -54,6 +54,7 @@ def row_of(word: str, note: str | None) -> Row:
     scalars = read_lines(layout.scalars).rows
     facts = read_json(layout.provenance)
     budget = find_variant(experiment, variant).config.train.total_tokens
+    threads = f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}"
     return {
         "experiment": experiment.name,
         "variant": variant,
@@ -66,13 +67,12 @@ def row_of(word: str, note: str | None) -> Row:
         "full_budget": config.train.total_tokens >= budget,
         "budget": budget,
         "loss_on": loss_on(experiment, config),
-        "hardware": facts["gpu_model"]
-        or f"{facts['cpu_model']}, {facts['threads']} thread{'s' if facts['threads'] > 1 else ''}",
+        "hardware": facts["gpu_model"] or f"{facts['cpu_model']}, {threads}",
         "torch": facts["torch_version"],
         "note": note,
         "minutes": sum(row["step_time_ms"] for row in scalars) / 60e3,
-        "commit": (facts["git_commit"] or "")[:7]
-        + ("+" if facts["git_dirty"] else ""),  # +: with changes not yet committed
+        # +: with changes that were not committed
+        "commit": (facts["git_commit"] or "")[:7] + ("+" if facts["git_dirty"] else ""),
         "first_loss": scalars[0]["loss"],
         "last_loss": sum(row["loss"] for row in scalars[-100:]) / len(scalars[-100:]),
         "verdict": result["verdict"],
@@ -82,9 +82,9 @@ def row_of(word: str, note: str | None) -> Row:
 
 
 def dataset_of(layout: RunLayout, config: RunConfig) -> dict[str, Any]:
-    """What the run really read, from its fingerprint: name, count and unit.
+    """The data that the run really read, from its fingerprint: name, count and unit.
 
-    A single file is called by its folder as well, a generated table `generated`.
+    A single file is named with its folder, a generated table `generated`.
     """
     found = read_json(layout.fingerprint)
     name = "generated" if found.get("examples") else found["dataset_name"]
@@ -96,9 +96,7 @@ def dataset_of(layout: RunLayout, config: RunConfig) -> dict[str, Any]:
 
 
 def settings_of(config: RunConfig) -> dict[str, Any]:
-    """The settings of a run that differ from the defaults of their fields, as `train.batch_size: 256`,
-    without NOT_SETTINGS.
-    """
+    """The settings that differ from their defaults, as `train.batch_size: 256`, without NOT_SETTINGS."""
     left_out = NOT_SETTINGS | (FOUND_BY_FROM if config.train.start_from else set())
     found: dict[str, Any] = {}
     for section in ("model", "train", "data"):
@@ -118,7 +116,7 @@ def loss_on(experiment: Experiment, config: RunConfig) -> str:
 
 
 def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: RunConfig) -> dict[str, Any]:
-    """The judgement of the run's last checkpoint; measured again where a criterion has come since then."""
+    """The judgement of the run's last checkpoint, measured again if a criterion was added since."""
     criteria = find_variant(experiment, variant).criteria
     if layout.verdict.is_file():
         result = read_json(layout.verdict)
@@ -131,15 +129,13 @@ def verdict_of(layout: RunLayout, experiment: Experiment, variant: str, config: 
 
 
 def telling(experiment: Experiment) -> list[str]:
-    """The experiment's headline metrics, then those that the criteria of any variant name, each once, in
-    their order.
-    """
+    """The experiment's headline metrics, then those of the criteria of all variants, each once."""
     named = (criterion.metric for variant in experiment.variants.values() for criterion in variant.criteria)
     return list(dict.fromkeys([*experiment.headline, *named]))
 
 
 def why_outgrown(row: Row) -> str | None:
-    """How the variant now differs from what this row measured; None where it does not."""
+    """How the variant now differs from what this row measured, or None."""
     variant = find_variant(find_experiment(row["experiment"]), row["variant"])
     now = settings_of(variant.config)
     if row["parameters"] != variant.config.model.total_params:
@@ -157,16 +153,14 @@ def why_outgrown(row: Row) -> str | None:
 def judged_now(row: Row) -> Row:
     """The row with the verdict that the present criteria give."""
     criteria = find_variant(find_experiment(row["experiment"]), row["variant"]).criteria
-    return {
-        **row,
-        "verdict": "PASS" if all(one.met(row["metrics"][one.metric]) for one in criteria) else "FAIL",
-    }
+    passed = all(one.met(row["metrics"][one.metric]) for one in criteria)
+    return {**row, "verdict": "PASS" if passed else "FAIL"}
 
 
 def kept(rows: list[Row]) -> Iterator[Row]:
-    """The rows that still measure their variant, with the verdict of today; of one seed the newest.
+    """The rows that still measure their variant, with their present verdict; of one seed the newest.
 
-    A row from before it was recorded how much data there was gives way to one that knows.
+    A row without the amount of its data gives way to one that has it.
     """
     same = ("experiment", "variant", "weights", "tokens")
     known = {tuple(row[key] for key in same) for row in rows if row["dataset"]["count"]}

@@ -1,13 +1,12 @@
-"""What makes a small ternary model learn English faster? One change at a time, the same tokens, bits per byte
-on held-out text.
+"""Which single change helps a small ternary model to learn English? Bits per byte after the same tokens.
 
-    python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--width 128] [--only
-    muon_lr_0.03 sub_norm]
+    python benchmarks/tinystories_trials.py --data stories.txt [--tokens 5e6] [--width 128]
+                                            [--only muon_lr_0.03 sub_norm]
 
-Every trial is `bitnet train tinystories` with a few flags; the base is the variant's own recipe (Muon, linear
-warm-down). They run one after the other on one machine, over the same windows in the same order. A trial that
-was measured before is not repeated: runs are kept in --runs-dir, results in
-benchmarks/results/tinystories_trials.json. Single runs: read differences below 0.01 as noise.
+Every trial is `bitnet train tinystories` with a few flags; the base has the variant's own settings (Muon,
+linear warm-down). The trials run one after the other on one machine, over the same windows in the same order.
+A trial that was measured before is not repeated: runs are kept in --runs-dir, results in
+benchmarks/results/tinystories_trials.json. Each is a single run, so differences below 0.01 are noise.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ TRIALS: dict[str, list[str]] = {
     "unlikelihood_3": ["--train.stage2-unlikelihood", "3.0"],
     "full": ["--weights", "full"],
 }
-"""full: the control, not a trial."""
+"""The flags of each trial. `full` is the control."""
 
 
 def bitnet(*words: str) -> dict[str, Any]:
@@ -50,7 +49,7 @@ def bitnet(*words: str) -> dict[str, Any]:
 
 
 def trial(name: str, words: argparse.Namespace) -> dict[str, Any]:
-    """Train and measure one; both are skipped where they were done."""
+    """Train and measure one trial. What was done before is skipped."""
     train = find_experiment("tinystories").variants[words.variant].config.train
     rows = next(
         (int(value) for flag, value in itertools.pairwise(TRIALS[name]) if flag == "--batch-size"),
@@ -60,27 +59,13 @@ def trial(name: str, words: argparse.Namespace) -> dict[str, Any]:
     held_out = ["--validation", *words.validation] if words.validation else []
     run = f"trial_{words.variant}_{words.width or 'own'}_{steps}_{name}"
     bitnet(
-        "train",
-        "tinystories",
-        "--variant",
-        words.variant,
-        "--data",
-        *words.data,
-        *held_out,
-        "--num-steps",
-        str(steps),
-        "--allow-repeat",
-        "--train.eval-every",
-        str(steps),
-        "--train.sample-every",
-        str(steps),
-        "--run-id",
-        run,
-        "--runs-dir",
-        words.runs_dir,
+        *("train", "tinystories", "--variant", words.variant, "--data", *words.data, *held_out),
+        *("--num-steps", str(steps), "--allow-repeat", "--run-id", run, "--runs-dir", words.runs_dir),
+        *("--train.eval-every", str(steps), "--train.sample-every", str(steps)),
         *shape(words.width),
         *TRIALS[name],
     )
+
     metrics = bitnet("evaluate", run, "--once", "--show", "0", "--runs-dir", words.runs_dir)["metrics"]
     kept = ("bits_per_byte", "nats_per_token", "known_words", "greedy_looping")
     tokens = steps * rows * train.seq_len

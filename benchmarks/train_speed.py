@@ -1,10 +1,10 @@
-"""Speed of one update at the three seed shapes, for every way to multiply, beside the bare matrix products.
+"""Speed of one update at three shapes, for every way to multiply, beside the bare matrix products.
 
     python benchmarks/train_speed.py [--rounds 5] [--shapes arithmetic tinystories 95m]
 
-Each way runs in a process of its own, so that peak memory is its own; the ways take turns, round by round,
-and the table gives medians. "products" is the time that the matrix products of the update alone take on this
-machine, in the same number formats: what would be left if everything else were free.
+Each way runs in a process of its own, so that its peak memory is its own. The ways take turns, round by
+round, and the table gives medians. "products" is the time of the matrix products of the update alone, on this
+machine and in the same number formats.
 """
 
 from __future__ import annotations
@@ -154,17 +154,8 @@ def main() -> None:
     for _ in range(args.rounds):
         for shape in args.shapes:
             for way in WAYS:
-                command = [
-                    sys.executable,
-                    __file__,
-                    "--one",
-                    shape,
-                    way,
-                    "--repeats",
-                    str(args.repeats),
-                    "--device",
-                    args.device,
-                ]
+                command = [sys.executable, __file__, "--one", shape, way]
+                command += ["--repeats", str(args.repeats), "--device", args.device]
                 done = subprocess.run(command, capture_output=True, text=True, check=True)
                 runs.setdefault((shape, way), []).append(json.loads(done.stdout.splitlines()[-1]))
     rows = [
@@ -175,7 +166,8 @@ def main() -> None:
     print(f"{'shape':<13}{'way':<15}{'tokens/s':>10}{'update ms':>11}{'products ms':>13}{'peak GB':>9}")
     for row in rows:
         print(
-            f"{row['shape']:<13}{row['way']:<15}{row['tokens_per_sec']:>10,.0f}{row['update_ms']:>11.0f}{row['products_ms']:>13.0f}{row['peak_gb']:>9.2f}"
+            f"{row['shape']:<13}{row['way']:<15}{row['tokens_per_sec']:>10,.0f}{row['update_ms']:>11.0f}"
+            f"{row['products_ms']:>13.0f}{row['peak_gb']:>9.2f}"
         )
     print(f"wrote {write_results('train_speed_' + args.device, rows)}")
 

@@ -1,9 +1,8 @@
-"""A disk that is full at the n-th write of a command, for every n: one line, and everything that was there
-before is intact.
+"""A disk that is full at the n-th write of a command, for every n: the command ends with one line, and every
+earlier file is intact.
 
 A write is the opening of a file for writing below a folder, the forcing of one to disk, or the library's
-writing of tensors, which has an error of its own. From the n-th one on, each fails, as on a disk that stays
-full.
+writing of tensors, which has an error of its own. All writes from the n-th on fail.
 """
 
 from __future__ import annotations
@@ -31,9 +30,7 @@ Words = Callable[[Path], list[object]]
 
 
 class FullDisk:
-    """Within `with`, the disk below `folder` is full after `left` more writes. hit: whether it came to
-    that.
-    """
+    """Inside `with`, the disk below `folder` is full after `left` writes. hit: whether it became full."""
 
     def __init__(self, folder: Path, left: int) -> None:
         self.folder, self.left, self.hit = str(folder), left, False
@@ -89,46 +86,23 @@ COMMANDS: dict[str, Words] = {
     "compare": lambda home: ["compare", RUN, home / "runs" / "twin", "--runs-dir", home / "runs"],
     "prepare": lambda home: ["prepare", "arithmetic", "--out", home / "out.txt", "--count", 20],
     "prepare --data": lambda home: [
-        "prepare",
-        "--data",
-        home / "stories.txt",
-        "--tokenizer",
-        home / "made",
-        "--out",
-        home / "shards",
-        "--processes",
-        1,
+        *("prepare", "--data", home / "stories.txt", "--tokenizer", home / "made"),
+        *("--out", home / "shards", "--processes", 1),
     ],
     "tokenizer train": lambda home: [*TOKENIZER, "--data", home / "stories.txt", "--out", home / "again"],
     "voice prompts": lambda home: [
-        "voice",
-        "prompts",
-        "--topics",
-        home / "topics.txt",
-        "--teacher",
-        "rules",
-        "--out",
-        home / "prompts",
-        "--batches",
-        1,
+        *("voice", "prompts", "--topics", home / "topics.txt", "--teacher", "rules"),
+        *("--out", home / "prompts", "--batches", 1),
     ],
     "voice answers": lambda home: [
-        "voice",
-        "answers",
-        "--prompts",
-        home / "asked",
-        "--teacher",
-        "rules",
-        "--out",
-        home / "answers",
+        *("voice", "answers", "--prompts", home / "asked", "--teacher", "rules"),
+        *("--out", home / "answers"),
     ],
 }
 
 
 def make_home(home: Path) -> None:
-    """What the commands begin with: a finished run and its twin, stories, a tokenizer, topics and prompts
-    about them.
-    """
+    """Make what the commands need: a run and its twin, stories, a tokenizer, topics and prompts."""
     texts = (f"Story {number}: a cat sat on mat {number}." * 9 for number in range(400))
     (home / "stories.txt").write_text("\n<|endoftext|>\n".join(texts))
     (home / "topics.txt").write_text("".join(f"topic number {number}\n" for number in range(4)))
@@ -144,9 +118,7 @@ def make_home(home: Path) -> None:
 
 
 def trials_of(name: str, home: Path, most: int | None = None) -> list[Trial]:
-    """One command on a disk that is full at its first, second ... write, until it has room enough. most:
-    trials at most.
-    """
+    """One command on a disk that is full at its first, second ... write, `most` times or until it succeeds."""
     before = content(home)
     trials: list[Trial] = []
     while most is None or len(trials) < most:
@@ -164,9 +136,7 @@ def trials_of(name: str, home: Path, most: int | None = None) -> list[Trial]:
 
 
 def _problem(name: str, result: Result) -> str:
-    """What is wrong with the end of a command. A measured result is shown although it cannot be kept, which
-    is said.
-    """
+    """What is wrong with the end of a command. `evaluate` may show a result and say that it is not kept."""
     if name == "evaluate" and result.code in (0, 1) and "is not kept" in result.last_line:
         return ""
     if not result.refused or "No space left" not in result.last_line or "done at update" in result.out:
@@ -187,9 +157,7 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def run(count: int | None, seed: int) -> list[Trial]:
-    """Every write of every command, in order; the first `count` of each command where that is given. Nothing
-    is drawn.
-    """
+    """Every write of every command, in order, or the first `count` of each command. Nothing is drawn."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         make_home(Path(folder))

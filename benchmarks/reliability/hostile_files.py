@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reliability import fuzz
+from reliability import fuzz, nonsense
 from reliability.trial import Trial
 
 LIMIT_MEMORY = (
@@ -72,7 +72,7 @@ def run(count: int | None, seed: int) -> list[Trial]:
 def make_world(place: Path) -> Path:
     """The world of fuzz.py, a run on its stories, and a folder that nothing may touch."""
     fuzz.make_world(place)
-    wanted = ["train", "tinystories", *fuzz.TEXT, "--run-id", "words", "--allow-repeat"]
+    wanted = ["train", "tinystories", *nonsense.TEXT, "--run-id", "words", "--allow-repeat"]
     code, _, err = fuzz.started(wanted, place)
     assert code == 0, err
     (place / "outside").mkdir()

@@ -50,28 +50,9 @@ class Result(NamedTuple):
 
 def train_words(runs: Path, steps: int) -> list[str]:
     """The command that begins or continues the run."""
-    return [
-        "train",
-        "arithmetic",
-        "--variant",
-        "quick",
-        "--device",
-        "cpu",
-        *SHAPE,
-        *PERIODS,
-        "--batch-size",
-        "8",
-        "--data.max-operand",
-        "9",
-        "--train.eval-cases",
-        "8",
-        "--num-steps",
-        str(steps),
-        "--run-id",
-        RUN,
-        "--runs-dir",
-        str(runs),
-    ]
+    task = "--variant quick --device cpu --batch-size 8 --data.max-operand 9 --train.eval-cases 8".split()
+    place = ["--num-steps", str(steps), "--run-id", RUN, "--runs-dir", str(runs)]
+    return ["train", "arithmetic", *task, *SHAPE, *PERIODS, *place]
 
 
 def command(*words: object) -> Result:

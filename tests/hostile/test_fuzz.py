@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from conftest import TINY_TRAIN, Result
-from reliability import fuzz
+from reliability import fuzz, nonsense
 
 Command = Callable[..., Result]
 HUGE = 9223372036854775807
@@ -27,8 +27,8 @@ def test_a_few_dozen_commands_with_nonsense(monkeypatch: pytest.MonkeyPatch) -> 
 def test_every_command_has_a_base_that_is_listed_with_its_flags() -> None:
     from bitnet.cli.main import VERBS
 
-    assert {command.split()[0] for command in fuzz.BASES} == set(VERBS)
-    names = {flag.name for flag in fuzz.flags_of("train tinystories")}
+    assert {command.split()[0] for command in nonsense.BASES} == set(VERBS)
+    names = {flag.name for flag in nonsense.flags_of("train tinystories")}
     assert {"--data", "--train.peak-lr", "--model.num-layers", "--data.eval-sequences"} <= names
 
 
