@@ -118,7 +118,7 @@ def make_home(home: Path) -> None:
 
 
 def trials_of(name: str, home: Path, most: int | None = None) -> list[Trial]:
-    """One command on a disk that is full at its first, second ... write, `most` times or until it succeeds."""
+    """One command on a disk that is full at its first, second ... write, up to `most` times."""
     before = content(home)
     trials: list[Trial] = []
     while most is None or len(trials) < most:
