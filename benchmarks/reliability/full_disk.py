@@ -139,7 +139,7 @@ def _problem(name: str, result: Result) -> str:
     """What is wrong with the end of a command. `evaluate` may show a result and say that it is not kept."""
     if name == "evaluate" and result.code in (0, 1) and "is not kept" in result.last_line:
         return ""
-    if not result.refused or "No space left" not in result.last_line or "done at update" in result.out:
+    if not result.refused or "No space left" not in result.last_line or "done at step" in result.out:
         return f"exit code {result.code}: {result.last_line}"
     return ""
 

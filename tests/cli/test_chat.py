@@ -161,7 +161,7 @@ def test_ctrl_c_during_an_answer_leaves_cleanly(sit: Sitting, monkeypatch: pytes
 
 def test_a_base_model_continues_plainly(sit: Sitting, runs_dir: Path) -> None:
     done = sit("The cat", "/clear", run="base")
-    assert "base at update 1 is a base model" in done.out
+    assert "base at step 1 is a base model" in done.out
     assert "\nThe cat" in done.out.replace("> ", "\n")
     assert "a base model has no conversation" in done.out
     once = run_command("chat", "base", "-p", "The cat", "--json", "--runs-dir", runs_dir)

@@ -98,21 +98,12 @@ def open_sitting(flags: ChatFlags) -> Sitting:
 
 
 def _once(sitting: Sitting, flags: ChatFlags, prompt: str) -> int:
+    """Answer one prompt."""
     answer = "".join(_shown(sitting, prompt, quiet=flags.json))
     if flags.json:
-        session, trained = sitting.session, sitting.trained
-        ended = None if session is None else session.ended
-        print(
-            json.dumps(
-                {
-                    "run": trained.layout.run_id,
-                    "step": trained.step,
-                    "prompt": prompt,
-                    "answer": answer,
-                    "ended": ended,
-                }
-            )
-        )
+        trained, session = sitting.trained, sitting.session
+        result = {"run": trained.layout.run_id, "step": trained.step, "prompt": prompt, "answer": answer}
+        print(json.dumps({**result, "ended": None if session is None else session.ended}))
     return 0
 
 
@@ -146,7 +137,7 @@ def _say_forgotten(session: ChatSession) -> None:
 def _talk(sitting: Sitting) -> None:
     """Turn after turn. Ctrl-C and Ctrl-D leave."""
     trained, session = sitting.trained, sitting.session
-    who = f"{trained.layout.run_id} at update {trained.step}"
+    who = f"{trained.layout.run_id} at step {trained.step}"
     if session is None:
         print(f"{who} is a base model: it continues what you type and remembers nothing.\n{HELP}")
     else:

@@ -40,16 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     assert flags.prompt is not None
     completion = _say(trained, flags.prompt, flags, sampling, quiet=flags.json)
     if flags.json:
-        print(
-            json.dumps(
-                {
-                    "run": trained.layout.run_id,
-                    "step": trained.step,
-                    "prompt": flags.prompt,
-                    "completion": completion,
-                }
-            )
-        )
+        result = {"run": trained.layout.run_id, "step": trained.step, "prompt": flags.prompt}
+        print(json.dumps({**result, "completion": completion}))
     return 0
 
 
@@ -68,9 +60,7 @@ def _say(
 
 
 def _ask(trained: TrainedModel, flags: CompleteFlags, sampling: Sampling) -> int:
-    print(
-        f"{trained.layout.run_id} at update {trained.step}. Type a beginning; an empty line or Ctrl-D ends."
-    )
+    print(f"{trained.layout.run_id} at step {trained.step}. Type a beginning; an empty line or Ctrl-D ends.")
     while True:
         try:
             prompt = input("> ")

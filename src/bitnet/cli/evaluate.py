@@ -74,7 +74,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def keep(trained: TrainedModel, result: dict[str, Any]) -> None:
-    """Store the result; where that cannot be, one line says so, and the result is shown all the same."""
+    """Store the result. A disk that refuses it is named in one line, and the result is shown all the same."""
     from bitnet.files import write_json
 
     try:
@@ -105,8 +105,8 @@ def check_tokenizer(trained: TrainedModel, task: Task) -> None:
     if then != now:
         raise DataError(
             f"the data of {trained.layout.run_id} now has another tokenizer (sha256 {now[:12]}, the run's is "
-            f"{then[:12]}); "
-            "restore the files and the cache that it was trained from, or measure a text with --data"
+            f"{then[:12]}); restore the files and the cache that it was trained from, or measure a text with "
+            "--data"
         )
 
 
@@ -125,21 +125,12 @@ def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, o
     metrics = held_out_loss(trained.model, batches, trained.tokenizer)
     if not metrics["tokens"]:
         raise DataError(f"{', '.join(flags.data)}: there is no text to measure; give files with documents")
-    result = {
-        "run": trained.layout.run_id,
-        "step": trained.step,
-        "data": list(flags.data),
-        "metrics": metrics,
-    }
-    print(
-        f"{result['run']} at update {trained.step}, on {', '.join(flags.data)} ({metrics['tokens']:,.0f} "
-        "tokens)",
-        file=out,
-    )
-    print(
-        "\n".join(f"  {name:<24}{figure(metrics[name]):>10}" for name in ("nats_per_token", "bits_per_byte")),
-        file=out,
-    )
+
+    run, files = trained.layout.run_id, ", ".join(flags.data)
+    print(f"{run} at step {trained.step}, on {files} ({metrics['tokens']:,.0f} tokens)", file=out)
+    for name in ("nats_per_token", "bits_per_byte"):
+        print(f"  {name:<24}{figure(metrics[name]):>10}", file=out)
+    result = {"run": run, "step": trained.step, "data": list(flags.data), "metrics": metrics}
     if flags.json:
         print(json.dumps(result))
     return 0
@@ -149,10 +140,8 @@ def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[st
     """run, step, verdict, metrics and criteria, as the command line's contract has them."""
     from bitnet.evaluate.loss import held_out_loss
 
-    metrics = {
-        **held_out_loss(trained.model, task.frozen_evaluation(), task.tokenizer),
-        **task.judge(trained.model),
-    }
+    loss = held_out_loss(trained.model, task.frozen_evaluation(), task.tokenizer)
+    metrics = {**loss, **task.judge(trained.model)}
     rows = [
         {
             "name": str(one),
@@ -164,25 +153,19 @@ def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[st
         for one in criteria
     ]
     verdict = "PASS" if all(row["met"] for row in rows) else "FAIL"
-    return {
-        "run": trained.layout.run_id,
-        "step": trained.step,
-        "verdict": verdict,
-        "metrics": metrics,
-        "criteria": rows,
-    }
+    result = {"run": trained.layout.run_id, "step": trained.step, "verdict": verdict}
+    return {**result, "metrics": metrics, "criteria": rows}
 
 
 def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
     metrics = result["metrics"]
-    lines = [f"{result['run']} at update {result['step']}"]
+    lines = [f"{result['run']} at step {result['step']}"]
     for name, value in metrics.items():
         if name.endswith("_cases") or name == "tokens":
             continue
         cases = metrics.get(f"{name}_cases")
-        lines.append(
-            f"  {name:<24}{figure(value):>10}" + (f"   of {cases:,.0f} held-out cases" if cases else "")
-        )
+        of_cases = f"   of {cases:,.0f} held-out cases" if cases else ""
+        lines.append(f"  {name:<24}{figure(value):>10}{of_cases}")
     for case in shown:
         if case.expected is None:
             lines.append(f"  {' '.join(case.prompt.split())} | {' '.join(case.answer.split())}")

@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> int:
             f"{trained.layout.run_id} has not learned a game; train tic-tac-toe with: bitnet train tictactoe"
         )
     table = Table(trained, game, 0, flags.temperature, flags.seed)
-    print(f"{game.name.capitalize()} against {trained.layout.run_id} at update {trained.step}.\n{table.help}")
+    print(f"{game.name.capitalize()} against {trained.layout.run_id} at step {trained.step}.\n{table.help}")
     try:
         table.side = "XO".index(flags.side) if flags.side != "ask" else ask_side()
         while True:

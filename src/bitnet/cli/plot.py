@@ -40,6 +40,6 @@ def main(arguments: Sequence[str]) -> int:
         raise ConfigError(f"--out is {out}; it must end in .png")
     skipped = plot_runs(layouts, out, flags.x)
     if skipped:
-        print(f"{skipped} unreadable lines of metrics were passed over", file=sys.stderr)
+        print(f"{skipped} unreadable lines of metrics were skipped", file=sys.stderr)
     print(json.dumps({"out": str(out)}) if flags.json else f"wrote {out}")
     return 0

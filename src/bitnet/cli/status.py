@@ -67,10 +67,8 @@ def page(summary: dict[str, Any]) -> str:
 
 
 def _details(summary: dict[str, Any]) -> list[tuple[str, str]]:
-    """Label and text of every line below the bar."""
-    last = {
-        key: summary[key] for key in ("loss", "lr", "grad_norm", "tokens_per_sec") if summary[key] is not None
-    }
+    """Label and text of every line below the bar; an empty text is not shown."""
+    last = {key: summary[key] for key in ("loss", "lr", "grad_norm", "tokens_per_sec")}
     evaluation = {
         key: value for key, value in (summary["evaluation"] or {}).items() if not key.endswith("_cases")
     }
@@ -80,14 +78,14 @@ def _details(summary: dict[str, Any]) -> list[tuple[str, str]]:
         ("evaluation", _pairs(evaluation)),
         ("ternary", _pairs(summary["ternary"])),
         *(
-            ("sample", f"step {one['step']}, {one['mode']}: {one['prompt']!r} {one['generated_text']!r}")
+            ("sample", f"step {one['step']}, {one['mode']}: {one['generated_text']!r}")
             for one in summary["samples"]
         ),
         ("anomalies", ", ".join(summary["anomalies"]) or "none"),
         ("checkpoints", ", ".join(str(step) for step in summary["checkpoints"]) or "none yet"),
         (
             "unreadable",
-            f"{skipped} lines of metrics at the ends of the files were passed over" if skipped else "",
+            f"{skipped} lines of metrics at the ends of the files were skipped" if skipped else "",
         ),
     ]
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import tyro
 
@@ -60,8 +60,7 @@ class TrainFlags(RunFlags):
     check: bool = False
     """The same, with exit code 1 unless every criterion is met."""
     experiment: Path | None = None
-    """With --from a run of an experiment of your own: its file. A file that only the run names is never
-    executed."""
+    """With --from a run of your own experiment: its file; what only the run names is not executed."""
     trust: bool = False
     """With --from a run of somebody else: read what it names outside its folder."""
     dry_run: bool = False
@@ -69,65 +68,55 @@ class TrainFlags(RunFlags):
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; returns 0 when done, 128 + the signal when stopped by one. With --control twice, the second time
-    in full precision.
+    """Train, and with --control train again in full precision. Returns 0 when done, 128 + the signal when a
+    signal stopped it.
     """
     from bitnet.cost.outlook import outlook, refuse_beyond_memory
     from bitnet.train.device import choose_device, refuse_several_processes
 
     experiment, name, flags, config = resolve(arguments)
     refuse_several_processes(os.environ)
-    out = sys.stderr if flags.json else sys.stdout
+    device_type = choose_device(flags.device).type
+    say = functools.partial(print, file=sys.stderr if flags.json else sys.stdout, flush=True)
     if flags.variant is None:
         others = ", ".join(other for other in experiment.variants if other != name)
-        print(
-            f"variant {name}, the one for a {choose_device(flags.device).type}; with --variant there are "
-            f"also: {others}",
-            file=out,
-        )
-    print(summary(experiment, name, config), file=out, flush=True)
+        say(f"variant {name}, the one for a {device_type}; with --variant there are also: {others}")
+    say(summary(experiment, name, config))
     control = control_config(config) if flags.control else None
+
     if flags.dry_run:
-        print("\n".join(outlook(config)), file=out)
-        print(
-            json.dumps(
-                {"experiment": experiment.name, "variant": name, **config.to_json()},
-                indent=None if flags.json else 2,
-            )
-        )
+        say("\n".join(outlook(config)))
+        resolved = {"experiment": experiment.name, "variant": name, **config.to_json()}
+        print(json.dumps(resolved, indent=None if flags.json else 2))
         return 0
-    say = functools.partial(print, file=out, flush=True)
+
     config = dataclasses.replace(config, data=config.data.settled(say))
-    refuse_beyond_memory(config, choose_device(flags.device).type)
+    refuse_beyond_memory(config, device_type)
     make_data_ready(experiment, config, say)
-    ended = _train(experiment, name, config, flags, flags.run_id, out)
-    trained = [ended.layout]
-    result: dict[str, Any] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
-    if control is not None and ended.signal is None:
-        print(f"the control: {summary(experiment, name, control)}", file=out, flush=True)
-        compared, ended = (
-            ended,
-            _train(experiment, name, control, flags, f"{ended.layout.run_id}_control", out),
-        )
-        trained.append(ended.layout)
-        result["control"] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
-        if ended.state != "stopped":
-            print(f"next: bitnet compare {compared.layout.root} {ended.layout.root}", file=out)
+    ended = [_train(experiment, name, config, flags, flags.run_id, say)]
+    if control is not None and ended[0].signal is None:
+        say(f"the control: {summary(experiment, name, control)}")
+        ended.append(_train(experiment, name, control, flags, f"{ended[0].layout.run_id}_control", say))
+        if ended[1].state != "stopped":
+            say(f"next: bitnet compare {ended[0].layout.root} {ended[1].layout.root}")
+
     if flags.json:
-        print(json.dumps(result))
-    if ended.signal is not None:
-        return 128 + ended.signal
-    return (
-        max(_evaluated(layout, experiment, flags) for layout in trained)
-        if flags.evaluate or flags.check
-        else 0
-    )
+        print(json.dumps(_result(*ended)))
+    if ended[-1].signal is not None:
+        return 128 + ended[-1].signal
+    if not (flags.evaluate or flags.check):
+        return 0
+    return max(_evaluated(one.layout, experiment, flags) for one in ended)
+
+
+def _result(ended: Ended, control: Ended | None = None) -> dict[str, Any]:
+    """What --json prints."""
+    result: dict[str, Any] = {"run": ended.layout.run_id, "state": ended.state, "step": ended.step}
+    return result if control is None else {**result, "control": _result(control)}
 
 
 def _evaluated(layout: RunLayout, experiment: Experiment, flags: TrainFlags) -> int:
-    """The exit code of `bitnet evaluate` for a run that was trained or found finished by this command,
-    whichever run is the newest.
-    """
+    """The exit code of `bitnet evaluate` for a run of this command, whether or not it is the newest."""
     from bitnet.cli import evaluate
 
     switches = [*(["--check"] if flags.check else []), *(["--json"] if flags.json else [])]
@@ -139,7 +128,12 @@ def _evaluated(layout: RunLayout, experiment: Experiment, flags: TrainFlags) -> 
 
 
 def _train(
-    experiment: Experiment, name: str, config: RunConfig, flags: TrainFlags, run_id: str | None, out: TextIO
+    experiment: Experiment,
+    name: str,
+    config: RunConfig,
+    flags: TrainFlags,
+    run_id: str | None,
+    say: Callable[[str], None],
 ) -> Ended:
     """One run, from its beginning or from where it was."""
     from bitnet.train.device import choose_device
@@ -155,18 +149,16 @@ def _train(
         progress_to_stderr=flags.json,
         trackers=flags.mirror,
     )
-    ended = run_experiment(experiment, name, config, options, lambda text: print(text, file=out, flush=True))
+    ended = run_experiment(experiment, name, config, options, say)
     words = {"done": "done", "already_done": "already done", "stopped": "stopped; the same command continues"}
-    print(f"{ended.layout.run_id}: {words[ended.state]} at update {ended.step}", file=out)
+    say(f"{ended.layout.run_id}: {words[ended.state]} at step {ended.step}")
     if ended.state != "stopped":
-        print(f"next: bitnet evaluate {ended.layout.root}", file=out)
+        say(f"next: bitnet evaluate {ended.layout.root}")
     return ended
 
 
 def control_config(config: RunConfig) -> RunConfig:
-    """The same run with ordinary weights and unquantized inputs. Raises ConfigError where that is the run
-    itself.
-    """
+    """The control of a run: full-precision weights, unquantised inputs. Raises ConfigError for a control."""
     if config.model.weights == "full":
         raise ConfigError(
             "--control compares with full-precision weights, but this run has them already; leave out "
@@ -234,12 +226,8 @@ def apply_flags(flags: Any) -> RunConfig:
     from bitnet.train.config import RunConfig
 
     train, model, data = flags.train, flags.model, flags.data
-    train = dataclasses.replace(
-        train,
-        batch_size=train.batch_size if flags.batch_size is None else flags.batch_size,
-        seq_len=train.seq_len if flags.seq_len is None else flags.seq_len,
-        seed=train.seed if flags.seed is None else flags.seed,
-    )
+    short = {name: getattr(flags, name) for name in ("batch_size", "seq_len", "seed")}
+    train = dataclasses.replace(train, **{name: value for name, value in short.items() if value is not None})
     if flags.num_steps is not None:
         train = train.with_total_steps(flags.num_steps)
     if flags.weights is not None:
@@ -249,10 +237,9 @@ def apply_flags(flags: Any) -> RunConfig:
             "train.product is int8 but the model is not ternary with int8 activations; use --train.product "
             "float"
         )
+
     given = {flag.field: getattr(flags, _attribute(flag)) for flag in data.short_flags}
-    data = data.with_flags(
-        {name: value for name, value in given.items() if value is not None and value is not False}
-    )
+    data = data.with_flags({name: value for name, value in given.items() if value not in (None, False)})
     return RunConfig(train=train, model=model, data=data)
 
 

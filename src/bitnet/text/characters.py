@@ -1,8 +1,8 @@
-"""One token per character: for tasks whose alphabet is known beforehand, and for stories, whose alphabet is
-counted.
+"""One token per character, from an alphabet that is given or counted.
 
-A task's alphabet is exact: another character is an error. A counted one keeps the most frequent characters,
-and <unk> stands for the rest, which is lost: byte-level BPE (bpe.py) loses nothing.
+A generated task gives its alphabet, and another character is an error. An alphabet that is counted in texts
+keeps the most frequent characters; the others become <unk> and are lost. Byte-level BPE (bpe.py) loses
+nothing.
 """
 
 from __future__ import annotations
@@ -61,9 +61,8 @@ class CharacterTokenizer:
         counts: Counter[str] = Counter()
         for text in texts:
             counts.update(text)
-        most = sorted(counts, key=lambda character: (-counts[character], character))[
-            : max(vocab_size - len(SPECIAL_TOKENS), 0)
-        ]
+        by_frequency = sorted(counts, key=lambda character: (-counts[character], character))
+        most = by_frequency[: max(vocab_size - len(SPECIAL_TOKENS), 0)]
         if not most:
             raise DataError(
                 f"no alphabet of {vocab_size} entries can be counted; give text, and a size above "
@@ -89,7 +88,7 @@ class CharacterTokenizer:
             return [self._ids[character] for character in text]
         except KeyError as error:
             raise DataError(
-                f"the character {error.args[0]!r} is not in this model's alphabet; it knows only "
+                f"the character {error.args[0]!r} is not in this model's alphabet; use only these: "
                 f"{self.alphabet!r}"
             ) from None
 
