@@ -1,0 +1,78 @@
+"""A subject makes models and updates as training does, and a twin is the same subject with other settings."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from bitnet.diagnose.open_subject import open_experiment
+from bitnet.diagnose.subject import Subject
+from bitnet.diagnose.twin import KINDS, twin_of
+from bitnet.experiments.arithmetic import experiment
+from bitnet.train.config import RunConfig
+
+
+def settings(**train: object) -> RunConfig:
+    config = experiment.variants["quick"].config
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(
+            config.model, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, ffn_hidden_size=24
+        ),
+        train=dataclasses.replace(config.train, **train),  # type: ignore[arg-type]
+        data=dataclasses.replace(config.data, max_operand=9),  # type: ignore[call-arg]
+    )
+
+
+def opened(**train: object) -> Subject:
+    return open_experiment(experiment, "quick", settings(**train), torch.device("cpu"), full=False)
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return opened(batch_size=4)
+
+
+def test_the_seed_decides_the_model(subject: Subject) -> None:
+    again, other = opened(batch_size=4), opened(batch_size=4, seed=7)
+    assert torch.equal(
+        subject.model.blocks[0].attention.qkv_proj.weight, again.model.blocks[0].attention.qkv_proj.weight
+    )
+    assert not torch.equal(
+        subject.model.blocks[0].attention.qkv_proj.weight, other.model.blocks[0].attention.qkv_proj.weight
+    )
+
+
+def test_sections_are_those_of_the_configuration(subject: Subject) -> None:
+    described = subject.settings.to_json()
+    assert subject.training == described["training"]
+    assert subject.data == described["data"]
+    assert subject.criteria == experiment.variants["quick"].criteria
+    assert subject.planned_tokens == experiment.variants["quick"].config.train.total_tokens
+    assert subject.fresh
+
+
+def test_updates_are_the_loop_s_own_and_settings_can_be_replaced(subject: Subject) -> None:
+    model = subject.new_model(subject.config)
+    steps = subject.train(
+        model, subject.new_optimizers(model), subject.task.source, num_steps=10, batch_size=2
+    )
+    report = next(iter(steps))
+    assert report.step == 1
+    assert report.tokens == 2 * subject.settings.train.seq_len
+    assert report.lr == subject.settings.train.with_total_steps(10).rates().rates_at(1).lr
+    assert subject.rates_at(3, peak_lr=0.5).lr != subject.rates_at(3).lr
+    assert len(subject.read_update(subject.task.source, 1)[0].input_ids) == 4
+
+
+def test_twins_compute_in_float32_whatever_the_run_s_precision_is() -> None:
+    """Their updates are compared with float64, so bf16 products would only add noise."""
+    run = opened(batch_size=4, precision="bf16", product="int8")
+    assert run.bf16
+    assert run.model.blocks[0].attention.qkv_proj.gradient_dtype == torch.bfloat16
+    twin = twin_of(run, KINDS[0])
+    assert not twin.bf16
+    for model in (twin.model, twin.new_model(twin.config)):
+        assert model.blocks[0].attention.qkv_proj.gradient_dtype == torch.float32
