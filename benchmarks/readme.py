@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.registry import experiment_names, find_experiment
-from bitnet.experiments.real_text import TextData
+from bitnet.experiments.text_data import TextData
 from blocks import table, with_block
 from cost import checked_table, devices_table, ledger_table, shapes_table
 from faults import summary as faults_summary

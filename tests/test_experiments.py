@@ -15,7 +15,7 @@ import torch
 
 import bitnet.train.start as start
 from bitnet.cli.registry import experiment_names, find_experiment
-from bitnet.experiments.real_text import TextData
+from bitnet.experiments.text_data import TextData
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.schedule import Rates

@@ -31,8 +31,8 @@ TRIED_BY = {
     "diagnose/test_reference": "diagnose/reference_objectives diagnose/reference_updates",
     "experiments/python_subset/test_sandbox": "experiments/python_subset/sandbox_worker",
     "experiments/test_arithmetic": "experiments/generated_task experiments/recipes",
-    "experiments/test_bitnut_sft": "experiments/bitnut_dpo",
-    "experiments/test_real_text": "experiments/baseline",
+    "experiments/test_bitnut_sft": "experiments/bitnut_dpo experiments/conversation_data",
+    "experiments/test_real_text": "experiments/baseline experiments/ready_text experiments/text_data",
     "faults/test_planted": """
         diagnose/check_checkpoints diagnose/check_data diagnose/check_decoding diagnose/check_evaluation
         diagnose/check_formats diagnose/check_generation diagnose/check_gradients diagnose/check_learning

@@ -18,7 +18,8 @@ from bitnet.cli.registry import find_experiment
 from bitnet.errors import ConfigError, NotFoundError
 from bitnet.evaluate.writing import looping
 from bitnet.experiments import baseline, tinystories
-from bitnet.experiments.real_text import TextData, TextTask
+from bitnet.experiments.real_text import TextTask
+from bitnet.experiments.text_data import TextData
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.schema import TEXT_FINGERPRINT
 from bitnet.text.bpe import train_bpe
@@ -119,7 +120,7 @@ def test_evaluate_on_a_text_gives_the_loss_of_every_token(bitnet: Bitnet, file: 
     text = write_txt(tmp_path / "new.txt", stories(30, first=900))
     measured = bitnet("evaluate", "one", "--data", text, "--json")
     assert measured.code == 0, measured.err
-    tokenizer = TextTask(config_on(file), ()).tokenizer
+    tokenizer = TextTask(config_on(file)).tokenizer
     assert (
         measured.json["metrics"]["tokens"]
         == sum(len(tokenizer.encode(one)) + 1 for one in stories(30, first=900)) - 1
@@ -148,21 +149,21 @@ def test_more_than_four_passes_have_to_be_asked_for(bitnet: Bitnet, file: Path) 
     config = dataclasses.replace(
         config_on(file, allow_repeat=True), train=dataclasses.replace(config_on(file).train, total_steps=4000)
     )
-    assert TextTask(config, ()).source.epochs(16_000) > 4
+    assert TextTask(config).source.epochs(16_000) > 4
 
 
 def test_a_tokenizer_that_another_process_makes_meanwhile_is_used(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = TextTask(config_on(file), ()).tokenizer.describe()
+    made = TextTask(config_on(file)).tokenizer.describe()
     config = config_on(file, held_out_one_in=11)  # another tokenizer, not there yet
 
     def overtaken(tokenizer: Tokenizer, folder: Path) -> None:
         save_in_place(tokenizer, folder)
         save_in_place(tokenizer, folder)
 
-    monkeypatch.setattr("bitnet.experiments.real_text.save_in_place", overtaken)
-    tokenizer = TextTask(config, ()).tokenizer
+    monkeypatch.setattr("bitnet.experiments.ready_text.save_in_place", overtaken)
+    tokenizer = TextTask(config).tokenizer
     assert tokenizer.describe()["tokenizer_sha256"] != made["tokenizer_sha256"]
     folders = [folder.name for folder in (file.parent / "cache").iterdir() if "tokenizer" in folder.name]
     assert len(folders) == 2
@@ -170,7 +171,7 @@ def test_a_tokenizer_that_another_process_makes_meanwhile_is_used(
 
 
 def test_characters_are_a_tokenizer_for_stories_too(file: Path) -> None:
-    task = TextTask(config_on(file, tokenizer="characters"), ())
+    task = TextTask(config_on(file, tokenizer="characters"))
     assert task.tokenizer.describe()["tokenizer"] == "characters"
     assert task.tokenizer.vocab_size == 320
     assert task.tokenizer.decode(task.tokenizer.encode("A small cat. ☃")) == "A small cat. "
@@ -178,14 +179,14 @@ def test_characters_are_a_tokenizer_for_stories_too(file: Path) -> None:
 
 def test_folder_is_a_tokenizer_and_a_model_too_small_for_it_is_refused(file: Path, tmp_path: Path) -> None:
     train_bpe(stories(300), 300).save(tmp_path / "small")
-    assert TextTask(config_on(file, tokenizer=str(tmp_path / "small")), ()).tokenizer.vocab_size == 300
+    assert TextTask(config_on(file, tokenizer=str(tmp_path / "small"))).tokenizer.vocab_size == 300
     train_bpe(stories(300), 330).save(tmp_path / "large")
     with pytest.raises(ConfigError, match=r"330 entries, the model 320; say --model.vocab-size 330"):
-        TextTask(config_on(file, tokenizer=str(tmp_path / "large")), ())
+        TextTask(config_on(file, tokenizer=str(tmp_path / "large")))
 
 
 def test_prompts_of_the_judge_are_beginnings_of_held_out_documents_at_words(file: Path) -> None:
-    task = TextTask(config_on(file), ())
+    task = TextTask(config_on(file))
     held_out = [task.tokenizer.decode(ids.tolist()) for ids in task.shards.held_out.each_document()]
     trained = [task.tokenizer.decode(ids.tolist()) for ids in task.shards.train.each_document()]
     prompts = task.held_out_prompts
@@ -198,7 +199,7 @@ def test_prompts_of_the_judge_are_beginnings_of_held_out_documents_at_words(file
 
 
 def test_judge_knows_the_words_of_the_training_text(file: Path) -> None:
-    task = TextTask(config_on(file), ())
+    task = TextTask(config_on(file))
     assert {"story", "moon", "happy"} <= task.known_words
     metrics = task.judge(BitNetTransformer(task.config.model))
     assert metrics["known_words"] < 0.9  # an untrained model writes letter soup
@@ -386,7 +387,7 @@ def test_the_fingerprint_has_the_plans_meanings_beside_our_own(
     """The plan's example: 1.97B tokens of a corpus of 1.3T are 0.0015 of it, however few tokens were
     prepared.
     """
-    task = tinystories.open_task(config_on(file))
+    task = tinystories.StoriesTask(config_on(file))
     prepared = task.shards.train.tokens
     everything = dataset_facts(task.source, task.config.train)
     assert everything["dataset_size_tokens"] == prepared + task.shards.held_out.tokens
@@ -406,8 +407,8 @@ def test_the_baseline_takes_llamas_tokenizer_where_it_can(
     bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None
 ) -> None:
     """Tried, the outcome said, and what was taken recorded, so that a later command knows."""
-    monkeypatch.setattr("bitnet.experiments.real_text.why_not", lambda name: refusal)
-    monkeypatch.setattr("bitnet.experiments.real_text.find_tokenizer", lambda word: small_tokenizer())
+    monkeypatch.setattr("bitnet.experiments.text_data.why_not", lambda name: refusal)
+    monkeypatch.setattr("bitnet.experiments.ready_text.find_tokenizer", lambda word: small_tokenizer())
     result = bitnet(
         "train",
         "baseline",

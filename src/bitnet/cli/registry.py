@@ -18,13 +18,8 @@ if TYPE_CHECKING:
     from bitnet.train.experiment import Experiment, Variant
 
 
-SHARED = (
-    "shapes",
-    "recipes",
-    "measured",
-    "real_text",
-    "generated_task",
-)  # files of bitnet.experiments that are no experiments
+SHARED = "conversation_data generated_task measured ready_text real_text recipes shapes text_data".split()
+"""Files of bitnet.experiments that are no experiments."""
 
 
 def experiment_names() -> list[str]:

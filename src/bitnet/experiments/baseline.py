@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from bitnet.experiments.real_text import HEADLINE, TextData, TextTask, plain, ready, text_data, training_text
+from bitnet.experiments.ready_text import plain, ready, training_text
+from bitnet.experiments.real_text import HEADLINE, TextTask
 from bitnet.experiments.shapes import BASELINE
+from bitnet.experiments.text_data import TextData, text_data
 from bitnet.experiments.tinystories import HUB as TINYSTORIES_HUB
 from bitnet.nn.config import BitNetConfig
 from bitnet.train.config import RunConfig, TrainConfig
@@ -116,9 +118,10 @@ LEARNS = (Criterion("nats_per_token", at_most=8.0),)
 """For a few hundred updates: well below ln(32,000) = 10.37, which a broken model does not leave."""
 
 
-def open_task(config: RunConfig) -> TextTask:
-    """The task; makes tokenizer and shards where they are missing."""
-    return TextTask(config, PROMPTS)
+class WebTask(TextTask):
+    """Web text, and what the model makes of the plan's prompts."""
+
+    prompts = PROMPTS
 
 
 def run_name(config: RunConfig) -> str:
@@ -159,7 +162,7 @@ experiment = Experiment(
         ),
         "200m": Variant(LARGER, WEB, "twice the parameters, 20 tokens each: is it the size?"),
     },
-    open=open_task,
+    open=WebTask,
     cpu_variant="smoke",
     ready=ready,
     training_text=training_text,

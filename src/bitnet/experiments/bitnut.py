@@ -27,16 +27,11 @@ from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource, concatenate
 from bitnet.data.windows import WindowRows
 from bitnet.errors import ConfigError
-from bitnet.experiments.real_text import (
-    HEADLINE,
-    TextData,
-    TextTask,
-    corpus_of,
-    ready_shards,
-    rows_of,
-    training_text,
-)
+from bitnet.experiments.ready_text import corpus_of, ready_shards, training_text
+from bitnet.experiments.real_text import HEADLINE, TextTask, rows_of
+from bitnet.experiments.recipes import QUICK_MUON
 from bitnet.experiments.shapes import BITNUT
+from bitnet.experiments.text_data import TextData
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.experiment import Criterion, Experiment, Variant, Watch
@@ -132,18 +127,10 @@ QUICK = RunConfig(
         ffn_hidden_size=768,
         max_seq_length=256,
     ),
-    train=TrainConfig(
-        seq_len=256,
-        batch_size=16,
+    train=dataclasses.replace(
+        QUICK_MUON,
         total_steps=1_100,
         warmup_steps=50,
-        optimizer="muon",
-        schedule="warm_down",
-        peak_lr=0.003,
-        final_lr=0.0,
-        stage1_wd=0.0,
-        muon_lr=0.02,
-        log_every=20,
         eval_every=200,
         eval_cases=4,
         sample_every=400,
@@ -249,10 +236,12 @@ def ready(config: RunConfig, watch: Watch | None) -> str:
 class BitNutTask(TextTask):
     """Pre-training in one part or two, judged on held-out text of the first."""
 
+    prompts = PROMPTS
+
     def __init__(self, config: RunConfig) -> None:
         """Raises BitnetError where the data cannot be had, or would be repeated more than was allowed."""
         first, second = parts_of(config)
-        super().__init__(first, PROMPTS)
+        super().__init__(first)
         if second is None:
             return
         train = config.train

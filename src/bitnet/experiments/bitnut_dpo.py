@@ -28,9 +28,11 @@ from torch import Tensor
 from bitnet.data.preferences import Pair, PairRows, encoded_pairs, read_pairs
 from bitnet.data.stream import Batch, RowSource
 from bitnet.errors import DataError
+from bitnet.evaluate.answers import shares
 from bitnet.experiments.bitnut_sft import QUICK as SFT_QUICK
 from bitnet.experiments.bitnut_sft import REFERENCE as SFT_REFERENCE
-from bitnet.experiments.bitnut_sft import ROWS, TALKS, ConversationData, ConversationTask, evenly, ready
+from bitnet.experiments.bitnut_sft import ROWS, TALKS, ConversationTask, evenly, ready
+from bitnet.experiments.conversation_data import ConversationData
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.experiment import Criterion, Experiment, Variant
 from bitnet.train.objective import margins, row_log_probabilities
@@ -122,7 +124,7 @@ class PreferenceTask(ConversationTask):
         wanted = self.data.judged_pairs if limit is None else min(limit, self.data.judged_pairs)
         batches = self._pair_rows(evenly(self.pairs.held_out, wanted)).in_order(ROWS)
         found = torch.cat([self._margins(model, batch) for batch in batches])
-        preferred = {"preferred": float((found > 0).double().mean()), "preferred_cases": float(len(found))}
+        preferred = shares({"preferred": (found > 0).tolist()})
         return {**super().judge(model, limit), **preferred, "margin_nats": float(found.double().mean())}
 
     @torch.no_grad()

@@ -19,125 +19,43 @@ against the start weights), and the loss on held-out answers with the start weig
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import TypeVar
 
-from bitnet.bounds import MOST_ROWS, within
 from bitnet.data.conversation_rows import ConversationRows, single_batches
 from bitnet.data.conversations import Conversation, chained, encoded, read_conversations
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
-from bitnet.errors import ConfigError, DataError, NotFoundError
+from bitnet.errors import ConfigError, DataError
+from bitnet.evaluate.answers import shares
 from bitnet.evaluate.continuations import continued_ids
 from bitnet.evaluate.loss import held_out_loss
 from bitnet.experiments.bitnut import QUICK as BASE_QUICK
 from bitnet.experiments.bitnut import REFERENCE as BASE_REFERENCE
+from bitnet.experiments.conversation_data import ConversationData
+from bitnet.experiments.recipes import QUICK_MUON
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.text.chat import SPEAKER, question, question_ids
+from bitnet.text.chat import question, question_ids
 from bitnet.text.tokenizer import load_tokenizer
 from bitnet.train.config import RunConfig, TrainConfig
-from bitnet.train.data_config import DataConfig, Origin, ShortFlag
 from bitnet.train.experiment import Criterion, Experiment, Shown, Variant, Watch
 from bitnet.trained_model import load
 from bitnet.voice.score import in_voice
 from bitnet.voice.topics import mentions
-from bitnet.voice.voices import VOICE_FILE, find_voice
+from bitnet.voice.voices import find_voice
 
 T = TypeVar("T")
 ROWS = 16  # rows of a batch when a loss is measured
 FORGETTING_WINDOWS = 200
 
 
-@dataclass(frozen=True, kw_only=True)
-class ConversationData(DataConfig):
-    """Conversations, and what stands behind the run that learns them. --from and --data fill most of it
-    in.
-    """
-
-    conversations: str = ""
-    """Folder of `bitnet voice answers`, or a file of JSON lines."""
-    speaker: str = SPEAKER
-    """The name before the answers; `bitnet chat` reads it here."""
-    voice: str = SPEAKER
-    """A built-in voice or a voice file, whose signs the answers are judged by."""
-    tokenizer: str = ""
-    """Folder of the tokenizer of the run that is begun from."""
-    other: str = ""
-    """Folder of the token shards that it was trained on."""
-    other_share: float = 0.1
-    """Share of rows that are windows of that text."""
-    chained_share: float = 0.3
-    """Share of conversations that another one on the same topic follows as a second turn."""
-    eval_conversations: int = 64
-    """Held-out conversations that the loss is measured on during training."""
-    judged_prompts: int = 200
-    answer_tokens: int = 128
-    """Tokens within which an answer has to end."""
-
-    outside: ClassVar[tuple[str, ...]] = ("conversations", "voice", "tokenizer", "other")
-    short_flags: ClassVar[tuple[ShortFlag, ...]] = (
-        ShortFlag(
-            "data",
-            "conversations",
-            "Folder of `bitnet voice answers`, or a file of conversations as JSON lines.",
-        ),
-    )
-
-    def __post_init__(self) -> None:
-        for name in ("eval_conversations", "judged_prompts", "answer_tokens"):
-            within(f"data.{name}", getattr(self, name), 1, MOST_ROWS)
-        if not 0 <= self.chained_share <= 1:
-            raise ConfigError(f"data.chained_share is {self.chained_share}; it must be between 0 and 1")
-        if not 0 <= self.other_share < 1:
-            raise ConfigError(f"data.other_share is {self.other_share}; it must be at least 0 and below 1")
-
-    def with_flags(self, given: Mapping[str, Any]) -> Self:
-        """With the voice that a folder of conversations is in. Raises NotFoundError where there is no such
-        folder or file.
-        """
-        if "conversations" not in given:
-            return super().with_flags(given)
-        word = given["conversations"]
-        folder = Path(word).resolve()
-        if not folder.exists():
-            raise NotFoundError(
-                f"there is no {word}; make it with: bitnet voice answers --prompts DIR --out {word}"
-            )
-
-        data = dataclasses.replace(self, conversations=str(folder), dataset=folder.name)
-        voice = folder / VOICE_FILE
-        if not voice.is_file():
-            return data
-        return dataclasses.replace(data, voice=str(voice.resolve()), speaker=find_voice(str(voice)).name)
-
-    def begun_from(self, origin: Origin) -> Self:
-        """The run gives its tokenizer, and the text that it was trained on."""
-        return dataclasses.replace(self, tokenizer=origin.tokenizer, other=origin.text())
-
-
 QUICK = RunConfig(
     model=BASE_QUICK.model,
-    train=TrainConfig(
-        seq_len=256,
-        batch_size=16,
-        total_steps=300,
-        warmup_steps=20,
-        optimizer="muon",
-        schedule="warm_down",
-        peak_lr=0.00075,
-        final_lr=0.0,
-        stage1_wd=0.0,
-        muon_lr=0.005,
-        log_every=20,
-        eval_every=100,
-        eval_cases=8,
-        sample_every=300,
-        probe_every=200,
-        checkpoint_every=100,
+    train=dataclasses.replace(
+        QUICK_MUON, total_steps=300, peak_lr=0.00075, muon_lr=0.005, eval_cases=8, probe_every=200
     ),
     data=ConversationData(dataset="conversations", other_share=0.5),
 )
@@ -254,18 +172,17 @@ class ConversationTask:
             self.data.judged_prompts if limit is None else min(limit, self.data.judged_prompts),
         )
         answers, ended = self._answers(model, asked)
-        cases = float(len(asked))
-        counts = {
-            "answers_ended": sum(ended),
-            "in_voice": sum(in_voice(answer, self.voice) for answer in answers),
-            "mention_topic": sum(
-                mentions(answer, one.topic) for one, answer in zip(asked, answers, strict=True) if one.topic
-            ),
-            "distinct_answers": len(set(answers)),
-        }
-        metrics: dict[str, float] = {}
-        for name, count in counts.items():
-            metrics |= {name: count / cases, f"{name}_cases": cases}
+        metrics = shares(
+            {
+                "answers_ended": ended,
+                "in_voice": [in_voice(answer, self.voice) for answer in answers],
+                "mention_topic": [
+                    bool(one.topic) and mentions(answer, one.topic)
+                    for one, answer in zip(asked, answers, strict=True)
+                ],
+                "distinct_answers": [answer not in answers[:place] for place, answer in enumerate(answers)],
+            }
+        )
         return metrics if limit is not None else metrics | self._losses(model)
 
     def _losses(self, model: BitNetTransformer) -> dict[str, float]:

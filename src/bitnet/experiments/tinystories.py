@@ -20,8 +20,11 @@ from __future__ import annotations
 import dataclasses
 
 from bitnet.evaluate.grammar import grammar_metrics, minimal_pairs
-from bitnet.experiments.real_text import HEADLINE, TextData, TextTask, ready, training_text
+from bitnet.experiments.ready_text import ready, training_text
+from bitnet.experiments.real_text import HEADLINE, TextTask
+from bitnet.experiments.recipes import QUICK_MUON
 from bitnet.experiments.shapes import TINYSTORIES
+from bitnet.experiments.text_data import TextData
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import RunConfig, TrainConfig
@@ -59,7 +62,6 @@ BEST = dataclasses.replace(
         schedule="warm_down",
         final_lr=0.0,
         stage1_wd=0.0,
-        muon_lr=0.02,
         stage2_unlikelihood=1.0,
     ),
 )
@@ -74,21 +76,14 @@ QUICK = RunConfig(
         max_seq_length=256,
         sub_norm=True,
     ),
-    train=TrainConfig(
-        seq_len=256,
+    train=dataclasses.replace(
+        QUICK_MUON,
         batch_size=8,
         total_steps=1_600,
         warmup_steps=50,
-        optimizer="muon",
-        schedule="warm_down",
-        peak_lr=0.003,
-        final_lr=0.0,
-        stage1_wd=0.0,
-        muon_lr=0.02,
         stage1_unlikelihood=2.0,
         stage2_unlikelihood=2.0,
         compile="on",
-        log_every=20,
         eval_every=400,
         eval_cases=4,
         sample_every=800,
@@ -119,6 +114,8 @@ word order is learned and agreement is not (docs/log.md)."""
 class StoriesTask(TextTask):
     """Children's stories, with grammar among the figures of the judge."""
 
+    prompts = PROMPTS
+
     def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
         """The figures of every text, and the share of minimal pairs in which the grammatical sentence is the
         likelier one.
@@ -127,11 +124,6 @@ class StoriesTask(TextTask):
             **super().judge(model, limit),
             **grammar_metrics(model, self.tokenizer, minimal_pairs()[:limit]),
         }
-
-
-def open_task(config: RunConfig) -> StoriesTask:
-    """The task; makes tokenizer and shards where they are missing."""
-    return StoriesTask(config, PROMPTS)
 
 
 experiment = Experiment(
@@ -147,7 +139,7 @@ experiment = Experiment(
         "reference": Variant(REFERENCE, WORKING, "the plan's: AdamW, two stages"),
         "best": Variant(BEST, WORKING, "Muon, sub-norms; same tokens"),
     },
-    open=open_task,
+    open=StoriesTask,
     ready=ready,
     training_text=training_text,
     headline=HEADLINE,
