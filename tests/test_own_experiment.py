@@ -174,7 +174,7 @@ def test_it_is_played_with(bitnet: Command, own: Path, monkeypatch: pytest.Monke
     assert "--experiment own.py" in bitnet("play", "base", "--side", "X").err
     played = bitnet("play", "base", "--side", "X", "--experiment", own, "--json")
     assert played.code == 0, played.err
-    assert "Pick against base at update 2.\n0-2 play a cell" in played.out
+    assert "Pick against base at step 2.\n0-2 play a cell" in played.out
     assert "You win." in played.out
     assert (played.json["you"], played.json["model"]) == (1, 0)
 
