@@ -102,6 +102,7 @@ class BitNetConfig:
         norms = 2 * width + (width + inner if self.sub_norm else 0)
         parts = {
             "token_embeddings": self.vocab_size * width,
+            # qkv_proj and out_proj; then gate, up and down.
             "attention": self.num_layers * (width * heads * self.head_dim + width * width),
             "feedforward": self.num_layers * 3 * width * inner,
             "norms": self.num_layers * norms + width,

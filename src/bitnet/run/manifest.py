@@ -45,6 +45,8 @@ def verify_run(layout: RunLayout) -> None:
 
     for path in (layout.config, layout.provenance, layout.fingerprint, *_tokenizer_files(layout)):
         _verify(layout, path, recorded)
+
+    # Every file that is there is right; none of the tokenizer's may be missing either.
     there = {_name(layout, path) for path in _tokenizer_files(layout)}
     lost = sorted(name for name in recorded if name.startswith("tokenizer/") and name not in there)
     if lost:

@@ -26,6 +26,7 @@ def provenance(
         "cuda_version": torch.version.cuda,
         "gpu_model": torch.cuda.get_device_name() if cuda else None,
         "gpu_count": torch.cuda.device_count(),
+        # The plan asks for a seed of data workers too; rows are made in this process, from the same one.
         "seeds": {"python": seed, "numpy": seed, "torch": seed, "cuda": seed, "dataloader_worker": seed},
         "timestamp_utc": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         "run_id": run_id,

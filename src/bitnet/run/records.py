@@ -58,7 +58,7 @@ TEXTS = frozenset({"prompt", "mode", "generated_text", "anomaly_flag", "refused"
 """Keys of the lines of metrics and samples that hold text."""
 LISTS = frozenset({"generated_ids", "logits_first_10", "scale"})
 NUMBERS = frozenset({*SCALARS, *MATRIX, *EVALUATION, *SAMPLES}) - TEXTS - LISTS - {"non_finite"}
-MAX_STEP = 2**53
+MAX_STEP = 2**53  # up to here every whole number is exact as a float, in which plots hold steps
 
 
 def check_config(config: dict[str, Any], where: str) -> dict[str, Any]:
@@ -106,5 +106,5 @@ def _usable(key: str, value: Any) -> bool:
     if key in TEXTS:
         return isinstance(value, str)
     if type(value) in (int, float):
-        return bool(abs(value) < 1e300)
+        return bool(abs(value) < 1e300)  # NaN is not below anything
     return key not in NUMBERS and (key not in LISTS or isinstance(value, list))

@@ -170,20 +170,9 @@ SESSION = {
     "timestamp_utc": "when it began",
     **dict.fromkeys(
         (
-            "git_commit",
-            "git_dirty",
-            "python_version",
-            "platform",
-            "threads",
-            "torch_version",
-            "device",
-            "cpu_model",
-            "gpu_model",
-            "gpu_count",
-            "linear_product",
-            "gradient_dtype",
-            "compiled",
-        ),
+            "git_commit git_dirty python_version platform threads torch_version device cpu_model gpu_model "
+            "gpu_count linear_product gradient_dtype compiled"
+        ).split(),
         "as in meta/provenance.json",
     ),
 }
@@ -252,7 +241,7 @@ REST = {
     "anomalies/step_NNNNNN_<event>/": "`README.md` says what fired and where to look; `batch.json`, "
     "`grad_norms.json`, `prompt_<...>_top20.json`, `L<n>_attn_activations.json` and `.png`, "
     "`L<n>_qkv_quant_dist.json` and `.png`",
-    "tensorboard/, wandb/": "mirrors, only when asked for with `--mirror`",
+    "tensorboard/, wandb/": "copies of the metrics for these trackers, only with `--mirror`",
 }
 
 FOREIGN = """

@@ -73,14 +73,7 @@ def train_steps(
 
         # The rows of update n, or of a later one where a roll-back has skipped data.
         batches = read_batches(source, config, data_step(step, skips), device)
-        objective = objective_of(config, step)
-        cases = max(objective.cases(batches), 1)
-
-        divisor = cases if config.loss_reduction == "mean" else 1
-        totals = torch.zeros(2, device=device)
-        for batch in batches:
-            totals += _backward(forward, batch, objective, divisor, bf16, scaling)
-        loss, penalty = (totals / cases).tolist()
+        loss, penalty = _gradients(forward, batches, objective_of(config, step), config, bf16, scaling)
 
         # The rates are those of this very update, and so is the scale, which apply_update may move.
         rates = schedule.rates_at(step)
@@ -117,19 +110,30 @@ def read_batches(
     return tuple(source.rows(rows).to(device) for rows in numbers)
 
 
-def _backward(
-    forward: Forward, batch: Batch, objective: Objective, divisor: int, bf16: bool, scaling: LossScale | None
-) -> Tensor:
-    """Add one micro-batch's gradients to the parameters. Returns its summed loss and penalty, (2,).
+def _gradients(
+    forward: Forward,
+    batches: Sequence[Batch],
+    objective: Objective,
+    config: TrainConfig,
+    bf16: bool,
+    scaling: LossScale | None,
+) -> tuple[float, float]:
+    """Add the gradients of an update's micro-batches to the parameters. Returns its mean loss and penalty."""
+    device = batches[0].input_ids.device
+    cases = max(objective.cases(batches), 1)
+    # Of the whole update, so that it does not matter how micro-batches split the cases.
+    divisor = cases if config.loss_reduction == "mean" else 1
 
-    divisor: cases of the whole update, so that the gradients are of the mean over all of them, however
-    micro-batches split them.
-    """
-    with autocast(batch.input_ids.device, bf16, scaling is not None):
-        terms = objective.terms(forward(batch.input_ids, **batch.context()), batch)
-    minimised = terms.sum() / divisor
-    (minimised if scaling is None else scaling.scaled(minimised)).backward()  # type: ignore[no-untyped-call]
-    return terms.detach()
+    totals = torch.zeros(2, device=device)
+    for batch in batches:
+        with autocast(device, bf16, scaling is not None):
+            terms = objective.terms(forward(batch.input_ids, **batch.context()), batch)  # (2,)
+        minimised = terms.sum() / divisor
+        (minimised if scaling is None else scaling.scaled(minimised)).backward()  # type: ignore[no-untyped-call]
+        totals += terms.detach()
+
+    loss, penalty = (totals / cases).tolist()
+    return loss, penalty
 
 
 def autocast(device: torch.device, bf16: bool, fp16: bool = False) -> AbstractContextManager[object]:

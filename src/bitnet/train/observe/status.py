@@ -27,6 +27,7 @@ class Status:
     def write(self, state: str, step: int, why: str | None = None) -> None:
         """Replace status.json. state: running, done, failed or stopped."""
         self.step = step
+        # What failed the run may be this very error.
         if state != "failed":
             demand_run(self.layout)
         values = {

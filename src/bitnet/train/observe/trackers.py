@@ -40,6 +40,7 @@ def open_tracker(name: TrackerName, layout: RunLayout, config: dict[str, Any]) -
             yield listener
         return
     settings: dict[str, Any] = {"project": PROJECT, "name": layout.run_id, "config": config}
+    # Nothing leaves this machine unless the user's own environment asks for it.
     if name == "wandb":
         settings |= {"dir": str(layout.root), "mode": os.environ.get("WANDB_MODE", "offline")}
     run = package.init(**settings)
