@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -87,3 +88,25 @@ def test_the_files_without_a_test_of_their_own_are_those_named_here() -> None:
     assert untried - set(named_here) == set(), "write a test file for each, or name it in TRIED_BY"
     assert set(named_here) - untried == set(), "these have a test file or are gone: take them out"
     assert TRIED_BY.keys() <= found_tests().keys()
+
+
+def quick_tests(path: Path) -> int:
+    """How many test functions of a file are tried with `-m "not slow"`."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if any(
+        isinstance(node, ast.Assign) and ast.unparse(node) == "pytestmark = pytest.mark.slow"
+        for node in tree.body
+    ):
+        return 0
+    return sum(
+        isinstance(node, ast.FunctionDef)
+        and node.name.startswith("test_")
+        and "pytest.mark.slow" not in map(ast.unparse, node.decorator_list)
+        for node in tree.body
+    )
+
+
+def test_every_package_is_tried_without_the_slow_tests() -> None:
+    for package in sorted({path.parent for path in SOURCE.rglob("*.py")}):
+        folder = TESTS / package.relative_to(SOURCE)
+        assert sum(quick_tests(path) for path in folder.glob("test_*.py")) > 0, folder
