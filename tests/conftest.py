@@ -9,6 +9,7 @@ import io
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,8 @@ from hypothesis import HealthCheck, settings
 from bitnet.cli.main import main
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.train import start
+from bitnet.train.loop import StepReport
 
 settings.register_profile(
     "quick", deadline=None, max_examples=50, derandomize=True, suppress_health_check=list(HealthCheck)
@@ -72,12 +75,37 @@ class Result(NamedTuple):
         return json.loads(self.out.strip().splitlines()[-1])
 
 
+Command = Callable[..., Result]
+"""What the fixture `bitnet` gives: one command in this process."""
+
+
 def run_command(*words: object) -> Result:
     """One `bitnet` command in this process, through the same door as the installed program."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main([str(word) for word in words])
     return Result(code, out.getvalue(), err.getvalue())
+
+
+@contextlib.contextmanager
+def after_update(step: int, happening: Callable[[], object]) -> Iterator[None]:
+    """Within this, something happens in every training right after an update, before any observer sees it."""
+    real = start.train_steps
+
+    def steps(*words: Any, **options: Any) -> Iterator[StepReport]:
+        for report in real(*words, **options):
+            if report.step == step:
+                happening()
+            yield report
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "train_steps", steps)
+        yield
+
+
+def terminate() -> None:
+    """What `kill` does to this process."""
+    signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -95,7 +123,7 @@ def _own_key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.fixture
-def bitnet() -> Callable[..., Result]:
+def bitnet() -> Command:
     return run_command
 
 

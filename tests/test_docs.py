@@ -8,14 +8,13 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.cli.main import VERBS, main
 from bitnet.cli.registry import experiment_names
-from conftest import Result
+from conftest import Command
 from corpora import stories, write_txt
 
 ROOT = Path(__file__).parents[1]
@@ -148,7 +147,7 @@ def test_every_recipe_named_exists() -> None:
 
 
 def test_every_command_named_is_accepted(
-    bitnet: Callable[..., Result], runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bitnet: Command, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """train with --dry-run; the rest against a real run and small files. The flags that a page shows must
     parse.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from bitnet.train.config import RunConfig
 from bitnet.train.experiment import Experiment
 from bitnet.train.loop import StepReport, train_steps
 from bitnet.train.objective import summed_loss
-from conftest import Result
+from conftest import Command, Result
 from corpora import stories, write_txt
 
 FROM_NOTHING = [name for name in experiment_names() if not find_experiment(name).starts_from_a_run]
@@ -161,7 +161,7 @@ SMALL_TEXT = """
 
 @pytest.mark.parametrize("name", FROM_NOTHING)
 def test_training_leaves_a_valid_run_and_resumes_bit_for_bit(
-    name: str, bitnet: Callable[..., Result], corpus_folder: Path, tmp_path: Path
+    name: str, bitnet: Command, corpus_folder: Path, tmp_path: Path
 ) -> None:
     """Four updates in one go, and four with a stop after the second: equal weights and optimizer, and every
     file that a run has.
@@ -220,9 +220,7 @@ experiment = Experiment(name="mine", label="1M", about="a test", open=Arithmetic
 """
 
 
-def test_experiment_in_a_file_of_its_own_trains_and_is_judged(
-    bitnet: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_experiment_in_a_file_of_its_own_trains_and_is_judged(bitnet: Command, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(MINE)
     trained = bitnet("train", file, "--device", "cpu", "--runs-dir", tmp_path / "runs", "--json")
@@ -237,7 +235,7 @@ def test_experiment_in_a_file_of_its_own_trains_and_is_judged(
     )
 
 
-def test_file_without_an_experiment_is_refused(bitnet: Callable[..., Result], tmp_path: Path) -> None:
+def test_file_without_an_experiment_is_refused(bitnet: Command, tmp_path: Path) -> None:
     file = tmp_path / "none.py"
     file.write_text("x = 1\n")
     assert "does not define" in bitnet("train", file).err

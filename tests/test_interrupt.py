@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import bitnet.interrupt as interrupt
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
 BUSY = """
 import hashlib, sys, threading
@@ -70,7 +70,7 @@ def wait_for_delivery(pid: int) -> None:
     ],
 )
 def test_a_second_signal_during_one_long_operation_ends_the_process(
-    place: str, pair: tuple[signal.Signals, signal.Signals], bitnet: Callable[..., Result], tmp_path: Path
+    place: str, pair: tuple[signal.Signals, signal.Signals], bitnet: Command, tmp_path: Path
 ) -> None:
     patch, words = PLACES[place]
     command = [

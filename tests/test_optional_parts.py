@@ -7,15 +7,13 @@ from __future__ import annotations
 import re
 import sys
 import tomllib
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 from corpora import small_tokenizer, stories, write_txt
 
-Command = Callable[..., Result]
 ROOT = Path(__file__).parents[1]
 TRAIN_TOKENIZER = ("tokenizer", "train", "--vocab-size", 300, "--out", "made")
 PREPARE = ("prepare", "--tokenizer", "tokenizer", "--out", "shards")

@@ -5,15 +5,13 @@ from another run with --from, tells what it makes ready, writes its data, and is
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.cli import train
-from conftest import Result
+from conftest import Command
 
-Command = Callable[..., Result]
 OWN = '''
 import dataclasses
 import string

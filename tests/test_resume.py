@@ -11,17 +11,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import bitnet.train.start as start
 from bitnet.run.layout import RunLayout
-from bitnet.train.loop import StepReport
-from conftest import TINY_TRAIN, Result, run_command
+from conftest import TINY_TRAIN, Result, after_update, run_command, terminate
 
 RECIPES = {
     "adamw": ["--train.optimizer", "adamw", "--train.schedule", "two_stage", "--train.product", "float"],
@@ -86,21 +84,6 @@ def assert_complete(found: dict[str, Any], steps: int) -> None:
     assert len(samples) == len(set(samples))
 
 
-def happening_at(step: int, happening: Callable[[], None]) -> Callable[..., Iterator[StepReport]]:
-    """The training loop, with something happening right after the given update, before any observer sees
-    it.
-    """
-    real = start.train_steps
-
-    def steps(*words: Any, **options: Any) -> Iterator[StepReport]:
-        for report in real(*words, **options):
-            if report.step == step:
-                happening()
-            yield report
-
-    return steps
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict[str, Any]]:
     """The outcome of a run that nothing interrupts, trained once per recipe and length."""
@@ -123,8 +106,7 @@ def test_five_updates_and_five_more_are_ten(
     recipe: str, stopper: signal.Signals, tmp_path: Path, whole: Any
 ) -> None:
     """Stopped by a signal after update 5, which gets a checkpoint; the same command then goes on to 10."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", happening_at(5, lambda: signal.raise_signal(stopper)))
+    with after_update(5, lambda: signal.raise_signal(stopper)):
         stopped = train(tmp_path, recipe, 10)
     assert stopped.code == 128 + stopper
     assert (status(tmp_path)["state"], status(tmp_path)["why"], status(tmp_path)["step"]) == (
@@ -141,8 +123,7 @@ def test_five_updates_and_five_more_are_ten(
 
 
 def test_a_stop_at_the_last_update_is_a_finished_run(tmp_path: Path, whole: Any) -> None:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", happening_at(10, lambda: signal.raise_signal(signal.SIGTERM)))
+    with after_update(10, terminate):
         assert train(tmp_path, "adamw", 10).code == 0
     assert status(tmp_path)["state"] == "done"
     assert outcome(tmp_path, 10) == whole("adamw", 10)
@@ -159,10 +140,8 @@ def test_a_crash_between_checkpoints_costs_only_the_updates_since(
     def crash() -> None:
         raise ZeroDivisionError("the test's crash")
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", happening_at(step, crash))
-        with pytest.raises(ZeroDivisionError):
-            train(tmp_path, "muon", 10)
+    with after_update(step, crash), pytest.raises(ZeroDivisionError):
+        train(tmp_path, "muon", 10)
     assert (status(tmp_path)["state"], status(tmp_path)["why"]) == (
         "failed",
         "ZeroDivisionError: the test's crash",
@@ -176,8 +155,7 @@ def test_a_half_written_line_and_a_damaged_checkpoint_are_survived_together(
     tmp_path: Path, whole: Any
 ) -> None:
     """What a power cut leaves: the newest checkpoint is bad, so one before it is taken, and that is said."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", happening_at(9, lambda: signal.raise_signal(signal.SIGTERM)))
+    with after_update(9, terminate):
         train(tmp_path, "adamw", 10)
     layout = run_of(tmp_path)
     with (layout.checkpoint(9) / "optimizer.safetensors").open("r+b") as file:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,7 @@ import bitnet.generate.session as session_module
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import write_manifest
 from bitnet.text.tokenizer import load_tokenizer
-from conftest import Result, run_command
+from conftest import Command, Result, run_command
 from corpora import stories, write_txt
 
 SMALL = """
@@ -23,7 +23,7 @@ SMALL = """
     --train.eval-cases 2 --num-steps 1 --train.warmup-steps 0 --data.held-out-one-in 10
     --data.judged-prompts 8 --train.compile off
 """.split()
-Sitting = Callable[..., Result]
+Sitting = Command
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def test_bad_input_is_one_line(runs_dir: Path) -> None:
 
 
 def test_a_model_of_lines_stops_at_the_end_of_its_line(
-    bitnet: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch
+    bitnet: Command, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A model of problems answered and then made up further problems, 256 tokens of them."""
     tokenizer = load_tokenizer(runs / "tiny" / "tokenizer")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.cost.devices import TABLE
 from bitnet.experiments.arithmetic import QUICK
-from conftest import TINY_MODEL, Result
+from conftest import TINY_MODEL, Command
 
-Command = Callable[..., Result]
 SHAPE = ["--model.vocab-size", "32", *TINY_MODEL, "--model.max-seq-length", "24"]
 
 
@@ -93,6 +91,7 @@ def test_a_table_of_ones_own(bitnet: Command, tmp_path: Path) -> None:
     assert "my card" in bitnet("cost", "arithmetic", "--devices", table).out
 
 
+@pytest.mark.slow
 def test_measuring_replaces_the_assumed_rate(bitnet: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("bitnet.cost.measure.SECONDS", 0.1)
     words = [

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 from bitnet.cli.diagnose import experiment_word
 from bitnet.diagnose.finding import SUSPECTS
-from conftest import TINY_MODEL, Result
+from conftest import TINY_MODEL, Command
 
 
-def test_a_fresh_model_is_healthy(bitnet: Callable[..., Result]) -> None:
+def test_a_fresh_model_is_healthy(bitnet: Command) -> None:
     """With the rehearsal: two short runs of the real trainer, one stopped and resumed."""
     result = bitnet(
         "diagnose",
@@ -33,7 +32,7 @@ def test_a_fresh_model_is_healthy(bitnet: Callable[..., Result]) -> None:
     assert "verdict: healthy" in result.err
 
 
-def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Command, runs: Path) -> None:
     result = bitnet("diagnose", "tiny", "--runs-dir", runs, "--device", "cpu", "--json")
     assert result.code == 1, result.err
     assert result.json["suspect"] == "training", result.json["evidence"]
@@ -48,9 +47,7 @@ def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Callable[..., Res
     assert stored["suspect"] == "training"
 
 
-def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(
-    bitnet: Callable[..., Result], runs: Path
-) -> None:
+def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(bitnet: Command, runs: Path) -> None:
     for path in (runs / "tiny" / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])
     result = bitnet("diagnose", "tiny", "--runs-dir", runs, "--device", "cpu", "--json")
@@ -59,7 +56,7 @@ def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(
     assert result.json["suspect"] in SUSPECTS
 
 
-def test_bad_input_is_one_line(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_bad_input_is_one_line(bitnet: Command, runs: Path) -> None:
     for words in (
         ["nothing"],
         ["arithmetic", "--variant", "no"],

@@ -7,7 +7,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ import pytest
 from bitnet.cli.flags import RunFlags, last_value, parse
 from bitnet.cli.main import main
 from bitnet.errors import ConfigError
-from conftest import Result
+from conftest import Command
 
 
 @pytest.mark.parametrize(
@@ -98,9 +97,6 @@ def test_an_action_is_named_and_others_are_refused(capsys: pytest.CaptureFixture
     assert main(["voice"]) == 2
     assert "bitnet voice prompts, or bitnet voice answers" in capsys.readouterr().err
     assert main(["voice", "--help"]) == 0
-
-
-Command = Callable[..., Result]
 
 
 TWICE = (

@@ -14,10 +14,8 @@ import pytest
 
 from bitnet.run.layout import RunLayout
 from bitnet.run.manifest import write_manifest
-from conftest import TINY_MODEL, TINY_TRAIN, Result
+from conftest import TINY_MODEL, TINY_TRAIN, Command
 from corpora import stories, write_txt
-
-Command = Callable[..., Result]
 
 EVIL = "from pathlib import Path\nPath({canary!r}).write_text('executed')\n"
 

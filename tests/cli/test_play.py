@@ -4,20 +4,19 @@ plays by a script.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
 from bitnet.cli import play as verb
-from conftest import Result, run_command
+from conftest import Command, Result, run_command
 
 SMALL = """
     --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
     --model.ffn-hidden-size 48 --batch-size 4 --train.eval-cases 4 --num-steps 1
 """.split()
-Sitting = Callable[..., Result]
+Sitting = Command
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def _one_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def sit(_one_run: Path, bitnet: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> Sitting:
+def sit(_one_run: Path, bitnet: Command, monkeypatch: pytest.MonkeyPatch) -> Sitting:
     """Play with these typed lines; after the last one comes Ctrl-D."""
 
     def play(
@@ -144,7 +143,7 @@ def test_temperature_draws_and_the_seed_repeats(sit: Sitting) -> None:
     assert first == second
 
 
-def test_a_run_that_never_saw_a_board_is_refused(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_a_run_that_never_saw_a_board_is_refused(bitnet: Command, runs: Path) -> None:
     done = bitnet("play", "tiny", "--runs-dir", runs)
     assert done.code == 2
     assert "tiny has not learned a game; train tic-tac-toe with" in done.err

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.data.shards import Shards
-from conftest import Result
+from conftest import Command
 from corpora import small_tokenizer, stories, write_jsonl, write_txt
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.text.tokenizer import load_tokenizer
-from conftest import Result
+from conftest import Command
 from corpora import stories, write_txt
-
-Command = Callable[..., Result]
 
 
 @pytest.fixture

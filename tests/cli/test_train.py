@@ -7,16 +7,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.run.layout import list_runs
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command, Result
 from corpora import stories, write_txt
 
-Command = Callable[..., Result]
 JUSTFILE = Path(__file__).parents[2] / "justfile"
 SMALL_MODEL = [
     "--model.vocab-size",

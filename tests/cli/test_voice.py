@@ -5,14 +5,11 @@ teacher.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import Result
-
-Bitnet = Callable[..., Result]
+from conftest import Command
 
 
 @pytest.fixture
@@ -22,7 +19,7 @@ def topics(tmp_path: Path) -> Path:
     return path
 
 
-def test_from_topics_to_pairs(bitnet: Bitnet, topics: Path, tmp_path: Path) -> None:
+def test_from_topics_to_pairs(bitnet: Command, topics: Path, tmp_path: Path) -> None:
     made = bitnet(
         "voice", "prompts", "--topics", topics, "--teacher", "rules", "--out", tmp_path / "p", "--json"
     )
@@ -57,7 +54,7 @@ def test_from_topics_to_pairs(bitnet: Bitnet, topics: Path, tmp_path: Path) -> N
     assert json.loads((tmp_path / "a" / "manifest.json").read_text())["answers"] == done.json["answers"]
 
 
-def test_a_voice_of_ones_own(bitnet: Bitnet, topics: Path, tmp_path: Path) -> None:
+def test_a_voice_of_ones_own(bitnet: Command, topics: Path, tmp_path: Path) -> None:
     voice = tmp_path / "pirate.toml"
     voice.write_text(
         'name = "pirate"\nstyle = "You are a pirate."\n[templates]\n'
@@ -99,7 +96,7 @@ def test_a_voice_of_ones_own(bitnet: Bitnet, topics: Path, tmp_path: Path) -> No
     assert all("arr" in json.loads(line)["answer"].lower() for line in lines)
 
 
-def test_each_mistake_is_one_line(bitnet: Bitnet, topics: Path, tmp_path: Path) -> None:
+def test_each_mistake_is_one_line(bitnet: Command, topics: Path, tmp_path: Path) -> None:
     empty = tmp_path / "empty.txt"
     empty.write_text("\n")
     prompts = ["voice", "prompts", "--teacher", "rules", "--out", tmp_path / "p"]
@@ -121,7 +118,7 @@ def test_each_mistake_is_one_line(bitnet: Bitnet, topics: Path, tmp_path: Path) 
     assert not (tmp_path / "p").exists()
 
 
-def test_help_shows_both(bitnet: Bitnet) -> None:
+def test_help_shows_both(bitnet: Command) -> None:
     done = bitnet("voice", "--help")
     assert done.code == 0
     assert "voice answers --prompts DIR" in done.out

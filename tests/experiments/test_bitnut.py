@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from bitnet.data.stream import Batch
 from bitnet.errors import ConfigError
 from bitnet.experiments.bitnut import QUICK, TWO_PART, BitNutData, BitNutTask, PartsRows, parts_of
 from bitnet.train.config import RunConfig
-from conftest import Result
+from conftest import Command
 from corpora import stories, write_txt
 
 
@@ -85,9 +84,7 @@ def test_two_texts_in_one_run(tmp_path: Path) -> None:
     assert torch.equal(one.source.rows(np.arange(4)).input_ids, task.source.rows(np.arange(4)).input_ids)
 
 
-def test_quick_takes_a_text_too_small_for_its_vocabulary(
-    bitnet: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_quick_takes_a_text_too_small_for_its_vocabulary(bitnet: Command, tmp_path: Path) -> None:
     """400 kB were once refused: they support 3,969 entries, and the model has 4,096. These few stories
     support a few hundred.
     """

@@ -8,24 +8,20 @@ import json
 import math
 import shutil
 import signal
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-import bitnet.train.start as start
 from bitnet import load
 from bitnet.cli.registry import config_of_run
 from bitnet.experiments.bitnut_sft import ConversationTask
 from bitnet.run.checkpoint import load_checkpoint
 from bitnet.run.layout import RunLayout
-from bitnet.train.loop import StepReport, train_steps
-from conftest import Result, run_command
+from conftest import Command, Result, after_update, run_command, terminate
 from corpora import stories, write_txt
 
-Bitnet = Callable[..., Result]
 SHAPE = [
     "--model.hidden-size",
     32,
@@ -146,16 +142,21 @@ def tune(place: Path, runs: Path, *words: Any) -> Result:
     return run_command(*command, "--seq-len", 400, "--run-id", "tuned", "--runs-dir", runs, *words)
 
 
-def stopped_at_two(*words: Any, **options: Any) -> Iterator[StepReport]:
-    """The loop, with a signal after its second update."""
-    for report in train_steps(*words, **options):
-        if report.step == 2:
-            signal.raise_signal(signal.SIGTERM)
-        yield report
+@pytest.fixture(scope="module")
+def _tuned(place: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    runs = tmp_path_factory.mktemp("tuned")
+    assert tune(place, runs).code == 0
+    return runs
+
+
+@pytest.fixture
+def tuned(_tuned: Path, tmp_path: Path) -> Path:
+    """A folder of the test's own with the base run, and the run `tuned` that began from it."""
+    return Path(shutil.copytree(_tuned, tmp_path, dirs_exist_ok=True))
 
 
 def test_it_begins_with_the_weights_of_the_run_and_then_converses(
-    place: Path, tmp_path: Path, bitnet: Bitnet
+    place: Path, tmp_path: Path, bitnet: Command
 ) -> None:
     done = tune(place, tmp_path)
     assert done.code == 0, done.err
@@ -175,9 +176,8 @@ def test_it_begins_with_the_weights_of_the_run_and_then_converses(
     assert said.json["ended"] in (True, False)
 
 
-def test_the_judge_measures_what_success_is(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
-    assert tune(place, tmp_path).code == 0
-    done = bitnet("evaluate", "tuned", "--runs-dir", tmp_path, "--json")
+def test_the_judge_measures_what_success_is(place: Path, tuned: Path, bitnet: Command) -> None:
+    done = bitnet("evaluate", "tuned", "--runs-dir", tuned, "--json")
     assert done.code == 0, done.err
     metrics = done.json["metrics"]
     held_out = 4  # prompts on the one topic held out
@@ -186,13 +186,12 @@ def test_the_judge_measures_what_success_is(place: Path, tmp_path: Path, bitnet:
         assert metrics[f"{name}_cases"] == held_out
     assert metrics["forgetting"] == pytest.approx(metrics["text_nats"] - metrics["text_nats_before"])
     assert {row["metric"] for row in done.json["criteria"]} == {"answers_ended", "in_voice", "forgetting"}
-    task = ConversationTask(config_of_run(RunLayout(tmp_path / "tuned"))[2])
-    assert task.judge(load("base", runs_dir=tmp_path).model)["forgetting"] == 0
+    task = ConversationTask(config_of_run(RunLayout(tuned / "tuned"))[2])
+    assert task.judge(load("base", runs_dir=tuned).model)["forgetting"] == 0
 
 
-def test_training_never_sees_a_held_out_topic(place: Path, tmp_path: Path) -> None:
-    assert tune(place, tmp_path).code == 0
-    task = ConversationTask(config_of_run(RunLayout(tmp_path / "tuned"))[2])
+def test_training_never_sees_a_held_out_topic(place: Path, tuned: Path) -> None:
+    task = ConversationTask(config_of_run(RunLayout(tuned / "tuned"))[2])
     import numpy as np
 
     text = task.tokenizer.decode(task.source.rows(np.arange(200)).input_ids.flatten().tolist())
@@ -202,19 +201,17 @@ def test_training_never_sees_a_held_out_topic(place: Path, tmp_path: Path) -> No
     assert all("human:" in prompt for prompt in task.prompts)
 
 
-def test_a_stopped_run_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
-    assert tune(place, tmp_path).code == 0
-    whole = (tmp_path / "tuned").rename(tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", stopped_at_two)
-        assert tune(place, tmp_path).code == 128 + signal.SIGTERM
-    assert tune(place, tmp_path).code == 0
+def test_a_stopped_run_goes_on_bit_for_bit(place: Path, tuned: Path) -> None:
+    whole = (tuned / "tuned").rename(tuned / "whole")
+    with after_update(2, terminate):
+        assert tune(place, tuned).code == 128 + signal.SIGTERM
+    assert tune(place, tuned).code == 0
     for file in ("model.safetensors", "optimizer.safetensors"):
         path = Path("checkpoints") / "step_000004" / file
-        assert (whole / path).read_bytes() == (tmp_path / "tuned" / path).read_bytes()
+        assert (whole / path).read_bytes() == (tuned / "tuned" / path).read_bytes()
 
 
-def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
+def test_what_does_not_fit_is_refused(place: Path, tmp_path: Path, bitnet: Command) -> None:
     other = tmp_path / "other-tokenizer"
     write_txt(tmp_path / "more.txt", [text.upper() for text in stories(150)])
     assert (
@@ -263,40 +260,38 @@ def prefer(place: Path, runs: Path, *words: Any) -> Result:
 
 
 def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(
-    place: Path, tmp_path: Path, bitnet: Bitnet
+    place: Path, tuned: Path, bitnet: Command
 ) -> None:
-    assert tune(place, tmp_path).code == 0
-    done = prefer(place, tmp_path, "--train.peak-lr", "0.001")
+    done = prefer(place, tuned, "--train.peak-lr", "0.001")
     assert done.code == 0, done.err
     losses = [
         json.loads(line)["loss"]
-        for line in (tmp_path / "preferring" / "metrics" / "scalars.jsonl").read_text().splitlines()
+        for line in (tuned / "preferring" / "metrics" / "scalars.jsonl").read_text().splitlines()
     ]
     assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert losses[-1] < losses[0]
-    described = json.loads((tmp_path / "preferring" / "meta" / "config.json").read_text())
+    described = json.loads((tuned / "preferring" / "meta" / "config.json").read_text())
     assert (described["training"]["objective"], described["training"]["preference_beta"]) == (
         "preference",
         0.1,
     )
-    judged = bitnet("evaluate", "preferring", "--runs-dir", tmp_path, "--json")
+    judged = bitnet("evaluate", "preferring", "--runs-dir", tuned, "--json")
     assert judged.code == 0, judged.err
     metrics = judged.json["metrics"]
-    tuned = bitnet("evaluate", "tuned", "--runs-dir", tmp_path, "--json").json["metrics"]
-    assert tuned.keys() < metrics.keys()
-    assert metrics["text_nats_before"] == tuned["text_nats"]
+    fine_tuned = bitnet("evaluate", "tuned", "--runs-dir", tuned, "--json").json["metrics"]
+    assert fine_tuned.keys() < metrics.keys()
+    assert metrics["text_nats_before"] == fine_tuned["text_nats"]
     assert metrics["preferred_cases"] == 4
     assert 0 <= metrics["preferred"] <= 1
 
 
-def test_neither_is_taken_for_broken(place: Path, tmp_path: Path, bitnet: Bitnet) -> None:
+def test_neither_is_taken_for_broken(place: Path, tuned: Path, bitnet: Command) -> None:
     """Low rates, another objective, old text mixed in and several texts to a row are no faults; four updates
     are too few, and no more.
     """
-    assert tune(place, tmp_path).code == 0
-    assert prefer(place, tmp_path).code == 0
+    assert prefer(place, tuned).code == 0
     for run in ("tuned", "preferring"):
-        found = bitnet("diagnose", run, "--json", "--device", "cpu", "--runs-dir", tmp_path)
+        found = bitnet("diagnose", run, "--json", "--device", "cpu", "--runs-dir", tuned)
         failed = {check["name"] for check in found.json["checks"] if not check["ok"]}
         assert found.json["suspect"] in {"none", "training"}, failed
         assert not failed & {
@@ -306,21 +301,18 @@ def test_neither_is_taken_for_broken(place: Path, tmp_path: Path, bitnet: Bitnet
         }
 
 
-def test_a_stopped_preference_goes_on_bit_for_bit(place: Path, tmp_path: Path) -> None:
-    assert tune(place, tmp_path).code == 0
-    assert prefer(place, tmp_path).code == 0
-    whole = (tmp_path / "preferring").rename(tmp_path / "whole")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", stopped_at_two)
-        assert prefer(place, tmp_path).code == 128 + signal.SIGTERM
-    assert prefer(place, tmp_path).code == 0
+def test_a_stopped_preference_goes_on_bit_for_bit(place: Path, tuned: Path) -> None:
+    assert prefer(place, tuned).code == 0
+    whole = (tuned / "preferring").rename(tuned / "whole")
+    with after_update(2, terminate):
+        assert prefer(place, tuned).code == 128 + signal.SIGTERM
+    assert prefer(place, tuned).code == 0
     path = Path("checkpoints") / "step_000004" / "model.safetensors"
-    assert (whole / path).read_bytes() == (tmp_path / "preferring" / path).read_bytes()
+    assert (whole / path).read_bytes() == (tuned / "preferring" / path).read_bytes()
 
 
-def test_preferences_need_pairs(place: Path, tmp_path: Path) -> None:
-    assert tune(place, tmp_path).code == 0
-    without = tmp_path / "without"
+def test_preferences_need_pairs(place: Path, tuned: Path) -> None:
+    without = tuned / "without"
     shutil.copytree(place / "a", without)
     (without / "pairs.jsonl").unlink()
     for words, message in (
@@ -329,7 +321,7 @@ def test_preferences_need_pairs(place: Path, tmp_path: Path) -> None:
         (["--batch-size", 3], "train.batch_size is 3"),
         (["--seq-len", 5], "fits a row of 5 tokens"),
     ):
-        done = prefer(place, tmp_path, *words)
+        done = prefer(place, tuned, *words)
         assert done.code == 2, (words, done.out)
         assert message in done.err, done.err
         assert done.err.count("\n") == 1

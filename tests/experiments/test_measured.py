@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import pytest
 
 from bitnet.cli.registry import find_experiment
 from bitnet.experiments import measured
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 from corpora import stories, write_txt
 from test_experiments import SMALL, SMALL_TEXT
 
@@ -134,7 +133,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_a_row_is_made_of_the_run_and_names_what_was_read(
-    record: Any, bitnet: Callable[..., Result], tmp_path: Path
+    record: Any, bitnet: Command, tmp_path: Path
 ) -> None:
     folder = tmp_path / "tales"
     folder.mkdir()
@@ -172,7 +171,7 @@ def test_a_row_is_made_of_the_run_and_names_what_was_read(
 
 
 def test_a_row_whose_variant_has_changed_since_is_dropped(
-    record: Any, bitnet: Callable[..., Result], tmp_path: Path
+    record: Any, bitnet: Command, tmp_path: Path
 ) -> None:
     """Here the run has other settings than the variant; the same is seen where the variant was changed after
     the run.

@@ -7,13 +7,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import bitnet.train.start as start
 from bitnet.cli.registry import find_experiment
 from bitnet.errors import ConfigError, NotFoundError
 from bitnet.evaluate.writing import looping
@@ -26,7 +23,7 @@ from bitnet.text.bpe import train_bpe
 from bitnet.text.tokenizer import Tokenizer, save_in_place
 from bitnet.train.begin import dataset_facts
 from bitnet.train.config import RunConfig
-from conftest import Result
+from conftest import Command, after_update, terminate
 from corpora import small_tokenizer, stories, write_jsonl, write_txt
 
 SMALL = """
@@ -35,7 +32,6 @@ SMALL = """
     --train.eval-cases 2 --num-steps 2 --train.warmup-steps 0 --data.held-out-one-in 10
     --data.judged-prompts 8 --train.compile off
 """.split()
-Bitnet = Callable[..., Result]
 
 
 @pytest.fixture
@@ -73,7 +69,7 @@ def config_on(file: Path, **changes: object) -> RunConfig:
     )
 
 
-def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: Bitnet, file: Path) -> None:
+def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: Command, file: Path) -> None:
     words = ["tinystories", "--variant", "quick", "--data", file, *SMALL]
     first = bitnet("train", *words, "--run-id", "one")
     assert first.code == 0, first.err
@@ -102,7 +98,7 @@ def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: B
     assert bitnet("evaluate", "one", "--json", "--once").json == judged.json
 
 
-def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Bitnet, file: Path) -> None:
+def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Command, file: Path) -> None:
     assert (
         bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
         == 0
@@ -112,7 +108,9 @@ def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Bitnet, file: 
     assert Path("runs/one/eval/verdict.json").exists()
 
 
-def test_evaluate_on_a_text_gives_the_loss_of_every_token(bitnet: Bitnet, file: Path, tmp_path: Path) -> None:
+def test_evaluate_on_a_text_gives_the_loss_of_every_token(
+    bitnet: Command, file: Path, tmp_path: Path
+) -> None:
     assert (
         bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
         == 0
@@ -129,7 +127,7 @@ def test_evaluate_on_a_text_gives_the_loss_of_every_token(bitnet: Bitnet, file: 
     assert bitnet("evaluate", "one", "--data", text, "--check").code == 2
 
 
-def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Bitnet, file: Path) -> None:
+def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Command, file: Path) -> None:
     assert (
         bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
         == 0
@@ -140,7 +138,7 @@ def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Bitnet, f
     assert "another tokenizer" in refused.err
 
 
-def test_more_than_four_passes_have_to_be_asked_for(bitnet: Bitnet, file: Path) -> None:
+def test_more_than_four_passes_have_to_be_asked_for(bitnet: Command, file: Path) -> None:
     words = ["baseline", "--variant", "pilot", "--data", file, *SMALL, "--num-steps", "4000"]
     refused = bitnet("train", *words)
     assert refused.code == 2
@@ -242,7 +240,7 @@ def test_sizes_and_budgets_of_the_plan() -> None:
     assert {0, 29_999, 30_000, 60_000} == set(baseline.REFERENCE.train.mandatory_checkpoints())
 
 
-def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Bitnet, file: Path) -> None:
+def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Command, file: Path) -> None:
     shown = bitnet("train", "baseline", "--variant", "reference", "--data", file, "--dry-run", "--json")
     assert shown.code == 0, shown.err
     assert shown.json["training"]["total_tokens"] == 1_966_080_000
@@ -259,7 +257,7 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Bitnet, fil
     assert sorted(path.name for path in Path().iterdir()) == ["tales.txt"]
 
 
-def test_what_the_cache_keeps_is_checked_before_it_is_used(bitnet: Bitnet, file: Path) -> None:
+def test_what_the_cache_keeps_is_checked_before_it_is_used(bitnet: Command, file: Path) -> None:
     words = ["train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--num-steps", 1]
     assert bitnet(*words, "--run-id", "one").code == 0
     (shard,) = Path("cache").glob("*/train-00000.bin")
@@ -277,7 +275,7 @@ def test_what_the_cache_keeps_is_checked_before_it_is_used(bitnet: Bitnet, file:
     assert "delete that folder, and it is made again" in lost.err
 
 
-def test_missing_files_and_settings_out_of_range_are_refused(bitnet: Bitnet, file: Path) -> None:
+def test_missing_files_and_settings_out_of_range_are_refused(bitnet: Command, file: Path) -> None:
     assert (
         "no file" in bitnet("train", "tinystories", "--variant", "quick", "--data", "nothing.txt", *SMALL).err
     )
@@ -293,7 +291,7 @@ def test_missing_files_and_settings_out_of_range_are_refused(bitnet: Bitnet, fil
 
 
 def test_without_a_network_the_hub_is_named_and_files_are_offered(
-    bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch
+    bitnet: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unreachable(name: str) -> str:
         raise NotFoundError(
@@ -309,7 +307,7 @@ def test_without_a_network_the_hub_is_named_and_files_are_offered(
 
 
 def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(
-    bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch
+    bitnet: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With a given tokenizer the settings are equal, and the run went on with other rows and other weights,
     in silence.
@@ -317,16 +315,7 @@ def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(
     assert bitnet("tokenizer", "train", "--data", file, "--vocab-size", 300, "--out", "given").code == 0
     words = ["train", "tinystories", "--variant", "quick", "--data", file, "--tokenizer", "given", *SMALL]
     words += ["--num-steps", 4, "--run-id", "one"]
-    real = start.train_steps
-
-    def steps(*given: Any, **options: Any) -> Any:
-        for report in real(*given, **options):
-            if report.step == 2:
-                signal.raise_signal(signal.SIGTERM)
-            yield report
-
-    with monkeypatch.context() as patch:
-        patch.setattr(start, "train_steps", steps)
+    with after_update(2, terminate):
         assert bitnet(*words).code == 128 + signal.SIGTERM
     before = {
         path: path.read_bytes()
@@ -345,7 +334,7 @@ def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(
     assert bitnet(*words).code == 0
 
 
-def test_a_short_run_on_a_stream_has_something_to_be_measured_on(bitnet: Bitnet, file: Path) -> None:
+def test_a_short_run_on_a_stream_has_something_to_be_measured_on(bitnet: Command, file: Path) -> None:
     """A folder goes through the hub's calls. Two updates need a few of its 3,000 documents, of which one in a
     hundred is held out.
     """
@@ -404,7 +393,7 @@ def test_the_fingerprint_has_the_plans_meanings_beside_our_own(
 
 @pytest.mark.parametrize("refusal", ["not logged in to the hub: `hf auth login`", None])
 def test_the_baseline_takes_llamas_tokenizer_where_it_can(
-    bitnet: Bitnet, file: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None
+    bitnet: Command, file: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None
 ) -> None:
     """Tried, the outcome said, and what was taken recorded, so that a later command knows."""
     monkeypatch.setattr("bitnet.experiments.text_data.why_not", lambda name: refusal)

@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import TINY_TRAIN, Result
-
-Command = Callable[..., Result]
+from conftest import TINY_TRAIN, Command
 
 
 @pytest.mark.parametrize(

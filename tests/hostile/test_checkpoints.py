@@ -15,9 +15,8 @@ import pytest
 from bitnet.errors import DataError
 from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
-from conftest import Result
+from conftest import Command
 
-Command = Callable[..., Result]
 Header = dict[str, Any]
 
 

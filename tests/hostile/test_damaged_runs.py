@@ -12,9 +12,8 @@ import pytest
 
 from bitnet.run.checkpoint import load_checkpoint, save_checkpoint
 from bitnet.run.layout import RunLayout
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
-Command = Callable[..., Result]
 EVALUATE = ("evaluate", "tiny")
 
 

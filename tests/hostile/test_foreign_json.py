@@ -10,15 +10,14 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command, Result
 
-Command = Callable[..., Result]
 FILES = tuple(
     """
     meta/config.json meta/provenance.json meta/dataset_fingerprint.json meta/manifest.json

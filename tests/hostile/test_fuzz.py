@@ -5,15 +5,13 @@ once got through.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 from reliability import fuzz, nonsense
 
-Command = Callable[..., Result]
 HUGE = 9223372036854775807
 LONG = "a" * 300
 

@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.cli.main import VERBS
 from bitnet.diagnose.finding import Check
-from conftest import TINY_MODEL, Result, run_command
+from conftest import TINY_MODEL, Command, Result, run_command
 from corpora import small_tokenizer, write_txt
 
-Command = Callable[..., Result]
 EVIL = "\x1b[2Jevil\x07"
 TRAIN = [
     "train",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 from synthetic import write_run
@@ -12,9 +11,7 @@ from synthetic import write_run
 from bitnet.report.card import model_card
 from bitnet.report.read_run import read_run
 from bitnet.run.layout import RunLayout
-from conftest import Result
-
-Bitnet = Callable[..., Result]
+from conftest import Command
 
 
 def verdict(met: bool) -> dict[str, object]:
@@ -60,7 +57,7 @@ def test_what_is_not_there_is_not_claimed(tmp_path: Path) -> None:
     assert "| parameters | — |" in card
 
 
-def test_the_command_writes_it_into_the_run(bitnet: Bitnet, tmp_path: Path) -> None:
+def test_the_command_writes_it_into_the_run(bitnet: Command, tmp_path: Path) -> None:
     layout = RunLayout(write_run(tmp_path / "r", 40))
     done = bitnet("report", "r", "--card", "--runs-dir", tmp_path)
     assert done.code == 0, done.err

@@ -4,7 +4,6 @@ alike.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +13,7 @@ from bitnet.errors import ConfigError
 from bitnet.experiments.arithmetic import QUICK
 from bitnet.report.compare import compare, table, unequal
 from bitnet.run.layout import RunLayout
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
 STEPS = """
     --num-steps 4 --train.eval-every 2 --train.sample-every 4 --train.checkpoint-every 4
@@ -53,7 +52,7 @@ def test_gap_is_second_minus_first_at_every_common_evaluation(pair: Path) -> Non
     assert mirrored.gap("eval_loss") == [-gap for gap in found.gap("eval_loss")]
 
 
-def test_the_command_prints_and_draws(pair: Path, bitnet: Callable[..., Result], tmp_path: Path) -> None:
+def test_the_command_prints_and_draws(pair: Path, bitnet: Command, tmp_path: Path) -> None:
     result = bitnet(
         "compare", "mine", "mine_control", "--runs-dir", pair, "--out", tmp_path / "gap.png", "--json"
     )
@@ -64,7 +63,7 @@ def test_the_command_prints_and_draws(pair: Path, bitnet: Callable[..., Result],
 
 
 def test_runs_of_different_recipes_are_refused_and_can_be_forced(
-    pair: Path, bitnet: Callable[..., Result], tmp_path: Path
+    pair: Path, bitnet: Command, tmp_path: Path
 ) -> None:
     trained = bitnet(*TINY_TRAIN, *STEPS, "--seed", "9", "--run-id", "other", "--runs-dir", pair)
     assert trained.code == 0, trained.err
@@ -77,7 +76,7 @@ def test_runs_of_different_recipes_are_refused_and_can_be_forced(
     assert "CAUTION" in forced.out
 
 
-def test_bad_input_is_one_line(pair: Path, bitnet: Callable[..., Result]) -> None:
+def test_bad_input_is_one_line(pair: Path, bitnet: Command) -> None:
     for words in (["mine"], ["mine", "mine"], ["mine", "mine_control", "--out", "gap.txt"]):
         result = bitnet("compare", *words, "--runs-dir", pair)
         assert result.code == 2

@@ -5,15 +5,12 @@ from __future__ import annotations
 import fcntl
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.run.layout import RunLayout
-from conftest import Result
-
-Command = Callable[..., Result]
+from conftest import Command
 
 
 def set_state(run: Path, state: str) -> None:

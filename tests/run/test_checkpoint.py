@@ -25,7 +25,7 @@ from bitnet.run.checkpoint import (
 )
 from bitnet.run.layout import RunLayout
 from bitnet.trained_model import load
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
 FILES = ("model.safetensors", "optimizer.safetensors", "observers.safetensors", "state.json", "manifest.json")
 
@@ -166,9 +166,7 @@ def test_retention_keeps_the_last_few_every_so_many_and_the_mandatory() -> None:
     assert kept == {0, 10_000, 20_000, 29_999, 30_000, 40_000, 45_000, 50_000, 55_000, 60_000}
 
 
-def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(
-    bitnet: Callable[..., Result], runs: Path
-) -> None:
+def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(bitnet: Command, runs: Path) -> None:
     flip(runs / "tiny" / "checkpoints" / "step_000008" / "model.safetensors")
     result = bitnet("evaluate", "tiny", "--runs-dir", runs)
     assert result.code == 0
@@ -179,9 +177,7 @@ def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(
     assert "SHA-256" in named.err
 
 
-def test_run_with_no_whole_checkpoint_is_refused_and_nothing_is_deleted(
-    bitnet: Callable[..., Result], runs: Path
-) -> None:
+def test_run_with_no_whole_checkpoint_is_refused_and_nothing_is_deleted(bitnet: Command, runs: Path) -> None:
     for folder in (runs / "tiny" / "checkpoints").iterdir():
         empty(folder / "manifest.json")
     before = sorted(path.name for path in (runs / "tiny" / "checkpoints").iterdir())
@@ -191,7 +187,7 @@ def test_run_with_no_whole_checkpoint_is_refused_and_nothing_is_deleted(
     assert sorted(path.name for path in (runs / "tiny" / "checkpoints").iterdir()) == before
 
 
-def test_run_without_a_checkpoint_yet(bitnet: Callable[..., Result], runs: Path) -> None:
+def test_run_without_a_checkpoint_yet(bitnet: Command, runs: Path) -> None:
     shutil.rmtree(runs / "tiny" / "checkpoints")
     result = bitnet("evaluate", "tiny", "--runs-dir", runs)
     assert result.code == 2
@@ -262,7 +258,7 @@ def broken_runs(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.mark.parametrize("words", [("evaluate", "tiny"), ("complete", "tiny", "1 + 1 = ")])
 def test_a_checkpoint_with_nan_is_skipped_on_use_and_named(
-    bitnet: Callable[..., Result], broken_runs: Path, words: tuple[str, ...]
+    bitnet: Command, broken_runs: Path, words: tuple[str, ...]
 ) -> None:
     result = bitnet(*words, "--json", "--runs-dir", broken_runs)
     assert result.code == 0
@@ -271,7 +267,7 @@ def test_a_checkpoint_with_nan_is_skipped_on_use_and_named(
 
 
 def test_a_checkpoint_with_nan_is_neither_loaded_in_python_nor_trained_from(
-    bitnet: Callable[..., Result], broken_runs: Path
+    bitnet: Command, broken_runs: Path
 ) -> None:
     assert load("tiny", runs_dir=broken_runs).step == 6
     with pytest.raises(CheckpointError, match="NaN"):
@@ -296,7 +292,7 @@ def test_a_checkpoint_with_nan_is_neither_loaded_in_python_nor_trained_from(
 
 
 def test_a_run_whose_newest_checkpoint_has_nan_resumes_from_the_one_before(
-    bitnet: Callable[..., Result], broken_runs: Path
+    bitnet: Command, broken_runs: Path
 ) -> None:
     status = broken_runs / "tiny" / "status.json"
     status.write_text(status.read_text().replace('"done"', '"failed"'))

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,8 @@ import pytest
 from bitnet.errors import RunError
 from bitnet.run import contents
 from bitnet.run.contents import check_contents
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
-Command = Callable[..., Result]
 RESUME = (*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny")
 VERBS: dict[str, tuple[object, ...]] = {
     "evaluate": ("evaluate", "tiny"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -11,9 +10,8 @@ import pytest
 from bitnet.errors import DataError
 from bitnet.run.eval_set import load_frozen_set
 from bitnet.run.layout import RunLayout
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
-Command = Callable[..., Result]
 SAME = [*TINY_TRAIN, "--num-steps", 8, "--train.checkpoint-every", 3, "--run-id", "tiny"]
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import shutil
 import stat
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from bitnet.run.layout import RunLayout
 from bitnet.run.signature import is_own, key_path, sign
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
 
 def test_a_trained_run_is_own_and_stays_so_when_copied(runs: Path, tmp_path: Path) -> None:
@@ -45,7 +44,7 @@ def test_another_account_has_another_key(runs: Path, tmp_path: Path, monkeypatch
 
 
 def test_where_no_key_can_be_kept_training_goes_on_and_says_so(
-    bitnet: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")

@@ -22,9 +22,8 @@ from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
 from bitnet.train.objective import NextToken
 from bitnet.train.trial import Trial, refusal
-from conftest import TINY_TRAIN, Result, needs_compiler
+from conftest import TINY_TRAIN, Command, Result, needs_compiler
 
-Command = Callable[..., Result]
 Forward = Callable[..., Tensor]
 
 

@@ -15,9 +15,8 @@ import pytest
 
 import bitnet.train.resume as resume_module
 import bitnet.train.session as session_module
-import bitnet.train.start as start
 from bitnet.run.layout import RunLayout
-from conftest import THREADS, TINY_TRAIN, Result, run_command
+from conftest import THREADS, TINY_TRAIN, Result, after_update, run_command, terminate
 
 FILES = [
     "metrics/scalars.jsonl",
@@ -39,16 +38,7 @@ def train(runs: Path, *words: object) -> Result:
 
 def stopped_at(step: int, runs: Path, *words: object) -> Result:
     """A run that a signal stopped after an update."""
-    real = start.train_steps
-
-    def steps(*given: Any, **options: Any) -> Any:
-        for report in real(*given, **options):
-            if report.step == step:
-                signal.raise_signal(signal.SIGTERM)
-            yield report
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", steps)
+    with after_update(step, terminate):
         return train(runs, *words)
 
 
@@ -183,16 +173,7 @@ def test_a_run_with_metrics_and_no_checkpoint_is_not_begun_anew(stopped: Path) -
 
 def test_a_runs_folder_that_is_removed_while_training_never_ends_with_done(tmp_path: Path) -> None:
     """It said done, with exit code 0, and left a new folder with nothing but a status in it."""
-    real = start.train_steps
-
-    def steps(*given: Any, **options: Any) -> Any:
-        for report in real(*given, **options):
-            if report.step == 6:
-                shutil.rmtree(tmp_path / "runs")
-            yield report
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(start, "train_steps", steps)
+    with after_update(6, lambda: shutil.rmtree(tmp_path / "runs")):
         result = train(tmp_path / "runs")
     assert result.code == 2
     assert "was removed or moved while the run was training" in result.err

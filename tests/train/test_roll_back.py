@@ -24,7 +24,7 @@ from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 from bitnet.train.loop import StepReport
 from bitnet.train.observe.guard import Diverged, Guard
-from conftest import TINY_TRAIN, Result, run_command
+from conftest import TINY_TRAIN, Result, after_update, run_command, terminate
 
 STEPS, ROWS = 14, 8  # updates, rows of each; checkpoints at 0, 4, 6, 7 (the stage boundary), 8, 12 and 14
 TIMED = {"step_time_ms", "tokens_per_sec", "process_mem_gb", "mfu", "time_unix"}
@@ -280,12 +280,6 @@ def test_a_run_that_dies_of_its_weights_resumes_from_the_last_good_checkpoint(
 def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stop(*words: Any, **options: Any) -> Iterator[StepReport]:
-        for report in broken(*words, **options):
-            if report.step == 5:
-                signal.raise_signal(signal.SIGTERM)
-            yield report
-
     real = start.train_steps
 
     def broken(model: BitNetTransformer, *words: Any, **options: Any) -> Iterator[StepReport]:
@@ -296,8 +290,9 @@ def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(
             yield report
 
     with monkeypatch.context() as patch:
-        patch.setattr(start, "train_steps", stop)
-        stopped = train(tmp_path)
+        patch.setattr(start, "train_steps", broken)
+        with after_update(5, terminate):
+            stopped = train(tmp_path)
     assert stopped.code == 128 + signal.SIGTERM
     assert "no checkpoint of update 5 was written, because final_norm.weight" in stopped.out
     assert "continuing after update 4" in train(tmp_path).out

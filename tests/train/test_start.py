@@ -9,7 +9,6 @@ import os
 import pty
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -23,9 +22,7 @@ from bitnet.optim.optimizer import Optimizers
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
 from bitnet.train.loop import train_steps
-from conftest import TINY_MODEL, TINY_TRAIN, Result
-
-Command = Callable[..., Result]
+from conftest import TINY_MODEL, TINY_TRAIN, Command
 
 
 def test_same_command_without_an_id_continues_the_unfinished_run_then_begins_anew(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from bitnet.errors import ConfigError, DataError
 from bitnet.voice.prompts import PromptOptions, make_prompts, read_list
 from bitnet.voice.teachers import Reply, Request, RulesTeacher
 from bitnet.voice.voices import built_in
-from conftest import Result
+from conftest import Command
 
 HUMAN = built_in("human")
 SMALL = PromptOptions(batches=2, per_batch=3)
@@ -154,9 +154,7 @@ FOREIGN = [
 
 
 @pytest.mark.parametrize("line", FOREIGN)
-def test_a_foreign_line_in_the_journal_is_one_line(
-    line: str, bitnet: Callable[..., Result], tmp_path: Path
-) -> None:
+def test_a_foreign_line_in_the_journal_is_one_line(line: str, bitnet: Command, tmp_path: Path) -> None:
     (tmp_path / "topics.txt").write_text("tea\ncoffee\n")
     words = [
         "voice",

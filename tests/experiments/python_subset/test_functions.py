@@ -67,6 +67,7 @@ def test_names_say_what_is_computed() -> None:
     )
 
 
+@pytest.mark.slow
 def test_every_body_is_refused_by_nothing_and_computes_its_definition(evaluated: list[Function]) -> None:
     """The text is run, the definition is not text: two ways to the same results."""
     functions = [*evaluated, *short_functions()]

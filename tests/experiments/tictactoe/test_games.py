@@ -11,6 +11,7 @@ from bitnet.experiments.tictactoe.game_tree import OPEN, winner
 from bitnet.experiments.tictactoe.games import all_games
 
 
+@pytest.mark.slow
 def test_chances_are_those_of_players_who_move_at_random() -> None:
     """The share of five-move games among random ones, by playing some."""
     games = all_games()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.main import main
-from bitnet.train import start
+from conftest import after_update, terminate
 from corpora import stories as written
 from corpora import write_txt
 from planted.fault import PLAIN, TINY
@@ -45,20 +45,11 @@ def rewrite_scalars(folder: Path, change: Callable[[dict[str, Any]], dict[str, A
 
 def unfinished_run(folder: Path, *more: str) -> list[str]:
     """A run that was stopped after 40 of its updates."""
-    original = start.train_steps
-
-    def stopped(*words: Any, **rest: Any) -> Any:
-        for report in original(*words, **rest):
-            if report.step == 40:
-                signal.raise_signal(signal.SIGTERM)
-            yield report
-
     runs = ["--runs-dir", str(folder / "runs")]
     every = "--run-id one --batch-size 16 --train.eval-every 20 --train.eval-cases 12".split()
 
-    start.train_steps = stopped
-    succeed("train", *TINY, *runs, *every, *more, code=128 + signal.SIGTERM)
-    start.train_steps = original
+    with after_update(40, terminate):
+        succeed("train", *TINY, *runs, *every, *more, code=128 + signal.SIGTERM)
     return ["one", *runs, "--device", "cpu"]
 
 

@@ -25,11 +25,10 @@ from bitnet.run.schema import (
     page,
 )
 from bitnet.train.loop import StepReport
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command, Result
 
 ROOT = Path(__file__).parents[3]
 OFTEN = ["--train.eval-every", 2, "--train.sample-every", 2, "--train.probe-every", 2]
-Command = Callable[..., Result]
 
 
 def train(bitnet: Command, runs: Path, run_id: str, *words: object) -> Result:

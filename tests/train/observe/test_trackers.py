@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,10 +10,10 @@ from typing import Any
 import pytest
 
 from bitnet.run.metrics import read_lines
-from conftest import TINY_TRAIN, Result
+from conftest import TINY_TRAIN, Command
 
 
-def test_tensorboard_holds_the_losses_of_the_run(bitnet: Callable[..., Result], tmp_path: Path) -> None:
+def test_tensorboard_holds_the_losses_of_the_run(bitnet: Command, tmp_path: Path) -> None:
     accumulator = pytest.importorskip(
         "tensorboard.backend.event_processing.event_accumulator", reason="tensorboard is an extra"
     )
@@ -33,7 +32,7 @@ def test_tensorboard_holds_the_losses_of_the_run(bitnet: Callable[..., Result], 
 
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_loggers_are_started_once_and_told_every_row(
-    name: str, bitnet: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started: list[dict[str, Any]] = []
     finished: list[str] = []
@@ -61,9 +60,7 @@ def test_loggers_are_started_once_and_told_every_row(
     ]
 
 
-def test_missing_extra_says_which(
-    bitnet: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_missing_extra_says_which(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "trackio", None)
     result = bitnet(*TINY_TRAIN, "--runs-dir", tmp_path, "--num-steps", 3, "--mirror", "trackio")
     assert result.code == 2
