@@ -28,7 +28,7 @@ WHOLE_PRODUCT = {
 TRIED_BY = {
     "cli/test_cost": "cost/devices cost/flops cost/outlook cost/page cost/presets",
     "cli/test_tokenizer": "text/subword",
-    "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/shard_writer",
+    "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/preparation corpus/shard_writer",
     "diagnose/test_reference": "diagnose/reference_objectives diagnose/reference_updates",
     "experiments/python_subset/test_sandbox": "experiments/python_subset/sandbox_worker",
     "experiments/test_arithmetic": "experiments/generated_task experiments/recipes",
