@@ -39,7 +39,7 @@ TRIED_BY = {
         diagnose/check_formats diagnose/check_generation diagnose/check_gradients diagnose/check_learning
         diagnose/check_optimizer diagnose/check_rehearsal diagnose/check_run
         diagnose/check_start diagnose/check_twin diagnose/diagnosis diagnose/open_subject diagnose/page
-        diagnose/run_checks diagnose/subject
+        diagnose/run_checks diagnose/subject diagnose/watch
     """,
     "hostile/test_bad_input": "cli/complete cli/evaluate cli/main cli/model cli/runs cli/start_from",
     "report/test_card": "report/read_run",
