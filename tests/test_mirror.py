@@ -35,11 +35,10 @@ TRIED_BY = {
     "experiments/test_bitnut_sft": "experiments/bitnut_dpo experiments/conversation_data",
     "experiments/test_real_text": "experiments/baseline experiments/ready_text experiments/text_data",
     "faults/test_planted": """
-        diagnose/check_data diagnose/check_decoding diagnose/check_evaluation
-        diagnose/check_formats diagnose/check_generation diagnose/check_gradients diagnose/check_learning
-        diagnose/check_optimizer
-        diagnose/check_start diagnose/check_twin diagnose/diagnosis diagnose/open_subject diagnose/page
-        diagnose/run_checks diagnose/subject diagnose/watch
+        diagnose/check_data diagnose/check_decoding diagnose/check_evaluation diagnose/check_formats
+        diagnose/check_generation diagnose/check_learning diagnose/check_start diagnose/check_twin
+        diagnose/diagnosis diagnose/open_subject diagnose/page diagnose/run_checks diagnose/subject
+        diagnose/watch
     """,
     "hostile/test_bad_input": "cli/complete cli/evaluate cli/main cli/model cli/runs cli/start_from",
     "report/test_card": "report/read_run",
