@@ -116,6 +116,7 @@ def test_the_page_of_the_architecture_names_every_package() -> None:
     assert packages <= set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
 
 
+@pytest.mark.slow
 def test_the_page_of_the_architecture_has_the_table_of_lines() -> None:
     """Its row names are those of benchmarks/lines.py; its numbers are of the day when `just lines` wrote
     them.
@@ -146,6 +147,7 @@ def test_every_recipe_named_exists() -> None:
     assert set(wanted.split()) <= set(recipes)
 
 
+@pytest.mark.slow
 def test_every_command_named_is_accepted(
     bitnet: Command, runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +199,7 @@ def flags_of(*words: str) -> set[str]:
     return set(re.findall(r"(?<![\w-])--[a-z][\w.-]*\w", out.getvalue()))
 
 
+@pytest.mark.slow
 def test_every_flag_named_is_one_of_the_program() -> None:
     """In the pages and in the messages of the program itself; `--start-from`, which never existed, stood in a
     generated table.
@@ -219,6 +222,7 @@ def test_every_flag_named_is_one_of_the_program() -> None:
     assert named - known == set()
 
 
+@pytest.mark.slow
 def test_measured_tables_are_the_recorded_ones() -> None:
     command = [sys.executable, "benchmarks/readme.py", "--check"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)

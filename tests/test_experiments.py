@@ -73,6 +73,7 @@ def case(request: pytest.FixtureRequest, corpus_folder: Path) -> tuple[Experimen
     return experiment, shrunk(experiment, request.param[1], corpus_folder)
 
 
+@pytest.mark.slow
 def test_same_seed_same_batches_and_another_seed_others(case: tuple[Experiment, RunConfig]) -> None:
     experiment, config = case
     numbers = np.arange(100, 108)
@@ -87,6 +88,7 @@ def test_same_seed_same_batches_and_another_seed_others(case: tuple[Experiment, 
     assert first.input_ids.shape == (8, config.train.seq_len)
 
 
+@pytest.mark.slow
 def test_frozen_evaluation_is_always_the_same_and_disjoint_from_training(
     case: tuple[Experiment, RunConfig],
 ) -> None:
@@ -111,6 +113,7 @@ def test_tokenizer_round_trips_and_stays_in_the_vocabulary(case: tuple[Experimen
         assert max(ids) < config.model.vocab_size
 
 
+@pytest.mark.slow
 def test_thirty_updates_on_one_batch_lower_the_loss(case: tuple[Experiment, RunConfig]) -> None:
     experiment, config = case
     torch.manual_seed(0)
@@ -126,6 +129,7 @@ def test_thirty_updates_on_one_batch_lower_the_loss(case: tuple[Experiment, RunC
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(
     case: tuple[Experiment, RunConfig],
 ) -> None:
@@ -159,6 +163,7 @@ SMALL_TEXT = """
 """.split()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FROM_NOTHING)
 def test_training_leaves_a_valid_run_and_resumes_bit_for_bit(
     name: str, bitnet: Command, corpus_folder: Path, tmp_path: Path
@@ -220,6 +225,7 @@ experiment = Experiment(name="mine", label="1M", about="a test", open=Arithmetic
 """
 
 
+@pytest.mark.slow
 def test_experiment_in_a_file_of_its_own_trains_and_is_judged(bitnet: Command, tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(MINE)

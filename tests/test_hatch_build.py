@@ -13,6 +13,9 @@ import pytest
 
 from bitnet.kernels import compiler
 
+pytestmark = pytest.mark.slow
+
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -56,6 +56,7 @@ def wait_for_delivery(pid: int) -> None:
         pass
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     not Path("/proc/self/status").exists(),
     reason="needs the pending signals of a process, as Linux shows them",
@@ -124,6 +125,7 @@ def exits(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[], int | None]]
     signal.signal(signal.SIGTERM, before)
 
 
+@pytest.mark.slow
 def test_two_signals_end_the_process_and_say_so(
     exits: Callable[[], int | None], capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -27,7 +27,7 @@ WHOLE_PRODUCT = {
 
 TRIED_BY = {
     "cli/test_cost": "cost/devices cost/flops cost/outlook cost/page cost/presets",
-    "cli/test_tokenizer": "text/subword",
+    "cli/test_tokenizer": "text/subword text/tokenizer_json",
     "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/preparation corpus/shard_writer",
     "diagnose/test_reference": "diagnose/reference_objectives diagnose/reference_updates",
     "experiments/python_subset/test_sandbox": "experiments/python_subset/sandbox_worker",
@@ -36,7 +36,7 @@ TRIED_BY = {
     "experiments/test_real_text": "experiments/baseline experiments/ready_text experiments/text_data",
     "faults/test_planted": """
         diagnose/check_data diagnose/check_decoding diagnose/check_evaluation diagnose/check_formats
-        diagnose/check_generation diagnose/check_learning diagnose/check_start diagnose/check_twin
+        diagnose/check_learning diagnose/check_start diagnose/check_twin
         diagnose/diagnosis diagnose/open_subject diagnose/page diagnose/run_checks diagnose/subject
         diagnose/watch
     """,

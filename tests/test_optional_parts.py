@@ -36,6 +36,7 @@ MISSING: list[tuple[str, str, tuple[object, ...]]] = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("package", "extra", "words"), MISSING, ids=[f"{package} {words[0]}" for package, _, words in MISSING]
 )

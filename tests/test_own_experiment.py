@@ -12,6 +12,9 @@ import pytest
 from bitnet.cli import train
 from conftest import Command
 
+pytestmark = pytest.mark.slow
+
+
 OWN = '''
 import dataclasses
 import string

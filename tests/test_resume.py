@@ -100,6 +100,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, int], dict
     return of
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopper", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_five_updates_and_five_more_are_ten(
@@ -129,6 +130,7 @@ def test_a_stop_at_the_last_update_is_a_finished_run(tmp_path: Path, whole: Any)
     assert outcome(tmp_path, 10) == whole("adamw", 10)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [3, 6, 9])
 def test_a_crash_between_checkpoints_costs_only_the_updates_since(
     step: int, tmp_path: Path, whole: Any
@@ -151,6 +153,7 @@ def test_a_crash_between_checkpoints_costs_only_the_updates_since(
     assert outcome(tmp_path, 10) == whole("muon", 10)
 
 
+@pytest.mark.slow
 def test_a_half_written_line_and_a_damaged_checkpoint_are_survived_together(
     tmp_path: Path, whole: Any
 ) -> None:
@@ -175,6 +178,7 @@ def line_count(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_a_kill_at_a_random_moment_loses_nothing(recipe: str, tmp_path: Path, whole: Any) -> None:
     """SIGKILL, which no program can prepare for, somewhere in the first fifty of 120 updates of a real
@@ -196,6 +200,7 @@ def test_a_kill_at_a_random_moment_loses_nothing(recipe: str, tmp_path: Path, wh
     assert outcome(tmp_path, 120) == whole(recipe, 120), f"killed after {moment} lines"
 
 
+@pytest.mark.slow
 def test_a_process_has_as_many_threads_as_what_it_is_compared_with() -> None:
     """A run of two threads was once compared with one of a single thread: entropies differed by 1e-7."""
     check = "import torch; print(torch.get_num_threads())"
@@ -203,6 +208,7 @@ def test_a_process_has_as_many_threads_as_what_it_is_compared_with() -> None:
     assert int(started.stdout) == torch.get_num_threads()
 
 
+@pytest.mark.slow
 def test_a_kill_inside_the_writing_of_a_checkpoint_leaves_none(tmp_path: Path, whole: Any) -> None:
     """Its folder appears by one rename, so what is half-written is never taken for a checkpoint, and is swept
     away.

@@ -17,6 +17,9 @@ from bitnet.text.tokenizer import load_tokenizer
 from conftest import Command, Result, run_command
 from corpora import stories, write_txt
 
+pytestmark = pytest.mark.slow
+
+
 SMALL = """
     --device cpu --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
     --model.ffn-hidden-size 48 --model.vocab-size 320 --model.max-seq-length 64 --seq-len 32 --batch-size 4

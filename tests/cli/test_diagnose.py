@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from bitnet.cli.diagnose import experiment_word
 from bitnet.diagnose.finding import SUSPECTS
 from conftest import TINY_MODEL, Command
 
 
+@pytest.mark.slow
 def test_a_fresh_model_is_healthy(bitnet: Command) -> None:
     """With the rehearsal: two short runs of the real trainer, one stopped and resumed."""
     result = bitnet(
@@ -32,6 +35,7 @@ def test_a_fresh_model_is_healthy(bitnet: Command) -> None:
     assert "verdict: healthy" in result.err
 
 
+@pytest.mark.slow
 def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Command, runs: Path) -> None:
     result = bitnet("diagnose", "tiny", "--runs-dir", runs, "--device", "cpu", "--json")
     assert result.code == 1, result.err
@@ -47,6 +51,7 @@ def test_a_run_of_eight_updates_has_trained_too_little(bitnet: Command, runs: Pa
     assert stored["suspect"] == "training"
 
 
+@pytest.mark.slow
 def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(bitnet: Command, runs: Path) -> None:
     for path in (runs / "tiny" / "checkpoints").glob("*/model.safetensors"):
         path.write_bytes(path.read_bytes()[:-1])

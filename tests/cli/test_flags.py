@@ -17,6 +17,7 @@ from bitnet.errors import ConfigError
 from conftest import Command
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("encoding", "words", "line"),
     [

@@ -96,10 +96,12 @@ def text_run(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     return tmp_path / "runs" / "words"
 
 
+@pytest.mark.slow
 def test_the_users_own_run_reads_the_users_own_data(bitnet: Command, text_run: Path) -> None:
     assert bitnet("evaluate", "words").code == 0
 
 
+@pytest.mark.slow
 def test_a_foreign_run_writes_no_cache_and_reads_no_data_unless_trusted(
     bitnet: Command, text_run: Path, tmp_path: Path
 ) -> None:

@@ -12,6 +12,9 @@ import torch
 from bitnet.cli import play as verb
 from conftest import Command, Result, run_command
 
+pytestmark = pytest.mark.slow
+
+
 SMALL = """
     --model.hidden-size 32 --model.num-layers 1 --model.num-heads 2 --model.num-kv-heads 1
     --model.ffn-hidden-size 48 --batch-size 4 --train.eval-cases 4 --num-steps 1

@@ -72,6 +72,7 @@ def test_validation_limits_and_column(bitnet: Command, tokenizer: Path, tmp_path
     assert "has no column 'text'; it has: body, id" in wrong.err
 
 
+@pytest.mark.slow
 def test_a_data_set_by_folder_goes_through_the_hubs_calls(
     bitnet: Command, tokenizer: Path, tmp_path: Path
 ) -> None:

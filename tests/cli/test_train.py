@@ -74,6 +74,7 @@ def run_recipe(bitnet: Command, name: str, *arguments: object) -> Result:
     return bitnet(*words[1:])
 
 
+@pytest.mark.slow
 def test_the_run_of_this_command_is_judged_even_where_another_is_newer(
     bitnet: Command, tmp_path: Path
 ) -> None:
@@ -107,6 +108,7 @@ def test_both_runs_are_judged_where_a_control_is_trained(bitnet: Command, tmp_pa
     assert all((tmp_path / name / "eval" / "verdict.json").is_file() for name in ("a", "a_control"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("recipe", "run_id"),
     [

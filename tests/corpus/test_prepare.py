@@ -110,6 +110,7 @@ def start(tmp_path: Path, out: str, processes: int) -> subprocess.Popen[str]:
     return subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("out", "processes"), [("killed", 1), ("killed_with_validation", 2)])
 def test_killed_again_and_again_it_ends_with_the_same_bytes(tmp_path: Path, out: str, processes: int) -> None:
     """SIGKILL at random documents, until a run gets through: no document is missing or there twice."""
@@ -266,6 +267,7 @@ def test_nothing_left_to_train_on(tmp_path: Path) -> None:
         prepare(open_corpus([data], validation=[validation]), TOKENIZER, tmp_path / "out")
 
 
+@pytest.mark.slow
 def test_progress_counts_up_to_everything(tmp_path: Path) -> None:
     seen: list[Progress] = []
     shards = prepare(
@@ -279,6 +281,7 @@ def test_progress_counts_up_to_everything(tmp_path: Path) -> None:
     assert all(one.mb_per_s > 0 for one in seen)
 
 
+@pytest.mark.slow
 def test_a_document_of_many_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "long.txt"
     with path.open("w") as file:

@@ -41,6 +41,7 @@ def peak() -> float:
     return tracemalloc.get_traced_memory()[1] / MIB
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_bounds")
 @pytest.mark.parametrize("kind", [".txt", ".jsonl"])
 @pytest.mark.parametrize("packed", PACKERS)
@@ -58,6 +59,7 @@ def test_a_compressed_bomb_is_one_broken_record(kind: str, packed: str, tmp_path
     assert "longer than" in records[0].problem
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_bounds")
 def test_many_lines_without_a_delimiter_are_no_document_either(tmp_path: Path) -> None:
     path = tmp_path / "dump.txt"

@@ -27,6 +27,7 @@ def test_parts_grow_from_one_layer_to_the_whole(tiny_config: BitNetConfig) -> No
     assert sizes == sorted(set(sizes))
 
 
+@pytest.mark.slow
 def test_a_small_run_is_measured_whole(tiny_config: BitNetConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a clock that moves a millisecond at each look, so that a busy machine cannot change what happens."""
     monkeypatch.setattr(module.time, "perf_counter", map((1e-3).__mul__, itertools.count()).__next__)

@@ -81,6 +81,7 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, obje
     return sum(tensor.untyped_storage().nbytes() for tensor in found.values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("activation", "sub_norm", "bf16"), itertools.product(["silu", "relu2"], [False, True], [False, True])
 )
@@ -163,6 +164,7 @@ WIDE = BitNetConfig(
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "rows", "product", "training"),
     [

@@ -35,6 +35,7 @@ def failed(checks: Iterator[Check]) -> set[str]:
     return {check.name for check in checks if not check.ok}
 
 
+@pytest.mark.slow
 def test_healthy_twins_pass(subject: Subject) -> None:
     """Three of them: forward pass, updates in warm-up and around the stage boundary, every objective."""
     checks = list(check_twin.twins(subject))
@@ -44,6 +45,7 @@ def test_healthy_twins_pass(subject: Subject) -> None:
     } == {"AdamW", "Muon", "preference"}
 
 
+@pytest.mark.slow
 def test_every_mechanism_acts_in_a_twin(subject: Subject) -> None:
     twin = twin_of(subject, KINDS[0])
     config, training = twin.config, twin.training

@@ -58,6 +58,7 @@ def test_a_sentence_scores_the_sum_of_its_tokens_however_long_its_neighbours_are
         assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_model_gets_the_sentences_that_it_learned_right_or_wrong() -> None:
     pairs = [pair for pair in minimal_pairs() if pair.kind == "agreement"]
     for learned, least, most in (("right", 0.9, 1.0), ("wrong", 0.0, 0.1)):

@@ -96,6 +96,7 @@ def test_rows_decode_to_training_lines(reference: ArithmeticTask) -> None:
         assert {f"{line}\n" for line in whole} <= lines
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", experiment.variants)
 def test_every_variant_is_trained_and_judged_on_operands_up_to_a_hundred(variant: str) -> None:
     """`quick` once ended at 99 while 100 - 35 was a fixed sample: it answered -25 under a PASS."""
@@ -109,6 +110,7 @@ def test_every_variant_is_trained_and_judged_on_operands_up_to_a_hundred(variant
         assert min(left for left, _ in operands) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", experiment.variants)
 def test_every_fixed_prompt_is_a_problem_of_its_variant(variant: str) -> None:
     task = ArithmeticTask(experiment.variants[variant].config)
@@ -166,6 +168,7 @@ def problems(text: str) -> list[Problem]:
     return found
 
 
+@pytest.mark.slow
 def test_expressions_and_plain_problems_keep_one_hold_out() -> None:
     task = ArithmeticTask(with_expressions(3000))
     plain_held_out = {
@@ -206,6 +209,7 @@ def at_most(seconds: int) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
+@pytest.mark.slow
 def test_more_expressions_than_there_are_is_an_error_and_not_an_endless_search() -> None:
     """With one operator and operands 1-2 there are 16 distinct expressions at most."""
     with at_most(10), pytest.raises(ConfigError, match=r"data\.expressions"):

@@ -84,6 +84,7 @@ def test_two_texts_in_one_run(tmp_path: Path) -> None:
     assert torch.equal(one.source.rows(np.arange(4)).input_ids, task.source.rows(np.arange(4)).input_ids)
 
 
+@pytest.mark.slow
 def test_quick_takes_a_text_too_small_for_its_vocabulary(bitnet: Command, tmp_path: Path) -> None:
     """400 kB were once refused: they support 3,969 entries, and the model has 4,096. These few stories
     support a few hundred.

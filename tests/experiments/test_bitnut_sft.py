@@ -22,6 +22,9 @@ from bitnet.run.layout import RunLayout
 from conftest import Command, Result, after_update, run_command, terminate
 from corpora import stories, write_txt
 
+pytestmark = pytest.mark.slow
+
+
 SHAPE = [
     "--model.hidden-size",
     32,

@@ -90,6 +90,7 @@ def test_lines_are_valid_and_vary_in_order_and_fields(task: JsonTask, trained: l
     assert len(orders) == 6 + 24 + 24 + 120  # every order of three keys, of four with either option, of five
 
 
+@pytest.mark.slow
 def test_rows_decode_to_training_lines(task: JsonTask, trained: list[str]) -> None:
     lines = set(trained)
     for row in task.source.rows(np.arange(20)).input_ids.tolist():

@@ -132,6 +132,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Any:
     return record
 
 
+@pytest.mark.slow
 def test_a_row_is_made_of_the_run_and_names_what_was_read(
     record: Any, bitnet: Command, tmp_path: Path
 ) -> None:

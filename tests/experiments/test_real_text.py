@@ -69,6 +69,7 @@ def config_on(file: Path, **changes: object) -> RunConfig:
     )
 
 
+@pytest.mark.slow
 def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: Command, file: Path) -> None:
     words = ["tinystories", "--variant", "quick", "--data", file, *SMALL]
     first = bitnet("train", *words, "--run-id", "one")
@@ -98,6 +99,7 @@ def test_train_makes_tokenizer_and_shards_once_and_evaluate_finds_them(bitnet: C
     assert bitnet("evaluate", "one", "--json", "--once").json == judged.json
 
 
+@pytest.mark.slow
 def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Command, file: Path) -> None:
     assert (
         bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
@@ -108,6 +110,7 @@ def test_evaluate_once_measures_what_was_not_measured_yet(bitnet: Command, file:
     assert Path("runs/one/eval/verdict.json").exists()
 
 
+@pytest.mark.slow
 def test_evaluate_on_a_text_gives_the_loss_of_every_token(
     bitnet: Command, file: Path, tmp_path: Path
 ) -> None:
@@ -127,6 +130,7 @@ def test_evaluate_on_a_text_gives_the_loss_of_every_token(
     assert bitnet("evaluate", "one", "--data", text, "--check").code == 2
 
 
+@pytest.mark.slow
 def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Command, file: Path) -> None:
     assert (
         bitnet("train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--run-id", "one").code
@@ -196,6 +200,7 @@ def test_prompts_of_the_judge_are_beginnings_of_held_out_documents_at_words(file
         assert task.tokenizer.decode(prompt.rest)[0].isspace()
 
 
+@pytest.mark.slow
 def test_judge_knows_the_words_of_the_training_text(file: Path) -> None:
     task = TextTask(config_on(file))
     assert {"story", "moon", "happy"} <= task.known_words
@@ -257,6 +262,7 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Command, fi
     assert sorted(path.name for path in Path().iterdir()) == ["tales.txt"]
 
 
+@pytest.mark.slow
 def test_what_the_cache_keeps_is_checked_before_it_is_used(bitnet: Command, file: Path) -> None:
     words = ["train", "tinystories", "--variant", "quick", "--data", file, *SMALL, "--num-steps", 1]
     assert bitnet(*words, "--run-id", "one").code == 0
@@ -306,6 +312,7 @@ def test_without_a_network_the_hub_is_named_and_files_are_offered(
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(
     bitnet: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,6 +341,7 @@ def test_a_resume_on_an_edited_file_is_refused_and_changes_nothing(
     assert bitnet(*words).code == 0
 
 
+@pytest.mark.slow
 def test_a_short_run_on_a_stream_has_something_to_be_measured_on(bitnet: Command, file: Path) -> None:
     """A folder goes through the hub's calls. Two updates need a few of its 3,000 documents, of which one in a
     hundred is held out.
@@ -391,6 +399,7 @@ def test_the_fingerprint_has_the_plans_meanings_beside_our_own(
     assert streamed["sampling_strategy"] == "streaming_random"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refusal", ["not logged in to the hub: `hf auth login`", None])
 def test_the_baseline_takes_llamas_tokenizer_where_it_can(
     bitnet: Command, file: Path, monkeypatch: pytest.MonkeyPatch, refusal: str | None

@@ -34,6 +34,7 @@ def test_the_five_shapes_are_declared() -> None:
     assert SHAPES.keys() == EXACT.keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", EXACT)
 def test_the_loss_before_training_is_that_of_guessing(name: str) -> None:
     """Within 5% of ln(V). Left at PyTorch's own initialisation a tied model begins at a loss above 100."""

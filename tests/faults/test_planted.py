@@ -44,6 +44,7 @@ def _no_rehearsal() -> Any:
         yield
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOSEN)
 def test_the_broken_part_is_named(name: str, tmp_path: Path) -> None:
     one = next(one for one in FAULTS if one.name == name)
@@ -54,6 +55,7 @@ def test_the_broken_part_is_named(name: str, tmp_path: Path) -> None:
     assert result["code"] == 1
 
 
+@pytest.mark.slow
 def test_a_healthy_model_is_left_alone(tmp_path: Path) -> None:
     result = examined(Fault("nothing", ("none",), ""), tmp_path)
     assert result["suspect"] == "none", result["evidence"]

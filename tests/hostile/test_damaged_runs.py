@@ -14,6 +14,9 @@ from bitnet.run.checkpoint import load_checkpoint, save_checkpoint
 from bitnet.run.layout import RunLayout
 from conftest import TINY_TRAIN, Command
 
+pytestmark = pytest.mark.slow
+
+
 EVALUATE = ("evaluate", "tiny")
 
 

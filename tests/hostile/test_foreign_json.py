@@ -18,6 +18,9 @@ import pytest
 
 from conftest import TINY_TRAIN, Command, Result
 
+pytestmark = pytest.mark.slow
+
+
 FILES = tuple(
     """
     meta/config.json meta/provenance.json meta/dataset_fingerprint.json meta/manifest.json

@@ -12,6 +12,9 @@ import pytest
 from conftest import TINY_TRAIN, Command
 from reliability import fuzz, nonsense
 
+pytestmark = pytest.mark.slow
+
+
 HUGE = 9223372036854775807
 LONG = "a" * 300
 

@@ -10,6 +10,9 @@ import pytest
 
 from reliability import fuzz, hostile_files, hostile_runs
 
+pytestmark = pytest.mark.slow
+
+
 EVERY = 31  # a prime, so that the sample walks through the groups and kinds
 
 

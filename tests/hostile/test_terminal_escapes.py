@@ -18,6 +18,9 @@ from bitnet.diagnose.finding import Check
 from conftest import TINY_MODEL, Command, Result, run_command
 from corpora import small_tokenizer, write_txt
 
+pytestmark = pytest.mark.slow
+
+
 EVIL = "\x1b[2Jevil\x07"
 TRAIN = [
     "train",

@@ -151,6 +151,7 @@ def test_a_full_disk_costs_a_compilation_only(empty_cache: Path, monkeypatch: py
     assert loaded().library is not None
 
 
+@pytest.mark.slow
 def test_processes_that_start_at_once_share_one_whole_library(empty_cache: Path) -> None:
     """Each compiles aside and renames; the digest of what is left fits its name."""
     script = (
@@ -233,6 +234,7 @@ def test_c_refuses_a_path_that_the_cpu_lacks() -> None:
         assert here.library.ternary_quantize(number, None, 0, 1, 16, None, 0.0, None, None, None, 1) == 3
 
 
+@pytest.mark.slow
 def test_loading_imports_neither_torch_nor_numpy() -> None:
     command = (
         "import sys; from bitnet.kernels import library; library.path(); print({'torch', 'numpy'} & "

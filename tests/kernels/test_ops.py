@@ -192,6 +192,7 @@ def test_rows_that_are_views_and_need_gradients_are_taken(way: str) -> None:
     assert ops.sums(packed, torch.zeros(2, 0, 32, dtype=torch.int8)).shape == (2, 0, 16)
 
 
+@pytest.mark.slow
 def test_compiled_code_gives_the_same_numbers(way: str) -> None:
     """fullgraph: nothing falls back to Python; the operations know their shapes."""
     weight, scale, x, norm = (
@@ -214,6 +215,7 @@ def test_compiled_code_gives_the_same_numbers(way: str) -> None:
         assert torch.equal(ours, theirs)
 
 
+@pytest.mark.slow
 def test_the_operations_are_registered_rightly(way: str) -> None:
     """torch's own check: schema, fake kernels, and their agreement with the real ones."""
     packed, x = ops.pack(random_codes(20, 32)), random_rows(3, 32)

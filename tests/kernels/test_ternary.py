@@ -12,6 +12,9 @@ import pytest
 
 from bitnet.kernels import compiler
 
+pytestmark = pytest.mark.slow
+
+
 HERE = Path(__file__).parent
 SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 

@@ -274,6 +274,7 @@ def load(model: BitNetTransformer) -> None:
     load_weights(model, Checkpoint(1, other, {}, {}, {}))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [adamw, muon, load])
 def test_the_kept_codes_follow_every_kind_of_update(
     change: Callable[[BitNetTransformer], None], tiny_config: BitNetConfig

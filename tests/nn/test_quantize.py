@@ -143,6 +143,7 @@ def test_the_largest_input_of_a_token_keeps_its_sign(name: str) -> None:
     assert torch.equal(codes.gather(1, largest).int(), 127 * x.gather(1, largest).sign().int())
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.parametrize("name", FORMATS)
 def test_the_values_are_right_when_compiled(name: str) -> None:

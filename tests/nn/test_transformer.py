@@ -82,6 +82,7 @@ def llama_with_our_weights(model: BitNetTransformer) -> Any:
     return llama
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [{}, {"embeddings_tied": False, "rope_theta": 500_000.0}, {"num_kv_heads": 4}, {"num_kv_heads": 1}],

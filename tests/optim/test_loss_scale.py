@@ -171,6 +171,7 @@ def planted(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
     monkeypatch.setattr(loop, "apply_update", overflowing)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fp16_on_cpu")
 def test_overflows_are_recorded_are_no_anomaly_and_survive_a_resume(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -225,6 +226,7 @@ def test_overflows_are_recorded_are_no_anomaly_and_survive_a_resume(
     assert states[0] == states[1] == {"scale": INITIAL_SCALE / 32, "good_updates": 1}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fp16_on_cpu")
 def test_an_overflow_at_the_smallest_scale_is_answered_like_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

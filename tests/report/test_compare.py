@@ -34,6 +34,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return runs
 
 
+@pytest.mark.slow
 def test_control_differs_in_its_weights_alone(pair: Path) -> None:
     first, second = RunLayout(pair / "mine"), RunLayout(pair / "mine_control")
     assert unequal(first, second) == []
@@ -52,6 +53,7 @@ def test_gap_is_second_minus_first_at_every_common_evaluation(pair: Path) -> Non
     assert mirrored.gap("eval_loss") == [-gap for gap in found.gap("eval_loss")]
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_draws(pair: Path, bitnet: Command, tmp_path: Path) -> None:
     result = bitnet(
         "compare", "mine", "mine_control", "--runs-dir", pair, "--out", tmp_path / "gap.png", "--json"

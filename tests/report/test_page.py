@@ -73,6 +73,7 @@ def own_part(page: str) -> str:
     return re.sub(r"<(script|style)>.*?</\1>", "", page, flags=re.DOTALL)
 
 
+@pytest.mark.slow
 def test_a_whole_run_tells_everything(bitnet: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "whole", 200)
     page = own_part(report(bitnet, tmp_path, "whole"))
@@ -84,6 +85,7 @@ def test_a_whole_run_tells_everything(bitnet: Any, tmp_path: Path) -> None:
     assert page.count('data-root-id="') == 9, "seven curves and two heat maps"
 
 
+@pytest.mark.slow
 def test_a_run_that_was_not_judged_says_how_to(bitnet: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "open", 50, verdict=None)
     page = own_part(report(bitnet, tmp_path, "open"))
@@ -98,6 +100,7 @@ def test_a_run_without_metrics_is_a_page_of_what_is_not_recorded(bitnet: Any, tm
     assert "data-root-id" not in page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "missing",
     [
@@ -115,6 +118,7 @@ def test_any_one_file_may_be_missing(bitnet: Any, tmp_path: Path, missing: str) 
     assert "data-root-id" in report(bitnet, tmp_path, "partial")
 
 
+@pytest.mark.slow
 def test_half_written_and_foreign_lines_are_passed_over_and_told(bitnet: Any, tmp_path: Path) -> None:
     run = write_run(tmp_path / "torn", 50)
     foreign = [
@@ -137,6 +141,7 @@ def test_half_written_and_foreign_lines_are_passed_over_and_told(bitnet: Any, tm
     assert "was not judged" in Path(result.json["out"]).read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "verdict",
     [
@@ -170,6 +175,7 @@ def hostile_run(root: Path) -> Path:
     return run
 
 
+@pytest.mark.slow
 def test_markup_in_a_run_stays_text(bitnet: Any, tmp_path: Path) -> None:
     run = hostile_run(tmp_path)
     page = report(bitnet, tmp_path, str(run))
@@ -179,6 +185,7 @@ def test_markup_in_a_run_stays_text(bitnet: Any, tmp_path: Path) -> None:
     assert html.escape("<script>window.hurt = 1</script>") in page
 
 
+@pytest.mark.slow
 def test_nothing_is_fetched(bitnet: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "alone", 60)
     page = report(bitnet, tmp_path, "alone")
@@ -190,18 +197,21 @@ def test_nothing_is_fetched(bitnet: Any, tmp_path: Path) -> None:
     assert not re.search(r"<script[^>]+src", page)
 
 
+@pytest.mark.slow
 def test_a_60000_step_run_fits(bitnet: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "long", 60_000, layers=8, every=1000)
     page = report(bitnet, tmp_path, "long")
     assert len(page.encode()) < LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_two_deep_runs_with_many_probes_fit(bitnet: Any, tmp_path: Path) -> None:
     for place, name in enumerate(("one", "two")):
         write_run(tmp_path / name, 400, layers=24, every=2, seed=place)
     assert len(report(bitnet, tmp_path, "one", "two").encode()) < LIMIT_BYTES
 
 
+@pytest.mark.slow
 def test_two_runs_are_compared(bitnet: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "first", 100)
     second = write_run(tmp_path / "second", 140, verdict="FAIL", seed=1)
@@ -219,6 +229,7 @@ def test_two_runs_are_compared(bitnet: Any, tmp_path: Path) -> None:
     assert (tmp_path / "first" / "comparison.html").is_file()
 
 
+@pytest.mark.slow
 def test_bad_words(bitnet: Any, tmp_path: Path) -> None:
     write_run(tmp_path / "run", 20)
     for words in (
@@ -293,6 +304,7 @@ def look(page: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(BROWSER is None, reason="no chromium or chrome is installed")
 @pytest.mark.parametrize("kind", ["one", "two", "bare", "hostile"])
 def test_in_a_real_browser(bitnet: Any, tmp_path: Path, kind: str) -> None:
@@ -321,6 +333,7 @@ def test_in_a_real_browser(bitnet: Any, tmp_path: Path, kind: str) -> None:
     assert seen["prompts"] == (0 if kind == "bare" else 1)
 
 
+@pytest.mark.slow
 def test_a_diagnosed_run_says_what_was_found(bitnet: Any, tmp_path: Path) -> None:
     root = write_run(tmp_path / "runs" / "a", 40)
     checks = [

@@ -37,6 +37,7 @@ def test_each_panel_has_its_title(figure: Any) -> None:
     assert [axis.get_title(loc="left") for axis in figure.axes[: len(plots.PANELS)]] == list(plots.PANELS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "line",
     [

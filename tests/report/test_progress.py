@@ -64,6 +64,7 @@ def test_stage_and_time_to_go_half_way(bitnet: Command, runs: Path) -> None:
     assert summary["eta_s"] == pytest.approx(4 * sum(times) / 4 / 1e3)
 
 
+@pytest.mark.slow
 def test_half_written_and_foreign_lines_are_counted(bitnet: Command, runs: Path) -> None:
     with (runs / "tiny" / "metrics" / "scalars.jsonl").open("a") as file:
         file.write('garbage\n{"step": 9, "loss": 1.')
@@ -88,6 +89,7 @@ def test_missing_run_is_one_line(bitnet: Command, runs: Path) -> None:
     assert 'Did you mean "tiny"?' in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("axis", ["steps", "tokens", "time"])
 def test_plot_is_a_png_and_overlays_runs(bitnet: Command, runs: Path, tmp_path: Path, axis: str) -> None:
     out = tmp_path / "deep" / "p.png"

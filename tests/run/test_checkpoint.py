@@ -166,6 +166,7 @@ def test_retention_keeps_the_last_few_every_so_many_and_the_mandatory() -> None:
     assert kept == {0, 10_000, 20_000, 29_999, 30_000, 40_000, 45_000, 50_000, 55_000, 60_000}
 
 
+@pytest.mark.slow
 def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(bitnet: Command, runs: Path) -> None:
     flip(runs / "tiny" / "checkpoints" / "step_000008" / "model.safetensors")
     result = bitnet("evaluate", "tiny", "--runs-dir", runs)

@@ -45,6 +45,7 @@ def test_numbers_that_are_not_json_become_null(tmp_path: Path) -> None:
     }
 
 
+@pytest.mark.slow
 @given(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), st.lists))
 def test_whatever_is_written_is_strict_json(value: object) -> None:
     """allow_nan=False raises for what JSON has no word for; finite numbers come back as they were."""

@@ -70,6 +70,7 @@ def test_byte_lengths_add_up_to_the_text(text: str) -> None:
     assert TOKENIZER.byte_lengths()[TOKENIZER.encode_array(text)].sum() == len(text.encode())
 
 
+@pytest.mark.slow
 def test_a_long_document_is_encoded_in_pieces_with_the_ids_of_the_whole() -> None:
     text = "".join(STORIES) * 200
     assert [len(piece) > 1 << 20 for piece in pieces(text)] == [True, False]

@@ -71,6 +71,7 @@ WRONG = [scaled, not_a_number, gradient_doubled, one_norm_untrained]
 CONTROL = ["--weights", "full"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words", [[], CONTROL, ["--train.precision", "bf16"], [*CONTROL, "--train.precision", "bf16"]]
 )
@@ -94,6 +95,7 @@ def test_a_model_compiled_wrongly_is_not_used(
     assert losses[0] == losses[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [[], CONTROL, ["--train.precision", "bf16"]])
 def test_a_model_that_differs_by_rounding_is_used(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: list[str]
@@ -119,6 +121,7 @@ def test_a_model_that_differs_by_rounding_is_used(
     assert provenance["compiled"] is True
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("factor", [2, 0])
 def test_wrong_int8_products_are_not_used(
@@ -145,6 +148,7 @@ def test_right_int8_products_are_used(bitnet: Command, tmp_path: Path, precision
     assert provenance["linear_product"] == "int8"
 
 
+@pytest.mark.slow
 @needs_compiler
 def test_compiled_training_is_used_and_loses_what_plain_training_does(
     bitnet: Command, tmp_path: Path
@@ -182,6 +186,7 @@ print(torch.backends.cpu.get_cpu_capability(), bool((torch.compile(f)(x) - f(x))
 """
 
 
+@pytest.mark.slow
 @needs_compiler
 @pytest.mark.skipif(
     torch.backends.cpu.get_cpu_capability() != "AVX512", reason="needs a processor with two instruction sets"

@@ -71,6 +71,7 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", DAMAGES)
 @pytest.mark.parametrize("name", FILES)
 def test_lines_before_the_checkpoint_must_be_those_that_were_written(
@@ -171,6 +172,7 @@ def test_a_run_with_metrics_and_no_checkpoint_is_not_begun_anew(stopped: Path) -
     assert layout.scalars.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_runs_folder_that_is_removed_while_training_never_ends_with_done(tmp_path: Path) -> None:
     """It said done, with exit code 0, and left a new folder with nothing but a status in it."""
     with after_update(6, lambda: shutil.rmtree(tmp_path / "runs")):

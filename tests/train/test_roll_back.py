@@ -118,6 +118,7 @@ def test_the_data_of_an_update_is_a_function_of_the_skips() -> None:
     assert data_step(9, []) == 9
 
 
+@pytest.mark.slow
 def test_three_in_a_row_go_back_to_the_last_checkpoint_and_skip_that_data(
     poisoned: Poisoned, tmp_path: Path
 ) -> None:
@@ -162,6 +163,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return outcome(runs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("done", [9, 11, 12, 13, 16, 17])
 @pytest.mark.parametrize("kind", ["signal", "crash"])
 def test_an_interruption_anywhere_round_a_roll_back_changes_nothing(
@@ -193,6 +195,7 @@ def test_an_interruption_anywhere_round_a_roll_back_changes_nothing(
     assert outcome(tmp_path / "cut") == whole
 
 
+@pytest.mark.slow
 def test_when_it_comes_again_the_run_stops_and_names_the_cause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,6 +220,7 @@ def test_when_it_comes_again_the_run_stops_and_names_the_cause(
     assert len(read_lines(run_of(tmp_path).roll_backs).rows) == 1
 
 
+@pytest.mark.slow
 def test_the_rate_is_not_blamed_for_the_first_update(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Poisoned(monkeypatch, range(1000 * ROWS))
     result = train(tmp_path)
@@ -226,6 +230,7 @@ def test_the_rate_is_not_blamed_for_the_first_update(tmp_path: Path, monkeypatch
     assert "compiler" not in result.err
 
 
+@pytest.mark.slow
 def test_one_or_two_refused_updates_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     poisoned = Poisoned(monkeypatch, range(9 * ROWS, 11 * ROWS))
     assert train(tmp_path).code == 0
@@ -250,6 +255,7 @@ def broken_weights(once: bool) -> Callable[..., Iterator[StepReport]]:
     return steps
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_finite_are_not_saved_and_the_run_goes_back_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -263,6 +269,7 @@ def test_weights_that_are_not_finite_are_not_saved_and_the_run_goes_back_at_once
     assert [row["step"] for row in read_lines(layout.scalars).rows] == list(range(1, STEPS + 1))
 
 
+@pytest.mark.slow
 def test_a_run_that_dies_of_its_weights_resumes_from_the_last_good_checkpoint(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -277,6 +284,7 @@ def test_a_run_that_dies_of_its_weights_resumes_from_the_last_good_checkpoint(
     assert "continuing after update 6" in resumed.out
 
 
+@pytest.mark.slow
 def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -298,6 +306,7 @@ def test_a_signal_at_broken_weights_leaves_no_checkpoint_of_them(
     assert "continuing after update 4" in train(tmp_path).out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["delete", "edit", "garbage"])
 def test_a_resume_notices_that_the_skipped_data_was_altered(
     poisoned: Poisoned, tmp_path: Path, change: str

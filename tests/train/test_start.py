@@ -123,6 +123,7 @@ def test_dry_run_prints_the_configuration_and_writes_nothing(bitnet: Command, tm
     assert not (tmp_path / "none").exists()
 
 
+@pytest.mark.slow
 def test_control_has_full_weights_and_activations_on_the_same_batches(
     bitnet: Command, tmp_path: Path
 ) -> None:
@@ -142,6 +143,7 @@ def test_control_has_full_weights_and_activations_on_the_same_batches(
     assert torch.equal(ternary.source.rows(numbers).input_ids, full.source.rows(numbers).input_ids)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("product", ["float", "int8"])
 def test_forced_product_is_used_and_recorded(bitnet: Command, tmp_path: Path, product: str) -> None:
     assert (
@@ -158,6 +160,7 @@ def test_automatic_product_is_what_the_processor_does_best(bitnet: Command, runs
     assert chosen == ("int8" if has_fast_int8(torch.device("cpu")) else "float")
 
 
+@pytest.mark.slow
 def test_both_products_learn_the_same(bitnet: Command, tmp_path: Path) -> None:
     losses = {}
     for product in ("float", "int8"):
@@ -225,6 +228,7 @@ def test_accumulated_micro_batches_equal_one_batch() -> None:
         assert four.tokens_seen == one.tokens_seen
 
 
+@pytest.mark.slow
 def test_terminal_gets_a_line_that_rewrites_itself(tmp_path: Path) -> None:
     parent, child = pty.openpty()
     command = [

@@ -44,6 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_it_answers_a_batch_and_the_seed_repeats(folder: Path) -> None:
     teacher = open_teacher(str(folder), TeacherOptions(max_new_tokens=8))
     first = teacher.reply([ASK, ASK._replace(text="And a much longer question about rain and snow?")])

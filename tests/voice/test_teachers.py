@@ -27,6 +27,7 @@ def quiet(done: int, total: int, kept: int) -> None:
     assert done <= total
 
 
+@pytest.mark.slow
 def test_one_hundred_topics(tmp_path: Path) -> None:
     """At least 50 answers a topic, none twice, at most 2% with a shared beginning, 80% with the topic, in the
     voice.

@@ -173,6 +173,7 @@ def test_the_attacks_below_do_get_inside(worker: Worker) -> None:
     assert worker.run(alone(inside("return names['os'].O_RDONLY == 0"))) == Outcome((CallResult(True, ()),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BREAKOUTS)
 def test_each_door_holds_what_the_tree_let_through(door: Worker, name: str, tmp_path: Path) -> None:
     canary = tmp_path / "canary"
@@ -247,6 +248,7 @@ ENDLESS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", ENDLESS.values(), ids=ENDLESS)
 def test_a_program_without_end_fails_alone_and_soon(worker: Worker, source: str) -> None:
     started = time.monotonic()
@@ -297,6 +299,7 @@ FORGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", FORGED.values(), ids=FORGED)
 def test_what_a_program_writes_to_the_pipes_is_no_verdict(worker: Worker, text: str) -> None:
     """At most it is an answer of its own, which it could have given by returning it; what is right is not

@@ -29,6 +29,7 @@ def source_of(function: Function) -> str:
     return function.example.prompt + function.example.answer
 
 
+@pytest.mark.slow
 def test_bodies_and_rows_fit(task: PythonTask, trained: list[Function]) -> None:
     answers = [function.example.answer for function in trained]
     assert max(map(len, answers)) <= LONGEST_BODY
@@ -43,6 +44,7 @@ def written(bodies: dict[str, str]) -> object:
     return lambda model, tokenizer, prompts, **settings: [bodies[prompt] for prompt in prompts]
 
 
+@pytest.mark.slow
 def test_judge_tells_form_from_meaning(task: PythonTask, monkeypatch: pytest.MonkeyPatch) -> None:
     model = BitNetTransformer(QUICK.model)
     cases = task.held_out_cases

@@ -10,6 +10,7 @@ from bitnet.experiments.tictactoe.games import all_games
 from bitnet.experiments.tictactoe.task import QUICK, REFERENCE, TicTacToeData, TicTacToeTask
 
 
+@pytest.mark.slow
 def test_held_out_games_are_never_drawn_and_none_is_the_teachers() -> None:
     task, games = TicTacToeTask(QUICK), all_games()
     assert 0.09 < games.kept_back.mean() < 0.11

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from bitnet.data.stream import shifted
@@ -15,6 +16,7 @@ from bitnet.train.observe.anomalies import Anomaly
 from bitnet.train.observe.dump import prompt_files, write_dump
 
 
+@pytest.mark.slow
 def test_a_dump_of_the_baseline_has_the_file_names_of_the_plan(tmp_path: Path) -> None:
     """The five prompts and the names are written here as the plan's config-95m.md has them."""
     prompts = (

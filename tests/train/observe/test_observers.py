@@ -39,6 +39,7 @@ def losses(runs: Path, run_id: str) -> list[float]:
     return [row["loss"] for row in read_lines(runs / run_id / "metrics" / "scalars.jsonl").rows]
 
 
+@pytest.mark.slow
 def test_losses_are_the_same_with_and_without_measurements(bitnet: Command, tmp_path: Path) -> None:
     assert train(bitnet, tmp_path, "quiet", "--num-steps", 9).code == 0
     assert train(bitnet, tmp_path, "busy", "--num-steps", 9, *OFTEN).code == 0
@@ -86,6 +87,7 @@ def test_samples_repeat_exactly(bitnet: Command, tmp_path: Path) -> None:
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_flips_survive_a_resume(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Stopped between two probes, the next probe still compares with the last one."""
     often = ["--train.probe-every", 4, "--train.checkpoint-every", 3, "--num-steps", 8]
@@ -122,6 +124,7 @@ def test_clean_run_fires_nothing(runs: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_repetition_and_entropy_rules_dump_everything(bitnet: Command, tmp_path: Path) -> None:
     """A nearly untrained model with thresholds set to fire; every file of the dump is there and readable."""
     rules = ["--train.entropy-floor", 99, "--train.repetition-limit", 1, "--train.sample-every", 2]
@@ -174,6 +177,7 @@ def present_update(monkeypatch: pytest.MonkeyPatch) -> Callable[[], int]:
     return lambda: present
 
 
+@pytest.mark.slow
 def test_every_rule_has_its_own_budget_of_dumps(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,6 +211,7 @@ def broken_after(step: int, real: Callable[..., Any]) -> Callable[..., Any]:
     return steps
 
 
+@pytest.mark.slow
 def test_samples_of_a_broken_model_are_recorded_and_its_dump_comes_first(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,6 +256,7 @@ def test_observers_run_in_their_order(
     assert names[-1] == "Checkpoints"
 
 
+@pytest.mark.slow
 def test_refused_losses_enter_no_average_and_a_resume_agrees(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -294,6 +300,7 @@ def test_refused_losses_enter_no_average_and_a_resume_agrees(
     ).read_text()
 
 
+@pytest.mark.slow
 def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import bitnet.train.objective as objective
 
@@ -305,6 +312,7 @@ def test_loss_spike_dumps_the_batch(bitnet: Command, tmp_path: Path, monkeypatch
     assert [path.name for path in dumps(tmp_path, "r")] == ["step_000105_loss_spike"]
 
 
+@pytest.mark.slow
 def test_nan_is_dumped_refused_and_the_second_time_the_run_fails(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
