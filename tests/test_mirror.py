@@ -36,7 +36,7 @@ TRIED_BY = {
     "experiments/test_bitnut_sft": "experiments/bitnut_dpo experiments/conversation_data",
     "experiments/test_real_text": "experiments/baseline experiments/ready_text experiments/text_data",
     "faults/test_planted": """
-        diagnose/check_data diagnose/check_decoding diagnose/check_evaluation diagnose/check_formats
+        diagnose/check_decoding diagnose/check_formats
         diagnose/check_learning diagnose/check_start diagnose/check_twin
         diagnose/diagnosis diagnose/open_subject diagnose/page diagnose/run_checks diagnose/subject
         diagnose/watch
