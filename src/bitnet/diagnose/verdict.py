@@ -146,21 +146,20 @@ def _judged(checks: Sequence[Check]) -> Verdict:
     if not failed:
         done = sum(check.weight for check in checks)
         return Verdict("none", 0.95 if done >= 20 else 0.5, (), (), ())
-    direct = [check for check in failed if check.direct]
-    pool = direct or failed
-    counted = _unexplained(pool)
+
+    # Symptoms count only where no direct check failed.
+    counted = _unexplained([check for check in failed if check.direct] or failed)
     weights: dict[Suspect, float] = defaultdict(float)
     for check in counted:
         weights[check.suspect] += check.weight
     suspect = min(weights, key=lambda name: (-_rank(counted, name), TREE.index(name)))
+
     evidence = tuple(check for check in counted if check.suspect == suspect)
     rest = tuple(check for check in failed if check not in evidence)
     share = weights[suspect] / sum(weights.values())
-    strongest = max(check.weight for check in evidence)
-    sureness = min(0.98, (strongest if evidence[0].direct else 0.9 * strongest) * (0.5 + 0.5 * share))
-    return Verdict(
-        suspect, sureness, evidence, rest, tuple(name for name in TREE if name in weights and name != suspect)
-    )
+    strongest = max(check.weight for check in evidence) * (1.0 if evidence[0].direct else 0.9)
+    others = tuple(name for name in TREE if name in weights and name != suspect)
+    return Verdict(suspect, min(0.98, strongest * (0.5 + 0.5 * share)), evidence, rest, others)
 
 
 def _rank(counted: Sequence[Check], suspect: Suspect) -> float:
