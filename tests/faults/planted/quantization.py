@@ -223,7 +223,7 @@ def _() -> None:
     original = F.scaled_dot_product_attention
 
     def interleaved(q: Any, k: Any, v: Any, *words: Any, enable_gqa: bool = False, **rest: Any) -> Any:
-        times = quantize.shape[1] // k.shape[1]
+        times = q.shape[1] // k.shape[1]
         return original(q, k.repeat(1, times, 1, 1), v.repeat(1, times, 1, 1), *words, **rest)
 
     F.scaled_dot_product_attention = interleaved
