@@ -1,12 +1,12 @@
 """Arithmetic: the sanity check. A ternary model that cannot learn to add has a broken trainer.
 
-Lines `a op b = c`, operands 0-100 in every variant (1-100 on the right where there is division), over a
-character vocabulary of 32. Optionally expressions with parentheses, `(3 + 5) * 2 = 16`. Loss alone says
-little, since the operands are random: predicting them costs about the same however well the model adds.
-Success is the exact match of answers on problems never trained on.
+The data are lines `a op b = c` over a vocabulary of 32 characters. Operands are 0 to 100 in every variant, or
+1 to 100 on the right where there is division. Expressions with parentheses, `(3 + 5) * 2 = 16`, can be added.
+The loss alone says little: the operands are random, and predicting them costs about the same however well the
+model adds. Success is the exact match of answers on held-out problems.
 
-One tenth of the problems is held out by a stable hash of the problem, its commuted twin with it, and every
-expression that contains one (as its inner problem, or as its outer one once the inner is computed).
+One tenth of the problems is held out by a stable hash. A problem's commuted twin is held out with it, and so
+is every expression that contains one, as its inner problem or as its outer one once the inner is computed.
 """
 
 from __future__ import annotations

@@ -7,8 +7,8 @@ then 10B of FineWeb-Edu at a lower rate, in one run. `smoke` is the same code an
 `quick` is a sibling of 5.2M parameters and 4,096 entries that two cores train in 20 minutes, and that
 fine-tuning and chat can be tried on.
 
-The second part of a run begins after the last row of the stage boundary: row r comes from the second text
-when r is at or beyond it. Both parts share the tokenizer, which is made from the first.
+The second part of a run begins with the first row after the stage boundary. Both parts share the tokenizer,
+which is made from the first.
 """
 
 from __future__ import annotations

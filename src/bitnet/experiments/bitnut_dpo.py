@@ -9,9 +9,9 @@ parameters). The chosen answer of a pair is in the voice, the rejected one answe
 The weights that the run begins with are the reference. The pairs are easily told apart: at ten times the rate
 the margin grows to a hundred nats within 60 updates, and the sentences fall apart (docs/log.md).
 
-Judged like fine-tuning (bitnut_sft.py), on the same held-out prompts, so that both verdicts can be laid side
-by side; here `forgetting` counts from the fine-tuned run. Beside it `preferred`: the share of held-out pairs
-whose chosen answer gained more than the rejected one.
+It is judged like fine-tuning (bitnut_sft.py), on the same held-out prompts, so that the two verdicts can be
+compared. Here `forgetting` counts from the fine-tuned run. `preferred` is the share of held-out pairs whose
+chosen answer gained more than the rejected one.
 """
 
 from __future__ import annotations

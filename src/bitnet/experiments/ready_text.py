@@ -31,13 +31,13 @@ from bitnet.train.config import RunConfig
 from bitnet.train.experiment import Watch
 
 MADE_HERE = ("own", "characters")
-# How much of a stream a tokenizer is made from: guesses, generous ones, as web text has some 4.5 characters
-# for each token.
+# Characters of a stream that a tokenizer is made from. These are generous guesses: web text has some 4.5
+# characters for each token.
 STREAMED_PER_TOKEN, STREAMED_PER_ENTRY, STREAMED_PER_DOCUMENT = 8, 500, 5_000
 
 
 def corpus_of(config: RunConfig) -> Corpus:
-    """The documents of a run. From the hub no more than the run's tokens need, from files all."""
+    """The documents of a run: all of its files, or as much of a data set of the hub as its tokens need."""
     data = text_data(config)
     named: dict[str, Any] = (
         {}
@@ -59,32 +59,36 @@ def corpus_of(config: RunConfig) -> Corpus:
 
 
 def ready_tokenizer(config: RunConfig, corpus: Corpus, watch: Watch | None = None) -> Tokenizer:
-    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if the
-    model is too small for it.
+    """The run's tokenizer: found, or made from the training documents and kept. Raises ConfigError if it has
+    more entries than the model.
 
-    One with fewer entries than the model is taken, and said: the model's other rows are then never a target.
+    A tokenizer with fewer entries is taken, and the watch is told: the model's other rows are never a target.
     """
     data, entries = text_data(config), config.model.vocab_size
     data = data.settled(watch.say if watch else lambda text: None)
     made_here = data.tokenizer in MADE_HERE
     tokenizer = _made_tokenizer(data, config, corpus, watch) if made_here else find_tokenizer(data.tokenizer)
+
+    if tokenizer.vocab_size > entries:
+        raise ConfigError(
+            f"the tokenizer {data.tokenizer} has {tokenizer.vocab_size:,} entries, the model {entries:,}; "
+            f"say --model.vocab-size {tokenizer.vocab_size}"
+        )
     if tokenizer.vocab_size < entries and watch:
         why = f"the text of {corpus.source.name} supports" if made_here else f"{data.tokenizer} has"
         watch.say(
             f"tokenizer: {why} {tokenizer.vocab_size:,} entries, the model has {entries:,}; the others are "
             "never used"
         )
-    if tokenizer.vocab_size > entries:
-        raise ConfigError(
-            f"the tokenizer {data.tokenizer} has {tokenizer.vocab_size:,} entries, the model {entries:,}; "
-            f"say --model.vocab-size {tokenizer.vocab_size}"
-        )
     return tokenizer
 
 
 def _made_tokenizer(data: TextData, config: RunConfig, corpus: Corpus, watch: Watch | None) -> Tokenizer:
+    """The tokenizer kept for these settings, made where it is missing."""
     entries, seed = config.model.vocab_size, config.train.seed
     documents = min(data.tokenizer_documents, data.max_documents or data.tokenizer_documents)
+    characters = _streamed_characters(config, documents) if corpus.source.size_bytes is None else None
+
     settings = {
         "kind": data.tokenizer,
         "entries": entries,
@@ -93,48 +97,52 @@ def _made_tokenizer(data: TextData, config: RunConfig, corpus: Corpus, watch: Wa
         "validation": corpus.validation.identity() if corpus.validation else None,
         "one_in": data.held_out_one_in,
         "documents": documents,
+        **({} if characters is None else {"characters": characters}),
     }
-    characters = None
-    if (
-        corpus.source.size_bytes is None
-    ):  # a stream: no more of it than the run reads, or than the entries are found in
-        characters = max(config.train.total_tokens * STREAMED_PER_TOKEN, entries * STREAMED_PER_ENTRY)
-        characters = min(
-            characters, documents * STREAMED_PER_DOCUMENT
-        )  # so that all long runs share one tokenizer
-        settings["characters"] = characters
     key = sha256_of(json.dumps(settings, sort_keys=True))[:16]
     folder = Path(data.cache_dir) / f"tokenizer-{plain(corpus.source.name)}-{entries}-{key}"
     if folder.is_dir():
-        try:
-            return load_tokenizer(folder)
-        except BitnetError as error:
-            raise DataError(
-                f"the tokenizer kept in {folder} cannot be read ({error}); delete that folder, and it is "
-                "made again"
-            ) from None
+        return _kept_tokenizer(folder)
+
     if watch:
         watch.say(
             f"tokenizer: finding {entries:,} entries in up to {documents:,} documents of {corpus.source.name}"
         )
     texts = _so_many(corpus.sampled_texts(documents, seed), characters)
-    bars = watch is not None and watch.bars
-    own = data.tokenizer == "own"
-    made: Tokenizer = (
-        train_bpe(texts, entries, fewer=True, show_progress=bars)
-        if own
-        else CharacterTokenizer.count(texts, entries)
-    )
+    made: Tokenizer
+    if data.tokenizer == "own":
+        made = train_bpe(texts, entries, fewer=True, show_progress=watch is not None and watch.bars)
+    else:
+        made = CharacterTokenizer.count(texts, entries)
     try:
         save_in_place(made, folder)
     except DataError:
-        if not folder.is_dir():  # or another process has made it meanwhile
+        if not folder.is_dir():  # otherwise another process has made it meanwhile
             raise
     return load_tokenizer(folder)
 
 
+def _streamed_characters(config: RunConfig, documents: int) -> int:
+    """How much of a stream the tokenizer is made from: no more than the run reads or than the entries are
+    found in, and so much at most that all long runs share one tokenizer.
+    """
+    by_tokens = config.train.total_tokens * STREAMED_PER_TOKEN
+    by_entries = config.model.vocab_size * STREAMED_PER_ENTRY
+    return min(max(by_tokens, by_entries), documents * STREAMED_PER_DOCUMENT)
+
+
+def _kept_tokenizer(folder: Path) -> Tokenizer:
+    try:
+        return load_tokenizer(folder)
+    except BitnetError as error:
+        raise DataError(
+            f"the tokenizer kept in {folder} cannot be read ({error}); delete that folder, and it is made "
+            "again"
+        ) from None
+
+
 def _so_many(texts: Iterable[str], characters: int | None) -> Iterator[str]:
-    """Texts until they have so many characters; all where that is None."""
+    """Texts until they have so many characters, or all of them."""
     seen = 0
     for text in texts:
         yield text
@@ -149,8 +157,8 @@ def plain(name: str) -> str:
 
 
 def ready_shards(config: RunConfig, watch: Watch | None = None) -> tuple[Tokenizer, Shards]:
-    """Tokenizer and token shards of a run, made where they are missing. Interrupted, it goes on where it
-    was.
+    """Tokenizer and token shards of a run, made where they are missing. A second call continues one that was
+    interrupted.
     """
     corpus = corpus_of(config)
     tokenizer = ready_tokenizer(config, corpus, watch)

@@ -1,6 +1,6 @@
-"""Running small programs that nobody can vouch for: what a model wrote, judged by what it does.
+"""Runs small untrusted programs, which a model wrote, and reports what they return and print.
 
-Three walls, each of which is tried alone with the others open
+There are three walls. A test tries each alone, with the others open
 (tests/experiments/python_subset/test_sandbox.py):
 
 1. `allowed_syntax.refusal` reads the syntax tree and lets through one function of integers: assignments, if,
@@ -13,7 +13,7 @@ Three walls, each of which is tried alone with the others open
    no seccomp, an audit hook refuses what Python itself reports (import, open, fork, ...): that is not all of
    what reaches outside, so there wall 1 has to hold.
 3. A process only ever answers what a program returned and printed. What is right never leaves this process,
-   so there is no verdict to forge; an answer that is late, too long or garbled fails that program alone.
+   so a program cannot forge a verdict. An answer that is late, too long or garbled fails that program alone.
 
 Not limited: the memory of a process on macOS, which has no such limit. Not here: what runs over there
 (sandbox_worker.py).
@@ -130,9 +130,8 @@ class Worker:
         """
         was_used = self.process is not None
         outcome = self._run_once(program)
-        if (
-            outcome is None and was_used
-        ):  # what became of the worker since its last program is not this one's doing
+        # a worker that died since its last program did not die of this one
+        if outcome is None and was_used:
             outcome = self._run_once(program)
         return outcome or Outcome(None, "the worker gave no answer")
 
