@@ -85,7 +85,7 @@ class Oracle(torch.nn.Module):
         """otherwise: what it says after any other text."""
         super().__init__()
         self.otherwise = otherwise
-        self.config, self.final_norm = model.config, model.final_norm
+        self.config, self.device = model.config, model.device
         self.next = {text[:cut]: text[cut] for text in texts for cut in range(1, len(text))}
 
     def new_cache(self, rows: int, capacity: int | None = None) -> _History:
