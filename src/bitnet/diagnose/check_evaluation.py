@@ -50,10 +50,7 @@ def evaluation(subject: Subject, training: Batch) -> Iterator[Check]:
 
 def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
     """The same held-out rows at every call, with next tokens as targets."""
-    again = subject.task.frozen_evaluation()
-    same = len(frozen) == len(again) and all(
-        one.equals(other) for one, other in zip(frozen, again, strict=False)
-    )
+    same = equal_batches(frozen, subject.task.frozen_evaluation())
     yield LOSS(
         "frozen evaluation is frozen",
         "the held-out rows change from call to call",
@@ -66,6 +63,11 @@ def frozen_set(subject: Subject, frozen: Sequence[Batch]) -> Iterator[Check]:
         "the held-out loss is taken of other targets than the training loss",
         source="definition of next-token prediction",
     ).holds(shifted, shifted, "true of every row")
+
+
+def equal_batches(one: Sequence[Batch], other: Sequence[Batch]) -> bool:
+    """Whether two lists hold the same batches in the same order."""
+    return len(one) == len(other) and all(a.equals(b) for a, b in zip(one, other, strict=True))
 
 
 def apart(subject: Subject, kept: Rows, trained: Rows) -> Check:

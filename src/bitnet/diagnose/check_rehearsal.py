@@ -215,21 +215,15 @@ def states(rehearsal: Rehearsal) -> Iterator[Check]:
         same, same, "the same after a stop and a resume"
     )
 
+    def scheduler(*names: str) -> dict[str, Any]:
+        return {"current_step": total, **{name: getattr(train, name) for name in names}}
+
     right = {
         "step": total,
         "tokens_seen": total * train.tokens_per_step,
         "loss": read_lines(rehearsal.whole.scalars).rows[-1].get("loss"),
-        "lr_scheduler_state": {
-            "current_step": total,
-            "peak_lr": train.peak_lr,
-            "stage2_lr": train.stage2_lr,
-            "final_lr": train.final_lr,
-        },
-        "wd_scheduler_state": {
-            "current_step": total,
-            "stage1_wd": train.stage1_wd,
-            "stage2_wd": train.stage2_wd,
-        },
+        "lr_scheduler_state": scheduler("peak_lr", "stage2_lr", "final_lr"),
+        "wd_scheduler_state": scheduler("stage1_wd", "stage2_wd"),
     }
     wrong = [key for key, value in right.items() if whole.get(key) != value]
     yield SAVED(

@@ -21,6 +21,7 @@ from torch import Tensor
 from bitnet.data.stream import Batch
 from bitnet.diagnose import check_checkpoints, reference_updates
 from bitnet.diagnose.check_checkpoints import stored
+from bitnet.diagnose.check_evaluation import equal_batches
 from bitnet.diagnose.finding import HINT, PROOF, STRONG, Check, Part, Suspect, below, worst
 from bitnet.diagnose.subject import Subject
 from bitnet.errors import BitnetError
@@ -140,8 +141,7 @@ def frozen_and_evaluated(subject: Subject, layout: RunLayout) -> Iterator[Check]
             False, "damaged", "the SHA-256 of meta/dataset_fingerprint.json"
         )
         return
-    now = subject.task.frozen_evaluation()
-    same = len(frozen) == len(now) and all(one.equals(other) for one, other in zip(frozen, now, strict=False))
+    same = equal_batches(frozen, subject.task.frozen_evaluation())
     yield EVALUATION(
         "frozen evaluation set is intact",
         "the run was measured on other rows than its task holds out",
