@@ -27,7 +27,7 @@ from typing import IO, Any
 from bitnet.errors import BitnetError, DataError, NotFoundError
 
 MAX_JSON_BYTES = 16 << 20  # the largest file of a run that is one JSON object, a diagnosis, has some 100 kB
-PASSED_OVER_BYTES = 1 << 20  # held at a time of a line that is too long
+SKIPPED_BYTES = 1 << 20  # held at a time of a line that is too long
 MAX_DEPTH = 64  # the deepest file that this program writes nests 6 deep
 MAX_DIGITS = 40  # 128-bit random states have 39
 RESTORE = "restore it from a copy, or start a new run"
@@ -51,9 +51,8 @@ def replacing(path: Path) -> Iterator[Path]:
     an error.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(
-        f".{path.name}.{os.getpid()}.{get_native_id()}.tmp{path.suffix}"
-    )  # matplotlib chooses the format by the suffix
+    # The suffix stays at the end, because matplotlib chooses the format by it.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{get_native_id()}.tmp{path.suffix}")
     try:
         yield temporary
         sync(temporary)
@@ -82,8 +81,8 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 
 def sweep(folder: Path) -> None:
-    """Delete what killed writers left in a folder. Only for who holds the folder's lock: nobody else is
-    writing there.
+    """Delete temporary files of killed writers. Call it only with the folder's lock held: it would delete the
+    file of a writer that is still at work.
     """
     for path in folder.glob(".*.tmp*"):
         if _TEMPORARY.fullmatch(path.name) and path.is_file():
@@ -181,8 +180,8 @@ def open_to_append(path: Path) -> IO[bytes]:
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open for reading what must be a regular file: a FIFO would wait for ever, a device never ends. Raises
-    OSError, DataError.
+    """Open a regular file for reading. Raises DataError for another, as a FIFO would block forever and a
+    device never ends, and OSError.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -212,15 +211,15 @@ def read_bytes(path: Path, limit: int, fix: str = RESTORE) -> bytes:
 
 
 def lines_of(file: IO[bytes], limit: int) -> Iterator[bytes | None]:
-    """The lines of a binary file, one at a time; None for a line of more than `limit` bytes, which is passed
-    over in pieces.
+    """The lines of a binary file, one at a time; None for a line of more than `limit` bytes, which is skipped
+    in pieces.
     """
     while line := file.readline(limit + 1):
         if len(line) <= limit:
             yield line
             continue
         while line and not line.endswith(b"\n"):
-            line = file.readline(min(limit, PASSED_OVER_BYTES))
+            line = file.readline(min(limit, SKIPPED_BYTES))
         yield None
 
 
@@ -261,9 +260,8 @@ def parse_json(text: str | bytes) -> Any:
         return json.loads(text)
     value = json.loads(text, parse_int=_bounded_int, parse_float=_finite_float, parse_constant=_no_constant)
     if r"\u" in text:
-        json.dumps(
-            value, ensure_ascii=False
-        ).encode()  # UnicodeEncodeError, a ValueError, for half of a surrogate pair
+        # Raises UnicodeEncodeError, which is a ValueError, for half of a surrogate pair.
+        json.dumps(value, ensure_ascii=False).encode()
     return value
 
 

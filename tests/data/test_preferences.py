@@ -82,7 +82,7 @@ def test_what_a_file_holds(tmp_path: Path) -> None:
     with pytest.raises(NotFoundError, match="bitnet voice answers --pairs"):
         read_pairs(tmp_path / "none")
     for broken, message in (
-        ({"chosen": "a", "rejected": "b"}, "prompt is no text"),
+        ({"chosen": "a", "rejected": "b"}, "prompt is not a text"),
         ({"prompt": "a", "chosen": "b", "rejected": " b "}, "chosen and rejected are the same"),
         (
             {"prompt": "a", "chosen": "b", "rejected": "c", "held_out": 1},

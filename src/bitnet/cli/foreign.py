@@ -1,5 +1,4 @@
-"""What a run from somebody else may do: be read as data. What its configuration names outside the run is left
-alone.
+"""Runs from somebody else are read as data, and what their configuration names outside the run is left alone.
 
 A run is foreign unless this user trained it (run/signature.py). The experiment's own file is never executed
 because a run names it, not even the user's own: only a file that is named on the command line is. Files,

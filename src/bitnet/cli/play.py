@@ -1,7 +1,7 @@
 """`bitnet play RUN`: a game such as tic-tac-toe against a trained model, in the terminal.
 
-The model gets the text of the game and nothing else. Where its answer is no free cell, that is shown and
-counted, and its next likeliest answer is taken, so that the game can go on.
+The model gets the text of the game and nothing else. An answer that is not a free cell is shown and counted,
+and its next likeliest answer is taken, so that the game can continue.
 """
 
 from __future__ import annotations
@@ -203,7 +203,7 @@ def model_move(table: Table) -> int:
         what = (
             f"cell {cell}, which is taken"
             if cell is not None
-            else f"{tokenizer.decode([token])!r}, which is no cell"
+            else f"{tokenizer.decode([token])!r}, which is not a cell"
         )
         print(
             f"{mark} (model): {what}: an ILLEGAL move ({float(chances[token]):.1%}); its next choice counts"

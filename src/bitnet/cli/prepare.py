@@ -98,9 +98,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _with_settings(arguments: Sequence[str]) -> type[PrepareFlags]:
-    """PrepareFlags and the settings of the named experiment's data, as `--data.NAME`; without a name there
-    are none.
-    """
+    """PrepareFlags and the settings of the named experiment's data as `--data.NAME`, if one is named."""
     pairs = zip(["", *arguments], arguments, strict=False)
     words = [
         word for before, word in pairs if not before.startswith("--") or "=" in before

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 SHARED = "conversation_data generated_task measured ready_text real_text recipes shapes text_data".split()
-"""Files of bitnet.experiments that are no experiments."""
+"""Files of bitnet.experiments that define no experiment."""
 
 
 def experiment_names() -> list[str]:

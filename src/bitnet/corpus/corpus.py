@@ -1,6 +1,6 @@
 """What is prepared: a source of documents, which of them are held out, and how many are taken.
 
-One value decides it for everything that sees documents: the tokenizer is trained on the same side of the
+Everything that sees documents asks this one value, so that the tokenizer is trained on the same side of the
 split as the model. Not here: reading (documents.py, hub.py), the rule itself (holdout.py).
 """
 
@@ -28,10 +28,11 @@ RULE = 1  # changes when holdout.py decides otherwise about the same document
 
 @dataclass(frozen=True)
 class Corpus:
-    """validation: documents that are the held-out set and are never trained on; without it one_in decides by
-    hash.
+    """The documents of a run.
 
-    max_documents, max_tokens: where to stop; held-out documents count in the first only.
+    validation: documents that are the held-out set and are never trained on; without it, one document in
+    one_in is held out by its hash. max_documents, max_tokens: where to stop; held-out documents count in
+    max_documents only.
     """
 
     source: DocumentSource
@@ -65,9 +66,7 @@ class Corpus:
 
     @cached_property
     def hold_out(self) -> HoldOut:
-        """The rule, found by reading as much as it takes: all of a validation file, else the first few
-        hundred documents.
-        """
+        """The rule. Finding it reads all of a validation file, else the first few hundred documents."""
         if self.validation is None:
             return choose_hold_out(self.source, self.one_in, self.max_documents)
         return HoldOut(0, frozenset(content_hashes(self.validation)))

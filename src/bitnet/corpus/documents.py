@@ -1,4 +1,4 @@
-"""Documents out of local files, one after another, with a position to go on from.
+"""Documents from local files, one after another, with a position to continue from.
 
 `DocumentSource` is what preparing data asks of any source; `LocalFiles` is the one for files, folders and
 patterns. Not here: the kinds of file (readers.py), data sets of the hub (hub.py), what becomes of a document
@@ -18,7 +18,7 @@ from bitnet.errors import ConfigError, DataError, NotFoundError, did_you_mean
 
 MOST_FILES = 100_000
 Position = dict[str, Any]
-"""Where to go on reading, as JSON."""
+"""Where to continue reading, as JSON."""
 
 
 class Reading(Protocol):
@@ -29,7 +29,7 @@ class Reading(Protocol):
         ...
 
     def position(self) -> Position:
-        """What `open` takes to go on after the last record that was given."""
+        """What `open` takes to continue after the last record that was given."""
         ...
 
     def place(self) -> str:
@@ -64,7 +64,7 @@ class DocumentSource(Protocol):
         ...
 
     def open(self, position: Position | None = None) -> Reading:
-        """Begin to read, or go on."""
+        """Begin to read, or continue from a position."""
         ...
 
 
@@ -81,10 +81,8 @@ class LocalFiles:
     @property
     def name(self) -> str:
         """The file's name, or the folder's and how many."""
-        first = self.files[0]
-        return (
-            first.name if len(self.files) == 1 else f"{first.resolve().parent.name} ({len(self.files)} files)"
-        )
+        first, count = self.files[0], len(self.files)
+        return first.name if count == 1 else f"{first.resolve().parent.name} ({count} files)"
 
     @property
     def size_bytes(self) -> int:
@@ -100,7 +98,7 @@ class LocalFiles:
         }
 
     def open(self, position: Position | None = None) -> LocalReading:
-        """Begin to read, or go on."""
+        """Begin to read, or continue from a position."""
         return LocalReading(self, position)
 
 
@@ -115,7 +113,7 @@ class LocalReading:
         self._size, self._raw_bytes = max(source.size_bytes, 1), 0
 
     def __iter__(self) -> Iterator[Record]:
-        """The records; those before the position are read again and passed over."""
+        """The records; those before the position are read again and skipped."""
         for index in range(self._file, len(self._source.files)):
             path = self._source.files[index]
             passed = self._record if index == self._file else 0
@@ -164,11 +162,9 @@ class Skipped:
         return bool(self.empty or self.broken)
 
     def __str__(self) -> str:
-        broken = f"{self.broken:,} broken (first: {self.first_broken})" if self.broken else ""
-        return (
-            ", ".join(filter(None, (f"{self.empty:,} empty" if self.empty else "", broken)))
-            or "nothing in it"
-        )
+        empty = [f"{self.empty:,} empty"] if self.empty else []
+        broken = [f"{self.broken:,} broken (first: {self.first_broken})"] if self.broken else []
+        return ", ".join(empty + broken) or "nothing in it"
 
 
 def usable_texts(source: DocumentSource, skipped: Skipped | None = None) -> Iterator[str]:
@@ -192,22 +188,19 @@ def find_files(paths: Sequence[str | Path]) -> list[Path]:
 
 
 def _expand(path: Path) -> list[Path]:
+    """The files that one path, folder or pattern stands for."""
     kinds = ", ".join(KINDS)
     if path.is_dir():
-        found = _bounded(
-            path,
-            (file for file in path.rglob("*") if file.name.endswith(KINDS) and not file.name.startswith(".")),
-        )
+        named = (file for file in path.rglob("*") if file.name.endswith(KINDS))
+        found = _bounded(path, (file for file in named if not file.name.startswith(".")))
         if not found:
             raise NotFoundError(f"the folder {path} holds no file that can be read ({kinds}); name another")
         return found
+
     found = [path] if path.is_file() else _matches(path)
     if not found:
-        near = (
-            did_you_mean(path.name, [one.name for one in path.parent.iterdir()][:200])
-            if path.parent.is_dir()
-            else ""
-        )
+        beside = [one.name for one in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = did_you_mean(path.name, beside[:200])
         raise NotFoundError(f"there is no file, folder or match of {path}.{near}")
     for file in found:
         if not file.name.endswith(KINDS):

@@ -49,9 +49,7 @@ class Texts(NamedTuple):
 
 
 class DocumentBatch(NamedTuple):
-    """Documents in a row, and what was left out on the way to the last of them. position: where to go on
-    after it.
-    """
+    """Consecutive documents, and what was left out between them. position: where to continue after it."""
 
     texts: Texts
     skipped: Skipped
@@ -149,6 +147,7 @@ def encode_in_order(
     pool = ProcessPoolExecutor(
         processes, context, initializer=_begin, initargs=(tokenizer_folder, hold_out, dtype)
     )
+
     waiting: deque[tuple[DocumentBatch, Future[EncodedDocuments]]] = deque()
     try:
         for batch in work:

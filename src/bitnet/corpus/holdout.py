@@ -1,10 +1,10 @@
-"""Which documents are kept for evaluation: a question to their content, asked before anything else sees them.
+"""Decide by a document's content whether it is held out for evaluation, before anything else sees it.
 
 A document is hashed with its white space collapsed and its accents composed, so that copies that differ only
 there are one. Without a validation file, those whose hash falls below a threshold (one in a hundred) are held
 out, and with each all its copies. Where that would hold out none, the document with the smallest hash is.
 With a validation file, that file is the held-out set, and training documents equal to one of its documents
-are dropped. Not here: near-duplicates, which this does not see.
+are dropped. Near-duplicates are not detected.
 """
 
 from __future__ import annotations
@@ -83,6 +83,7 @@ def choose_hold_out(
         kept += number < below
         if 0 < kept < len(seen):
             return HoldOut(below)
+
     if len(seen) < 2:
         if max_documents is not None and max_documents < 2:
             raise ConfigError(
@@ -91,8 +92,8 @@ def choose_hold_out(
             )
         raise DataError(
             f"{source.name} has {len(seen)} different document{'s' * (len(seen) != 1)}, and some must be "
-            "held out; give more documents "
-            "(in a .txt they end at a line <|endoftext|>), or a validation file with --validation"
+            "held out; give more documents (in a .txt they end at a line <|endoftext|>), or a validation "
+            "file with --validation"
         )
     return HoldOut(min(seen) + 1)
 

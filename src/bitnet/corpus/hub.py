@@ -1,5 +1,5 @@
-"""Documents streamed from a data set on the Hugging Face hub, shuffled with a seed, with a position to go on
-from.
+"""Documents streamed from a data set on the Hugging Face hub, shuffled with a seed, with a position to
+continue from.
 
 The data set's files are read in an order drawn with the seed. Documents are shuffled in blocks: read a block,
 permute it by (seed, block number), give it out. So the position is the library's state at the start of a
@@ -53,25 +53,26 @@ class HubDataset:
         self.name = name
         self._path, _, self._config = name.partition(":")
         self._split, self._column, self._seed, self._block = split, column, seed, block
-        self.revision = (
-            None if Path(self._path).is_dir() else revision or remembered_revision(self._path, cache)
-        )
+        is_folder = Path(self._path).is_dir()
+        self.revision = None if is_folder else revision or remembered_revision(self._path, cache)
 
     def identity(self) -> dict[str, Any]:
         """Name, revision, split, column and order; for a folder its files' names, sizes and times as well."""
-        values = {
+        values: dict[str, Any] = {
             "dataset": self.name,
             "revision": self.revision,
             "split": self._split,
             "column": self._column,
         }
         if self.revision is None:
-            files = sorted(file for file in Path(self._path).rglob("*") if file.is_file())
-            values["files"] = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in files]  # type: ignore[assignment]
+            stats = [
+                (file.name, file.stat()) for file in sorted(Path(self._path).rglob("*")) if file.is_file()
+            ]
+            values["files"] = [[name, stat.st_size, stat.st_mtime_ns] for name, stat in stats]
         return {**values, "seed": self._seed, "block": self._block}
 
     def open(self, position: Position | None = None) -> HubReading:
-        """Begin to read, or go on."""
+        """Begin to read, or continue from a position."""
         return HubReading(self, position)
 
     def load(self) -> IterableDataset:
@@ -122,7 +123,7 @@ class HubReading:
         self._given: int = self._start.get("given", 0)
 
     def __iter__(self) -> Iterator[Record]:
-        """The documents; the block of the position is read again and what was given of it passed over."""
+        """The documents; the block of the position is read again, and what was given of it is skipped."""
         rows = self._rows()
         while block := self._source.block_of(rows, self._start["block"]):
             after = {"file": self._file, "state": self._part.state_dict(), "block": self._start["block"] + 1}
@@ -157,9 +158,7 @@ class HubReading:
 
 
 def remembered_revision(name: str, cache: Path | None) -> str:
-    """The newest commit; without a network the one that was the newest last time, so that what is prepared
-    can be used.
-    """
+    """The newest commit. Without a network it is that of last time, so that prepared data can be used."""
     path = None if cache is None else cache / REVISIONS
     known: dict[str, str] = (
         read_json(path, fix="delete it; it is made again") if path is not None and path.exists() else {}

@@ -7,7 +7,7 @@
 
 The first two may be compressed (.gz, .xz, .zst). A file is read as a stream: memory is bounded by its longest
 document, and that by LONGEST_DOCUMENT, also where 4 MB decompress to 6 GB. A record that cannot be used is
-not skipped in silence but handed on with what is wrong with it, so that it is counted.
+handed on with its problem, so that it is counted.
 Not here: several files, and going on from a position (documents.py).
 """
 
@@ -115,7 +115,7 @@ def _text_records(file: IO[bytes]) -> Iterator[Record]:
             yield Record(None, TOO_LONG) if too_long else _text_record(bytes(document))
             document, ended, too_long = bytearray(), True, False
         elif line is None or len(document) + len(line) > LONGEST_DOCUMENT:
-            document, too_long = bytearray(), True  # what follows is passed over up to the next delimiter
+            document, too_long = bytearray(), True  # what follows is skipped up to the next delimiter
         elif not too_long:
             document += line
     if too_long:
@@ -174,18 +174,13 @@ def _parquet_records(path: Path, raw: IO[bytes], column: str) -> Iterator[Record
         size = _checked_size(path, file.metadata, column, group)
         rows = min(max(LARGEST_BATCH // max(size, 1), 1), ROWS_AT_ONCE)
         if inner and not _is_list_of_texts(kind):
-            yield from (
-                Record(None, f"{kind} in the column, not text")
-                for _ in range(file.metadata.row_group(group).num_rows)
-            )
+            not_text = Record(None, f"{kind} in the column, not text")
+            yield from (not_text for _ in range(file.metadata.row_group(group).num_rows))
             continue
         for batch in file.iter_batches(batch_size=rows, row_groups=[group], columns=[column]):
             for value in batch.column(0):
-                yield (
-                    Record(None, TOO_LONG)
-                    if inner and _length(value) > LONGEST_DOCUMENT
-                    else text_record(value.as_py())
-                )
+                too_long = inner and _length(value) > LONGEST_DOCUMENT
+                yield Record(None, TOO_LONG) if too_long else text_record(value.as_py())
 
 
 def _checked_size(path: Path, metadata: Any, column: str, group: int) -> int:
@@ -200,8 +195,7 @@ def _checked_size(path: Path, metadata: Any, column: str, group: int) -> int:
     if not 0 <= size <= LARGEST_ROW_GROUP:
         raise DataError(
             f"{path} has {size:,} bytes of {column} in its group of rows {group}, above the "
-            f"{LARGEST_ROW_GROUP:,} that are "
-            "read; write it again with smaller groups"
+            f"{LARGEST_ROW_GROUP:,} that are read; write it again with smaller groups"
         )
     return size
 
@@ -238,11 +232,9 @@ def text_record(value: object) -> Record:
         value = "\n".join(value)
     if value is None:
         return Record(None, EMPTY)
-    return (
-        _checked(value)
-        if isinstance(value, str)
-        else Record(None, f"a {type(value).__name__} in the column, not text")
-    )
+    if isinstance(value, str):
+        return _checked(value)
+    return Record(None, f"a {type(value).__name__} in the column, not text")
 
 
 def _checked(text: str) -> Record:

@@ -1,6 +1,6 @@
-"""Appends documents to the shards of one split, and can be told to forget what came after a note.
+"""Append documents to the shards of one split, with notes to continue from after an interruption.
 
-`commit` puts everything on disk and returns the note; a writer made from that note cuts the files back to it.
+`commit` puts everything on disk and returns a note; a writer made from that note truncates the files to it.
 Not here: reading (shards.py), when to commit (prepare.py).
 """
 
@@ -96,7 +96,7 @@ class SplitWriter:
             self._open_files()
 
     def commit(self) -> dict[str, Any]:
-        """Put everything on disk. Returns the note that a later writer goes on from."""
+        """Put everything on disk. Returns the note that a later writer continues from."""
         _to_disk(self._files.values())
         return {"closed": self._closed, "open": dict(self._sizes)}
 

@@ -60,9 +60,8 @@ class ExampleTable:
         """Encode examples; weights, if given, say how often each is drawn relative to the others."""
         rows = [(tokenizer.encode(example.prompt), tokenizer.encode(example.answer)) for example in examples]
         lengths = np.array([len(prompt) + len(answer) for prompt, answer in rows], dtype=np.int64)
-        assert tokenizer.vocab_size <= 2**15, (
-            "generated tasks have small vocabularies; their tables are int16"
-        )
+        assert tokenizer.vocab_size <= 2**15, "tables are int16: generated tasks have small vocabularies"
+
         tokens = np.full((len(rows), int(lengths.max())), PAD, dtype=np.int16)
         for index, (prompt, answer) in enumerate(rows):
             tokens[index, : lengths[index]] = prompt + answer

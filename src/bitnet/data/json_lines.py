@@ -1,8 +1,8 @@
-"""Records of a file of JSON lines. A broken one is counted and skipped; more than one in twenty stop the
-reading.
+"""Records of a file of JSON lines. A broken one is counted and skipped; above one in twenty the file is
+refused.
 
-Broken is a line that is no JSON object, or an object that its reader cannot use and says why. Not here:
-documents, whose records may also be text or columns (readers.py).
+A line is broken that is not a JSON object, or an object that its reader cannot use, for a reason it gives.
+Not here: documents, whose records may also be text or columns (corpus/readers.py).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A file of JSON lines has one pair a line: `prompt`, `chosen`, `rejected`, and `held_out: true` for those kept
 from training (`bitnet voice answers --pairs` writes pairs.jsonl). Row 2p is the chosen side of a pair and row
-2p + 1 its rejected side, where the pairs of an epoch go by in an order that is computed (permutation.py); so
+2p + 1 its rejected side, where the pairs of an epoch come in a computed order (permutation.py); so
 row r is a pure function of (seed, r), and a batch with an even number of rows holds whole pairs. Each row
 also carries `Batch.reference`, which its maker supplies. Not here: the loss (train/objective.py), the form of
 a turn (text/chat.py).
@@ -68,7 +68,7 @@ def read_pairs(path: Path) -> Pairs:
 def _problem(row: dict[str, Any]) -> str | None:
     for key in Pair._fields:
         if not isinstance(row.get(key), str) or not row[key].strip():
-            return f"{key} is no text"
+            return f"{key} is not a text"
     if row["chosen"].strip() == row["rejected"].strip():
         return "chosen and rejected are the same"
     return held_out_problem(row)

@@ -1,4 +1,4 @@
-"""Token shards: what prepare.py writes and training reads, opened without being read.
+"""Token shards on disk: corpus/prepare.py writes them, training reads them through memory maps.
 
     DIR/manifest.json            written last; a folder without it is unfinished
         tokenizer/               the tokenizer of the ids
@@ -8,7 +8,7 @@
 
 Each document ends with the tokenizer's end-of-text id; nothing stands before it, since that id also says
 "here begins the next". Files are memory-mapped: what is read lies in the system's file cache, not in the
-process's own memory. Not here: writing (prepare.py), windows for training (windows.py).
+process's own memory. Not here: writing (corpus/), windows for training (windows.py).
 """
 
 from __future__ import annotations
@@ -134,8 +134,7 @@ class Shards:
         if here != given:
             raise DataError(
                 f"the data in {self.folder} was made with another tokenizer (sha256 {here[:12]}, not "
-                f"{given[:12]}); use the one in "
-                f"{self.folder / TOKENIZER}, or prepare the data again"
+                f"{given[:12]}); use the one in {self.folder / TOKENIZER}, or prepare the data again"
             )
 
     def tokenizer(self) -> Tokenizer:
@@ -155,9 +154,8 @@ class Shards:
                     f"{path} was altered since it was written; delete {self.folder} and prepare the data "
                     "again"
                 )
-            largest = (
-                _largest_id(path, self.manifest["dtype"]) if path.suffix == ".bin" and entry["tokens"] else 0
-            )
+            holds_ids = path.suffix == ".bin" and entry["tokens"]
+            largest = _largest_id(path, self.manifest["dtype"]) if holds_ids else 0
             if largest >= vocab_size:
                 raise DataError(
                     f"{path} holds the id {largest}, beyond the {vocab_size:,} of its tokenizer; {AGAIN}"
@@ -180,8 +178,8 @@ class Shards:
 
 
 def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
-    """Raise DataError for values of another kind, and for names that are no shard's: they might lead out of
-    the folder.
+    """Raise DataError for values of another type, and for names of other files, which might lead out of the
+    folder.
     """
     check_types(manifest, _TYPES, str(path), _TYPES)
     check_types(
@@ -193,7 +191,7 @@ def _check_manifest(manifest: dict[str, Any], path: Path) -> None:
             not _NAME.fullmatch(entry["name"])
             or min(entry["tokens"], entry["documents"], entry["text_bytes"]) < 0
         ):
-            raise DataError(f"{path} describes {entry['name'][:80]!r}, which is no shard; {AGAIN}")
+            raise DataError(f"{path} describes {entry['name'][:80]!r}, which is not a shard; {AGAIN}")
     if not any(entry["tokens"] for entry in manifest["splits"]["train"]):
         raise DataError(f"{path} has no token to train on; {AGAIN}")
 

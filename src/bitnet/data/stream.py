@@ -41,11 +41,11 @@ class Batch(NamedTuple):
     reference: Tensor | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """What there is, by name."""
+        """The tensors that are present, by name."""
         return {name: tensor for name, tensor in self._asdict().items() if tensor is not None}
 
     def context(self) -> dict[str, Tensor]:
-        """What a model is told beside the ids: `segments`, where there are any."""
+        """What a model gets beside the ids: `segments`, where there are any."""
         return {} if self.segments is None else {"segments": self.segments}
 
     def to(self, device: torch.device) -> Batch:
@@ -55,7 +55,7 @@ class Batch(NamedTuple):
         )
 
     def equals(self, other: Batch) -> bool:
-        """Whether all of it is the same, bit for bit."""
+        """Whether both hold the same tensors, bit for bit."""
         mine, others = self.tensors(), other.tensors()
         return mine.keys() == others.keys() and all(torch.equal(mine[name], others[name]) for name in mine)
 

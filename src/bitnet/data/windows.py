@@ -42,8 +42,7 @@ class WindowRows:
         if self.windows < 1:
             raise DataError(
                 f"{shards.folder} has {shards.train.tokens:,} training tokens, one row of {seq_len} needs "
-                f"{seq_len + 1:,}; give more text "
-                "or lower --seq-len"
+                f"{seq_len + 1:,}; give more text or lower --seq-len"
             )
 
     def window_numbers(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -53,9 +52,8 @@ class WindowRows:
     def rows(self, numbers: NDArray[np.int64]) -> Batch:
         """Batch of the rows with these numbers; every target counts."""
         starts = self.window_numbers(numbers) * self.seq_len
-        tokens = np.stack(
-            [self.shards.train.read(int(start), self.seq_len + 1) for start in starts]
-        )  # (B, T + 1)
+        windows = [self.shards.train.read(int(start), self.seq_len + 1) for start in starts]
+        tokens = np.stack(windows)  # (B, T + 1)
         return shifted(tokens, np.ones(tokens.shape, dtype=bool))
 
     def epochs(self, rows: int) -> float:
@@ -68,8 +66,8 @@ class WindowRows:
         if epochs > MAX_EPOCHS and not allow_repeat:
             raise ConfigError(
                 f"the run reads {rows * self.seq_len:,} tokens and the data has "
-                f"{self.shards.train.tokens:,}, which makes {epochs:.1f} "
-                f"epochs; above {MAX_EPOCHS:g}, lower --num-steps, give more text, or say --allow-repeat"
+                f"{self.shards.train.tokens:,}, which makes {epochs:.1f} epochs; above {MAX_EPOCHS:g}, lower "
+                "--num-steps, give more text, or say --allow-repeat"
             )
         return epochs
 

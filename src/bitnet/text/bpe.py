@@ -42,8 +42,7 @@ def train_bpe(
     if vocab_size < SMALLEST:
         raise ConfigError(
             f"a vocabulary of {vocab_size} entries is too small; it must have at least {SMALLEST}: 256 bytes "
-            "and "
-            f"{len(SPECIAL_TOKENS)} special tokens"
+            f"and {len(SPECIAL_TOKENS)} special tokens"
         )
     package = tokenizers_package()
     pre_tokenizers = package.pre_tokenizers
@@ -65,7 +64,6 @@ def train_bpe(
     if found < vocab_size and not fewer:
         raise DataError(
             f"the data supports a vocabulary of {found:,} entries only ({found - SMALLEST:,} merges were "
-            f"found), {vocab_size:,} are asked "
-            f"for; give more text, or ask for {found}"
+            f"found), {vocab_size:,} are asked for; give more text, or ask for {found}"
         )
     return SubwordTokenizer(library.to_str(pretty=True), dict(CONFIG))

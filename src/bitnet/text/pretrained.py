@@ -1,4 +1,4 @@
-"""Find a tokenizer by the user's word for it: a folder, or a name on the Hugging Face hub.
+"""Find a tokenizer by its name: a folder, or a name on the Hugging Face hub.
 
 From the hub come the tokenizer's JSON files and nothing else: no weights, no code. Not here: `own` and
 `characters`, which are made from the data.
@@ -79,9 +79,8 @@ def fetch(name: str) -> SubwordTokenizer:
     except LocalEntryNotFoundError:
         raise NotFoundError(
             f"{name} is neither a folder here nor in the local cache, and the hub cannot be reached; connect "
-            "once (a gated one, as "
-            f"meta-llama's are, asks you to accept its terms at huggingface.co/{name} and to run `hf auth "
-            f"login`), or {INSTEAD}"
+            "once (a gated one, as meta-llama's are, asks you to accept its terms at huggingface.co/"
+            f"{name} and to run `hf auth login`), or {INSTEAD}"
         ) from None
     except RepositoryNotFoundError:
         raise NotFoundError(

@@ -108,6 +108,5 @@ def load_tokenizer(folder: Path) -> Tokenizer:
         return CharacterTokenizer.load(folder)
     raise NotFoundError(
         f"there is no tokenizer in {folder} (neither {TOKENIZER_FILE} nor {FILE_NAME}); copy a run's "
-        "tokenizer folder back, or make one "
-        "with: bitnet tokenizer train"
+        "tokenizer folder back, or make one with: bitnet tokenizer train"
     )

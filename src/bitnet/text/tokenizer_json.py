@@ -91,8 +91,8 @@ def read_library_tokenizer(content: str) -> LibraryTokenizer:
 
 
 def check_ids(ids: Mapping[str, int]) -> None:
-    """Raise DataError for ids that no embedding should be made for. The library itself refuses those that are
-    no uint32.
+    """Raise DataError for ids that no embedding should be made for. The library itself refuses ids beyond
+    uint32.
     """
     largest = max(ids.values(), default=-1)
     if not 0 <= largest < MOST_ENTRIES:
@@ -105,8 +105,8 @@ def check_ids(ids: Mapping[str, int]) -> None:
 
 @contextmanager
 def library_errors(what: str) -> Iterator[None]:
-    """Turn what the library raises into one DataError: plain exceptions, and panics of its Rust code, which
-    are no Exception.
+    """Turn what the library raises into one DataError, panics of its Rust code included: they derive from
+    BaseException.
     """
     try:
         yield

@@ -33,9 +33,8 @@ PARTS = re.compile(
 )
 PIECE_CHARACTERS = 1 << 20  # a 50 MB document is cut into pieces of this size, so that memory stays small
 _PIECE_END = re.compile(r"(?<=\S)(?= )")
-GENERATION = (
-    1 << 14
-)  # two generations are about 6 MB, which 4 MB of books fill: memory does not grow with the corpus
+# Two generations are about 6 MB, which 4 MB of books fill: memory does not grow with the corpus.
+GENERATION = 1 << 14
 LONGEST_CACHED = 64
 
 EncodeMany = Callable[[list[str]], list[list[int]]]
