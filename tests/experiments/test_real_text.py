@@ -129,6 +129,17 @@ def test_evaluate_on_a_text_gives_the_loss_of_every_token(
     assert 5 < measured.json["metrics"]["nats_per_token"] < 7  # ln(320) is 5.77
     assert bitnet("evaluate", "one", "--data", text, "--check").code == 2
 
+    lines = write_jsonl(tmp_path / "new.jsonl", stories(30, first=900))
+    with lines.open("a", encoding="utf-8") as file_of_lines:
+        file_of_lines.write("{broken\n")
+    again = bitnet("evaluate", "one", "--data", lines, "--json")
+    assert again.json["metrics"] == measured.json["metrics"]
+    assert "left out: 1 broken (first: " in again.err, "a dropped record is counted and said"
+    nothing = tmp_path / "nothing.txt"
+    nothing.write_text("\n")
+    refused = bitnet("evaluate", "one", "--data", nothing)
+    assert (refused.code, "no document that can be used" in refused.err) == (2, True)
+
 
 @pytest.mark.slow
 def test_evaluate_refuses_data_whose_tokenizer_is_not_the_runs(bitnet: Command, file: Path) -> None:

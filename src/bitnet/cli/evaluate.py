@@ -111,8 +111,8 @@ def check_tokenizer(trained: TrainedModel, task: Task) -> None:
 
 
 def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, out: TextIO) -> int:
-    """Loss on the documents of --data, every token of them."""
-    from bitnet.corpus.documents import LocalFiles
+    """Loss on the documents of --data, every token of them. Records that cannot be used are counted."""
+    from bitnet.corpus.documents import LocalFiles, Skipped, usable_texts
     from bitnet.data.windows import text_batches
     from bitnet.evaluate.loss import held_out_loss
 
@@ -120,11 +120,12 @@ def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, o
         raise ConfigError(
             "--check asks for the success criteria, which are measured without --data; give one of them"
         )
-    texts = (record.text for record in LocalFiles(flags.data, flags.column).open() if record.text is not None)
+    skipped = Skipped()
+    texts = usable_texts(LocalFiles(flags.data, flags.column), skipped)
     batches = text_batches(texts, trained.tokenizer, seq_len=config.train.seq_len, batch_size=TEXT_ROWS)
     metrics = held_out_loss(trained.model, batches, trained.tokenizer)
-    if not metrics["tokens"]:
-        raise DataError(f"{', '.join(flags.data)}: there is no text to measure; give files with documents")
+    if skipped:
+        print(f"left out: {skipped}", file=sys.stderr)
 
     run, files = trained.layout.run_id, ", ".join(flags.data)
     print(f"{run} at step {trained.step}, on {files} ({metrics['tokens']:,.0f} tokens)", file=out)
