@@ -38,7 +38,7 @@ TRIED_BY = {
     "faults/test_planted": """
         diagnose/check_decoding diagnose/check_formats
         diagnose/check_learning diagnose/check_start diagnose/check_twin
-        diagnose/diagnosis diagnose/open_subject diagnose/page diagnose/run_checks diagnose/subject
+        diagnose/open_subject diagnose/page diagnose/run_checks
         diagnose/watch
     """,
     "hostile/test_bad_input": "cli/complete cli/evaluate cli/main cli/model cli/runs cli/start_from",

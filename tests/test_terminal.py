@@ -10,15 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitnet.terminal import (
-    ProgressLine,
-    ShownText,
-    one_line,
-    send,
-    shown_output,
-    visible,
-    visible_but_colours,
-)
+from bitnet.terminal import LiveLine, ShownText, one_line, send, shown_output, visible, visible_but_colours
 
 
 @pytest.mark.parametrize(
@@ -93,7 +85,7 @@ def test_a_line_of_progress_is_rewritten_on_a_terminal_and_repeated_elsewhere(
     monkeypatch.setattr("sys.stderr", stream)
     times = iter((0.0, 6.0, 6.1, 12.0))  # made, then shown three times
     monkeypatch.setattr("time.monotonic", lambda: next(times))
-    line = ProgressLine()
+    line = LiveLine()
     for text in ("one", "two, too soon", "three"):
         line.show(lambda text=text: text)  # type: ignore[misc]
     assert stream.getvalue() == shown

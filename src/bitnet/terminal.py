@@ -85,7 +85,7 @@ def send(stream: TextIO, sequence: str) -> None:
     _write(behind, sequence)
 
 
-class ProgressLine:
+class LiveLine:
     """A line about work in progress on standard error. A terminal rewrites it; elsewhere it is repeated."""
 
     REWRITTEN_EVERY_S, REPEATED_EVERY_S = 0.2, 5.0

@@ -63,6 +63,7 @@ def test_a_run_without_a_whole_checkpoint_is_a_finding_and_no_error(bitnet: Comm
     assert result.json["suspect"] in SUSPECTS
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(bitnet: Command, runs: Path) -> None:
     for words in (
         ["nothing"],

@@ -106,6 +106,7 @@ def test_an_experiments_data_settings_are_flags_here_too(bitnet: Command, tmp_pa
     assert 'Did you mean "--data.expressions"?' in wrong.err
 
 
+@pytest.mark.slow
 def test_bad_input_is_one_line(bitnet: Command, tokenizer: Path, tmp_path: Path) -> None:
     data = write_txt(tmp_path / "a.txt", stories(20))
     (tmp_path / "binary.txt").write_bytes(bytes(range(256)))

@@ -98,6 +98,7 @@ def test_check_makes_a_missed_criterion_the_exit_code(bitnet: Command, tmp_path:
     assert again.out.rstrip().endswith("FAIL")
 
 
+@pytest.mark.slow
 def test_both_runs_are_judged_where_a_control_is_trained(bitnet: Command, tmp_path: Path) -> None:
     assert (
         bitnet(

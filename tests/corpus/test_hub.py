@@ -42,6 +42,7 @@ def test_every_document_once_in_an_order_of_the_seed(folder: Path) -> None:
     assert first != texts_of(HubDataset(str(folder), seed=2, block=50))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("given", [0, 1, 49, 50, 51, 100, 119, 120])
 def test_reading_goes_on_where_it_stopped(folder: Path, given: int) -> None:
     """The library's own shuffle buffer is not in its saved state; going on from that would lose what it held.

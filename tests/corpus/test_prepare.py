@@ -181,6 +181,7 @@ def test_validation_file_is_the_held_out_set_and_its_copies_are_dropped(tmp_path
     assert shards.manifest["counts"]["equal_to_validation"] == 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_limits_are_exact(tmp_path: Path, processes: int) -> None:
     some = prepare(

@@ -122,6 +122,7 @@ def repeated(texts: int, lists: bool) -> pa.Table:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lists", "found"), [(False, (400, 400)), (True, (1, 0))], ids=["rows", "one list"])
 def test_a_text_that_parquet_stores_once_and_repeats_is_not_written_out_at_once(
     lists: bool, found: tuple[int, int], tmp_path: Path

@@ -112,6 +112,7 @@ HOSTILE: dict[str, tuple[tuple[str | int, ...], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_manifest_from_somebody_else_is_held_against_types(shards: Shards, case: str) -> None:
     """Names must be those of shards: as they came they were joined to the folder. Seven of these ended in a

@@ -44,6 +44,7 @@ def key(left: int, op: str, right: int) -> str:
     return f"{left} {op} {right}"
 
 
+@pytest.mark.slow
 def test_every_problem_is_in_exactly_one_part(reference: ArithmeticTask) -> None:
     trained = {example.prompt for example in reference.training}
     kept = {case.prompt for case in reference.held_out_cases}

@@ -125,6 +125,7 @@ def test_help_is_instant_because_it_imports_nothing_heavy() -> None:
     assert "experiments" in done.stdout
 
 
+@pytest.mark.slow
 def test_verb_help_exits_with_zero() -> None:
     done = subprocess.run(
         [sys.executable, "-m", "bitnet", "train", "arithmetic", "--help"],

@@ -81,6 +81,7 @@ def test_a_false_header_is_one_line(change: Any, verb: str, bitnet: Command, run
     assert "model.safetensors" in result.err or "does not fit the model" in result.err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("file", ["model.safetensors", "optimizer.safetensors", "observers.safetensors"])
 def test_a_header_longer_than_the_file_is_one_line_when_training_goes_on(
     file: str, bitnet: Command, runs: Path

@@ -19,6 +19,7 @@ def script(folder: Path, text: str) -> str:
     return str(file)
 
 
+@pytest.mark.slow
 def test_the_source_compiles_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-Wall", "-Wextra", "-Werror"))
     try:

@@ -64,6 +64,7 @@ def test_it_is_compiled_once_and_then_found(empty_cache: Path, compilations: lis
     assert not compilations[0].exists()
 
 
+@pytest.mark.slow
 def test_a_library_that_was_cut_short_is_compiled_anew(empty_cache: Path, compilations: list[Path]) -> None:
     """Loading half a file kills the interpreter with a bus error; the name holds the digest of the whole."""
     loaded()
@@ -87,6 +88,7 @@ def plant(home: Path) -> Path:
     return file
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", [0o770, 0o707, 0o777])
 def test_a_folder_that_others_can_write_to_is_not_used(
     empty_cache: Path, compilations: list[Path], monkeypatch: pytest.MonkeyPatch, mode: int
@@ -110,6 +112,7 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     assert kept(empty_cache) == [file]
 
 
+@pytest.mark.slow
 def test_a_folder_or_library_of_another_user_is_not_used(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,6 +126,7 @@ def trained(*, fp16: bool) -> list[StepReport]:
     )
 
 
+@pytest.mark.slow
 def test_training_in_fp16_has_the_losses_of_fp32() -> None:
     """torch's fp16 on the CPU is slow and has the values of a GPU's; the products round at 2**-11."""
     plain, scaled = trained(fp16=False), trained(fp16=True)

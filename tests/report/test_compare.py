@@ -42,6 +42,7 @@ def test_control_differs_in_its_weights_alone(pair: Path) -> None:
     assert '"activations": "full"' in second.config.read_text()
 
 
+@pytest.mark.slow
 def test_gap_is_second_minus_first_at_every_common_evaluation(pair: Path) -> None:
     found = compare(RunLayout(pair / "mine"), RunLayout(pair / "mine_control"), ["exact_match"])
     assert found.steps == [2, 4]
@@ -64,6 +65,7 @@ def test_the_command_prints_and_draws(pair: Path, bitnet: Command, tmp_path: Pat
     assert result.json["last"]["eval_loss"].keys() == {"first", "second", "gap"}
 
 
+@pytest.mark.slow
 def test_runs_of_different_recipes_are_refused_and_can_be_forced(
     pair: Path, bitnet: Command, tmp_path: Path
 ) -> None:

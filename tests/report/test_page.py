@@ -93,6 +93,7 @@ def test_a_run_that_was_not_judged_says_how_to(bitnet: Any, tmp_path: Path) -> N
     assert "bitnet evaluate open" in page
 
 
+@pytest.mark.slow
 def test_a_run_without_metrics_is_a_page_of_what_is_not_recorded(bitnet: Any, tmp_path: Path) -> None:
     write_config(tmp_path / "bare", 50)
     page = own_part(report(bitnet, tmp_path, "bare"))

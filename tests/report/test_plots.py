@@ -22,6 +22,7 @@ def figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return drawn[0]
 
 
+@pytest.mark.slow
 def test_tick_labels_are_plain_numbers(figure: Any) -> None:
     r"""The logarithmic axis of the gradient norm once read `$\mathdefault{10^{-1}}$`, since names are not
     parsed as mathematics.
@@ -33,6 +34,7 @@ def test_tick_labels_are_plain_numbers(figure: Any) -> None:
         assert not [text for text in labels if "$" in text], axis.get_title(loc="left")
 
 
+@pytest.mark.slow
 def test_each_panel_has_its_title(figure: Any) -> None:
     assert [axis.get_title(loc="left") for axis in figure.axes[: len(plots.PANELS)]] == list(plots.PANELS)
 

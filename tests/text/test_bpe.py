@@ -200,6 +200,7 @@ def test_truncation_and_special_names_of_a_foreign_folder(tmp_path: Path) -> Non
     assert foreign.describe()["tokenizer"] == tmp_path.name
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     "BITNET_TEST_DATA" not in os.environ, reason="BITNET_TEST_DATA does not name the folder with real text"
 )

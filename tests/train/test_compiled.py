@@ -142,6 +142,7 @@ def test_wrong_int8_products_are_not_used(
     assert provenance["linear_product"] == "float"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_right_int8_products_are_used(bitnet: Command, tmp_path: Path, precision: str) -> None:
     _, provenance = train(bitnet, tmp_path, "--train.product", "int8", "--train.precision", precision)

@@ -88,6 +88,7 @@ def test_lines_before_the_checkpoint_must_be_those_that_were_written(
     assert others == {other: (layout.root / other).read_bytes() for other in others}
 
 
+@pytest.mark.slow
 def test_lines_after_the_checkpoint_are_dropped_and_written_again(stopped: Path) -> None:
     layout = RunLayout(stopped / "one")
     for name in FILES:
@@ -146,6 +147,7 @@ def test_changed_data_is_refused_and_named(stopped: Path, monkeypatch: pytest.Mo
     assert RunLayout(stopped / "one").scalars.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_says_done_without_any_checkpoint_is_not_done(stopped: Path) -> None:
     """It printed `already done`, with exit code 0, although no weights were left."""
     assert train(stopped).code == 0

@@ -54,6 +54,7 @@ def test_it_answers_a_batch_and_the_seed_repeats(folder: Path) -> None:
     assert teacher.describe()["kind"] == "huggingface"
 
 
+@pytest.mark.slow
 def test_without_an_end_the_answer_was_cut_off(folder: Path) -> None:
     """Greedy, an untrained model goes on and on."""
     (reply,) = open_teacher(str(folder), TeacherOptions(max_new_tokens=3, temperature=0)).reply([ASK])

@@ -20,7 +20,7 @@ from bitnet.cli.flags import JsonFlags, last_value, parse, with_sections
 from bitnet.cli.registry import experiment_names, find_experiment, find_variant
 from bitnet.errors import ConfigError, DataError
 from bitnet.files import replacing
-from bitnet.terminal import ProgressLine
+from bitnet.terminal import LiveLine
 
 if TYPE_CHECKING:
     from bitnet.data.shards import Shards
@@ -163,7 +163,7 @@ def prepare_documents(flags: PrepareDocumentsFlags) -> int:
 
 def progress_line() -> Callable[[object], None]:
     """Shows str() of what it is given on standard error."""
-    line = ProgressLine()
+    line = LiveLine()
     return lambda progress: line.show(lambda: str(progress))
 
 

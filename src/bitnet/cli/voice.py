@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitnet.cli.flags import Action, JsonFlags, run_action
-from bitnet.terminal import ProgressLine
+from bitnet.terminal import LiveLine
 from bitnet.units import duration
 from bitnet.voice.teachers import DEFAULT, Teacher, TeacherOptions, open_teacher
 
@@ -166,7 +166,7 @@ def _end(flags: TeacherFlags, manifest: dict[str, Any], lines: list[str]) -> int
 
 def progress(pieces: str, kept: str) -> Callable[[int, int, int], None]:
     """Shows on standard error how many pieces are done, how much was kept, and the time to go."""
-    line, started = ProgressLine(), time.monotonic()
+    line, started = LiveLine(), time.monotonic()
     first: int | None = None
 
     def show(done: int, total: int, count: int) -> None:

@@ -253,7 +253,8 @@ moved or copied. A run from somebody else, one whose configuration was edited, a
 existed have no valid signature. They are data:
 
 * No command executes a file because a run names it. A run that was trained from a file of your own is
-  evaluated with `bitnet evaluate RUN --experiment FILE.py`; `diagnose` and `compare` take the same flag.
+  evaluated with `bitnet evaluate RUN --experiment FILE.py`; `diagnose`, `compare`, `play` and
+  `train --from` take the same flag.
 * `evaluate`, `diagnose` and `train --from` neither read nor write the files, folders and data sets that a
   foreign configuration names (`data.data`, `data.cache_dir`, `data.tokenizer`, `training.start_from` and the
   like), unless the command says `--trust`. `bitnet evaluate RUN --data FILE` measures the loss on a text of

@@ -87,6 +87,7 @@ def key(function: Function) -> str:
     return function.name if any(map(str.isdigit, function.name)) else function.example.prompt
 
 
+@pytest.mark.slow
 def test_nothing_held_out_is_trained_on(evaluated: list[Function], trained: list[Function]) -> None:
     assert not any(held_out(key(function)) for function in trained)
     assert all(held_out(key(function)) for function in evaluated)
@@ -135,6 +136,7 @@ WRONG = [  # kind, f, g, what to change in the text, into what
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "f", "g", "old", "new"), WRONG)
 def test_a_body_that_is_a_little_wrong_is_wrong(kind: str, f: str, g: str, old: str, new: str) -> None:
     """The calls have to include the numbers at which the fault shows."""

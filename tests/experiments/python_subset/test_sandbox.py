@@ -359,6 +359,7 @@ LINES = [
 ]
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(1, 3), st.sampled_from(LINES)), min_size=1, max_size=6))
 def test_what_the_tree_lets_through_never_brings_the_worker_down(lines: list[tuple[int, str]]) -> None:
     """A worker that dies is a hole in the tree's rules: something came through that only the system stops."""

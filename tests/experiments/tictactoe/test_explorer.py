@@ -53,6 +53,7 @@ def some_children(depth: int, chosen: NDArray[np.int64], cells: NDArray[np.int64
     return (cells + depth) % 4 == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_rows", [512, 4])
 def test_cached_reading_of_the_tree_equals_reading_each_text_by_itself(
     model: BitNetTransformer, max_rows: int, monkeypatch: pytest.MonkeyPatch
@@ -77,6 +78,7 @@ def test_cached_reading_of_the_tree_equals_reading_each_text_by_itself(
         assert choices.cells[depth][line] == (ids.index(likeliest) if likeliest in ids else NO_CELL)
 
 
+@pytest.mark.slow
 def test_result_line_counts_as_right_exactly_when_greedy_decoding_writes_it(
     tiny_config: BitNetConfig,
 ) -> None:

@@ -79,6 +79,7 @@ def test_the_page_about_the_run_directory_is_the_generated_one() -> None:
     assert (ROOT / "docs" / "run-directory.md").read_text(encoding="utf-8") == page() + "\n"
 
 
+@pytest.mark.slow
 def test_samples_repeat_exactly(bitnet: Command, tmp_path: Path) -> None:
     texts = []
     for run_id in ("a", "b"):
@@ -331,6 +332,7 @@ def test_nan_is_dumped_refused_and_the_second_time_the_run_fails(
     assert all(row["loss"] is None for row in read_lines(tmp_path / "r" / "metrics" / "scalars.jsonl").rows)
 
 
+@pytest.mark.slow
 def test_full_disk_while_logging_stops_with_one_message_and_keeps_what_was_written(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

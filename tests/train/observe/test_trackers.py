@@ -30,6 +30,7 @@ def test_tensorboard_holds_the_losses_of_the_run(bitnet: Command, tmp_path: Path
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["wandb", "trackio"])
 def test_loggers_are_started_once_and_told_every_row(
     name: str, bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
