@@ -120,7 +120,7 @@ def count(paths: Iterable[Path]) -> Count:
 def groups() -> dict[str, Count]:
     """The core, the annexes, the benchmarks and the tests."""
     files = sorted(SOURCE.rglob("*.py"))
-    top = [path for path in files if path.parent == SOURCE]  # errors, files, units: the core stands on them
+    top = [path for path in files if path.parent == SOURCE]  # errors, files, units: part of the core
     core = [path for path in files if path.relative_to(SOURCE).parts[0] in CORE]
     rest = [path for path in files if path not in set(core) and path not in set(top)]
     return {

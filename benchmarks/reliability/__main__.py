@@ -1,4 +1,4 @@
-"""Repeat the large trials of reliability, and record what held.
+"""Repeat the large trials of reliability, and record how many held.
 
     python benchmarks/reliability --kills 100 --corruptions 500 --full-disk all --commands 1000 --hostile 200
     python benchmarks/reliability --hostile 200 --seed 7    # one kind only; the other results stay
@@ -23,9 +23,8 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # of this process and of those that it starts: results repeat for equal threads only
+# for this process and those that it starts, because results repeat for equal threads only
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from hardware import RESULTS, where
 from reliability.trial import Trial, summary

@@ -50,7 +50,7 @@ def run(count: int | None, seed: int) -> list[Trial]:
 
 
 def _killed(runs: Path, draw: random.Random, seconds: float, wanted: int) -> list[tuple[str, str]]:
-    """Kill one run so many times, half of them inside a save. Returns what was done."""
+    """Kill one run this many times, half of them inside a save. Returns the kills."""
     done: list[tuple[str, str]] = []
     for number in range(20 * wanted):
         if len(done) == wanted:

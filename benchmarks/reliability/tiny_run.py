@@ -31,7 +31,7 @@ TIMED = {"step_time_ms", "tokens_per_sec", "process_mem_gb", "mfu"}  # what hang
 
 
 class Result(NamedTuple):
-    """What a command did. code: as the shell sees it, 1000 for a traceback, which stands in err."""
+    """What a command did. code: as the shell sees it, 1000 for a traceback, which is in err."""
 
     code: int
     out: str

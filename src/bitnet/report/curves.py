@@ -44,14 +44,14 @@ def loss(frame: Frame) -> Any:
     items: list[Any] = []
     for index, run in enumerate(frame.runs):
         table = _with_held_out(with_smooth(run.scalars, "loss"), run.evaluations)
-        told = [raw, smooth, *([held_out] if "eval_loss" in table else [])]
-        source = source_of(run, table, told, by=("loss",))
+        shown = [raw, smooth, *([held_out] if "eval_loss" in table else [])]
+        source = source_of(run, table, shown, by=("loss",))
         drawn = lines(frame, plot, source, index, [raw, smooth])
         items += named(frame, index, [drawn], ["training, smoothed"]) if drawn else []
         evaluations = source_of(run, run.evaluations, [held_out])
         points = _evaluation_points(frame, plot, evaluations, index)
         items += named(frame, index, [points], ["held out"]) if points else []
-        hover(frame, plot, drawn[1:] or points[:1], index, told if drawn else [held_out])
+        hover(frame, plot, drawn[1:] or points[:1], index, shown if drawn else [held_out])
         _anomaly_marks(plot, run)
     return finished(frame, plot, items)
 

@@ -39,13 +39,13 @@ _SAMPLE_FIGURES = ("mean_entropy", "max_repetition", "unique_tokens", "total_tok
 
 @dataclass(frozen=True)
 class Sample:
-    """One generated text. told: those of its figures that were recorded."""
+    """One generated text. figures: those that were recorded."""
 
     step: int
     prompt: str
     mode: str
     text: str
-    told: dict[str, float]
+    figures: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,8 @@ def _samples(rows: Sequence[dict[str, Any]]) -> tuple[list[Sample], int]:
 
 
 def _sample(row: dict[str, Any]) -> Sample:
-    told = {name: value for name in _SAMPLE_FIGURES if (value := number(row.get(name))) is not None}
-    return Sample(row["step"], row["prompt"], row["mode"], clipped(row["generated_text"]), told)
+    figures = {name: value for name in _SAMPLE_FIGURES if (value := number(row.get(name))) is not None}
+    return Sample(row["step"], row["prompt"], row["mode"], clipped(row["generated_text"]), figures)
 
 
 def _anomalies(folder: Path) -> list[DumpPage]:
