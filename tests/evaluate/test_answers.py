@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 
-from bitnet.evaluate import answers
 from bitnet.evaluate.answers import Case, answer_all, exact_match
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.characters import CharacterTokenizer
@@ -24,7 +23,7 @@ def said(monkeypatch: pytest.MonkeyPatch, *texts: str) -> dict[str, Any]:
         asked.update(words, prompts=[TOKENIZER.decode(prompt) for prompt in prompts])
         return [TOKENIZER.encode(text) for text in texts]
 
-    monkeypatch.setattr(answers, "continue_prompts", continued)
+    monkeypatch.setattr("bitnet.evaluate.continuations.continue_prompts", continued)
     return asked
 
 

@@ -172,7 +172,7 @@ def test_damaged_newest_checkpoint_is_named_on_use_and_on_resume(bitnet: Command
     result = bitnet("evaluate", "tiny", "--runs-dir", runs)
     assert result.code == 0
     assert "step_000008" in result.err
-    assert "at update 6" in result.out
+    assert "at step 6" in result.out
     named = bitnet("evaluate", runs / "tiny" / "checkpoints" / "step_000008", "--runs-dir", runs)
     assert named.code == 2
     assert "SHA-256" in named.err

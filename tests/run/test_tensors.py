@@ -10,7 +10,13 @@ import torch
 
 from bitnet.errors import DataError
 from bitnet.run import tensors
-from bitnet.run.tensors import check_fits_memory, read_tensors, write_tensors
+from bitnet.run.tensors import (
+    check_fits_memory,
+    first_not_finite,
+    first_not_finite_in,
+    read_tensors,
+    write_tensors,
+)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int8])
@@ -49,3 +55,21 @@ def test_a_file_above_the_memory_is_refused_before_it_is_read(
     monkeypatch.setattr(tensors, "machine_memory_bytes", lambda: 1999)
     with pytest.raises(DataError, match="of memory"):
         check_fits_memory(tmp_path / "t")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_tensor_is_named(tmp_path: Path, value: float, dtype: torch.dtype) -> None:
+    broken = torch.zeros(5, 5, dtype=dtype)
+    broken[4, 4] = value
+    tensors = {"codes": torch.ones(3, dtype=torch.int8), "fine": torch.ones(3), "out": broken}
+    assert first_not_finite(tensors) == "out"
+    write_tensors(tmp_path / "t", tensors)
+    assert first_not_finite_in(tmp_path / "t") == "out"
+
+
+def test_finite_ones_have_no_name(tmp_path: Path) -> None:
+    tensors = {"codes": torch.ones(3, dtype=torch.int8), "largest": torch.full((2,), 3e38)}
+    assert first_not_finite(tensors) is None
+    write_tensors(tmp_path / "t", tensors)
+    assert first_not_finite_in(tmp_path / "t") is None

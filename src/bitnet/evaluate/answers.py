@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from bitnet.generate.decode import continue_prompts
+from bitnet.evaluate.continuations import continuations
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 
@@ -24,12 +24,8 @@ def answer_all(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[C
     end_mark = cases[0].answer[-1]
     assert all(case.answer.endswith(end_mark) for case in cases), "all answers end with the same mark"
     longest = max(len(tokenizer.encode(case.answer)) for case in cases)
-    prompts = [tokenizer.encode(case.prompt) for case in cases]
-    stop = tokenizer.encode(end_mark)[0]
-    return [
-        tokenizer.decode(ids)
-        for ids in continue_prompts(model, prompts, max_new_tokens=longest, stop_id=stop)
-    ]
+    prompts = [case.prompt for case in cases]
+    return continuations(model, tokenizer, prompts, end_mark=end_mark, max_new_tokens=longest)
 
 
 def exact_match(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[Case]) -> dict[str, float]:

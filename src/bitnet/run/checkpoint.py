@@ -20,9 +20,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from bitnet.errors import CheckpointError, DataError, NotFiniteError, NotFoundError
 from bitnet.files import new_folder, read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
-from bitnet.run.nonfinite import first_not_finite, first_not_finite_in
 from bitnet.run.records import read_state
-from bitnet.run.tensors import check_fits_memory, read_tensors, write_tensors
+from bitnet.run.tensors import (
+    check_fits_memory,
+    first_not_finite,
+    first_not_finite_in,
+    read_tensors,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

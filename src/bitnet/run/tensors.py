@@ -3,6 +3,9 @@
 Writing gives the errors of the disk as the system names them. Reading takes a file from anyone: the library
 checks that the shapes in the header agree with the bytes behind it before anything is allocated, and what it
 refuses is one DataError.
+
+A tensor with a NaN or an infinity can be whole by every size and hash, and still nothing that was trained is
+left in it: `first_not_finite` finds it before a checkpoint is written and when one is read.
 """
 
 from __future__ import annotations
@@ -68,3 +71,18 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     with reading(path):
         return load_file(path)
+
+
+def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
+    """The name of the first tensor that holds a NaN or an infinity, or None. Integers are always finite."""
+    import torch
+
+    return next((name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())), None)
+
+
+def first_not_finite_in(path: Path) -> str | None:
+    """The same of a safetensors file, read one tensor at a time. Raises DataError for a malformed one."""
+    from safetensors import safe_open
+
+    with reading(path), safe_open(path, framework="pt") as file:
+        return next((name for name in file.keys() if first_not_finite({name: file.get_tensor(name)})), None)  # noqa: SIM118 - no dict
