@@ -19,6 +19,7 @@ from bitnet.bounds import MOST_DOCUMENTS, MOST_ENTRIES, within
 from bitnet.cli.flags import Action, JsonFlags, run_action
 from bitnet.cli.prepare import CorpusFlags
 from bitnet.errors import ConfigError, DataError
+from bitnet.units import short_count
 
 if TYPE_CHECKING:
     from bitnet.text.tokenizer import Tokenizer
@@ -117,22 +118,19 @@ def train(flags: TokenizerFlags) -> int:
 
 
 def _counted(texts: Iterable[str]) -> Iterator[str]:
-    """The texts; says on standard error how many went by."""
+    """The texts; says on standard error how many were read."""
     count, characters = 0, 0
     for text in texts:
         count, characters = count + 1, characters + len(text)
         if count % SAY_EVERY_DOCUMENTS == 0:
-            print(
-                f"{count:,} documents, {characters / 1e6:,.1f} million characters",
-                file=sys.stderr,
-                flush=True,
-            )
+            _say_read(count, characters)
         yield text
-    print(
-        f"{count:,} documents, {characters / 1e6:,.1f} million characters read; finding the vocabulary",
-        file=sys.stderr,
-        flush=True,
-    )
+    _say_read(count, characters, "; finding the vocabulary")
+
+
+def _say_read(documents: int, characters: int, then: str = "") -> None:
+    line = f"{documents:,} documents, {short_count(characters)} characters read{then}"
+    print(line, file=sys.stderr, flush=True)
 
 
 def inspect(flags: InspectFlags) -> int:
