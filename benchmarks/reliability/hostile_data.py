@@ -25,7 +25,7 @@ ON_TEXT = (
 
 def cases() -> list[Case]:
     """All of them."""
-    groups = (weights, tokenizers, data_files, conversations)
+    groups = (weights, character_tokenizers, tokenizers, data_files, conversations)
     return [case for group in groups for case in group()]
 
 
@@ -85,8 +85,8 @@ def weights() -> Iterator[Case]:
         )
 
 
-def tokenizers() -> Iterator[Case]:
-    """Tokenizers with absurd ids, in the run and given by name."""
+def character_tokenizers() -> Iterator[Case]:
+    """Tokenizers of characters with absurd alphabets, in the run."""
     characters: dict[str, Any] = {
         "vocabulary of 10^12": {"alphabet": "ab", "vocab_size": 10**12},
         "negative": {"alphabet": "ab", "vocab_size": -5},
@@ -99,13 +99,12 @@ def tokenizers() -> Iterator[Case]:
     }
     for what, values in characters.items():
         content = json.dumps({"kind": "characters", **values}).encode()
-        yield Case(
-            "characters.json",
-            what,
-            written("tokenizer/characters.json", content),
-            LOADERS,
-            refused=what != "escapes",
-        )
+        plant = written("tokenizer/characters.json", content)
+        yield Case("characters.json", what, plant, LOADERS, refused=what != "escapes")
+
+
+def tokenizers() -> Iterator[Case]:
+    """Tokenizers with absurd ids and parts, given by name."""
     base: Json = {
         "version": "1.0",
         "added_tokens": [],
@@ -134,36 +133,25 @@ def tokenizers() -> Iterator[Case]:
     inspect = (("tokenizer", "inspect", "given", "--text", "a cat"),)
     for what, change in changes.items():
         content = json.dumps({**base, **change}).encode()
-        yield Case(
-            "tokenizer.json", what, given("tokenizer.json", content), inspect, refused=what != "template"
-        )
+        plant = given("tokenizer.json", content)
+        yield Case("tokenizer.json", what, plant, inspect, refused=what != "template")
 
 
 def data_files() -> Iterator[Case]:
     """Documents: bombs, cuts, nonsense."""
 
+    def refused(what: str, plant: Callable[[Path], None]) -> Case:
+        return Case("data", what, plant, ON_TEXT, refused=True)
+
     letters = b"a" * BOMB
     packed = {".gz": gzip.compress(letters, 1), ".xz": lzma.compress(letters, preset=0)}
     for ending, bomb in packed.items():
         for kind in (".txt", ".jsonl"):
-            yield Case(
-                "data", f"a bomb{kind}{ending}", given(f"a{kind}{ending}", bomb), ON_TEXT, refused=True
-            )
-        yield Case(
-            "data",
-            f"half a bomb{ending}",
-            given(f"a.txt{ending}", bomb[: len(bomb) // 2]),
-            ON_TEXT,
-            refused=True,
-        )
+            yield refused(f"a bomb{kind}{ending}", given(f"a{kind}{ending}", bomb))
+        yield refused(f"half a bomb{ending}", given(f"a.txt{ending}", bomb[: len(bomb) // 2]))
     for ending in (".gz", ".xz", ".zst"):
-        yield Case(
-            "data",
-            f"no {ending}",
-            given(f"a.txt{ending}", b"PK\x03\x04 this is not packed"),
-            ON_TEXT,
-            refused=True,
-        )
+        yield refused(f"no {ending}", given(f"a.txt{ending}", b"PK\x03\x04 this is not packed"))
+
     rows = {
         "nested": b'{"text": ' + b"[" * 100_000 + b"}\n",
         "digits": b'{"text": ' + b"1" * 5000 + b"}\n",
@@ -173,23 +161,21 @@ def data_files() -> Iterator[Case]:
         "no object": b"[]\n" * 100,
     }
     for what, content in rows.items():
-        yield Case("data", f"jsonl, {what}", given("a.jsonl", content), ON_TEXT, refused=True)
-    for what, content in {
+        yield refused(f"jsonl, {what}", given("a.jsonl", content))
+    tables = {
         "magic only": b"PAR1PAR1",
         "huge footer": b"PAR1" + b"\xff" * 64 + b"\xff\xff\xff\x7fPAR1",
         "zeros": b"\0" * 4096,
-    }.items():
-        yield Case("data", f"parquet, {what}", given("a.parquet", content), ON_TEXT, refused=True)
+    }
+    for what, content in tables.items():
+        yield refused(f"parquet, {what}", given("a.parquet", content))
+
     lists = b'{"text": "x", "more": [' + b"[]," * (20 * MIB) + b"[]]}\n"
-    yield Case(
-        "data", "a line of empty lists", given("a.jsonl.gz", gzip.compress(lists, 1)), ON_TEXT, refused=True
-    )
+    yield refused("a line of empty lists", given("a.jsonl.gz", gzip.compress(lists, 1)))
     yield Case("data", "parquet, one text in 500 rows", repeated(500, as_list=False), ON_TEXT[:1])
-    yield Case(
-        "data", "parquet, one text 1,000 times in a list", repeated(1000, as_list=True), ON_TEXT, refused=True
-    )
-    yield Case("data", "a pipe", pipe, ON_TEXT, refused=True)
-    yield Case("data", "a loop of folders", loop, ON_TEXT, refused=True)
+    yield refused("parquet, one text 1,000 times in a list", repeated(1000, as_list=True))
+    yield refused("a pipe", pipe)
+    yield refused("a loop of folders", loop)
 
 
 def repeated(times: int, *, as_list: bool) -> Callable[[Path], None]:
