@@ -71,6 +71,7 @@ def test_every_answer_is_right(reference: ArithmeticTask) -> None:
         assert eval(prompt.removesuffix(" = ")) == int(answer)
 
 
+@pytest.mark.slow
 def test_no_trained_expression_contains_a_held_out_problem() -> None:
     task = ArithmeticTask(dataclasses.replace(REFERENCE, data=ArithmeticData(expressions=3000)))
     found = [example for example in task.training if "(" in example.prompt]

@@ -123,6 +123,7 @@ def test_a_folder_or_library_of_another_user_is_not_used(
     assert list(library._intact(kept(empty_cache)[0].parent)) == []
 
 
+@pytest.mark.slow
 def test_a_library_that_others_can_write_to_or_a_link_is_not_used(empty_cache: Path) -> None:
     loaded()
     file = kept(empty_cache)[0]
@@ -135,6 +136,7 @@ def test_a_library_that_others_can_write_to_or_a_link_is_not_used(empty_cache: P
     assert list(library._intact(file.parent)) == []
 
 
+@pytest.mark.slow
 def test_a_folder_that_cannot_be_made_costs_a_compilation_only(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -145,6 +147,7 @@ def test_a_folder_that_cannot_be_made_costs_a_compilation_only(
     assert "compiled for this process only: the cache folder cannot be made" in here.note
 
 
+@pytest.mark.slow
 def test_a_full_disk_costs_a_compilation_only(empty_cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(content: bytes, folder: Path) -> Path:
         raise OSError(28, "No space left on device")
@@ -189,6 +192,7 @@ def test_without_a_compiler_torch_does_the_work(
         path()
 
 
+@pytest.mark.slow
 def test_a_library_built_with_the_package_needs_no_compiler(
     empty_cache: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -98,6 +98,7 @@ def test_lines_after_the_checkpoint_are_dropped_and_written_again(stopped: Path)
     assert [json.loads(line)["step"] for line in layout.scalars.read_text().splitlines()] == list(range(1, 9))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_without_the_record_of_lines_is_resumed_as_before(
     stopped: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ def test_compiler_that_fails_is_reported_and_training_goes_on(
     assert "torch.compile failed (RuntimeError: no compiler here); going on without it" in result.out
 
 
+@pytest.mark.slow
 def test_accumulated_micro_batches_equal_one_batch() -> None:
     """The mean is over the scored tokens of the whole update, however they fall into micro-batches."""
     model_config = BitNetConfig(

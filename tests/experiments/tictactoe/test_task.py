@@ -22,6 +22,7 @@ def test_held_out_games_are_never_drawn_and_none_is_the_teachers() -> None:
     assert held.isdisjoint(drawn)
 
 
+@pytest.mark.slow
 def test_rows_are_drawn_as_the_settings_say() -> None:
     """A quarter of the mixed games has the teacher as X: about that share follows its tree; random play
     hardly ever does.
