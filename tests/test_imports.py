@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"nn", "text"},
     "evaluate": {"nn", "text", "data", "generate"},
     "train": CORE,
-    "trained_model": {"nn", "text", "run", "generate"},
+    "trained_model": {"nn", "text", "run", "generate", "engine"},
     # the annexes
     "corpus": {"text", "data"},
     "voice": {"data"},

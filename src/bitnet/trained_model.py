@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bitnet.errors import CheckpointError, DataError
+from bitnet.engine.choose import Engine, choose_engine
+from bitnet.engine.matrix import DenseFormat
 from bitnet.generate.decode import generate, stream
 from bitnet.generate.sampling import GREEDY, Sampling
-from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.checkpoint import Checkpoint, check_size, load_checkpoint, load_weights, newest_good
@@ -32,6 +33,10 @@ class TrainedModel:
     model: BitNetTransformer
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
+    engine: str = "torch"
+    """What computes: `torch`, or `packed` with its kernel path and the format of its head."""
+    engine_note: str = ""
+    """Why it is not the packed one, where that is worth a line."""
 
     def complete(
         self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
@@ -90,9 +95,17 @@ class TrainedModel:
 
 
 def load(
-    run: str | Path, *, runs_dir: str | Path = "runs", device: str | torch.device = "cpu"
+    run: str | Path,
+    *,
+    runs_dir: str | Path = "runs",
+    device: str | torch.device = "cpu",
+    engine: Engine = "auto",
+    head: DenseFormat | None = None,
 ) -> TrainedModel:
-    """A run's newest good checkpoint, or the one named. `run` is what the command line takes as RUN."""
+    """A run's newest good checkpoint, or the one named. `run` is what the command line takes as RUN.
+
+    engine: auto is the packed one on a CPU with compiled kernels; head: its format of the output head.
+    """
     reference = find_run(str(run), Path(runs_dir))
     verify_run(reference.layout)
     notes: list[str] = []
@@ -101,11 +114,19 @@ def load(
     check_size(config, checkpoint)
 
     model = BitNetTransformer(config).to(torch.device(device))
-    model.set_product("int8" if has_fast_int8(torch.device(device)) else "float")
     load_weights(model, checkpoint)
     model.eval()
     tokenizer = fitting_tokenizer(reference.layout, config)
-    return TrainedModel(reference.layout, checkpoint.step, model, tokenizer, tuple(notes))
+    chosen = choose_engine(model, engine, head)
+    return TrainedModel(
+        reference.layout,
+        checkpoint.step,
+        chosen.model,
+        tokenizer,
+        tuple(notes),
+        engine=chosen.name,
+        engine_note=chosen.note,
+    )
 
 
 def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:

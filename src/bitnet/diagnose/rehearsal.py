@@ -73,7 +73,7 @@ def rehearse(subject: Subject, folder: Path) -> Rehearsal:
         add_unsaved_lines(RunLayout(folder / "parts"))
         _run(subject, small, parts[1], folder, "parts")
         _run(subject, begun_from(small, layout), _RehearsedTask(subject.task), folder, "begun")
-        loaded = load("whole", runs_dir=folder)
+        loaded = load("whole", runs_dir=folder, engine="torch")
 
     read_in_parts = [*parts[0].source.asked, *parts[1].source.asked]
     return Rehearsal(

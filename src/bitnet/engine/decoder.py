@@ -209,23 +209,32 @@ class PackedRows:
         )
         self.lengths[row] = length
 
-    def branch(self, row: int, into: int) -> None:
-        """Make row `into` read on from where `row` is; what it held is forgotten."""
-        config, length = self.decoder.config, int(self.lengths[row])
-        here, there = (self._heads(self._caches[index]) for index in (row, into))
-        keys = -(-length // SIDE) * SIDE * config.head_dim
-        there[:, :keys] = here[:, :keys]
+    def branch(self, row: int, into: int, target: PackedRows | None = None) -> None:
+        """Make row `into`, of other rows of this decoder where they are given, read on from where `row` is; what
+        it held is forgotten.
+        """
+        there = target or self
+        assert there.decoder is self.decoder, "rows of another decoder"
+        width, length = self.decoder.config.head_dim, int(self.lengths[row])
+        assert length <= there.capacity, f"{length} tokens do not fit {there.capacity}"
 
-        # The values of each 16 dimensions are [position][16].
-        begin, room = int(self.capacities[0]) * config.head_dim, int(self.capacities[0]) * SIDE
-        for part in range(begin, here.shape[1], room):
-            there[:, part : part + length * SIDE] = here[:, part : part + length * SIDE]
-        self.lengths[into] = length
+        # The keys of 16 positions stand together; the values of each 16 dimensions are [position][16].
+        old, new = self._heads(row), there._heads(into)
+        keys = -(-length // SIDE) * SIDE * width
+        new[:, :keys] = old[:, :keys]
+        for part in range(-(-width // SIDE)):
+            begin, other = self._values_at(part), there._values_at(part)
+            new[:, other : other + length * SIDE] = old[:, begin : begin + length * SIDE]
+        there.lengths[into] = length
 
-    def _heads(self, cache: Array) -> Array:
-        """(layers * key/value heads, floats of one head)."""
+    def _heads(self, row: int) -> Array:
+        """The cache of a row: (layers * key/value heads, floats of one head)."""
         config = self.decoder.config
-        return cache.reshape(config.num_layers * config.num_kv_heads, -1)
+        return self._caches[row].reshape(config.num_layers * config.num_kv_heads, -1)
+
+    def _values_at(self, part: int) -> int:
+        """Where the values of 16 dimensions begin in the floats of one head."""
+        return int(self.capacities[0]) * (self.decoder.config.head_dim + part * SIDE)
 
 
 def rotary_halves(config: BitNetConfig) -> tuple[Array, Array]:

@@ -190,7 +190,7 @@ class ConversationTask:
         held-out answers.
         """
         assert self.config.train.start_from is not None
-        base = load(self.config.train.start_from, device=model.device).model
+        base = load(self.config.train.start_from, device=model.device, engine="torch").model
         before = held_out_loss(base, self.frozen_evaluation(), self.tokenizer)["nats_per_token"]
         if self.other is None:
             return {"nats_before": before}

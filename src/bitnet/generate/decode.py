@@ -41,7 +41,7 @@ def stream(
     generator = sampling.generator(prompt_ids.device)
     new = prompt_ids
     for _ in range(min(max_new_tokens, room + 1)):
-        logits = model(new, cache)[:, -1]  # (B, V)
+        logits = model.next_logits(new, cache)  # (B, V)
         chosen = choose(logits, sampling, generator)
         yield chosen, logits
         if cache.length >= cache.capacity:

@@ -215,6 +215,12 @@ class BitNetTransformer(nn.Module):
         hidden: Tensor = self.final_norm(x)
         return hidden
 
+    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
+        """Read on after a cache: logits after the last of these tokens. input_ids: int64 (B, T). Returns (B, V).
+        """
+        logits: Tensor = self(input_ids, cache)[:, -1]
+        return logits
+
     def forward(
         self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
     ) -> Tensor:
