@@ -38,6 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "voice": {"data"},
     # a voice's fine-tuning is judged by its signs, and against the run that it began from
     "experiments": {
+        "engine",
         *("nn", "text", "data", "corpus", "generate", "evaluate", "optim", "trained_model"),
         *("train.config", "train.data_config", "train.objective", "train.experiment"),
         *("voice.score", "voice.topics", "voice.voices"),

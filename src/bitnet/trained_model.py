@@ -9,9 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from bitnet.errors import CheckpointError, DataError
 from bitnet.engine.choose import Engine, choose_engine
 from bitnet.engine.matrix import DenseFormat
+from bitnet.errors import CheckpointError, DataError
 from bitnet.generate.decode import generate, stream
 from bitnet.generate.sampling import GREEDY, Sampling
 from bitnet.nn.config import BitNetConfig, config_from_dict

@@ -103,7 +103,11 @@ def _once(sitting: Sitting, flags: ChatFlags, prompt: str) -> int:
     if flags.json:
         trained, session = sitting.trained, sitting.session
         result = {"run": trained.layout.run_id, "step": trained.step, "prompt": prompt, "answer": answer}
-        print(json.dumps({**result, "ended": None if session is None else session.ended}))
+        print(
+            json.dumps(
+                {**result, "ended": None if session is None else session.ended, "engine": trained.engine}
+            )
+        )
     return 0
 
 

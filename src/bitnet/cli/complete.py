@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> int:
     completion = _say(trained, flags.prompt, flags, sampling, quiet=flags.json)
     if flags.json:
         result = {"run": trained.layout.run_id, "step": trained.step, "prompt": flags.prompt}
-        print(json.dumps({**result, "completion": completion}))
+        print(json.dumps({**result, "completion": completion, "engine": trained.engine}))
     return 0
 
 

@@ -131,7 +131,13 @@ def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, o
     print(f"{run} at step {trained.step}, on {files} ({metrics['tokens']:,.0f} tokens)", file=out)
     for name in ("nats_per_token", "bits_per_byte"):
         print(f"  {name:<24}{figure(metrics[name]):>10}", file=out)
-    result = {"run": run, "step": trained.step, "data": list(flags.data), "metrics": metrics}
+    result = {
+        "run": run,
+        "step": trained.step,
+        "data": list(flags.data),
+        "metrics": metrics,
+        "engine": trained.engine,
+    }
     if flags.json:
         print(json.dumps(result))
     return 0
@@ -155,7 +161,7 @@ def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[st
     ]
     verdict = "PASS" if all(row["met"] for row in rows) else "FAIL"
     result = {"run": trained.layout.run_id, "step": trained.step, "verdict": verdict}
-    return {**result, "metrics": metrics, "criteria": rows}
+    return {**result, "metrics": metrics, "criteria": rows, "engine": trained.engine}
 
 
 def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 from tyro.conf import Positional
@@ -25,6 +25,10 @@ class ModelFlags(RunFlags):
     """Run id, directory, checkpoint, experiment name, or latest."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    engine: Literal["auto", "packed", "torch"] = "auto"
+    """What computes: the packed engine on a CPU (auto), always that, or PyTorch."""
+    head: Literal["f32", "bf16", "int8", "int4"] | None = None
+    """The packed engine's format of the output head; by default f32 for a small vocabulary, else int8."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +59,15 @@ def load_model(flags: ModelFlags) -> TrainedModel:
     from bitnet.train.device import choose_device
     from bitnet.trained_model import load
 
-    trained = load(flags.run, runs_dir=flags.runs_dir, device=choose_device(flags.device))
+    trained = load(
+        flags.run,
+        runs_dir=flags.runs_dir,
+        device=choose_device(flags.device),
+        engine=flags.engine,
+        head=flags.head,
+    )
     for note in trained.notes:
         print(f"skipping a damaged checkpoint: {note}", file=sys.stderr)
+    if trained.engine_note:
+        print(trained.engine_note, file=sys.stderr)
     return trained

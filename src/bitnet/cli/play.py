@@ -102,7 +102,11 @@ def main(arguments: Sequence[str]) -> int:
         f"{score['illegal']}"
     )
     if flags.json:
-        print(json.dumps({"run": trained.layout.run_id, "step": trained.step, **score}))
+        print(
+            json.dumps(
+                {"run": trained.layout.run_id, "step": trained.step, "engine": trained.engine, **score}
+            )
+        )
     return 0
 
 
@@ -219,7 +223,7 @@ def next_token_probabilities(trained: TrainedModel, text: str) -> Tensor:
 
     from bitnet.generate.sampling import refuse_broken
 
-    ids = torch.tensor([trained.tokenizer.encode(text)], device=trained.model.final_norm.weight.device)
+    ids = torch.tensor([trained.tokenizer.encode(text)], device=trained.model.device)
     with torch.no_grad():
         logits: Tensor = trained.model(ids)[0, -1]
     refuse_broken(logits)

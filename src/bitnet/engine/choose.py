@@ -38,15 +38,17 @@ def default_head(config: BitNetConfig) -> DenseFormat:
 
 
 def choose_engine(model: BitNetTransformer, engine: Engine, head: DenseFormat | None) -> Chosen:
-    """The model itself, ready to infer, or its packed form. Raises ConfigError where `packed` or a head is asked
-    for and cannot be had.
+    """The model itself, ready to infer, or its packed form. Raises ConfigError where `packed` or a head is
+    asked for and cannot be had.
     """
-    device = model.final_norm.weight.device
+    device = model.device
     obstacle = _obstacle(device) if engine != "torch" else "--engine torch was given"
     if not obstacle:
         try:
             form = head or default_head(model.config)
-            return Chosen(PackedTransformer(packed(model, head=form)), f"packed ({library.path()}, head {form})")
+            return Chosen(
+                PackedTransformer(packed(model, head=form)), f"packed ({library.path()}, head {form})"
+            )
         except DataError as error:
             obstacle = str(error)
     if engine == "packed" or head is not None:

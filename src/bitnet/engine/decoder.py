@@ -210,9 +210,7 @@ class PackedRows:
         self.lengths[row] = length
 
     def branch(self, row: int, into: int, target: PackedRows | None = None) -> None:
-        """Make row `into`, of other rows of this decoder where they are given, read on from where `row` is; what
-        it held is forgotten.
-        """
+        """Make row `into` (of `target`, where given) read on from where `row` is, and forget its own text."""
         there = target or self
         assert there.decoder is self.decoder, "rows of another decoder"
         width, length = self.decoder.config.head_dim, int(self.lengths[row])

@@ -1,10 +1,12 @@
-"""A BitNetTransformer in packed form, and the same as a drop-in for the model wherever text is written or judged.
+"""A BitNetTransformer in packed form, and the same as a drop-in wherever text is written or judged.
 
 `PackedTransformer` takes and returns torch tensors like the model that it was made from, so that decoding,
 judges and losses run on either. It cannot be trained. Codes and scales are the model's own.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,15 +71,16 @@ class PackedCache(KVCache):
 
 
 class PackedTransformer(BitNetTransformer):
-    """A model that computes with the packed engine. Token ids (B, T) to logits (B, T, V), without gradients."""
+    """A model that computes with the packed engine: token ids (B, T) to logits (B, T, V), no gradients."""
 
     def __init__(self, decoder: PackedDecoder) -> None:
         nn.Module.__init__(self)
         self.config, self.decoder = decoder.config, decoder
-        self.final_norm = nn.Module()  # type: ignore[assignment]
-        self.final_norm.weight = nn.Parameter(
-            torch.from_numpy(decoder.weights.final_norm), requires_grad=False
-        )
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes and returns tensors."""
+        return torch.device("cpu")
 
     def new_cache(self, rows: int, capacity: int | None = None) -> PackedCache:
         """As BitNetTransformer.new_cache."""
@@ -95,8 +98,8 @@ class PackedTransformer(BitNetTransformer):
         rows, tokens = input_ids.shape
         if tokens > self.config.max_seq_length:
             raise ConfigError(
-                f"{tokens} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; give "
-                "it a shorter text"
+                f"{tokens} tokens do not fit the model's max_seq_length of {self.config.max_seq_length}; "
+                "give it a shorter text"
             )
         if cache is not None:
             assert isinstance(cache, PackedCache)
@@ -118,11 +121,11 @@ class PackedTransformer(BitNetTransformer):
 
 
 def _texts(ids: Array, segments: Array | None) -> list[list[int]]:
-    """The rows, cut where a segment begins: a token attends only to tokens of its own segment, whose distances
-    are all that rotary positions tell it.
+    """The rows, cut where a segment begins: a token attends only to tokens of its own segment, and rotary
+    positions tell it no more than their distances.
     """
     texts: list[list[int]] = []
     for index, row in enumerate(ids):
-        cuts = [] if segments is None else np.flatnonzero(np.diff(segments[index])) + 1
+        cuts: Any = [] if segments is None else np.flatnonzero(np.diff(segments[index])) + 1
         texts += [part.tolist() for part in np.split(row, cuts)]
     return texts

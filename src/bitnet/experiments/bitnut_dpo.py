@@ -111,7 +111,11 @@ class PreferenceTask(ConversationTask):
     def _start(self) -> BitNetTransformer:
         """The model with the weights that the run begins with, which stay as they are."""
         assert self.config.train.start_from is not None
-        return load(self.config.train.start_from, device="cuda" if torch.cuda.is_available() else "cpu", engine="torch").model
+        return load(
+            self.config.train.start_from,
+            device="cuda" if torch.cuda.is_available() else "cpu",
+            engine="torch",
+        ).model
 
     @torch.no_grad()
     def _reference(self, batch: Batch) -> Tensor:

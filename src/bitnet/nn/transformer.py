@@ -216,8 +216,7 @@ class BitNetTransformer(nn.Module):
         return hidden
 
     def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Read on after a cache: logits after the last of these tokens. input_ids: int64 (B, T). Returns (B, V).
-        """
+        """Read on after a cache: logits after the last token. input_ids: int64 (B, T). Returns (B, V)."""
         logits: Tensor = self(input_ids, cache)[:, -1]
         return logits
 

@@ -42,6 +42,7 @@ VERDICT = {
     "metrics": dict[str, float | None],
     "criteria": list[dict[str, Any]],
     "seconds": float,
+    "engine": str,
 }
 CRITERION = {"name": str, "metric": str, "value": float | None, "threshold": float, "met": bool}
 STATE = {

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bitnet.engine.from_torch import PackedTransformer
 from bitnet.experiments.tictactoe.game_tree import (
     BETWEEN,
     MARKS,
@@ -27,6 +28,7 @@ from bitnet.experiments.tictactoe.game_tree import (
     game_tree,
     question,
 )
+from bitnet.experiments.tictactoe.packed_explorer import Line, Walk, first_children
 from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import PAD, Tokenizer
@@ -69,7 +71,7 @@ class Explorer:
         result lines.
         """
         self.model, self.tokenizer, self.wanted, self.results = model, tokenizer, wanted, results
-        self.device = model.final_norm.weight.device
+        self.device = model.device
         self.cell_of = np.full(tokenizer.vocab_size, NO_CELL, dtype=np.int8)
         self.cell_of[cell_ids(tokenizer)] = np.arange(9)
         tree = game_tree()
@@ -81,11 +83,39 @@ class Explorer:
     @torch.no_grad()
     def explore(self) -> Choices:
         """Ask every wanted line, from the empty board on."""
+        if isinstance(self.model, PackedTransformer):
+            self._explore_packed(self.model)
+            return self.choices
         start = torch.tensor([self.tokenizer.encode(question(()))], device=self.device)
         longest = len(self.tokenizer.encode(question(range(8)) + BETWEEN + RESULTS[X_WINS])) + 1
         root = np.zeros(1, dtype=np.int64)
         self._ask(0, root, root, start, self.model.new_cache(1, longest))
         return self.choices
+
+    def _explore_packed(self, model: PackedTransformer) -> None:
+        """The same by rows that walk the tree depth first."""
+        first, cells, right = first_children(), self.choices.cells, self.choices.right_result
+        outcome = [depth.outcome.tolist() for depth in game_tree()]
+
+        def answered(line: Line, said: IntArray, ids: list[int]) -> None:
+            depth, index = line
+            if outcome[depth][index] == OPEN:
+                cells[depth][index] = self.cell_of[said[-1]]
+            else:
+                right[depth][index] = said.tolist() == walk.result[outcome[depth][index]]
+
+        def wanted(line: Line) -> list[int]:
+            depth, index = line
+            children = range(first[depth][index], first[depth][index] + 9 - depth)
+            kept = [child for child in children if self.results or outcome[depth + 1][child] == OPEN]
+            if self.wanted is None or not kept:
+                return kept
+            moves = game_tree()[depth + 1].moves[kept, -1].astype(np.int64)
+            keep = self.wanted(depth, np.full(len(kept), cells[depth][index], np.int64), moves)
+            return [child for child, one in zip(kept, keep.tolist(), strict=True) if one]
+
+        walk = Walk(model.decoder, self.tokenizer.encode, answered, wanted)
+        walk.explore()
 
     def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: Tensor, room: KVCache) -> None:
         """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of
