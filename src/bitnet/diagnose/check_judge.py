@@ -91,6 +91,11 @@ class Oracle(torch.nn.Module):
     def new_cache(self, rows: int, capacity: int | None = None) -> _History:
         return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
 
+    def next_logits(self, input_ids: Tensor, cache: _History) -> Tensor:
+        """Logits (B, V) after the last token."""
+        logits: Tensor = self(input_ids, cache)[:, -1]
+        return logits
+
     def forward(
         self, input_ids: Tensor, cache: _History | None = None, segments: Tensor | None = None
     ) -> Tensor:
