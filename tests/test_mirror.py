@@ -30,7 +30,6 @@ TRIED_BY = {
     "cli/test_tokenizer": "text/subword text/tokenizer_json",
     "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/preparation corpus/shard_writer",
     "diagnose/test_reference": "diagnose/reference_objectives diagnose/reference_updates",
-    "engine/test_decoder": "engine/from_torch",
     "experiments/python_subset/test_sandbox": "experiments/python_subset/sandbox_worker",
     "experiments/test_arithmetic": "experiments/generated_task experiments/recipes",
     "experiments/test_bitnut_sft": "experiments/bitnut_dpo experiments/conversation_data",
