@@ -26,6 +26,7 @@ WHOLE_PRODUCT = {
 """Tests of more than one file of the source, each with what it tries."""
 
 TRIED_BY = {
+    "cli/test_machine": "kernels/rates",
     "cli/test_cost": "cost/devices cost/flops cost/outlook cost/page cost/presets",
     "cli/test_tokenizer": "text/subword text/tokenizer_json",
     "corpus/test_prepare": "allocator corpus/corpus corpus/encode corpus/preparation corpus/shard_writer",

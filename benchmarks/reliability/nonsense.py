@@ -44,6 +44,7 @@ BASES: dict[str, list[str]] = {
     "voice answers": "--teacher rules --prompts written --out answers".split(),
     "cost arithmetic": [],
     "cost 1B": [],
+    "machine": [],
 }
 """What each command needs beside the flag under trial to finish in a moment, and to succeed if that flag is
 harmless."""

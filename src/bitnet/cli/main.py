@@ -32,6 +32,7 @@ VERBS = {
     "prepare": "documents to token shards, or an experiment's data to a file",
     "voice": "fine-tuning data: topics to prompts, prompts to answers in a voice",
     "cost": "what a run will take before it starts: memory, disk, time, money",
+    "machine": "what this machine has, and which paths are taken on it",
 }
 
 
