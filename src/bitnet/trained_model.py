@@ -14,14 +14,12 @@ from bitnet.engine.matrix import DenseFormat
 from bitnet.errors import CheckpointError, DataError
 from bitnet.generate.decode import generate, stream
 from bitnet.generate.sampling import GREEDY, Sampling
-from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.packed_run import LINE, fitting_tokenizer, model_config, pieces
 from bitnet.run.checkpoint import Checkpoint, check_size, load_checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunLayout, RunReference, find_run
-from bitnet.run.manifest import read_config, verify_run
-from bitnet.text.tokenizer import Tokenizer, load_tokenizer
-
-LINE = "line"
+from bitnet.run.manifest import verify_run
+from bitnet.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,20 +51,8 @@ class TrainedModel:
     ) -> Iterator[str]:
         """The pieces of `complete` as they come. Raises DataError for a prompt that cannot be encoded."""
         ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self.model.device)
-        new: list[int] = []
-        shown = ""
-        stop = self._line_end if stop == LINE else stop
-        for chosen, _ in stream(self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling):
-            if int(chosen) == self.tokenizer.eos_id:
-                return
-            new.append(int(chosen))
-            text = self.tokenizer.decode(new)
-            if stop is not None and stop in text:
-                yield text[len(shown) : text.index(stop)]
-                return
-            if not text.endswith("\ufffd"):  # a character that is still incomplete
-                yield text[len(shown) :]
-                shown = text
+        chosen = stream(self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling)
+        return pieces(self.tokenizer, (int(one) for one, _ in chosen), stop)
 
     def generate(self, input_ids: Tensor, max_length: int = 50, sampling: Sampling = GREEDY) -> Tensor:
         """input_ids: int64 (B, T). Returns int64 (B, up to max_length), prompt included; ends early at
@@ -85,13 +71,6 @@ class TrainedModel:
             sampling=sampling,
             stop_ids=(self.tokenizer.eos_id,),
         )
-
-    @property
-    def _line_end(self) -> str | None:
-        """The line break where the tokenizer knows just one task's characters: there an example is a line."""
-        described = self.tokenizer.describe()
-        one_task = described["tokenizer"] == "characters" and not described.get("tokenizer_unknown")
-        return "\n" if one_task else None
 
 
 def load(
@@ -127,36 +106,6 @@ def load(
         engine=chosen.name,
         engine_note=chosen.note,
     )
-
-
-def fitting_tokenizer(layout: RunLayout, config: BitNetConfig) -> Tokenizer:
-    """The tokenizer of a run. Raises DataError where it has ids that the model has no row for."""
-    tokenizer = tokenizer_of(layout)
-    if tokenizer.vocab_size > config.vocab_size:
-        raise DataError(
-            f"{layout.tokenizer} has {tokenizer.vocab_size:,} entries, the model {config.vocab_size:,}; copy "
-            "the folder back from the run it belongs to"
-        )
-    return tokenizer
-
-
-def tokenizer_of(layout: RunLayout) -> Tokenizer:
-    """The tokenizer of a run. Raises DataError where it is not the one that meta/config.json records."""
-    tokenizer = load_tokenizer(layout.tokenizer)
-    data = read_config(layout).get("data")
-    expected = data.get("tokenizer_sha256") if isinstance(data, dict) else None
-    found = tokenizer.describe()["tokenizer_sha256"]
-    if expected is not None and expected != found:
-        raise DataError(
-            f"{layout.tokenizer} holds another tokenizer than the run was trained with (sha256 {found[:12]}, "
-            f"recorded {str(expected)[:12]}); copy the folder back from the run it belongs to"
-        )
-    return tokenizer
-
-
-def model_config(layout: RunLayout) -> BitNetConfig:
-    """The shape of a run's model. Raises DataError when meta/config.json does not give it."""
-    return config_from_dict(read_config(layout).get("model"), f"{layout.config}, section model,")
 
 
 def read_checkpoint(reference: RunReference, notes: list[str]) -> Checkpoint:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import needs_kernels, small_model
 
-from bitnet.engine.choose import choose_engine, default_head
+from bitnet.engine.choose import choose_engine
 from bitnet.engine.from_torch import PackedTransformer
 from bitnet.errors import ConfigError
 from bitnet.kernels import library
@@ -29,11 +29,6 @@ def test_a_model_on_the_cpu_is_packed_unless_torch_is_asked_for() -> None:
     assert choose_engine(model, "packed", "int4").name.endswith("head int4)")
     assert choose_engine(model, "torch", None)[1:] == ("torch", "")
     assert choose_engine(model, "torch", None).model is model
-
-
-def test_a_large_vocabulary_gets_an_int8_head() -> None:
-    assert default_head(small_model().config) == "f32"
-    assert default_head(small_model(vocab_size=8000).config) == "int8"
 
 
 def test_without_kernels_torch_computes_and_one_line_says_so(use: Callable[[Any, str], None]) -> None:

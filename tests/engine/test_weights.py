@@ -8,7 +8,7 @@ import pytest
 from models import needs_kernels, small_model
 
 from bitnet.engine.from_torch import packed
-from bitnet.engine.weights import pack_weights, parameter_shapes
+from bitnet.engine.weights import default_head, pack_weights, parameter_shapes
 from bitnet.errors import DataError
 
 pytestmark = needs_kernels
@@ -36,6 +36,17 @@ def test_weights_of_another_model_are_refused() -> None:
         pack_weights(model.config, arrays | {"stranger": arrays[name]}, head="f32")
 
 
+@pytest.mark.parametrize("name", ["final_norm.weight", "blocks.0.feedforward.down.weight"])
+def test_weights_that_are_not_finite_or_no_numbers_are_refused(name: str) -> None:
+    model = small_model()
+    arrays = {key: weight.detach().numpy().copy() for key, weight in model.named_parameters()}
+    with pytest.raises(DataError, match=f"{name} holds values that are not finite"):
+        pack_weights(model.config, arrays | {name: arrays[name].astype(int)}, head="f32")
+    arrays[name].flat[3] = float("inf")
+    with pytest.raises(DataError, match=f"{name} holds values that are not finite"):
+        pack_weights(model.config, arrays, head="f32")
+
+
 def formats(head: Any, **shape: Any) -> tuple[str, str, str]:
     weights = packed(small_model(**shape), head=head).weights
     return weights.embeddings.format, weights.head.format, weights.layers[0].down.format
@@ -58,3 +69,8 @@ def test_a_tied_head_is_kept_once_and_codes_at_two_bits() -> None:
     ternary = sum(layer.weight.numel() for layer in model.bit_linears().values())
     scales = sum(4 * layer.out_features for layer in model.bit_linears().values())
     assert weights.nbytes == ternary / 4 + scales + 64 * 64 + 4 * 50  # the head's rows are padded to 16
+
+
+def test_a_large_vocabulary_gets_an_int8_head() -> None:
+    assert default_head(small_model().config) == "f32"
+    assert default_head(small_model(vocab_size=8000).config) == "int8"

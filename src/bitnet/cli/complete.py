@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,12 +11,15 @@ import tyro
 from tyro.conf import Positional
 
 from bitnet.cli.flags import parse
-from bitnet.cli.model import SamplingFlags, load_model
+from bitnet.cli.model import SamplingFlags, load_model, load_quickly
 from bitnet.errors import BitnetError, ConfigError
 
 if TYPE_CHECKING:
     from bitnet.generate.sampling import Sampling
+    from bitnet.packed_run import PackedRun
     from bitnet.trained_model import TrainedModel
+
+    Trained = TrainedModel | PackedRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,8 @@ def main(arguments: Sequence[str]) -> int:
     flags = parse(CompleteFlags, arguments, "complete")
     if (flags.prompt is None) == (not flags.interactive):
         raise ConfigError("give either a prompt or --interactive, as in: bitnet complete latest '25 + 17 = '")
-    sampling, trained = flags.sampling(), load_model(flags)
+    sampling = flags.sampling()
+    trained = load_quickly(flags) or load_model(flags)
     if flags.interactive:
         return _ask(trained, flags, sampling)
     assert flags.prompt is not None
@@ -46,10 +50,10 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _say(
-    trained: TrainedModel, prompt: str, flags: CompleteFlags, sampling: Sampling, *, quiet: bool = False
+    trained: Trained, prompt: str, flags: CompleteFlags, sampling: Sampling, *, quiet: bool = False
 ) -> str:
     pieces: list[str] = []
-    stream = trained.stream(prompt, max_new_tokens=flags.max_new_tokens, sampling=sampling)
+    stream = _stream(trained, prompt, flags, sampling)
     for index, piece in enumerate(stream):
         if not quiet:
             print((prompt if index == 0 else "") + piece, end="", flush=True)
@@ -59,7 +63,15 @@ def _say(
     return "".join(pieces)
 
 
-def _ask(trained: TrainedModel, flags: CompleteFlags, sampling: Sampling) -> int:
+def _stream(trained: Trained, prompt: str, flags: CompleteFlags, sampling: Sampling) -> Iterator[str]:
+    from bitnet.packed_run import PackedRun
+
+    if isinstance(trained, PackedRun):  # greedy
+        return trained.stream(prompt, max_new_tokens=flags.max_new_tokens)
+    return trained.stream(prompt, max_new_tokens=flags.max_new_tokens, sampling=sampling)
+
+
+def _ask(trained: Trained, flags: CompleteFlags, sampling: Sampling) -> int:
     print(f"{trained.layout.run_id} at step {trained.step}. Type a beginning; an empty line or Ctrl-D ends.")
     while True:
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
@@ -11,10 +12,14 @@ from tyro.conf import Positional
 
 from bitnet.bounds import MOST_NEW_TOKENS, within
 from bitnet.cli.flags import RunFlags
+from bitnet.errors import BitnetError
 
 if TYPE_CHECKING:
     from bitnet.generate.sampling import Sampling
+    from bitnet.packed_run import PackedRun
     from bitnet.trained_model import TrainedModel
+
+NVIDIA = Path("/dev/nvidiactl")  # there where a GPU could be used, which only torch can tell
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,19 @@ class SamplingFlags(ModelFlags):
 
         within("--max-new-tokens", self.max_new_tokens, 1, MOST_NEW_TOKENS)
         return Sampling(self.temperature, self.top_p, self.top_k, self.seed)
+
+
+def load_quickly(flags: SamplingFlags) -> PackedRun | None:
+    """The model of a run without torch, for greedy text on a CPU; None where it cannot be had in this way."""
+    from bitnet.packed_run import load_packed
+
+    on_cpu = flags.device == "cpu" or (flags.device == "auto" and not NVIDIA.exists())
+    if flags.engine == "torch" or not on_cpu or flags.temperature != 0:
+        return None
+    try:
+        return load_packed(flags.run, runs_dir=flags.runs_dir, head=flags.head)
+    except (BitnetError, ValueError):  # load_model finds it again, and does without, or names it
+        return None
 
 
 def load_model(flags: ModelFlags) -> TrainedModel:

@@ -24,9 +24,10 @@ def started_from(
     file: of the user's own experiment, in case the run is of it. trust: the text that somebody else's run was
     trained on may be read.
     """
+    from bitnet.packed_run import model_config
     from bitnet.run.layout import RunLayout, find_run
     from bitnet.train.data_config import Origin
-    from bitnet.trained_model import model_config, read_checkpoint
+    from bitnet.trained_model import read_checkpoint
 
     reference = find_run(word, runs_dir)
     layout = RunLayout(reference.layout.root.resolve())

@@ -12,14 +12,13 @@ import torch
 
 from bitnet.engine.from_torch import PackedTransformer, packed
 from bitnet.engine.matrix import DenseFormat
+from bitnet.engine.weights import default_head
 from bitnet.errors import ConfigError, DataError
 from bitnet.kernels import library
 from bitnet.nn.bitlinear import has_fast_int8
-from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 
 Engine = Literal["auto", "packed", "torch"]
-SMALL_VOCABULARY = 4096  # entries up to which an f32 head costs less than the layers of any model here
 
 
 class Chosen(NamedTuple):
@@ -30,11 +29,6 @@ class Chosen(NamedTuple):
     model: BitNetTransformer
     name: str
     note: str = ""
-
-
-def default_head(config: BitNetConfig) -> DenseFormat:
-    """The format of the head where none is asked for."""
-    return "f32" if config.vocab_size <= SMALL_VOCABULARY else "int8"
 
 
 def choose_engine(model: BitNetTransformer, engine: Engine, head: DenseFormat | None) -> Chosen:

@@ -22,6 +22,7 @@ from bitnet.errors import DataError
 from bitnet.kernels.arrays import Array
 from bitnet.nn.config import BitNetConfig
 
+SMALL_VOCABULARY = 4096  # entries up to which an f32 head costs less than the layers of any model here
 Ternarize = Callable[[str, Array, tuple[int, ...]], tuple[Array, Array]]
 """(name, weight, rows of each logical matrix) to int8 codes and float32 scales of the rows."""
 
@@ -61,6 +62,11 @@ class Weights(NamedTuple):
         return sum(matrix.data.nbytes + matrix.scale.nbytes for matrix in self.matrices())
 
 
+def default_head(config: BitNetConfig) -> DenseFormat:
+    """The format of the head where none is asked for."""
+    return "f32" if config.vocab_size <= SMALL_VOCABULARY else "int8"
+
+
 def without_torch(name: str, weight: Array, rows: tuple[int, ...]) -> tuple[Array, Array]:
     """The quantizer where torch is not loaded."""
     return ternarize(weight, rows)
@@ -97,13 +103,17 @@ def pack_weights(
     threads: int = 1,
 ) -> Weights:
     """arrays: float32 by parameter name. full: the format of projections that are not ternary, by default f32
-    beside an f32 head and else bf16. Raises DataError where a name or a shape is not the configuration's.
+    beside an f32 head and else bf16. Raises DataError where a name or a shape is not the configuration's,
+    or a weight is not finite.
     """
     shapes = parameter_shapes(config)
     odd = sorted(name for name in shapes if name not in arrays or tuple(arrays[name].shape) != shapes[name])
     odd += sorted(arrays.keys() - shapes.keys())
     if odd:
         raise DataError(f"the weights do not fit the model: {odd[0]} differs; use the run's own checkpoint")
+    for name, array in arrays.items():
+        if array.dtype.kind != "f" or not np.isfinite(array.sum(dtype=np.float64)):
+            raise DataError(f"{name} holds values that are not finite, or no real numbers")
 
     packer = _Packer(config, arrays, full or ("f32" if head == "f32" else "bf16"), quantizer, threads)
     embeddings = packer.dense("token_embeddings.weight", "int8" if head == "int4" else head)

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from bitnet.bounds import MOST_ENTRIES, SEEDS, within
 from bitnet.errors import ConfigError, NotFiniteError
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+NO_DISTRIBUTION = (
+    "the model's logits are NaN or infinite, so there is no next token to choose; its weights are broken: "
+    "use an earlier checkpoint (RUN/checkpoints/step_NNNNNN), or look for the cause with bitnet diagnose"
+)
 COLDEST, HOTTEST = 0.001, 1000.0  # logits divided by less overflow; by more, nothing is left of them
 
 
@@ -36,6 +42,8 @@ class Sampling:
 
     def generator(self, device: torch.device) -> torch.Generator:
         """A random source of its own, so that sampling never disturbs training."""
+        import torch
+
         return torch.Generator(device).manual_seed(self.seed)
 
 
@@ -47,6 +55,8 @@ STRESS = Sampling(temperature=1.5, top_k=10)
 
 def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     """The distribution that is sampled from: temperature, then top-k, then top-p. (B, V) -> (B, V)."""
+    import torch
+
     logits = logits.float()
     if sampling.temperature == 0:
         return torch.zeros_like(logits).scatter_(-1, logits.argmax(-1, keepdim=True), 1.0)
@@ -67,6 +77,8 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
 
 def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
     """Next ids. logits: (B, V). Returns int64 (B,). Raises NotFiniteError where a row has no distribution."""
+    import torch
+
     refuse_broken(logits)
     if sampling.temperature == 0:
         return logits.argmax(-1)
@@ -78,9 +90,7 @@ def refuse_broken(logits: Tensor) -> None:
 
     A single -inf only excludes a token.
     """
+    import torch
+
     if not bool(torch.isfinite(logits.amax(-1)).all()):  # amax passes a NaN on
-        raise NotFiniteError(
-            "the model's logits are NaN or infinite, so there is no next token to choose; its weights are "
-            "broken: use an earlier checkpoint (RUN/checkpoints/step_NNNNNN), or look for the cause with "
-            "bitnet diagnose"
-        )
+        raise NotFiniteError(NO_DISTRIBUTION)

@@ -25,6 +25,7 @@ from bitnet.run.tensors import (
     check_fits_memory,
     first_not_finite,
     first_not_finite_in,
+    read_arrays,
     read_tensors,
     write_tensors,
 )
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitnet.nn.config import BitNetConfig
+    from bitnet.run.tensors import Array
 
 MODEL, OPTIMIZER, MEMORY = "model.safetensors", "optimizer.safetensors", "observers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -96,6 +98,22 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
         tensors = read_tensors(folder / OPTIMIZER) if optimizer else {}
         memory = read_tensors(folder / MEMORY) if optimizer else {}
         return Checkpoint(state["step"], read_tensors(folder / MODEL), tensors, state, memory)
+    except (DataError, NotFoundError) as error:
+        raise CheckpointError(str(error)) from None
+
+
+def load_arrays(folder: Path) -> tuple[int, dict[str, Array]]:
+    """The step and the weights of a checkpoint as NumPy arrays, for inference without torch.
+
+    Checks only the files that it reads, and that the others have their sizes. Raises CheckpointError.
+    """
+    try:
+        for name, (size, digest) in _manifest(folder).items():
+            if name in (MODEL, STATE):
+                _verify_file(folder, name, size, digest)
+            elif not (folder / name).is_file() or (folder / name).stat().st_size != size:
+                raise CheckpointError(f"{folder}: {name} is missing or cut short; use another checkpoint")
+        return int(read_state(folder / STATE)["step"]), read_arrays(folder / MODEL)
     except (DataError, NotFoundError) as error:
         raise CheckpointError(str(error)) from None
 

@@ -23,7 +23,11 @@ from bitnet.files import sync
 from bitnet.units import byte_size
 
 if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
     from torch import Tensor
+
+    Array = npt.NDArray[np.generic]
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
@@ -71,6 +75,14 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     with reading(path):
         return load_file(path)
+
+
+def read_arrays(path: Path) -> dict[str, Array]:
+    """The same as NumPy arrays, without torch. Raises DataError also for bfloat16, which NumPy lacks."""
+    from safetensors.numpy import load_file
+
+    with reading(path):
+        return dict(load_file(path))
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
