@@ -29,6 +29,7 @@ from bitnet.data.conversations import Conversation, chained, encoded, read_conve
 from bitnet.data.shards import Shards
 from bitnet.data.stream import Batch, RowSource
 from bitnet.data.windows import WindowRows, held_out_batches
+from bitnet.engine.choose import Engine
 from bitnet.errors import ConfigError, DataError
 from bitnet.evaluate.answers import shares
 from bitnet.evaluate.continuations import continued_ids
@@ -190,7 +191,9 @@ class ConversationTask:
         held-out answers.
         """
         assert self.config.train.start_from is not None
-        base = load(self.config.train.start_from, device=model.device, engine="torch").model
+        # Both by one engine, so that the difference is of the weights and not of the last rounding.
+        engine: Engine = "torch" if type(model) is BitNetTransformer else "auto"
+        base = load(self.config.train.start_from, device=model.device, engine=engine).model
         before = held_out_loss(base, self.frozen_evaluation(), self.tokenizer)["nats_per_token"]
         if self.other is None:
             return {"nats_before": before}

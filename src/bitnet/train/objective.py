@@ -108,8 +108,9 @@ def summed_unlikelihood(logits: Tensor, batch: Batch, last: int) -> Tensor:
     """-log(1 - p) of the distinct tokens among the `last` read, summed over scored targets. Returns ()."""
     scores = logits.float()
     recent, counts = recent_tokens(batch.input_ids, batch.targets, last)
-    log_p = scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)  # (B, T, last)
-    p = log_p.exp().clamp(max=CERTAIN)
+
+    # In one expression: a name for log p would keep (B, T, last) numbers until the backward pass is done.
+    p = (scores.gather(2, recent) - scores.logsumexp(-1, keepdim=True)).exp().clamp(max=CERTAIN)
     return -(torch.log1p(-p) * (counts & batch.loss_mask[..., None])).sum()
 
 
