@@ -82,7 +82,7 @@ def sit(runs_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Sitting:
                 raise end from None
 
         def said(
-            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object
+            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object, **rest: object
         ) -> Iterator[tuple[Tensor, None]]:
             for token in [*tokenizer.encode(next(texts)), tokenizer.eos_id]:
                 yield torch.tensor([token]), None

@@ -16,11 +16,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bitnet.generate.session as module
+from bitnet.engine.from_torch import PackedTransformer
+from bitnet.engine.from_torch import packed as pack
 from bitnet.errors import DataError
+from bitnet.generate.decode import Memory, stream
 from bitnet.generate.sampling import GREEDY
 from bitnet.generate.session import ChatSession, Labels
+from bitnet.kernels import library
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.text.chat import Turn
 from corpora import small_tokenizer
 
 TOKENIZER = small_tokenizer()
@@ -39,7 +44,7 @@ def script(tiny_config: BitNetConfig, monkeypatch: pytest.MonkeyPatch) -> Script
         waiting = iter(texts)
 
         def said(
-            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object
+            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object, memory: object
         ) -> Iterator[tuple[Tensor, None]]:
             if read is not None:
                 read.append(TOKENIZER.decode(prompt[0].tolist()))
@@ -190,3 +195,40 @@ def test_a_real_model_answers(tiny_config: BitNetConfig) -> None:
     said: Sequence[str] = answers(session, "Hi", "Hi again")
     assert len(session.turns) == 2
     assert all(len(TOKENIZER.encode(text)) <= 9 * 4 for text in said)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_chat_reads_its_history_once(tiny_config: BitNetConfig, packed: bool) -> None:
+    """The second question costs its own tokens, and its answer is that of somebody who reads all of it."""
+    if packed and library.loaded().library is None:
+        pytest.skip(library.describe())
+    torch.manual_seed(1)
+    model = BitNetTransformer(dataclasses.replace(tiny_config, vocab_size=320, max_seq_length=200))
+    model = PackedTransformer(pack(model, head="f32")) if packed else model
+    read: list[int] = []
+    plainly = model.next_logits
+
+    def counted(ids: Tensor, cache: Any) -> Tensor:
+        read.append(ids.shape[1])
+        return plainly(ids, cache)
+
+    model.next_logits = counted  # type: ignore[method-assign]
+    session = ChatSession(model, TOKENIZER, max_new_tokens=8)
+    first, second = answers(session, "Who are you?", "And what is the moon?")
+    after = [len(TOKENIZER.encode("human: And what is the moon?\nbitnut:")), *[1] * 8]
+    assert len(read) == 16
+    assert read[8] <= after[0] + 8 + 2  # the answer's text may be other tokens than it was made of
+    assert read[8] < len(session._prompt("And what is the moon?")[0]) - 10
+
+    fresh = ChatSession(model, TOKENIZER, max_new_tokens=8, turns=[Turn("Who are you?", first)])
+    assert answers(fresh, "And what is the moon?") == [second]
+
+
+def test_a_memory_forgets_what_is_no_longer_in_the_text(tiny_model: BitNetTransformer) -> None:
+    memory = Memory()
+    for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2], [7], [1, 2]):
+        prompt = torch.tensor([ids])
+        kept = [int(new) for new, _ in stream(tiny_model, prompt, max_new_tokens=4, memory=memory)]
+        alone = [int(new) for new, _ in stream(tiny_model, prompt, max_new_tokens=4)]
+        assert kept == alone
+        assert memory.ids == [*ids, *kept[:-1]]

@@ -14,19 +14,43 @@ from torch import Tensor
 
 from bitnet.errors import DataError
 from bitnet.generate.sampling import GREEDY, Sampling, choose
+from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.transformer import BitNetTransformer
 
 MAX_ROWS = 512  # rows decoded together; bounds the memory of the cache
 
 
+class Memory:
+    """What a model has read of one growing text, so that the next call reads only what is new."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self._cache: KVCache | None = None
+
+    def recall(self, model: BitNetTransformer, ids: list[int]) -> tuple[KVCache, int]:
+        """A cache that holds the beginning of a text, and how many of its ids: all but the last at most."""
+        if self._cache is None:
+            self._cache = model.new_cache(1)
+        known = 0
+        while known < min(len(self.ids), len(ids) - 1) and self.ids[known] == ids[known]:
+            known += 1
+        self._cache.length, self.ids = known, self.ids[:known]
+        return self._cache, known
+
+
 @torch.no_grad()
 def stream(
-    model: BitNetTransformer, prompt_ids: Tensor, *, max_new_tokens: int, sampling: Sampling = GREEDY
+    model: BitNetTransformer,
+    prompt_ids: Tensor,
+    *,
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    memory: Memory | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (new ids int64 (B,), the logits they came from (B, V)), one position at a time.
 
     prompt_ids: int64 (B, T), T >= 1. Ends early where the model's max_seq_length is reached. The model's mode
-    (train or eval) plays no role: it has no dropout.
+    (train or eval) plays no role: it has no dropout. memory: of the same model, for a single row.
     """
     rows, length = prompt_ids.shape
     if length == 0:
@@ -37,11 +61,17 @@ def stream(
             f"the prompt has {length} tokens, the model reads at most {model.config.max_seq_length}; shorten "
             "it"
         )
-    cache = model.new_cache(rows, length + max(min(max_new_tokens, room), 0))
     generator = sampling.generator(prompt_ids.device)
     new = prompt_ids
+    if memory is None:
+        cache = model.new_cache(rows, length + max(min(max_new_tokens, room), 0))
+    else:
+        cache, known = memory.recall(model, prompt_ids[0].tolist())
+        new = prompt_ids[:, known:]
     for _ in range(min(max_new_tokens, room + 1)):
         logits = model.next_logits(new, cache)  # (B, V)
+        if memory is not None:
+            memory.ids += new[0].tolist()
         chosen = choose(logits, sampling, generator)
         yield chosen, logits
         if cache.length >= cache.capacity:
