@@ -65,7 +65,7 @@ check-status *args: _ready
 # run lint, types and tests; arguments go to pytest, e.g. `just test -m "not slow"`
 test *args: _ready
     {{ if args == "" { "just check" } else { "true" } }}
-    python -m pytest "$@"
+    python -m pytest -n logical --maxprocesses 8 --dist worksteal "$@"
 
 # run lint and type checks
 check: _ready

@@ -55,11 +55,11 @@ def refuse_foreign_places(layout: RunLayout, config: RunConfig, *, trust: bool) 
 
     places = outside_places(config)
     if places and not trust and not is_own(layout):
-        named = ", ".join(f"{name} {value!r:.80}" for name, value in places.items())
+        named = ", ".join(f"{name} {value!r:.250}" for name, value in places.items())
         raise RunError(
             f"{layout.run_id} was not trained by you, or was altered since, and its configuration names "
             "places outside the run "
-            f"({named:.400}); they are neither read nor written unless you repeat the command with --trust"
+            f"({named:.1500}); they are neither read nor written unless you repeat the command with --trust"
         )
 
 
