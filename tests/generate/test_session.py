@@ -19,7 +19,7 @@ import bitnet.generate.session as module
 from bitnet.engine.from_torch import PackedTransformer
 from bitnet.engine.from_torch import packed as pack
 from bitnet.errors import DataError
-from bitnet.generate.decode import Memory, stream
+from bitnet.generate.decode import ReadText, stream
 from bitnet.generate.sampling import GREEDY
 from bitnet.generate.session import ChatSession, Labels
 from bitnet.kernels import library
@@ -225,7 +225,7 @@ def test_a_chat_reads_its_history_once(tiny_config: BitNetConfig, packed: bool) 
 
 
 def test_a_memory_forgets_what_is_no_longer_in_the_text(tiny_model: BitNetTransformer) -> None:
-    memory = Memory()
+    memory = ReadText()
     for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2], [7], [1, 2]):
         prompt = torch.tensor([ids])
         kept = [int(new) for new, _ in stream(tiny_model, prompt, max_new_tokens=4, memory=memory)]

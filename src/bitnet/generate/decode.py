@@ -20,7 +20,7 @@ from bitnet.nn.transformer import BitNetTransformer
 MAX_ROWS = 512  # rows decoded together; bounds the memory of the cache
 
 
-class Memory:
+class ReadText:
     """What a model has read of one growing text, so that the next call reads only what is new."""
 
     def __init__(self) -> None:
@@ -45,7 +45,7 @@ def stream(
     *,
     max_new_tokens: int,
     sampling: Sampling = GREEDY,
-    memory: Memory | None = None,
+    memory: ReadText | None = None,
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yield (new ids int64 (B,), the logits they came from (B, V)), one position at a time.
 

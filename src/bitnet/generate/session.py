@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 import torch
 
 from bitnet.errors import DataError
-from bitnet.generate.decode import Memory, stream
+from bitnet.generate.decode import ReadText, stream
 from bitnet.generate.sampling import Sampling
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.chat import HUMAN, SPEAKER, Turn, question_ids, system_line, turn_ids
@@ -40,7 +40,7 @@ class ChatSession:
     """How many of the oldest turns the last answer was made without."""
     ended: bool = True
     """Whether the last answer ended by itself, not at the limit of length."""
-    _memory: Memory = field(default_factory=Memory)
+    _memory: ReadText = field(default_factory=ReadText)
 
     def reply(self, text: str, sampling: Sampling) -> Generator[str, None, None]:
         """The pieces of an answer as they come. Both sides are then in `turns`, even if the caller stops
