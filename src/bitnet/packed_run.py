@@ -13,9 +13,8 @@ from pathlib import Path
 from bitnet.engine.decoder import PackedDecoder, available_cores
 from bitnet.engine.greedy import greedy
 from bitnet.engine.matrix import DenseFormat
-from bitnet.engine.weights import default_head, pack_weights
+from bitnet.engine.weights import default_head, engine_name, pack_weights
 from bitnet.errors import CheckpointError, DataError
-from bitnet.kernels import library
 from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.run.checkpoint import load_arrays
 from bitnet.run.layout import RunLayout, find_run
@@ -56,8 +55,7 @@ def load_packed(run: str | Path, *, runs_dir: str | Path, head: DenseFormat | No
     form = head or default_head(config)
     weights = pack_weights(config, arrays, head=form, threads=available_cores())
     decoder = PackedDecoder(config, weights)
-    engine = f"packed ({library.path()}, head {form})"
-    return PackedRun(layout, step, decoder, fitting_tokenizer(layout, config), engine)
+    return PackedRun(layout, step, decoder, fitting_tokenizer(layout, config), engine_name(config, form))
 
 
 def pieces(tokenizer: Tokenizer, ids: Iterable[int], stop: str | None) -> Iterator[str]:

@@ -31,6 +31,17 @@ def test_a_model_on_the_cpu_is_packed_unless_torch_is_asked_for() -> None:
     assert choose_engine(model, "torch", None).model is model
 
 
+def test_full_weights_have_a_format_that_is_named() -> None:
+    """Beside an f32 head they are float32, beside any other bfloat16, which changes the figures a little."""
+    full = small_model(weights="full", activations="full")
+    large = small_model(weights="full", activations="full", vocab_size=4097)
+    path = library.path()
+    assert choose_engine(full, "auto", None).name == f"packed ({path}, head f32, projections f32)"
+    assert choose_engine(large, "auto", None).name == f"packed ({path}, head int8, projections bf16)"
+    assert choose_engine(large, "auto", "f32").name == f"packed ({path}, head f32, projections f32)"
+    assert choose_engine(small_model(vocab_size=4097), "auto", None).name == f"packed ({path}, head int8)"
+
+
 def test_without_kernels_torch_computes_and_one_line_says_so(use: Callable[[Any, str], None]) -> None:
     use(None, "torch")
     model = small_model()
@@ -69,6 +80,7 @@ def test_verbs_say_which_engine_ran_and_both_agree(
     key = "completion" if verb == "complete" else "verdict"
     assert here.json[key] == plain.json[key]
     if verb == "evaluate":
+        assert f"computed by {here.json['engine']}\n" in here.err
         assert here.json["metrics"] == pytest.approx(plain.json["metrics"], rel=1e-3)
 
 

@@ -129,6 +129,7 @@ def _text_loss(trained: TrainedModel, config: RunConfig, flags: EvaluateFlags, o
 
     run, files = trained.layout.run_id, ", ".join(flags.data)
     print(f"{run} at step {trained.step}, on {files} ({metrics['tokens']:,.0f} tokens)", file=out)
+    print(f"  computed by {trained.engine}", file=out)
     for name in ("nats_per_token", "bits_per_byte"):
         print(f"  {name:<24}{figure(metrics[name]):>10}", file=out)
     result = {
@@ -167,6 +168,8 @@ def judge(trained: TrainedModel, task: Task, criteria: Sequence[Any]) -> dict[st
 def _page(result: dict[str, Any], shown: Sequence[Shown]) -> str:
     metrics = result["metrics"]
     lines = [f"{result['run']} at step {result['step']}"]
+    if "engine" in result:  # a stored result may be older than the packed engine
+        lines.append(f"  computed by {result['engine']}")
     for name, value in metrics.items():
         if name.endswith("_cases") or name == "tokens":
             continue

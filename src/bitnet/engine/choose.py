@@ -12,7 +12,7 @@ import torch
 
 from bitnet.engine.from_torch import PackedTransformer, packed
 from bitnet.engine.matrix import DenseFormat
-from bitnet.engine.weights import default_head
+from bitnet.engine.weights import default_head, engine_name
 from bitnet.errors import ConfigError, DataError
 from bitnet.kernels import library
 from bitnet.nn.bitlinear import has_fast_int8
@@ -40,9 +40,7 @@ def choose_engine(model: BitNetTransformer, engine: Engine, head: DenseFormat | 
     if not obstacle:
         try:
             form = head or default_head(model.config)
-            return Chosen(
-                PackedTransformer(packed(model, head=form)), f"packed ({library.path()}, head {form})"
-            )
+            return Chosen(PackedTransformer(packed(model, head=form)), engine_name(model.config, form))
         except DataError as error:
             obstacle = str(error)
     if engine == "packed" or head is not None:

@@ -19,6 +19,7 @@ import numpy as np
 
 from bitnet.engine.matrix import DenseFormat, Matrix, pack_dense, pack_ternary, ternarize
 from bitnet.errors import DataError
+from bitnet.kernels import library
 from bitnet.kernels.arrays import Array
 from bitnet.nn.config import BitNetConfig
 
@@ -65,6 +66,19 @@ class Weights(NamedTuple):
 def default_head(config: BitNetConfig) -> DenseFormat:
     """The format of the head where none is asked for."""
     return "f32" if config.vocab_size <= SMALL_VOCABULARY else "int8"
+
+
+def default_full(head: DenseFormat) -> DenseFormat:
+    """The format of projections that are not ternary, beside a head of this format."""
+    return "f32" if head == "f32" else "bf16"
+
+
+def engine_name(config: BitNetConfig, head: DenseFormat) -> str:
+    """The packed engine in words: its kernel path, the format of its head and, where the projections are full
+    matrices, theirs.
+    """
+    projections = f", projections {default_full(head)}" if config.weights == "full" else ""
+    return f"packed ({library.path()}, head {head}{projections})"
 
 
 def without_torch(name: str, weight: Array, rows: tuple[int, ...]) -> tuple[Array, Array]:
@@ -115,7 +129,7 @@ def pack_weights(
         if array.dtype.kind != "f" or not np.isfinite(array.sum(dtype=np.float64)):
             raise DataError(f"{name} holds values that are not finite, or no real numbers")
 
-    packer = _Packer(config, arrays, full or ("f32" if head == "f32" else "bf16"), quantizer, threads)
+    packer = _Packer(config, arrays, full or default_full(head), quantizer, threads)
     embeddings = packer.dense("token_embeddings.weight", "int8" if head == "int4" else head)
     if not config.embeddings_tied:
         out = packer.dense("lm_head.weight", head)
