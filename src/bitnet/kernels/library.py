@@ -55,6 +55,10 @@ _SIGNATURES: dict[str, list[type]] = {
     ],
     "ternary_sums": [_int, _pointer, _size, _size, _pointer, _size, _pointer, _int],
     "ternary_product": [_int, _pointer, _size, _size, _pointer, _size, _pointer, _pointer, _pointer, _int],
+    **{
+        f"training_{name}": [_int, _pointer, _int]
+        for name in ("gradient", "gate", "norm", "rotary", "cross_entropy", "pack")
+    },
     "decoder_pack": [_size, _pointer, _size, _size, _pointer, _pointer, _int],
     "decoder_ternarize": [_pointer, _size, _size, _pointer, _pointer],
     "decoder_workspace": [_pointer, _size],

@@ -19,7 +19,7 @@
  * Callers check sizes; nothing here can. See arrays.py, and decoder.py for the decoder, which are the only callers.
  *
  * Sections: input blocks, scalar, AVX2, AVX-VNNI, AVX-512 VNNI, NEON, float parts, dense tiles, paths, threads, packing,
- * quantising rows, products; then the decoder: dense matrices, attention, one token after another; and at the end the dense
+ * quantising rows, products; the decoder: dense matrices, attention, one token after another; training passes; and at the end the dense
  * tiles themselves, for which the file includes itself.
  */
 #if !defined(LANES)
@@ -1705,6 +1705,559 @@ EXPORT int decoder_forward(int path, const struct model *model, const struct bat
         logits += (next - want) * model->vocab, want = next;
     }
     return OK;
+}
+
+/* ============================================================================================== TRAINING PASSES
+ *
+ * What training computes beside its products, each in one pass over rows of float32 or bfloat16: gradients scaled and quantised,
+ * RMSNorm's gradient, the feed-forward gate and its gradient, rotary positions there and back, softmax cross-entropy with its
+ * gradient, and latent weights to packed tiles of both orientations. Rows of bfloat16 are widened, computed in float32 and rounded
+ * once. Sums over rows are taken in parts that depend on the number of rows only, and the parts are added in order.
+ *
+ * Vector code is in the row functions, which are compiled once per instruction set; the rest is common. */
+#define SUM_BLOCK 1024 /* exponentials that are added in float32 before their sum is added in float64 */
+
+/* Also with a factor of 1: a copy. */
+INLINE void scale_row(const float *restrict x, float factor, int64_t count, float *restrict out)
+{
+    for (int64_t i = 0; i < count; i++) out[i] = x[i] * factor;
+}
+
+INLINE void narrow_row(const float *restrict x, float factor, int64_t count, uint16_t *restrict out)
+{
+    for (int64_t i = 0; i < count; i++) {
+        float value = x[i] * factor;
+        uint32_t bits = (uint32_t)bits_of(value), rounded = bits + 0x7FFF + (bits >> 16 & 1);
+        out[i] = (uint16_t)(((bits & 0x7FFFFFFF) > 0x7F800000 ? bits | 0x400000 : rounded) >> 16); /* a NaN stays one */
+    }
+}
+
+INLINE void widen_row(const uint16_t *restrict x, int64_t count, float *restrict out)
+{
+    for (int64_t i = 0; i < count; i++) out[i] = float_of((uint32_t)x[i] << 16);
+}
+
+INLINE float folded(float part[16])
+{
+    for (int half = 8; half > 0; half /= 2)
+        for (int lane = 0; lane < half; lane++) part[lane] += part[lane + half];
+    return part[0];
+}
+
+/* One row of the gradient of RMSNorm; `weight_sum` has the row's part of the weight's gradient added. */
+INLINE void norm_gradient_row(const float *restrict grad, const float *restrict x, const float *restrict weight, float inverse, int64_t in,
+                              float *restrict grad_x, float *restrict weight_sum)
+{
+    float part[16] = {0};
+    for (int64_t i = 0; i < in; i++) {
+        float product = grad[i] * (x[i] * inverse);
+        weight_sum[i] += product;
+        grad_x[i] = product * weight[i];
+    }
+    int64_t i = 0;
+    for (; i + 16 <= in; i += 16)
+        for (int lane = 0; lane < 16; lane++) part[lane] += grad_x[i + lane];
+    for (; i < in; i++) part[i % 16] += grad_x[i];
+
+    const float projection = folded(part) / (float)in;
+    for (i = 0; i < in; i++) grad_x[i] = (grad[i] * weight[i] - x[i] * inverse * projection) * inverse;
+}
+
+INLINE void gate_row(const float *restrict gate, const float *restrict up, int64_t in, int relu2, float *restrict out)
+{
+    apply_gate(gate, up, in, relu2, out);
+}
+
+/* d silu(g) = s * (1 + g * (1 - s)) with s = sigmoid(g); d relu(g)^2 = 2 relu(g). */
+INLINE void gate_gradient_row(const float *restrict grad, const float *restrict gate, const float *restrict up, int64_t in, int relu2,
+                              float *restrict grad_gate, float *restrict grad_up)
+{
+    if (relu2)
+        for (int64_t i = 0; i < in; i++) {
+            float positive = gate[i] < 0 ? 0 : gate[i];
+            grad_gate[i] = grad[i] * up[i] * (2.0f * positive);
+            grad_up[i] = grad[i] * (positive * positive);
+        }
+    else
+        for (int64_t i = 0; i < in; i++) {
+            float sigmoid = 1.0f / (1.0f + exp_of(-gate[i]));
+            grad_gate[i] = grad[i] * up[i] * (sigmoid * (1.0f + gate[i] * (1.0f - sigmoid)));
+            grad_up[i] = grad[i] * (gate[i] * sigmoid);
+        }
+}
+
+/* One head by the angles of a position, in the rotate-half layout of bitnet.nn.rotary; sign: -1 turns back. */
+INLINE void turn_row(const float *restrict x, const float *restrict cosine, const float *restrict sine, float sign, int64_t half, float *restrict out)
+{
+    for (int64_t i = 0; i < half; i++) {
+        float s = sine[i] * sign;
+        out[i] = x[i] * cosine[i] - x[half + i] * s;
+        out[half + i] = x[half + i] * cosine[i] + x[i] * s;
+    }
+}
+
+/* Logits become weight * (softmax - one-hot). Returns the loss, without the weight. A NaN or +infinity makes all of it NaN. */
+INLINE float cross_entropy_row(float *restrict logits, int64_t count, int64_t target, float weight)
+{
+    const float chosen = logits[target];
+    float top[16];
+    for (int lane = 0; lane < 16; lane++) top[lane] = logits[0];
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        for (int lane = 0; lane < 16; lane++) top[lane] = logits[i + lane] > top[lane] ? logits[i + lane] : top[lane];
+    for (; i < count; i++) top[0] = logits[i] > top[0] ? logits[i] : top[0];
+    for (int lane = 1; lane < 16; lane++) top[0] = top[lane] > top[0] ? top[lane] : top[0];
+
+    const float largest = top[0];
+    double total = 0;
+    for (int64_t first = 0; first < count; first += SUM_BLOCK) {
+        const int64_t end = smaller(first + SUM_BLOCK, count);
+        float part[16] = {0};
+        for (i = first; i < end; i++) logits[i] = exp_of(logits[i] - largest);
+        for (i = first; i + 16 <= end; i += 16)
+            for (int lane = 0; lane < 16; lane++) part[lane] += logits[i + lane];
+        for (; i < end; i++) part[i % 16] += logits[i];
+        total += folded(part);
+    }
+
+    const float factor = weight / (float)total;
+    for (i = 0; i < count; i++) logits[i] *= factor;
+    logits[target] -= weight;
+    return (float)(log(total) - ((double)chosen - largest));
+}
+
+/* Sum of magnitudes: in float64, so that the mean is the float32 nearest to the exact one but for rare ties. */
+INLINE double magnitude_row(const float *restrict x, int64_t count)
+{
+    double part[16] = {0}, total = 0;
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        for (int lane = 0; lane < 16; lane++) part[lane] += fabsf(x[i + lane]);
+    for (; i < count; i++) part[i % 16] += fabsf(x[i]);
+    for (int lane = 0; lane < 16; lane++) total += part[lane];
+    return total;
+}
+
+/* 16 x 16 latent weights, `stride` apart, to a tile of the matrix and a tile of its transpose. limit: half the scale of each row.
+ * round(w / scale) is 1 exactly where w > scale / 2 in float32, since half-way goes to 0 and no quotient between rounds to it. */
+INLINE void pack_both_ways(const float *restrict w, int64_t stride, const float *restrict limit, uint8_t *restrict tile, uint8_t *restrict turned)
+{
+    uint32_t lanes[SIDE] = {0};
+    uint8_t codes[SIDE][SIDE];
+    UNROLL for (int r = 0; r < SIDE; r++) {
+        const float most = limit[r], *row = w + r * stride;
+        for (int i = 0; i < SIDE; i++) {
+            uint32_t code = 1u + (uint32_t)(row[i] > most) - (uint32_t)(row[i] < -most);
+            lanes[i] |= code << (r % 4 * 8 + r / 4 * 2);
+            codes[r][i] = (uint8_t)code;
+        }
+    }
+    memcpy(turned, lanes, TILE);
+    for (int r = 0; r < SIDE; r++) {
+        uint32_t word[4];
+        memcpy(word, codes[r], sizeof word);
+        lanes[r] = word[0] | word[1] << 2 | word[2] << 4 | word[3] << 6;
+    }
+    memcpy(tile, lanes, TILE);
+}
+
+struct row_functions {
+    void (*scale)(const float *x, float factor, int64_t count, float *out);
+    void (*narrow)(const float *x, float factor, int64_t count, uint16_t *out);
+    void (*widen)(const uint16_t *x, int64_t count, float *out);
+    void (*norm_gradient)(const float *grad, const float *x, const float *weight, float inverse, int64_t in, float *grad_x, float *weight_sum);
+    void (*gate)(const float *gate, const float *up, int64_t in, int relu2, float *out);
+    void (*gate_gradient)(const float *grad, const float *gate, const float *up, int64_t in, int relu2, float *grad_gate, float *grad_up);
+    void (*turn)(const float *x, const float *cosine, const float *sine, float sign, int64_t half, float *out);
+    float (*cross_entropy)(float *logits, int64_t count, int64_t target, float weight);
+    double (*magnitude)(const float *x, int64_t count);
+    void (*pack)(const float *w, int64_t stride, const float *limit, uint8_t *tile, uint8_t *turned);
+};
+
+#define ROW_FUNCTIONS(NAME, TARGET) \
+    TARGET static void scale_##NAME(const float *x, float f, int64_t n, float *out) { scale_row(x, f, n, out); } \
+    TARGET static void narrow_##NAME(const float *x, float f, int64_t n, uint16_t *out) { narrow_row(x, f, n, out); } \
+    TARGET static void widen_##NAME(const uint16_t *x, int64_t n, float *out) { widen_row(x, n, out); } \
+    TARGET static void norm_gradient_##NAME(const float *g, const float *x, const float *w, float r, int64_t n, float *out, float *sum) \
+    { \
+        norm_gradient_row(g, x, w, r, n, out, sum); \
+    } \
+    TARGET static void gate_##NAME(const float *gate, const float *up, int64_t n, int relu2, float *out) { gate_row(gate, up, n, relu2, out); } \
+    TARGET static void gate_gradient_##NAME(const float *g, const float *gate, const float *up, int64_t n, int relu2, float *dg, float *du) \
+    { \
+        gate_gradient_row(g, gate, up, n, relu2, dg, du); \
+    } \
+    TARGET static void turn_##NAME(const float *x, const float *c, const float *s, float sign, int64_t half, float *out) \
+    { \
+        turn_row(x, c, s, sign, half, out); \
+    } \
+    TARGET static float cross_entropy_##NAME(float *x, int64_t n, int64_t target, float w) { return cross_entropy_row(x, n, target, w); } \
+    TARGET static double magnitude_##NAME(const float *x, int64_t n) { return magnitude_row(x, n); } \
+    TARGET static void pack_##NAME(const float *w, int64_t stride, const float *limit, uint8_t *tile, uint8_t *turned) \
+    { \
+        pack_both_ways(w, stride, limit, tile, turned); \
+    } \
+    static const struct row_functions rows_##NAME = { \
+        scale_##NAME, narrow_##NAME, widen_##NAME, norm_gradient_##NAME, gate_##NAME, gate_gradient_##NAME, turn_##NAME, \
+        cross_entropy_##NAME, magnitude_##NAME, pack_##NAME};
+ROW_FUNCTIONS(plain, )
+#if defined(__x86_64__)
+ROW_FUNCTIONS(avx2, TARGET_AVX2)
+#endif
+#if defined(HAVE_AVX512_VNNI)
+ROW_FUNCTIONS(avx512, TARGET_AVX512)
+#endif
+
+static const struct row_functions *functions_of(int path)
+{
+#if defined(HAVE_AVX512_VNNI)
+    if (path == AVX512_VNNI) return &rows_avx512;
+#endif
+#if defined(__x86_64__)
+    if (path == AVX2 || path == AVX_VNNI) return &rows_avx2;
+#endif
+    return &rows_plain;
+}
+
+struct floats { /* a tensor of float32, or of bfloat16 */
+    void *data;
+    int64_t bf16;
+};
+
+/* `count` values from `at` on: in place, or widened into room. */
+static const float *read_floats(const struct row_functions *f, struct floats x, int64_t at, int64_t count, float *room)
+{
+    if (!x.bf16) return (const float *)x.data + at;
+    f->widen((const uint16_t *)x.data + at, count, room);
+    return room;
+}
+
+/* Where a row is to be computed: in place, or in room, from where write_back rounds it. */
+static float *place_for(struct floats x, int64_t at, float *room) { return x.bf16 ? room : (float *)x.data + at; }
+static void write_back(const struct row_functions *f, struct floats x, int64_t at, int64_t count, const float *room)
+{
+    if (x.bf16) f->narrow(room, 1.0f, count, (uint16_t *)x.data + at);
+}
+
+static int threads_for(int64_t values, int threads) { return values < (1 << 15) ? 1 : threads; }
+
+/* ---------------------------------------------------------------------------------------------- gradients before products */
+struct gradient { /* argument of training_gradient: see there */
+    struct floats grad, gate_up, scaled;
+    int64_t relu2, n, width;
+    const float *row_scale, *factor;
+    int8_t *codes;
+    float *step;
+};
+
+struct gradient_call {
+    const struct path *path;
+    const struct row_functions *f;
+    const struct gradient *job;
+};
+
+static void gradient_rows(void *argument, int64_t item, void *scratch)
+{
+    const struct gradient_call *call = argument;
+    const struct gradient *job = call->job;
+    const int64_t width = job->width, half = width / 2, end = smaller((item + 1) * ROWS_OF_AN_ITEM, job->n);
+    float *work = scratch, *room = work + width, *spare = room + width;
+
+    for (int64_t row = item * ROWS_OF_AN_ITEM; row < end; row++) {
+        const float *values;
+        if (job->gate_up.data) { /* then `grad` is that of the gated values */
+            const float *grad = read_floats(call->f, job->grad, row * half, half, work);
+            const float *gate_up = read_floats(call->f, job->gate_up, row * width, width, spare);
+            call->f->gate_gradient(grad, gate_up, gate_up + half, half, (int)job->relu2, room, room + half);
+            values = room;
+        } else
+            values = read_floats(call->f, job->grad, row * width, width, room);
+
+        if (job->codes) {
+            const struct rows one = {values, 0, 1, width, job->row_scale, NULL, 0, job->codes + row * width, job->step + row};
+            call->path->quantize(&one, 0, work);
+        }
+        const float factor = job->factor ? job->factor[row] : 1.0f;
+        if (!job->scaled.data) continue;
+        if (job->scaled.bf16) call->f->narrow(values, factor, width, (uint16_t *)job->scaled.data + row * width);
+        else call->f->scale(values, factor, width, (float *)job->scaled.data + row * width);
+    }
+}
+
+/* Rows of a gradient, for both products of a layer's backward pass: codes and steps of grad * row_scale, and grad * factor.
+ * grad: (n, width); row_scale: (width) or NULL; factor: (n) or NULL; codes (n, width) and step (n) written, or NULL;
+ * scaled: (n, width) written, or its data NULL. With gate_up (n, width), the gradient is first taken back through the gate from
+ * grad (n, width / 2), so that rows are [gate | up]. */
+EXPORT int training_gradient(int path, const struct gradient *job, int threads)
+{
+    struct gradient_call call = {usable(path), functions_of(path), job};
+    if (!call.path) return NO_PATH;
+    threads = threads_for(job->n * job->width, threads);
+    return run(gradient_rows, &call, blocks_of(job->n, ROWS_OF_AN_ITEM), threads, 3 * (size_t)job->width * sizeof(float));
+}
+
+/* ---------------------------------------------------------------------------------------------- the gate */
+struct gating { /* argument of training_gate: see there */
+    struct floats gate_up, out;
+    int64_t relu2, n, inner;
+    const float *norm;
+    double eps;
+    int8_t *codes;
+    float *step, *inverse;
+};
+
+struct gating_call {
+    const struct path *path;
+    const struct row_functions *f;
+    const struct gating *job;
+};
+
+static void gate_rows(void *argument, int64_t item, void *scratch)
+{
+    const struct gating_call *call = argument;
+    const struct gating *job = call->job;
+    const int64_t inner = job->inner, end = smaller((item + 1) * ROWS_OF_AN_ITEM, job->n);
+    float *work = scratch, *room = work + inner, *spare = room + inner;
+
+    for (int64_t row = item * ROWS_OF_AN_ITEM; row < end; row++) {
+        const float *gate_up = read_floats(call->f, job->gate_up, row * 2 * inner, 2 * inner, spare);
+        float *gated = job->out.data ? place_for(job->out, row * inner, room) : room;
+        call->f->gate(gate_up, gate_up + inner, inner, (int)job->relu2, gated);
+        if (job->out.data) write_back(call->f, job->out, row * inner, inner, room);
+        if (!job->codes) continue;
+
+        float *inverse = job->norm ? job->inverse + row : NULL;
+        const struct rows one = {gated, 0, 1, inner, job->norm, inverse, (float)job->eps, job->codes + row * inner, job->step + row};
+        call->path->quantize(&one, 0, work);
+    }
+}
+
+/* activation(gate) * up: (n, 2 inner) to out (n, inner), or straight to codes (n, inner) and step (n), or to both; whichever is not
+ * NULL. norm: (inner) the weight of an RMSNorm before the codes, or NULL; inverse: (n) written then. */
+EXPORT int training_gate(int path, const struct gating *job, int threads)
+{
+    struct gating_call call = {usable(path), functions_of(path), job};
+    if (!call.path) return NO_PATH;
+    threads = threads_for(job->n * job->inner, threads);
+    return run(gate_rows, &call, blocks_of(job->n, ROWS_OF_AN_ITEM), threads, 4 * (size_t)job->inner * sizeof(float));
+}
+
+/* ---------------------------------------------------------------------------------------------- RMSNorm's gradient */
+struct norm_gradient { /* argument of training_norm: see there */
+    struct floats grad, x, grad_x;
+    int64_t n, in, parts;
+    const float *inverse, *weight;
+    float *sums, *grad_weight;
+};
+
+struct norm_call {
+    const struct row_functions *f;
+    const struct norm_gradient *job;
+};
+
+static void norm_rows(void *argument, int64_t item, void *scratch)
+{
+    const struct norm_call *call = argument;
+    const struct norm_gradient *job = call->job;
+    const int64_t in = job->in, end = job->n * (item + 1) / job->parts;
+    float *room = scratch, *sums = job->sums + item * in;
+    memset(sums, 0, (size_t)in * sizeof(float));
+
+    for (int64_t row = job->n * item / job->parts; row < end; row++) {
+        const float *grad = read_floats(call->f, job->grad, row * in, in, room), *x = read_floats(call->f, job->x, row * in, in, room + in);
+        call->f->norm_gradient(grad, x, job->weight, job->inverse[row], in, place_for(job->grad_x, row * in, room + 2 * in), sums);
+        write_back(call->f, job->grad_x, row * in, in, room + 2 * in);
+    }
+}
+
+/* grad, x, grad_x: (n, in); inverse: (n) 1 / rms; weight, grad_weight: (in). sums: (parts, in) working memory. How many parts there
+ * are decides the bits of grad_weight: the caller derives them from n alone. */
+EXPORT int training_norm(int path, const struct norm_gradient *job, int threads)
+{
+    struct norm_call call = {functions_of(path), job};
+    if (!usable(path)) return NO_PATH;
+    int status = run(norm_rows, &call, job->parts, threads_for(job->n * job->in, threads), 3 * (size_t)job->in * sizeof(float));
+    if (status != OK) return status;
+
+    memset(job->grad_weight, 0, (size_t)job->in * sizeof(float));
+    for (int64_t part = 0; part < job->parts; part++)
+        for (int64_t i = 0; i < job->in; i++) job->grad_weight[i] += job->sums[part * job->in + i];
+    return OK;
+}
+
+/* ---------------------------------------------------------------------------------------------- rotary positions */
+struct heads { /* some heads of every token; strides in values, of which the last dimension's is 1 */
+    void *data;
+    int64_t count, text_stride, head_stride, token_stride;
+};
+
+struct rotary { /* argument of training_rotary: see there */
+    struct floats rows;
+    struct heads part[3];
+    int64_t bf16, back, n, tokens, head_dim, table_stride;
+    const float *cosine, *sine;
+};
+
+struct rotary_call {
+    const struct row_functions *f;
+    const struct rotary *job;
+};
+
+/* Token n of the heads of one part, which begin at `row` in its row of floats. */
+static void turn_heads(const struct rotary_call *call, int64_t n, int turned, const struct heads *part, float *row, float *room)
+{
+    const struct rotary *job = call->job;
+    const struct row_functions *f = call->f;
+    const int64_t d = job->head_dim, token = n % job->tokens;
+    const float *cosine = job->cosine + token * job->table_stride, *sine = job->sine + token * job->table_stride;
+
+    for (int64_t h = 0; h < part->count; h++, row += d) {
+        const int64_t at = n / job->tokens * part->text_stride + h * part->head_stride + token * part->token_stride;
+        const struct floats head = {part->data, job->bf16};
+        const float *from = job->back ? read_floats(f, head, at, d, room) : row;
+        float *to = job->back ? row : place_for(head, at, room);
+        if (turned) f->turn(from, cosine, sine, job->back ? -1.0f : 1.0f, d / 2, to);
+        else f->scale(from, 1.0f, d, to);
+        if (!job->back) write_back(f, head, at, d, room);
+    }
+}
+
+static void rotary_rows(void *argument, int64_t item, void *scratch)
+{
+    const struct rotary_call *call = argument;
+    const struct rotary *job = call->job;
+    const int64_t d = job->head_dim, end = smaller((item + 1) * ROWS_OF_AN_ITEM, job->n);
+    const int64_t width = (job->part[0].count + job->part[1].count + job->part[2].count) * d;
+    float *room = scratch, *wide = room + d;
+
+    for (int64_t n = item * ROWS_OF_AN_ITEM; n < end; n++) {
+        float *row = job->back ? place_for(job->rows, n * width, wide) : (float *)read_floats(call->f, job->rows, n * width, width, wide), *at = row;
+        for (int i = 0; i < 3; at += job->part[i].count * d, i++) turn_heads(call, n, i < 2, &job->part[i], at, room);
+        if (job->back) write_back(call->f, job->rows, n * width, width, row);
+    }
+}
+
+/* Rows of queries, keys and values (n, width) to heads of each in any layout, queries and keys turned by their position; with
+ * `back`, gradients of the heads to gradients of the rows. n: texts * tokens. cosine, sine: (tokens, at least head_dim / 2), rows
+ * `table_stride` apart. bf16: of the heads. */
+EXPORT int training_rotary(int path, const struct rotary *job, int threads)
+{
+    struct rotary_call call = {functions_of(path), job};
+    if (!usable(path)) return NO_PATH;
+    const int64_t width = (job->part[0].count + job->part[1].count + job->part[2].count) * job->head_dim;
+    return run(rotary_rows, &call, blocks_of(job->n, ROWS_OF_AN_ITEM), threads_for(job->n * width, threads),
+               (size_t)(job->head_dim + width) * sizeof(float));
+}
+
+/* ---------------------------------------------------------------------------------------------- cross-entropy */
+struct cross_entropy { /* argument of training_cross_entropy: see there */
+    struct floats logits;
+    int64_t n, vocab;
+    const int64_t *target;
+    const float *weight;
+    float *loss;
+};
+
+struct cross_entropy_call {
+    const struct row_functions *f;
+    const struct cross_entropy *job;
+};
+
+static void cross_entropy_of(void *argument, int64_t row, void *scratch)
+{
+    const struct cross_entropy_call *call = argument;
+    const struct cross_entropy *job = call->job;
+    const int64_t vocab = job->vocab, bytes = job->logits.bf16 ? 2 : 4;
+    const float weight = job->weight[row];
+    if (weight == 0) {
+        memset((char *)job->logits.data + row * vocab * bytes, 0, (size_t)(vocab * bytes));
+        job->loss[row] = 0;
+        return;
+    }
+    float *logits = (float *)read_floats(call->f, job->logits, row * vocab, vocab, scratch);
+    job->loss[row] = weight * call->f->cross_entropy(logits, vocab, job->target[row], weight);
+    write_back(call->f, job->logits, row * vocab, vocab, logits);
+}
+
+/* loss[n] = weight[n] * (log sum of exp(logits[n]) - logits[n][target[n]]), and over the logits (n, vocab) the gradient of the
+ * losses' sum. Where a weight is 0 neither target nor logits count, whatever they are. A target outside of the vocabulary is
+ * INVALID_BATCH, and nothing is written. */
+EXPORT int training_cross_entropy(int path, const struct cross_entropy *job, int threads)
+{
+    struct cross_entropy_call call = {functions_of(path), job};
+    if (!usable(path)) return NO_PATH;
+    for (int64_t n = 0; n < job->n; n++)
+        if (job->weight[n] != 0 && (job->target[n] < 0 || job->target[n] >= job->vocab)) return INVALID_BATCH;
+    return run(cross_entropy_of, &call, job->n, threads_for(job->n * job->vocab, threads), (size_t)job->vocab * sizeof(float));
+}
+
+/* ---------------------------------------------------------------------------------------------- latent weights to tiles */
+struct latent { /* argument of training_pack: see there */
+    const float *weight;
+    int64_t out, in, matrices;
+    const int64_t *rows;
+    int64_t scales_given;
+    float *row_scale;
+    double *sums;
+    uint8_t *packed, *turned;
+};
+
+struct latent_call {
+    const struct row_functions *f;
+    const struct latent *job;
+};
+
+static void sum_magnitudes(void *argument, int64_t item, void *scratch)
+{
+    const struct latent_call *call = argument;
+    const struct latent *job = call->job;
+    (void)scratch;
+    for (int64_t o = item * SIDE; o < smaller((item + 1) * SIDE, job->out); o++) job->sums[o] = call->f->magnitude(job->weight + o * job->in, job->in);
+}
+
+static void pack_tiles(void *argument, int64_t item, void *scratch)
+{
+    const struct latent_call *call = argument;
+    const struct latent *job = call->job;
+    const int64_t first = item * SIDE, rows = smaller(SIDE, job->out - first), k_tiles = blocks_of(job->in, SIDE), row_tiles = blocks_of(job->out, SIDE);
+    float limit[SIDE] = {0}, edge[SIDE][SIDE];
+    (void)scratch;
+    for (int64_t r = 0; r < rows; r++) limit[r] = job->row_scale[first + r] / 2;
+
+    for (int64_t k = 0; k < k_tiles; k++) {
+        const float *w = job->weight + first * job->in + k * SIDE;
+        const int64_t inputs = smaller(SIDE, job->in - k * SIDE);
+        const int whole = rows == SIDE && inputs == SIDE;
+        if (!whole) {
+            memset(edge, 0, sizeof edge);
+            for (int64_t r = 0; r < rows; r++) memcpy(edge[r], w + r * job->in, (size_t)inputs * sizeof(float));
+        }
+        call->f->pack(whole ? w : edge[0], whole ? job->in : SIDE, limit, job->packed + (item * k_tiles + k) * TILE,
+                      job->turned + (k * row_tiles + item) * TILE);
+    }
+}
+
+/* Latent weights (out, in) to tiles of the matrix (packed) and of its transpose (turned), by the rule of bitnet.nn.quantize: for each
+ * of the logical matrices, which have rows[m] rows, a scale that is the mean magnitude, or EPSILON if that is more. row_scale: (out)
+ * written; or, with scales_given, read. sums: (out) working memory. */
+EXPORT int training_pack(int path, const struct latent *job, int threads)
+{
+    struct latent_call call = {functions_of(path), job};
+    if (!usable(path)) return NO_PATH;
+    threads = threads_for(job->out * job->in, threads);
+    if (!job->scales_given) {
+        int status = run(sum_magnitudes, &call, blocks_of(job->out, SIDE), threads, 0);
+        if (status != OK) return status;
+        const double *sum = job->sums;
+        float *scale = job->row_scale;
+        for (int64_t m = 0; m < job->matrices; m++) {
+            double total = 0;
+            for (int64_t r = 0; r < job->rows[m]; r++) total += *sum++;
+            float mean = (float)(total / ((double)job->rows[m] * (double)job->in));
+            for (int64_t r = 0; r < job->rows[m]; r++) *scale++ = mean < EPSILON ? EPSILON : mean; /* a NaN stays one */
+        }
+    }
+    return run(pack_tiles, &call, blocks_of(job->out, SIDE), threads, 0);
 }
 
 #else
