@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from bitnet.optim import muon
 from bitnet.optim.muon import Muon, orthogonalize
 from bitnet.optim.optimizer import OptimizerConfig
 
@@ -36,7 +37,9 @@ def test_singular_values_become_nearly_equal() -> None:
     assert float(values.max()) < 1.3
 
 
-@pytest.mark.parametrize("shape", [(2, 16, 16), (2, 16, 48), (2, 48, 16), (2, 16, 24)])
+@pytest.mark.parametrize(
+    "shape", [(2, 16, 16), (2, 16, 48), (2, 48, 16), (2, 16, 24), (1, 200, 200), (1, 200, 500)]
+)
 @pytest.mark.parametrize("decades", [0.0, 4.0, 8.0])
 @pytest.mark.parametrize("seed", range(5))
 def test_equals_the_iteration_as_published(shape: tuple[int, int, int], decades: float, seed: int) -> None:
@@ -56,6 +59,17 @@ def test_equals_the_iteration_as_published(shape: tuple[int, int, int], decades:
         gram = x @ x.mT
         x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
     assert torch.linalg.matrix_norm(orthogonalize(matrices.float()) - x, 2).max() < bound
+
+
+@pytest.mark.parametrize("shape", [(2, 192, 192), (2, 200, 300), (1, 256, 640)])
+def test_half_a_symmetric_product_changes_only_rounding(
+    shape: tuple[int, int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    matrices = torch.randn(shape)
+    halves = orthogonalize(matrices)
+    monkeypatch.setattr(muon, "STRIPS_FROM", 1000)
+    assert torch.allclose(halves, orthogonalize(matrices), rtol=0, atol=1e-5)
 
 
 def test_fused_projection_equals_its_split_matrices() -> None:
