@@ -13,12 +13,15 @@ MUON = OptimizerConfig(kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_moment
 
 
 @pytest.mark.parametrize("shape", [(24, 24), (48, 16), (16, 48)])
-def test_equals_torch_muon_within_bf16_rounding(shape: tuple[int, int]) -> None:
-    """torch fixes the iteration at bfloat16 (8 bits of mantissa); an update entry is about 1/sqrt(24)."""
+@pytest.mark.parametrize(("bf16", "within"), [(False, 0.02), (True, 1e-6)])
+def test_equals_torch_muon(shape: tuple[int, int], bf16: bool, within: float) -> None:
+    """torch fixes the iteration at bfloat16 (8 bits of mantissa); an update entry is about 1/sqrt(24). In
+    float32 ours differs by that rounding, in bfloat16 it does not.
+    """
     torch.manual_seed(0)
     start = torch.randn(shape)
     ours, theirs = torch.nn.Parameter(start.clone()), torch.nn.Parameter(start.clone())
-    mine = Muon([(ours, (shape[0],))], momentum=0.95)
+    mine = Muon([(ours, (shape[0],))], momentum=0.95, bf16=bf16)
     reference = torch.optim.Muon([theirs], lr=0.1, momentum=0.95, weight_decay=0.1, nesterov=True)
     mine.param_groups[0].update(lr=0.1, weight_decay=0.1)
     for _ in range(3):
@@ -27,7 +30,7 @@ def test_equals_torch_muon_within_bf16_rounding(shape: tuple[int, int]) -> None:
         mine.step()
         reference.step()
     moved = (theirs - start).norm()
-    assert (ours - theirs).norm() < 0.02 * moved
+    assert (ours - theirs).norm() < within * moved
 
 
 def test_singular_values_become_nearly_equal() -> None:

@@ -16,8 +16,8 @@ from bitnet.optim.optimizer import OptimizerKind
 def optimizer_flops(model: BitNetConfig, kind: OptimizerKind) -> float:
     """Operations of one update beside forward and backward. AdamW's dozen for each parameter are not counted.
 
-    Muon's are those of its published iteration. In float32, on CPUs, long matrices take about a third fewer
-    (optim/muon.py).
+    Muon's are those of its published iteration. In float32, on CPUs, square matrices take about a fifth fewer
+    and long ones half (optim/muon.py).
     """
     if kind == "adamw":
         return 0.0

@@ -69,7 +69,7 @@ class _Part:
         self.machine = choose_machine(train, device)
         self.model = BitNetTransformer(model).to(device)
         self.model.set_product(self.machine.product, self.machine.gradient_dtype)
-        self.optimizers = Optimizers(self.model, train.optimizer_config())
+        self.optimizers = Optimizers(self.model, train.optimizer_config(), bf16=self.machine.bf16)
         self.objective = NextToken(
             max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens
         )

@@ -202,4 +202,4 @@ def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -
     shapes = ternary_shapes(model).items()
     group = max(count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes)
     directions = FLOAT * ternary_weights(model)
-    return max(directions + (2 if numerics.device == "cuda" else FLOAT) * group, summing)
+    return max(directions + (2 if numerics.device == "cuda" or numerics.bf16 else FLOAT) * group, summing)

@@ -9,9 +9,10 @@ approximate it without a decomposition. The update is scaled by sqrt(max(1, out 
 
 The arithmetic is that of torch.optim.Muon, which a test compares it with; two things differ. A fused
 projection is several logical matrices in one parameter, and each is orthogonalised by itself, while torch
-takes whole parameters. And the iteration runs in float32 on a CPU: with AVX-512 but no bfloat16 unit, torch's
-fixed bfloat16 products run at under a third of the float32 rate. There, matrices more than twice as long as
-high are not multiplied at every iteration, which is exact but for rounding.
+takes whole parameters. And torch iterates in bfloat16, while on a CPU this does so only for runs in bf16:
+without bfloat16 units such products run at under a third of the float32 rate, with them at twice it. In
+float32, matrices more than twice as long as high are not multiplied at every iteration, and of symmetric
+products only half is computed; both are exact but for rounding.
 """
 
 from __future__ import annotations
@@ -102,9 +103,13 @@ def _symmetric_product(
 class Muon(torch.optim.Optimizer):
     """Muon over (parameter, rows) pairs; rows are the heights of the logical matrices in the parameter."""
 
-    def __init__(self, matrices: Iterable[tuple[Tensor, tuple[int, ...]]], *, momentum: float) -> None:
-        """momentum: share of the past in the moving average. The rates are set before each step."""
-        self.rows = dict(matrices)
+    def __init__(
+        self, matrices: Iterable[tuple[Tensor, tuple[int, ...]]], *, momentum: float, bf16: bool = False
+    ) -> None:
+        """momentum: share of the past in the moving average; bf16: iterate in bfloat16 on a CPU too, as is
+        always done on CUDA. The rates are set before each step.
+        """
+        self.rows, self.bf16 = dict(matrices), bf16
         super().__init__(list(self.rows), {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
 
     @torch.no_grad()
@@ -136,6 +141,5 @@ class Muon(torch.optim.Optimizer):
         buffer.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(buffer, momentum)
 
-    @staticmethod
-    def _in_fast_dtype(matrices: Tensor) -> Tensor:
-        return matrices.bfloat16() if matrices.device.type == "cuda" else matrices
+    def _in_fast_dtype(self, matrices: Tensor) -> Tensor:
+        return matrices.bfloat16() if self.bf16 or matrices.device.type == "cuda" else matrices

@@ -38,7 +38,8 @@ class OptimizerConfig:
 class Optimizers:
     """AdamW, with Muon beside it where asked for."""
 
-    def __init__(self, model: BitNetTransformer, config: OptimizerConfig) -> None:
+    def __init__(self, model: BitNetTransformer, config: OptimizerConfig, *, bf16: bool = False) -> None:
+        """bf16: Muon iterates in bfloat16 on a CPU too, for runs whose products are in that format."""
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         layers = model.bit_linears().values() if config.kind == "muon" else ()
@@ -52,7 +53,7 @@ class Optimizers:
             betas=(config.adam_beta1, config.adam_beta2),
             fused=all(p.device.type in ("cpu", "cuda") for p in rest),
         )
-        self.muon = Muon(matrices.items(), momentum=config.muon_momentum) if matrices else None
+        self.muon = Muon(matrices.items(), momentum=config.muon_momentum, bf16=bf16) if matrices else None
 
     def step(self, rates: Rates) -> None:
         """One update of every parameter at these rates; gradients are dropped afterwards."""

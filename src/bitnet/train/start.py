@@ -161,7 +161,7 @@ def _open_session(
     seed_everything(config.train.seed)
     model = BitNetTransformer(config.model).to(machine.device)
     model.set_product(machine.product, machine.gradient_dtype)
-    optimizers = Optimizers(model, config.train.optimizer_config())
+    optimizers = Optimizers(model, config.train.optimizer_config(), bf16=machine.bf16)
     scaling = LossScale(machine.device) if machine.fp16 else None
     return Session(layout, task, config, machine, model, optimizers, options, say, scaling)
 
