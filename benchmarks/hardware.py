@@ -38,11 +38,15 @@ def place_of(where: Mapping[str, Any]) -> str:
     )
 
 
-def write_results(name: str, rows: list[dict[str, Any]]) -> Path:
-    """Write the rows and where they were measured to benchmarks/results/<name>.json."""
+def write_results(name: str, rows: list[dict[str, Any]], **about: Any) -> Path:
+    """Write the rows and where they were measured to benchmarks/results/<name>.json.
+
+    about: entries of `where` that this process cannot know, such as the threads of the processes it started.
+    """
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({"where": where(), "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    content = {"where": {**where(), **about}, "rows": rows}
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 

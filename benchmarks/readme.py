@@ -118,24 +118,31 @@ def text_flags_table() -> str:
 
 
 def speed_table() -> str:
-    """One row per shape and way to multiply, for each device that was measured."""
+    """One row per shape and way, for each device that was measured."""
+    head = ["shape", "way", "formats", "tokens/s", "limit", "x dense bf16", "x transformers bf16", "peak GB"]
     parts = []
     for path in sorted(RESULTS.glob("train_speed_*.json")):
         values = read_results(path.stem)
-        head = ["shape", "way", "tokens/s", "update ms", "bare products ms", "peak GB"]
         rows = [
             [
                 f"{row['shape']} {row['rows']}x{row['tokens']}",
                 row["way"],
+                row.get("formats", ""),
                 f"{row['tokens_per_sec']:,.0f}",
-                f"{row['update_ms']:,.0f}",
-                f"{row['products_ms']:,.0f}",
+                # The first results were made before there were peers.
+                f"{row.get('limit', row['products_ms'] / row['update_ms']):.0%}",
+                _times(row.get("times dense bf16 compiled")),
+                _times(row.get("times transformers bf16")),
                 f"{row['peak_gb']:.2f}",
             ]
             for row in values["rows"]
         ]
         parts.append(f"{table(head, rows)}\n\nMeasured on: {place_of(values['where'])}.")
     return "\n\n".join(parts)
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.2f}"
 
 
 def faults_table() -> str:

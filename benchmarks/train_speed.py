@@ -1,176 +1,184 @@
-"""Speed of one update at three shapes, for every way to multiply, beside the bare matrix products.
+"""Speed of one update of ours and of its peers at the same shapes, beside the bare matrix products.
 
-    python benchmarks/train_speed.py [--rounds 5] [--shapes arithmetic tinystories 95m]
+    python benchmarks/train_speed.py [--shapes small arithmetic] [--ways ours* "dense bf16*"] [--threads 2]
 
-Each way runs in a process of its own, so that its peak memory is its own. The ways take turns, round by
-round, and the table gives medians. "products" is the time of the matrix products of the update alone, on this
-machine and in the same number formats.
+Ways of ours are the choices of `train.product`, `train.precision` and so on, and "ours auto", which leaves
+all of them to the program. The peers have the same transformer around another linear layer: "dense" an
+ordinary one, "transformers" the AutoBitLinear of Hugging Face transformers, which quantizes as it trains.
+Updates run in the loop of training. Each way runs in a process of its own, so that its peak memory is its
+own; the ways take turns, round by round, and the table gives medians. The first two updates, which compile,
+do not count.
+
+"limit" is the share of an update that its matrix products alone take, in the formats that the way really
+uses: 1 would be an update that does nothing else. Attention is not in it.
+
+Peers: AutoBitLinear (bitnet.py in transformers/integrations), with one scale for a fused projection.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
+import itertools
 import json
+import os
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from fnmatch import fnmatch
+from pathlib import Path
 from typing import Any
 
-import torch
-
-from bitnet.allocator import keep_freed_memory
-from bitnet.data.stream import Batch
-from bitnet.experiments.shapes import ARITHMETIC, BASELINE, TINYSTORIES
-from bitnet.nn.config import BitNetConfig
-from bitnet.nn.transformer import BitNetTransformer
-from bitnet.optim.optimizer import OptimizerConfig, Optimizers
-from bitnet.optim.schedule import Rates
-from bitnet.train.loop import autocast
-from bitnet.train.objective import summed_loss
 from hardware import where, write_results
+from train_ways import SHAPES, WAYS
 
-SHAPES = {
-    "arithmetic": (ARITHMETIC, 32, 64),
-    "tinystories": (TINYSTORIES, 16, 256),
-    "95m": (BASELINE, 2, 1024),
-}
-WAYS = ("ternary int8", "ternary float", "full fp32", "full bf16")
-ADAMW = OptimizerConfig(kind="adamw", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=1.0)
+BESIDE = ("dense bf16 compiled", "transformers bf16")
+"""The ways that the others are compared with."""
+USUAL = ("ours auto*", "dense*", "transformers*")
 
 
-def median_ms(action: Callable[[], Any], repeats: int, device: torch.device) -> float:
-    """Median wall time of an action after one warm-up, in ms."""
-    times = []
-    for _ in range(repeats + 1):
-        started = time.perf_counter()
-        action()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        times.append((time.perf_counter() - started) * 1e3)
-    return statistics.median(times[1:])
+def in_turns(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Every shape and way of every round, each measured in a process of its own."""
+    ways = [name for name in WAYS if any(fnmatch(name, pattern) for pattern in args.ways)]
+    for turn in range(args.rounds):
+        for shape in args.shapes:
+            for way in ways:
+                words = ["--one", shape, way, "--repeats", args.repeats, "--device", args.device]
+                if args.rows:
+                    words += ["--rows", args.rows]
+                done = subprocess.run(
+                    [sys.executable, __file__, *map(str, words)],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
+                )
+                if done.returncode:
+                    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+                    print(f"{shape}, {way}: exit {done.returncode}: {last}", file=sys.stderr)
+                    continue
+                row = json.loads(done.stdout.splitlines()[-1])
+                print(f"{turn + 1}/{args.rounds} {shape} {way}: {row['update_ms']:.0f} ms", file=sys.stderr)
+                yield row
 
 
-def build(config: BitNetConfig, way: str, device: torch.device) -> BitNetTransformer:
-    """A fresh model that multiplies this way."""
-    full = way.startswith("full")
-    config = dataclasses.replace(
-        config, weights="full" if full else "ternary", activations="full" if full else "int8"
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    """Updates of one way in this process: medians of wall and processor time, and the peak of memory."""
+    import torch
+
+    from train_ways import bare_products_ms, begin
+
+    torch.set_num_threads(args.threads)
+    device = torch.device(args.device)
+    shape, way = args.one
+    run = begin(shape, way, device, updates=2 + args.repeats, rows=args.rows)
+    clocks = []
+    for _ in run.updates:
+        clocks.append((time.perf_counter(), time.process_time()))
+    wall, processor = (
+        statistics.median(after[clock] - before[clock] for before, after in itertools.pairwise(clocks[1:]))
+        for clock in (0, 1)
     )
-    model = BitNetTransformer(config).to(device)
-    gradients = torch.bfloat16 if device.type == "cuda" else torch.float32
-    model.set_product("int8" if way == "ternary int8" else "float", gradients)
-    return model
-
-
-def measure(shape: str, way: str, device: torch.device, repeats: int) -> dict[str, Any]:
-    """One update (forward, backward, clip, AdamW) of one way, and its bare products."""
-    torch.manual_seed(0)
-    keep_freed_memory()
-    config, rows, tokens = SHAPES[shape]
-    model = build(config, way, device)
-    optimizers = Optimizers(model, ADAMW)
-    ids = torch.randint(0, config.vocab_size, (rows, tokens), device=device)
-    batch = Batch(ids, ids, torch.ones_like(ids, dtype=torch.bool))
-    bf16 = way == "full bf16" or (device.type == "cuda" and way != "full fp32")
-
-    def update() -> None:
-        with autocast(device, bf16):
-            loss = summed_loss(model(batch.input_ids), batch) / ids.numel()
-        loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizers.step(Rates(1e-4, 0.1))
-
-    update_ms = median_ms(update, repeats, device)
-    peak = (
-        torch.cuda.max_memory_allocated()
-        if device.type == "cuda"
-        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    )
-    products_ms = bare_products_ms(model, rows * tokens, way, bf16, device, repeats)
+    if device.type == "cuda":
+        peak = float(torch.cuda.max_memory_allocated())
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    products_ms, products_processor_ms = bare_products_ms(run, repeats=max(args.repeats, 3))
     return {
         "shape": shape,
         "way": way,
-        "rows": rows,
-        "tokens": tokens,
-        "update_ms": update_ms,
+        "formats": run.formats,
+        "rows": run.rows,
+        "tokens": run.tokens,
+        "update_ms": wall * 1e3,
+        "processor_ms": processor * 1e3,
         "products_ms": products_ms,
-        "tokens_per_sec": rows * tokens / update_ms * 1e3,
+        "products_processor_ms": products_processor_ms,
+        "flops": run.flops,
+        "peak_flops": run.peak_flops,
         "peak_gb": peak / 1e9,
     }
 
 
-def bare_products_ms(
-    model: BitNetTransformer, tokens: int, way: str, bf16: bool, device: torch.device, repeats: int
-) -> float:
-    """The forward and both gradient products of every linear layer and the head, nothing else."""
-    dtype = torch.bfloat16 if bf16 else torch.float32
-    total = 0.0
-    head = model.lm_head.weight
-    sides = {(layer.out_features, layer.in_features): 0 for layer in model.bit_linears().values()}
-    for layer in model.bit_linears().values():
-        sides[layer.out_features, layer.in_features] += 1
-    for (out, width), count in sides.items():
-        total += count * one_product_ms(tokens, width, out, way == "ternary int8", dtype, device, repeats)
-    return total + one_product_ms(tokens, head.shape[1], head.shape[0], False, dtype, device, repeats)
+def medians(rows: list[dict[str, Any]], clock: str) -> list[dict[str, Any]]:
+    """One row for each shape and way, with what follows from its times."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["shape"], row["way"]), []).append(row)
+    found = [{key: _median([row[key] for row in some]) for key in some[0]} for some in groups.values()]
+    for row in found:
+        spent, products = (
+            (row["update_ms"], row["products_ms"])
+            if clock == "wall"
+            else (row["processor_ms"], row["products_processor_ms"])
+        )
+        row["clock"] = clock
+        row["tokens_per_sec"] = row["rows"] * row["tokens"] / spent * 1e3
+        row["limit"] = products / spent
+        row["mfu"] = row["flops"] / spent * 1e3 / row["peak_flops"] if row["peak_flops"] else None
+    speeds = {(row["shape"], row["way"]): row["tokens_per_sec"] for row in found}
+    for row in found:
+        for peer in BESIDE:
+            other = speeds.get((row["shape"], peer))
+            row[f"times {peer}"] = row["tokens_per_sec"] / other if other else None
+    return found
 
 
-def one_product_ms(
-    tokens: int, width: int, out: int, int8: bool, dtype: torch.dtype, device: torch.device, repeats: int
-) -> float:
-    """y = x W^T, dx = dy W, dW = dy^T x."""
-    x, weight, grad = (
-        torch.randn(shape, device=device).to(dtype)
-        for shape in ((tokens, width), (out, width), (tokens, out))
-    )
-    codes = torch.randint(-127, 127, (tokens, width), device=device, dtype=torch.int8)
-    ternary = torch.randint(-1, 2, (out, width), device=device, dtype=torch.int8)
-
-    def run() -> None:
-        _ = torch._int_mm(codes, ternary.t()) if int8 else x @ weight.t()
-        _ = grad @ weight
-        _ = grad.t() @ x
-
-    return median_ms(run, repeats, device)
+def _median(values: list[Any]) -> Any:
+    return statistics.median(values) if isinstance(values[0], float) else values[0]
 
 
-def main() -> None:
+def show(rows: list[dict[str, Any]]) -> None:
+    """The table. The columns of the peers say how many times faster a way is than they are."""
+    head = ("shape", "way", "formats", "tokens/s", "limit", "x dense", "x transf.", "MFU", "peak GB")
+    print("{:<12}{:<34}{:<28}{:>9}{:>7}{:>9}{:>10}{:>7}{:>9}".format(*head))
+    for row in rows:
+        ratios = [row[f"times {peer}"] for peer in BESIDE]
+        shown = [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
+        mfu = f"{row['mfu']:.0%}" if row["mfu"] else "-"
+        print(
+            f"{row['shape']:<12}{row['way']:<34}{row['formats']:<28}{row['tokens_per_sec']:>9,.0f}"
+            f"{row['limit']:>7.0%}{shown[0]:>9}{shown[1]:>10}{mfu:>7}{row['peak_gb']:>9.2f}"
+        )
+
+
+def main() -> int:
+    """Measure all ways in turns and write the table, or one way for the process above."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--repeats", type=int, default=3, help="updates that count, in each process")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=SHAPES, default=["small", "arithmetic", "tinystories", "95m"]
+    )
+    parser.add_argument("--ways", nargs="+", default=USUAL, help="patterns; '*' measures every way")
+    parser.add_argument("--list", action="store_true", help="print the names of the ways")
+    parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", cores)))
+    shared = "processor time, for one thread on a machine that others use too"
+    parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help=shared)
+    parser.add_argument("--rows", type=int, help="rows of a micro-batch, instead of the shape's own")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
-        print(json.dumps(measure(args.one[0], args.one[1], torch.device(args.device), args.repeats)))
-        return
-    runs: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for _ in range(args.rounds):
-        for shape in args.shapes:
-            for way in WAYS:
-                command = [sys.executable, __file__, "--one", shape, way]
-                command += ["--repeats", str(args.repeats), "--device", args.device]
-                done = subprocess.run(command, capture_output=True, text=True, check=True)
-                runs.setdefault((shape, way), []).append(json.loads(done.stdout.splitlines()[-1]))
-    rows = [
-        {k: statistics.median(r[k] for r in some) if isinstance(v, float) else v for k, v in some[0].items()}
-        for some in runs.values()
-    ]
-    print(where())
-    print(f"{'shape':<13}{'way':<15}{'tokens/s':>10}{'update ms':>11}{'products ms':>13}{'peak GB':>9}")
-    for row in rows:
-        print(
-            f"{row['shape']:<13}{row['way']:<15}{row['tokens_per_sec']:>10,.0f}{row['update_ms']:>11.0f}"
-            f"{row['products_ms']:>13.0f}{row['peak_gb']:>9.2f}"
-        )
-    print(f"wrote {write_results('train_speed_' + args.device, rows)}")
+        print(json.dumps(measure(args)))
+        return 0
+    if args.list:
+        print("\n".join(WAYS))
+        return 0
+    rows = medians(list(in_turns(args)), args.clock)
+    place = {**where(), "threads": args.threads}
+    print(place)
+    show(rows)
+    name = f"train_speed_{args.device}_" + "_".join(str(place["hardware"]).split()[:2]).lower()
+    name = "".join(letter for letter in name if letter.isalnum() or letter == "_")
+    print(f"wrote {write_results(name, rows, threads=args.threads).relative_to(Path.cwd())}")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
