@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "interrupt": set(),
     # the core
     "kernels": set(),
-    "nn": set(),
+    "nn": {"kernels"},
     "text": set(),
     "data": {"text"},
     "engine": {"nn", "kernels", "generate"},

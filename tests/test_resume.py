@@ -23,7 +23,10 @@ from conftest import TINY_TRAIN, Result, after_update, run_command, terminate
 
 RECIPES = {
     "adamw": ["--train.optimizer", "adamw", "--train.schedule", "two_stage", "--train.product", "float"],
-    "muon": ["--train.optimizer", "muon", "--train.product", "int8", "--train.grad-accumulation-steps", "2"],
+    "muon": [
+        *("--train.optimizer", "muon", "--train.product", "packed", "--train.input-gradient", "int8"),
+        *("--train.grad-accumulation-steps", "2"),
+    ],
 }
 TIMED = {"step_time_ms", "tokens_per_sec", "process_mem_gb", "mfu"}  # what hangs on the clock and the machine
 

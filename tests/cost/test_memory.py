@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,7 @@ from bitnet.train.objective import NextToken, objective_of
 CPU = torch.device("cpu")
 ROWS, TOKENS = 3, 20
 WAYS = [
+    ("ternary", "int8", "packed"),
     ("ternary", "int8", "int8"),
     ("ternary", "int8", "float"),
     ("ternary", "full", "float"),
@@ -52,8 +54,16 @@ def batch_of(config: BitNetConfig, rows: int, tokens: int) -> Batch:
 
 def model_of(config: BitNetConfig, numerics: Numerics) -> BitNetTransformer:
     model = BitNetTransformer(config)
-    model.set_product(numerics.product, torch.bfloat16 if numerics.bf16 else torch.float32)
+    kind = torch.bfloat16 if numerics.bf16 else torch.float32
+    model.set_product(numerics.product, kind, numerics.input_gradient)
     return model
+
+
+def tensors_of(kept: Any) -> list[torch.Tensor]:
+    """The tensors of a layer's kept codes, whichever form they have."""
+    return (
+        [kept] if isinstance(kept, torch.Tensor) else [tensor for part in kept for tensor in tensors_of(part)]
+    )
 
 
 def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, objective: NextToken) -> int:
@@ -62,10 +72,7 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, obje
         model(batch.input_ids)  # fills the cache of ternary codes
     there = [*model.parameters(), model.cos, model.sin, *batch.tensors().values()]
     there += [
-        t
-        for layer in model.bit_linears().values()
-        if layer._cached
-        for t in (*layer._cached[1], layer._cached[2])
+        t for layer in model.bit_linears().values() if layer._cached for t in tensors_of(layer._cached[1])
     ]
     known = {tensor.untyped_storage().data_ptr() for tensor in there}
     found: dict[int, torch.Tensor] = {}
@@ -168,6 +175,8 @@ WIDE = BitNetConfig(
 @pytest.mark.parametrize(
     ("changes", "rows", "product", "training"),
     [
+        ({}, 16, "packed", {}),
+        ({}, 16, "packed", {"input_gradient": "int8"}),
         ({}, 16, "int8", {}),
         ({}, 16, "int8", {"optimizer": "muon", "grad_accumulation_steps": 2}),
         ({"weights": "full", "activations": "full"}, 16, "float", {}),
@@ -184,7 +193,8 @@ def test_peak_is_the_allocators_within_three_percent(
 ) -> None:
     config = dataclasses.replace(WIDE, **changes)  # type: ignore[arg-type]
     train = TrainConfig(seq_len=64, batch_size=rows, total_steps=2, **training)  # type: ignore[arg-type]
-    numerics = Numerics(device="cpu", product=product, bf16=False)  # type: ignore[arg-type]
+    gradient = "int8" if train.input_gradient == "int8" else "float"
+    numerics = Numerics(device="cpu", product=product, bf16=False, input_gradient=gradient)  # type: ignore[arg-type]
     assert memory_of(config, train, numerics).peak == pytest.approx(
         allocator_peak(config, train, numerics, tmp_path), rel=0.03
     )

@@ -48,6 +48,11 @@ from conftest import TINY_TRAIN, Command
         (["train", "arithmetic", "--variant", "reference", "--data.min-right", "0"], "data.min_right is 0"),
         (["train", "arithmetic", "--device", "tpu"], "--device is 'tpu'"),
         (["train", "arithmetic", "--weights", "full", "--train.product", "int8"], "product is int8"),
+        (["train", "arithmetic", "--weights", "full", "--train.product", "packed"], "product is packed"),
+        (
+            ["train", "arithmetic", "--train.product", "float", "--train.input-gradient", "int8"],
+            "train.input_gradient is int8",
+        ),
         (["train", "arithmetic", "--run-id", "a/b"], "'a/b' is not allowed"),
         (["train", "arithmetic", "--run-id", ".."], "'..' is not allowed"),
         (["train", "arithmetic", "--run-id", "latest"], "is reserved"),

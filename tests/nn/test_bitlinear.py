@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bitnet.kernels import ops
 from bitnet.nn.bitlinear import BitLinear, Product
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.quantize import quantize_activations, ternarize
@@ -53,7 +54,7 @@ def upstream() -> Tensor:
     return torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize("product", ["float", "int8"])
+@pytest.mark.parametrize("product", ["float", "int8", "packed"])
 def test_the_gradient_is_that_of_the_identity(product: Product, x: Tensor, upstream: Tensor) -> None:
     """dL/dx = dL/dy W^ and dL/dW = dL/dy^T x^ with the values that the forward pass used: rounding is the
     identity.
@@ -66,10 +67,11 @@ def test_the_gradient_is_that_of_the_identity(product: Product, x: Tensor, upstr
     torch.testing.assert_close(grad_weight, torch.einsum("bto,bti->oi", upstream, inputs))
 
 
-def test_the_int8_product_equals_the_float_path(x: Tensor, upstream: Tensor) -> None:
+@pytest.mark.parametrize("product", ["int8", "packed"])
+def test_the_products_on_codes_equal_the_float_path(product: Product, x: Tensor, upstream: Tensor) -> None:
     """The integer sum is exact, so only the last roundings differ, in the output and in both gradients."""
     for ours, reference in zip(
-        output_and_gradients(layer("int8"), x, upstream),
+        output_and_gradients(layer(product), x, upstream),
         output_and_gradients(layer("float"), x, upstream),
         strict=True,
     ):
@@ -83,23 +85,27 @@ def test_the_narrowest_inputs_have_the_right_values_in_both_products(width: int)
     torch.nn.init.normal_(made.weight)
     x = torch.randn(5, width)
     expected = x @ ternarize(made.weight, made.rows).dequantized().t()
-    for product in ("float", "int8"):
+    for product in ("float", "int8", "packed"):
         made.product = product
         for _ in range(20):  # the memory may hold the right sums by chance
             torch.testing.assert_close(made(x), expected, rtol=0.02, atol=0.02)
 
 
-def test_the_int8_product_is_exact_against_double_precision(x: Tensor) -> None:
-    made = layer("int8")
+@pytest.mark.parametrize("product", ["int8", "packed"])
+def test_the_products_on_codes_are_exact_against_double_precision(product: Product, x: Tensor) -> None:
+    made = layer(product)
     codes, step = quantize_activations(x)
     ternary = ternarize(made.weight, made.rows)
     exact = codes.double() @ ternary.codes.double().T * step.double() * ternary.row_scale.double().T
     torch.testing.assert_close(made(x).double(), exact, rtol=1e-6, atol=0)
 
 
-def test_gradient_products_in_bf16_are_within_bf16_rounding(x: Tensor, upstream: Tensor) -> None:
+@pytest.mark.parametrize("product", ["int8", "packed"])
+def test_gradient_products_in_bf16_are_within_bf16_rounding(
+    product: Product, x: Tensor, upstream: Tensor
+) -> None:
     """8 bits of mantissa in each factor: a relative error of about 2^-8 of the gradient's size."""
-    made = layer("int8")
+    made = layer(product)
     reference = output_and_gradients(made, x, upstream)
     made.gradient_dtype = torch.bfloat16
     rounded = output_and_gradients(made, x, upstream)
@@ -168,7 +174,7 @@ def reference(made: BitLinear, x: Tensor, upstream: Tensor) -> Reference:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_both_products_and_their_gradients_equal_float64_in_every_number_format(name: str) -> None:
+def test_all_products_and_their_gradients_equal_float64_in_every_number_format(name: str) -> None:
     """Values, not dtypes: in bf16 the int8 product once lost the sign of a token's largest input, and a test
     of dtypes passed.
 
@@ -179,18 +185,19 @@ def test_both_products_and_their_gradients_equal_float64_in_every_number_format(
     x = (torch.randn(4, 16, 64, generator=generator) * 3).to(kind)
     upstream = torch.randn(4, 16, 24, generator=generator).to(kind)
     outcomes = []
-    for product in ("float", "int8"):
+    for product in ("float", "int8", "packed"):
         made = BitLinear(64, (8, 16))
         torch.nn.init.normal_(made.weight, std=0.02, generator=torch.Generator().manual_seed(8))
         made = made if autocast else made.to(kind)
         made.product = product  # type: ignore[assignment]
         outcomes.append(output_and_gradients(made, x, upstream, autocast=autocast))
     values, bounds = reference(made, x, upstream)
-    for floats, int8, value, bound in zip(*outcomes, values, bounds, strict=True):
-        assert floats.dtype == int8.dtype
-        assert bool(((floats.double() - value).abs() <= bound).all())
-        assert bool(((int8.double() - value).abs() <= bound).all())
+    for floats, int8, packed, value, bound in zip(*outcomes, values, bounds, strict=True):
+        assert floats.dtype == int8.dtype == packed.dtype
+        for found in (floats, int8, packed):
+            assert bool(((found.double() - value).abs() <= bound).all())
         assert bool(((int8.double() - floats.double()).abs() <= 2 * bound).all())
+        assert torch.equal(int8, packed)
     assert outcomes[0][0].dtype == outcomes[0][1].dtype == kind
 
 
@@ -298,8 +305,31 @@ def test_the_kept_codes_follow_every_kind_of_update(
         assert not torch.equal(kept.codes, before[name]), f"{name}: the update was too small to test anything"
 
 
-def test_codes_are_computed_once_per_version_of_a_weight(x: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
-    made = layer("int8")
+@pytest.mark.parametrize("change", [adamw, load])
+def test_both_packed_copies_follow_an_update(
+    change: Callable[[BitNetTransformer], None], tiny_config: BitNetConfig
+) -> None:
+    """The copy for the input gradient too, which the forward pass would not show to be stale."""
+    torch.manual_seed(0)
+    model = BitNetTransformer(tiny_config)
+    model.set_product("packed", input_gradient="int8")
+    model(torch.zeros(1, 4, dtype=torch.int64))
+    before = {name: made.packed() for name, made in model.bit_linears().items()}
+    change(model)
+    model(torch.zeros(1, 4, dtype=torch.int64))
+    for name, made in model.bit_linears().items():
+        kept, fresh = made.packed(), ternarize(made.weight, made.rows)
+        assert torch.equal(kept.tiles, ops.pack(fresh.codes).data), name
+        assert torch.equal(kept.backward, ops.pack(fresh.codes, transposed=True).data), name
+        assert torch.equal(kept.row_scale, fresh.row_scale), name
+        assert not torch.equal(kept.backward, before[name].backward), f"{name}: the update was too small"
+
+
+@pytest.mark.parametrize("product", ["int8", "packed"])
+def test_codes_are_computed_once_per_version_of_a_weight(
+    product: Product, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = layer(product)
     calls = []
     monkeypatch.setattr("bitnet.nn.bitlinear.ternarize", lambda *words: calls.append(1) or ternarize(*words))
     for _ in range(3):

@@ -14,7 +14,15 @@ from bitnet.run.provenance import provenance, resident_gb
 
 
 def made() -> dict[str, Any]:
-    return provenance("one", 42, device="cpu", product="int8", gradient_dtype="float32", compiled=False)
+    return provenance(
+        "one",
+        42,
+        device="cpu",
+        product="int8",
+        input_gradient="float",
+        gradient_dtype="float32",
+        compiled=False,
+    )
 
 
 def test_it_names_the_commit_the_seeds_and_the_conditions() -> None:

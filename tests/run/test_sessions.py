@@ -13,7 +13,15 @@ from bitnet.run.sessions import CONDITIONS, RECORDED, record_session
 
 
 def facts(**changed: Any) -> dict[str, Any]:
-    made = provenance("one", 1, device="cpu", product="int8", gradient_dtype="float32", compiled=False)
+    made = provenance(
+        "one",
+        1,
+        device="cpu",
+        product="int8",
+        input_gradient="float",
+        gradient_dtype="float32",
+        compiled=False,
+    )
     return {**made, **changed}
 
 

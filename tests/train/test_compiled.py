@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from bitnet.data.stream import Batch
+from bitnet.kernels import ops
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
@@ -149,6 +151,70 @@ def test_right_int8_products_are_used(bitnet: Command, tmp_path: Path, precision
     assert provenance["linear_product"] == "int8"
 
 
+PACKED = ["--train.product", "packed", "--train.input-gradient", "int8"]
+
+
+def forgotten_scale(monkeypatch: pytest.MonkeyPatch) -> None:
+    """int8 input gradients without the scale of the weights."""
+    real = ops.quantize_rows
+    monkeypatch.setattr(ops, "quantize_rows", lambda x, columns=None: real(x))
+
+
+def untransposed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The transposed copy is packed from the codes in reverse order."""
+    real = ops.pack
+    monkeypatch.setattr(
+        ops,
+        "pack",
+        lambda codes, transposed=False: real(codes.flip(0) if transposed else codes, transposed=transposed),
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("plant", [forgotten_scale, untransposed])
+def test_wrong_int8_input_gradients_are_not_used(
+    bitnet: Command,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    plant: Callable[[pytest.MonkeyPatch], None],
+    precision: str,
+) -> None:
+    """A new run goes on without them, and says so in one line; one that was trained with them is refused."""
+    words = [*PACKED, "--train.precision", precision]
+    _, provenance = train(bitnet, tmp_path, *words)
+    assert (provenance["linear_product"], provenance["input_gradient"]) == ("packed", "int8")
+    checkpoint = tmp_path / "one" / "checkpoints" / "step_000002"
+    shutil.rmtree(checkpoint)  # so that there is something to continue
+    plant(monkeypatch)
+
+    result = bitnet(*TINY_TRAIN, "--num-steps", 2, "--run-id", "one", "--runs-dir", tmp_path, *words)
+    assert result.code == 2
+    assert "int8 input gradients differ" in result.err
+    assert "trained with them so far" in result.err
+
+    result, provenance = train(bitnet, tmp_path / "new", *words)
+    assert sum("going on with --train.input-gradient float" in line for line in result.out.splitlines()) == 1
+    assert (provenance["linear_product"], provenance["input_gradient"]) == ("packed", "float")
+
+
+@pytest.mark.slow
+def test_wrong_packed_products_are_not_used(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = ops.product
+
+    def wrong(*words: Any, **options: Any) -> Tensor:
+        y = real(*words, **options)
+        y[:, ::10] *= 2
+        return y
+
+    monkeypatch.setattr(ops, "product", wrong)
+    result, provenance = train(bitnet, tmp_path, "--train.product", "packed")
+    assert sum("packed products differ from float32 ones" in line for line in result.out.splitlines()) == 1
+    assert (provenance["linear_product"], provenance["input_gradient"]) == ("float", "float")
+
+
 @pytest.mark.slow
 @needs_compiler
 def test_compiled_training_is_used_and_loses_what_plain_training_does(
@@ -176,6 +242,7 @@ def test_compiled_code_on_disk_is_kept_apart_by_instruction_set() -> None:
 ONE_SUM = """
 import torch
 from bitnet.data.stream import Batch
+from bitnet.kernels import ops
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.compiled import keep_processors_apart
 from bitnet.train.trial import Trial, refusal

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import get_args
 
 import pytest
 import torch
 
 from bitnet.errors import ConfigError
+from bitnet.nn.bitlinear import Product
 from bitnet.train import device as module
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import (
@@ -59,14 +61,40 @@ def test_bf16_is_taken_where_it_is_fast(
     assert machine.gradient_dtype == (torch.bfloat16 if bf16 else torch.float32)
 
 
-@pytest.mark.parametrize("fast", [True, False])
-def test_the_product_is_int8_where_it_is_fast_and_as_asked_otherwise(
-    monkeypatch: pytest.MonkeyPatch, fast: bool
+@pytest.mark.parametrize(
+    ("packed", "int8", "chosen"),
+    [(True, True, "packed"), (True, False, "packed"), (False, True, "int8"), (False, False, "float")],
+)
+def test_the_product_is_what_is_fast_here_and_as_asked_otherwise(
+    monkeypatch: pytest.MonkeyPatch, packed: bool, int8: bool, chosen: str
 ) -> None:
-    monkeypatch.setattr(module, "has_fast_int8", lambda device: fast)
-    assert choose_machine(CONFIG, CPU).product == ("int8" if fast else "float")
-    for product in ("int8", "float"):
+    monkeypatch.setattr(module, "has_fast_packed", lambda device: packed)
+    monkeypatch.setattr(module, "has_fast_int8", lambda device: int8)
+    assert choose_machine(CONFIG, CPU).product == chosen
+    for product in get_args(Product):
         assert choose_machine(dataclasses.replace(CONFIG, product=product), CPU).product == product
+
+
+def test_a_run_goes_on_with_the_products_that_it_was_trained_with(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one from before there was a choice of input gradients, whose sessions do not name any."""
+    monkeypatch.setattr(module, "has_fast_packed", lambda device: True)
+    old = choose_machine(CONFIG, CPU, {"linear_product": "int8"})
+    assert (old.product, old.input_gradient) == ("int8", "float")
+    new = choose_machine(CONFIG, CPU, {"linear_product": "packed", "input_gradient": "int8"})
+    assert (new.product, new.input_gradient) == ("packed", "int8")
+    asked = dataclasses.replace(CONFIG, product="float")
+    assert choose_machine(asked, CPU, {"linear_product": "float"}).product == "float"
+    with pytest.raises(ConfigError, match="linear_product was 'ternary2'"):
+        choose_machine(CONFIG, CPU, {"linear_product": "ternary2"})
+
+
+def test_int8_input_gradients_go_with_packed_products_only() -> None:
+    config = dataclasses.replace(CONFIG, product="packed", input_gradient="int8")
+    assert choose_machine(config, CPU).input_gradient == "int8"
+    assert choose_machine(dataclasses.replace(config, input_gradient="float"), CPU).input_gradient == "float"
+    for product in ("int8", "float"):
+        with pytest.raises(ConfigError, match="the product is"):
+            choose_machine(dataclasses.replace(config, product=product), CPU)
 
 
 def test_one_process_trains_and_one_of_several_is_refused() -> None:

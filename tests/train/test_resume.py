@@ -133,6 +133,38 @@ def test_an_equal_session_is_silent(stopped: Path) -> None:
     assert "other conditions" not in train(stopped).out
 
 
+def rewritten(path: Path, **values: Any) -> None:
+    """One line of conditions with other values; those of None are left out."""
+    row = {**json.loads(path.read_text()), **values}
+    path.write_text(json.dumps({key: value for key, value in row.items() if value is not None}) + "\n")
+
+
+def test_a_run_from_before_packed_products_goes_on_with_int8(stopped: Path) -> None:
+    """Its settings leave the choice to the machine, which now takes another product for new runs."""
+    layout = RunLayout(stopped / "one")
+    rewritten(layout.sessions, linear_product="int8", input_gradient=None)
+    result = train(stopped)
+    assert result.code == 0
+    assert "resumed under other conditions" not in result.out
+    session = json.loads(layout.sessions.read_text().splitlines()[-1])
+    assert (session["linear_product"], session["input_gradient"]) == ("int8", "float")
+
+
+def test_a_run_goes_on_with_int8_input_gradients_only_if_it_began_with_them(stopped: Path) -> None:
+    layout = RunLayout(stopped / "one")
+    rewritten(layout.sessions, linear_product="packed", input_gradient="int8")
+    assert train(stopped).code == 0
+    session = json.loads(layout.sessions.read_text().splitlines()[-1])
+    assert (session["linear_product"], session["input_gradient"]) == ("packed", "int8")
+
+
+def test_products_that_this_version_does_not_know_are_refused(stopped: Path) -> None:
+    rewritten(RunLayout(stopped / "one").sessions, linear_product="ternary2")
+    result = train(stopped)
+    assert result.code == 2
+    assert "linear_product was 'ternary2'" in result.err
+
+
 def test_changed_data_is_refused_and_named(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A generated table that another version makes otherwise: other rows under the same settings."""
     import bitnet.data.generated as generated

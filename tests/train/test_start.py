@@ -15,12 +15,12 @@ import pytest
 import torch
 
 from bitnet.experiments.arithmetic import QUICK, ArithmeticTask
-from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import read_lines
+from bitnet.train.device import choose_product
 from bitnet.train.loop import train_steps
 from conftest import TINY_MODEL, TINY_TRAIN, Command
 
@@ -144,7 +144,7 @@ def test_control_has_full_weights_and_activations_on_the_same_batches(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("product", ["float", "int8"])
+@pytest.mark.parametrize("product", ["float", "int8", "packed"])
 def test_forced_product_is_used_and_recorded(bitnet: Command, tmp_path: Path, product: str) -> None:
     assert (
         bitnet(
@@ -156,14 +156,15 @@ def test_forced_product_is_used_and_recorded(bitnet: Command, tmp_path: Path, pr
 
 
 def test_automatic_product_is_what_the_processor_does_best(bitnet: Command, runs: Path) -> None:
-    chosen = json.loads((runs / "tiny" / "meta" / "provenance.json").read_text())["linear_product"]
-    assert chosen == ("int8" if has_fast_int8(torch.device("cpu")) else "float")
+    facts = json.loads((runs / "tiny" / "meta" / "provenance.json").read_text())
+    assert facts["linear_product"] == choose_product(QUICK.train, torch.device("cpu"), {})
+    assert facts["input_gradient"] == "float"
 
 
 @pytest.mark.slow
-def test_both_products_learn_the_same(bitnet: Command, tmp_path: Path) -> None:
+def test_all_products_learn_the_same(bitnet: Command, tmp_path: Path) -> None:
     losses = {}
-    for product in ("float", "int8"):
+    for product in ("float", "int8", "packed"):
         assert (
             bitnet(
                 *TINY_TRAIN,
@@ -182,6 +183,7 @@ def test_both_products_learn_the_same(bitnet: Command, tmp_path: Path) -> None:
             row["loss"] for row in read_lines(tmp_path / product / "metrics" / "scalars.jsonl").rows
         ]
     assert losses["float"] == pytest.approx(losses["int8"], rel=1e-3)
+    assert losses["int8"] == losses["packed"]
 
 
 def test_compiler_that_fails_is_reported_and_training_goes_on(

@@ -21,7 +21,7 @@ from bitnet.errors import ConfigError, NotFoundError
 
 if TYPE_CHECKING:
     from bitnet.run.layout import RunLayout
-    from bitnet.train.config import RunConfig
+    from bitnet.train.config import RunConfig, TrainConfig
     from bitnet.train.data_config import DataConfig, ShortFlag
     from bitnet.train.experiment import Experiment
     from bitnet.train.start import Ended
@@ -164,8 +164,9 @@ def control_config(config: RunConfig) -> RunConfig:
             "--control compares with full-precision weights, but this run has them already; leave out "
             "--weights full"
         )
-    product = "auto" if config.train.product == "int8" else config.train.product
-    train = dataclasses.replace(config.train, product=product)
+    train = dataclasses.replace(config.train, input_gradient="auto")
+    if train.product != "float":  # the others need codes
+        train = dataclasses.replace(train, product="auto")
     return dataclasses.replace(config, model=config.model.with_weights("full"), train=train)
 
 
@@ -232,15 +233,23 @@ def apply_flags(flags: Any) -> RunConfig:
         train = train.with_total_steps(flags.num_steps)
     if flags.weights is not None:
         model = model.with_weights(flags.weights)
-    if train.product == "int8" and "full" in (model.weights, model.activations):
-        raise ConfigError(
-            "train.product is int8 but the model is not ternary with int8 activations; use --train.product "
-            "float"
-        )
+    if "full" in (model.weights, model.activations):
+        _refuse_products_on_codes(train)
 
     given = {flag.field: getattr(flags, _attribute(flag)) for flag in data.short_flags}
     data = data.with_flags({name: value for name, value in given.items() if value not in (None, False)})
     return RunConfig(train=train, model=model, data=data)
+
+
+def _refuse_products_on_codes(train: TrainConfig) -> None:
+    """Raise ConfigError for settings that need ternary weights and int8 activations."""
+    for name in ("product", "input_gradient"):
+        value = getattr(train, name)
+        if value not in ("auto", "float"):
+            raise ConfigError(
+                f"train.{name} is {value} but the model is not ternary with int8 activations; use float, "
+                "or leave it out"
+            )
 
 
 def make_data_ready(experiment: Experiment, config: RunConfig, say: Callable[[str], None]) -> None:

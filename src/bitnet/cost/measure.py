@@ -68,8 +68,9 @@ class _Part:
         self.config, self.train, self.device = model, train, device
         self.machine = choose_machine(train, device)
         self.model = BitNetTransformer(model).to(device)
-        self.model.set_product(self.machine.product, self.machine.gradient_dtype)
-        self.optimizers = Optimizers(self.model, train.optimizer_config(), bf16=self.machine.bf16)
+        machine = self.machine
+        self.model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
+        self.optimizers = Optimizers(self.model, train.optimizer_config(), bf16=machine.bf16)
         self.objective = NextToken(
             max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens
         )

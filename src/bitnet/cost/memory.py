@@ -22,14 +22,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
 
-from bitnet.nn.bitlinear import Product, has_fast_int8
+import torch
+
+from bitnet.nn.bitlinear import Product
 from bitnet.nn.config import BitNetConfig
+from bitnet.nn.packed_linear import InputGradient
 from bitnet.optim.optimizer import OptimizerKind
 from bitnet.train.config import TrainConfig
+from bitnet.train.device import choose_input_gradient, choose_product
 
 DeviceType = Literal["cpu", "cuda"]
 FLOAT = 4  # bytes of float32: weights, gradients, optimizer state, residual stream
 INDEX = 8  # bytes of a token id
+PACKED = 0.25  # bytes of a packed code
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,19 @@ class Numerics:
     product: Product
     bf16: bool
     """Or fp16, which takes as much."""
+    input_gradient: InputGradient = "float"
+
+    @property
+    def on_codes(self) -> bool:
+        """Whether products multiply codes, so that the backward pass keeps int8 inputs."""
+        return self.product != "float"
+
+    @property
+    def code_bytes(self) -> float:
+        """What is held of each ternary weight: its code, and what the input gradient multiplies by."""
+        forward = {"packed": PACKED, "int8": 1.0, "float": 0.0}[self.product]
+        backward = PACKED if self.input_gradient == "int8" else self.half
+        return forward + backward if self.on_codes else 0.0
 
     @property
     def half(self) -> int:
@@ -49,13 +67,13 @@ class Numerics:
 
 def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> Numerics:
     """What training chooses (train/device.py). A GPU is assumed to have capability 8.0 or newer."""
-    import torch
-
-    quantized = model.weights == "ternary" and model.activations == "int8"
-    fast = device == "cuda" or has_fast_int8(torch.device("cpu"))
-    int8 = quantized and (train.product == "int8" or (train.product == "auto" and fast))
     bf16 = train.precision in ("bf16", "fp16") or (train.precision == "auto" and device == "cuda")
-    return Numerics(device=device, product="int8" if int8 else "float", bf16=bf16)
+    if "full" in (model.weights, model.activations):
+        return Numerics(device=device, product="float", bf16=bf16)
+    on_gpu = {"linear_product": "int8"} if device == "cuda" else {}
+    product = choose_product(train, torch.device("cpu"), on_gpu)
+    input_gradient = choose_input_gradient(train, product, on_gpu)
+    return Numerics(device=device, product=product, bf16=bf16, input_gradient=input_gradient)
 
 
 def ternary_shapes(model: BitNetConfig) -> Counter[tuple[int, int]]:
@@ -83,7 +101,7 @@ def factor_bytes(model: BitNetConfig, numerics: Numerics) -> int:
 def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
     """Bytes that one layer keeps for each token until its backward pass, by kind."""
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
-    half, integer = numerics.half, numerics.product == "int8"
+    half, integer = numerics.half, numerics.on_codes
     factor = factor_bytes(model, numerics)
     # quantized products return the dtype of their input, which a norm made: float32
     wide = FLOAT if integer else factor
@@ -125,7 +143,7 @@ def kept_copies(model: BitNetConfig, numerics: Numerics, seq_len: int) -> int:
     copies = factor * ternary_weights(model) if changed else 0
     if numerics.bf16:
         copies += 2 * model.vocab_size * model.hidden_size
-        if numerics.product != "int8" and factor != FLOAT:
+        if not numerics.on_codes and factor != FLOAT:
             copies += 8 * model.num_layers * seq_len * model.head_dim  # rotary tables
     return copies
 
@@ -158,11 +176,10 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
     unlikely = train.unlikelihood_tokens if max(train.stage1_unlikelihood, train.stage2_unlikelihood) else 0
     head = tokens * sum(head_ledger(model, numerics, unlikely).values())
     layers = tokens * model.num_layers * sum(layer_ledger(model, numerics).values())
-    integer = numerics.product == "int8"
     return Memory(
         weights=FLOAT * model.total_params,
         optimizer=optimizer_bytes(model, train.optimizer),
-        ternary_codes=ternary_weights(model) * (1 + numerics.half) if integer else 0,
+        ternary_codes=int(ternary_weights(model) * numerics.code_bytes),
         gradients=FLOAT * model.total_params,
         activations=layers + head + kept_copies(model, numerics, train.seq_len),
         backward_work=_backward_work(model, numerics, tokens, head, unlikely),
@@ -182,7 +199,7 @@ def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: i
     With unlikelihood there are three gradients of the logits, while a number and a mark of each recent token
     are freed already; if these tokens are many beside the vocabulary, their marks take more.
     """
-    wide = FLOAT if numerics.product == "int8" else numerics.half
+    wide = FLOAT if numerics.on_codes else numerics.half
     tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
     feedforward = tokens * (tensors * wide * model.ffn_hidden_size + FLOAT * model.hidden_size)
     logits = 2 * FLOAT * model.vocab_size

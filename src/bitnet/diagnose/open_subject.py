@@ -7,6 +7,7 @@ import torch
 from bitnet.diagnose.subject import Subject, new_model
 from bitnet.run.checkpoint import load_checkpoint, load_weights, newest_good
 from bitnet.run.layout import RunReference
+from bitnet.run.sessions import last_session
 from bitnet.train.config import RunConfig
 from bitnet.train.experiment import Experiment
 
@@ -45,7 +46,8 @@ def open_run(
         checkpoint = load_checkpoint(layout.checkpoint(reference.step), optimizer=False)
 
     task = experiment.open(settings)
-    model = new_model(settings.model, settings.train, device)
+    before = last_session(layout)
+    model = new_model(settings.model, settings.train, device, before)
     if checkpoint is not None:
         load_weights(model, checkpoint)
 
@@ -60,5 +62,6 @@ def open_run(
         step=0 if checkpoint is None else checkpoint.step,
         step_named=reference.step is not None,
         damaged=damaged,
+        before=before,
         full=full,
     )

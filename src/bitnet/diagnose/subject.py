@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,13 +33,21 @@ from bitnet.train.start import seed_everything
 from bitnet.trained_model import TrainedModel
 
 
-def new_model(shape: BitNetConfig, train: TrainConfig, device: torch.device) -> BitNetTransformer:
-    """A model as training makes it: seeded, and with the products that its settings choose on this device."""
-    machine = choose_machine(train, device)
+def new_model(
+    shape: BitNetConfig, train: TrainConfig, device: torch.device, before: Mapping[str, Any] | None = None
+) -> BitNetTransformer:
+    """A model as training makes it: seeded, and with the products that its settings choose on this device.
+
+    before: conditions that a run was trained under; `auto` means those.
+    """
+    machine = choose_machine(train, device, before)
     seed_everything(train.seed)
     model = BitNetTransformer(shape).to(device)
     full = "full" in (shape.weights, shape.activations)
-    model.set_product("float" if full else machine.product, machine.gradient_dtype)
+    if full:
+        model.set_product("float", machine.gradient_dtype)
+    else:
+        model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
     return model
 
 
@@ -65,6 +73,8 @@ class Subject:
     """What is wrong with checkpoints that were skipped."""
     full: bool = False
     """Whether the slow checks are wanted too."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """Conditions that the run was trained under last (run/sessions.py); empty for a fresh model."""
 
     @property
     def config(self) -> BitNetConfig:
@@ -115,11 +125,11 @@ class Subject:
         return machine.bf16 or machine.fp16
 
     def _machine(self, train: TrainConfig) -> Machine:
-        return choose_machine(train, self.device)
+        return choose_machine(train, self.device, self.before)
 
     def new_model(self, shape: BitNetConfig) -> BitNetTransformer:
         """A fresh model of this shape."""
-        return new_model(shape, self.settings.train, self.device)
+        return new_model(shape, self.settings.train, self.device, self.before)
 
     def new_optimizers(self, model: BitNetTransformer, **changes: Any) -> Optimizers:
         """Fresh optimizers of a model."""

@@ -148,7 +148,7 @@ def twin_of(subject: Subject, kind: Kind) -> Subject:
         subject,
         settings=dataclasses.replace(subject.settings, model=config, train=train),
         task=cast(Task, _TwinTask(subject.task, LivelyRows(kind))),
-        model=lively(new_model(config, train, subject.device)),
+        model=lively(new_model(config, train, subject.device, subject.before)),
     )
 
 

@@ -15,23 +15,28 @@ Backward.  round() has a derivative of zero almost everywhere, so both quantizer
 The optimizer changes W in small steps; C only flips when a latent weight crosses scale / 2. The codes are
 therefore computed once per version of W (an in-place update raises it), not once per micro-batch.
 
-Which product runs is `product`: "int8" uses torch._int_mm on real codes, "float" is the plain path and the
-reference. Both give the same gradients, and both compute in float32 whatever the format of x. Without
-quantization (weights="full", activations="full") this is an ordinary linear layer without bias.
+Which product runs is `product`. "float" is the plain path and the reference; "int8" uses torch._int_mm on
+real codes; "packed" uses the C kernels on codes packed at 2 bits (packed_linear.py). All give the same
+gradients and compute in float32 whatever the format of x, unless `input_gradient` is "int8", which the packed
+product can do. Without quantization (weights="full", activations="full") this is an ordinary linear layer
+without bias.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnet.nn.config import Activations, Weights
+from bitnet.nn.packed_linear import InputGradient, PackedTernary, pack_ternary_weight, packed_product
 from bitnet.nn.quantize import Ternary, quantize_activations, ternarize
 
-Product = Literal["int8", "float"]
+Product = Literal["packed", "int8", "float"]
+Kept = TypeVar("Kept")
 
 
 def straight_through(x: Tensor, quantized: Tensor) -> Tensor:
@@ -84,9 +89,10 @@ class BitLinear(nn.Module):
         self.weights: Weights = weights
         self.activations: Activations = activations
         self.product: Product = "float"
-        self.gradient_dtype = torch.float32  # dtype of the gradient products on the int8 path
+        self.gradient_dtype = torch.float32  # dtype of the gradient products on the packed and int8 paths
+        self.input_gradient: InputGradient = "float"
         self.weight = nn.Parameter(torch.empty(self.out_features, in_features))
-        self._cached: tuple[tuple[object, ...], Ternary, Tensor] | None = None
+        self._cached: tuple[tuple[object, ...], Any] | None = None
 
     @property
     def weight_quantized(self) -> Tensor:
@@ -95,23 +101,41 @@ class BitLinear(nn.Module):
 
     def ternary(self) -> tuple[Ternary, Tensor]:
         """Codes with scales, and their product in the gradient dtype; kept until the weight changes."""
+
+        def make() -> tuple[Ternary, Tensor]:
+            ternary = ternarize(self.weight, self.rows)
+            return ternary, ternary.dequantized().to(self.gradient_dtype)
+
+        return self._kept("int8", make)
+
+    def packed(self) -> PackedTernary:
+        """The codes as the C kernels multiply by them, both ways; kept until the weight changes."""
+
+        def make() -> PackedTernary:
+            return pack_ternary_weight(
+                ternarize(self.weight, self.rows), self.input_gradient, self.gradient_dtype
+            )
+
+        return self._kept(f"packed, {self.input_gradient} input gradient", make)
+
+    def _kept(self, form: str, make: Callable[[], Kept]) -> Kept:
+        """What `make` returns, which is called once per version of the weight."""
         # A compiled graph must not depend on what Python remembers between its calls.
         if torch.compiler.is_compiling():
-            return self._quantize_weight()
+            return make()
 
         # The version counts in-place updates; the rest changes when the weight is moved or converted.
         weight = self.weight
-        key = (weight._version, weight.data_ptr(), weight.device, weight.dtype, self.gradient_dtype)
+        key = (form, weight._version, weight.data_ptr(), weight.device, weight.dtype, self.gradient_dtype)
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, *self._quantize_weight())
-        return self._cached[1], self._cached[2]
-
-    def _quantize_weight(self) -> tuple[Ternary, Tensor]:
-        ternary = ternarize(self.weight, self.rows)
-        return ternary, ternary.dequantized().to(self.gradient_dtype)
+            self._cached = (key, make())
+        kept: Kept = self._cached[1]
+        return kept
 
     def forward(self, x: Tensor) -> Tensor:
         if self.weights == "ternary" and self.activations == "int8":
+            if self.product == "packed":
+                return self._packed_product(x)
             return self._int8_product(x) if self._integer_product_fits(x) else self._float_product(x)
 
         # The controls: only one of the two is quantized, or neither.
@@ -121,6 +145,12 @@ class BitLinear(nn.Module):
         elif self.activations == "int8":
             x = straight_through(x, quantize_activations(x).dequantized()).to(x.dtype)
         return F.linear(x, weight)
+
+    def _packed_product(self, x: Tensor) -> Tensor:
+        """The product on packed codes. (..., in) to (..., out) in the dtype of x."""
+        flat = x.reshape(-1, self.in_features)  # (N, in)
+        y = packed_product(flat, self.weight, self.packed(), self.input_gradient, self.gradient_dtype)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def _int8_product(self, x: Tensor) -> Tensor:
         """The product on integer codes. (..., in) to (..., out) in the dtype of x."""

@@ -25,6 +25,7 @@ from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import BitLinear, Product
 from bitnet.nn.config import Activation, BitNetConfig
 from bitnet.nn.kv_cache import KVCache
+from bitnet.nn.packed_linear import InputGradient
 from bitnet.nn.rms_norm import RMSNorm
 from bitnet.nn.rotary import rotary_table, rotate
 
@@ -175,10 +176,17 @@ class BitNetTransformer(nn.Module):
             layers[f"L{index}_ffn_down"] = block.feedforward.down
         return layers
 
-    def set_product(self, product: Product, gradient_dtype: torch.dtype = torch.float32) -> None:
-        """Choose how every ternary layer multiplies: on int8 codes, or the plain float path."""
+    def set_product(
+        self,
+        product: Product,
+        gradient_dtype: torch.dtype = torch.float32,
+        input_gradient: InputGradient = "float",
+    ) -> None:
+        """Choose how every ternary layer multiplies (nn/bitlinear.py). Only packed has int8 gradients."""
+        assert product == "packed" or input_gradient == "float", (product, input_gradient)
         for layer in self.bit_linears().values():
             layer.product, layer.gradient_dtype = product, gradient_dtype
+            layer.input_gradient = input_gradient
 
     def new_cache(self, rows: int, capacity: int | None = None) -> KVCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens (default: max_seq_length)."""

@@ -11,7 +11,14 @@ from typing import Any
 
 
 def provenance(
-    run_id: str, seed: int, *, device: str, product: str, gradient_dtype: str, compiled: bool
+    run_id: str,
+    seed: int,
+    *,
+    device: str,
+    product: str,
+    input_gradient: str,
+    gradient_dtype: str,
+    compiled: bool,
 ) -> dict[str, Any]:
     """meta/provenance.json: the seeds' keys, then what else decides a result."""
     import torch
@@ -35,6 +42,7 @@ def provenance(
         "threads": torch.get_num_threads(),
         "platform": platform.platform(),
         "linear_product": product,
+        "input_gradient": input_gradient,
         "gradient_dtype": gradient_dtype,
         "compiled": compiled,
     }

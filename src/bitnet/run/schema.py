@@ -90,8 +90,9 @@ PROVENANCE = {
     "cpu_model": "",
     "threads": "threads of torch; results repeat bit for bit only for equal threads, version and device",
     "platform": "",
-    "linear_product": "how ternary layers multiply: int8 or float",
-    "gradient_dtype": "dtype of the gradient products on the int8 path",
+    "linear_product": "how ternary layers multiply: packed, int8 or float; a resumed run goes on with it",
+    "input_gradient": "how packed layers compute the gradient of their inputs: int8 or float; as above",
+    "gradient_dtype": "dtype of the gradient products on the packed and int8 paths",
     "compiled": "whether torch.compile made the model that trained",
 }
 FINGERPRINT = {
@@ -171,7 +172,7 @@ SESSION = {
     **dict.fromkeys(
         (
             "git_commit git_dirty python_version platform threads torch_version device cpu_model gpu_model "
-            "gpu_count linear_product gradient_dtype compiled"
+            "gpu_count linear_product input_gradient gradient_dtype compiled"
         ).split(),
         "as in meta/provenance.json",
     ),

@@ -18,7 +18,8 @@ from bitnet.run.metrics import last_line
 
 CONDITIONS = tuple(
     """
-    threads torch_version device cpu_model gpu_model gpu_count linear_product gradient_dtype compiled
+    threads torch_version device cpu_model gpu_model gpu_count
+    linear_product input_gradient gradient_dtype compiled
 """.split()
 )
 RECORDED = ("timestamp_utc", "git_commit", "git_dirty", "python_version", "platform")
@@ -29,7 +30,7 @@ def record_session(layout: RunLayout, step: int, facts: dict[str, Any]) -> list[
 
     facts: as in meta/provenance.json.
     """
-    before = last_line(layout.sessions) or _provenance(layout)
+    before = last_session(layout)
     changed = [
         f"{key}: {before[key]} -> {facts[key]}"
         for key in CONDITIONS
@@ -45,8 +46,14 @@ def record_session(layout: RunLayout, step: int, facts: dict[str, Any]) -> list[
     return changed
 
 
-def _provenance(layout: RunLayout) -> dict[str, Any]:
-    """What a run without sessions.jsonl began with: it was made before that file existed."""
+def last_session(layout: RunLayout) -> dict[str, Any]:
+    """Conditions that the run trained under last; nothing for a run that has not begun.
+
+    A run without sessions.jsonl was made before that file existed: its provenance says what it began with.
+    """
+    found = last_line(layout.sessions)
+    if found:
+        return found
     try:
         return read_json(layout.provenance)
     except BitnetError:

@@ -1,28 +1,33 @@
-"""Which form of the model the loop calls: compiled or plain, multiplying int8 codes or float32 numbers.
+"""Which form of the model the loop calls: compiled or plain, multiplying codes or float32 numbers.
 
 Whether it was asked for or is the default here, a fast form is used only if it computes what the plain one
-does (trial.py). The int8 products are compared with the float ones on two rows, then the compiled model with
-the plain one on the first micro-batch, since compiled code is made for one shape. The run records what was
-used, which may not be what was asked for.
+does (trial.py). Products on codes are compared with the float ones on two rows, then int8 input gradients
+with float ones, then the compiled model with the plain one on the first micro-batch, since compiled code is
+made for one shape. The run records what was used, which may not be what was asked for. A run that is
+continued keeps to the products that it was trained with: if they are refused, so is the run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitnet.data.stream import RowSource
+from bitnet.errors import RunError
 from bitnet.nn.bitlinear import Product
+from bitnet.nn.packed_linear import InputGradient
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.provenance import cpu_model
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import Machine, wants_compile
 from bitnet.train.loop import Forward, read_batches
 from bitnet.train.objective import objective_of
-from bitnet.train.trial import Trial, refusal
+from bitnet.train.trial import INT8_ROWS, Trial, refusal
 
 Say = Callable[[str], None]
 """Tells the user something in one line."""
@@ -30,57 +35,87 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Paths:
-    """forward: what the loop calls; product: how its ternary layers multiply; compiled: by torch.compile."""
+    """What trains. forward: what the loop calls; compiled: by torch.compile."""
 
     forward: Forward
     product: Product
+    """How the ternary layers multiply."""
+    input_gradient: InputGradient
+    """How packed layers compute the gradient of their inputs."""
     compiled: bool
 
 
 def choose_paths(
-    model: BitNetTransformer, machine: Machine, config: TrainConfig, source: RowSource, say: Say
+    model: BitNetTransformer,
+    machine: Machine,
+    config: TrainConfig,
+    source: RowSource,
+    say: Say,
+    before: Mapping[str, Any] | None = None,
 ) -> Paths:
     """The fastest form of the model that is right on the run's first rows. Sets the model's product.
 
-    A fast form that is refused is reported through `say`.
+    before: conditions of the run's last session, if it has begun. A fast form that is refused is reported
+    through `say`. Raises RunError where that form is the one that the run was trained with.
     """
+    product, input_gradient = machine.product, machine.input_gradient
     coded = model.config.weights == "ternary" and model.config.activations == "int8"
-    check_product = machine.product == "int8" and coded
+    check_product = product != "float" and coded
     compile_it = wants_compile(config, machine.device)
     if not check_product and not compile_it:
-        return Paths(model, machine.product, compiled=False)
+        return Paths(model, product, input_gradient, compiled=False)
 
     batch = read_batches(source, config, 1, machine.device)[0]
     trial = Trial(model, batch, objective_of(config, 1), machine.bf16, machine.fp16)
 
-    # In this order: what is compiled is the model with the product that it will train with.
-    product = _checked_product(trial, machine, say) if check_product else machine.product
-    model.set_product(product, machine.gradient_dtype)
+    # In this order: what is compiled is the model with the products that it will train with.
+    if check_product:
+        product, input_gradient = _checked_products(trial, machine, say, before or {})
+    model.set_product(product, machine.gradient_dtype, input_gradient)
     compiled = _compiled(trial, say) if compile_it else None
-    return Paths(model if compiled is None else compiled, product, compiled is not None)
+    return Paths(model if compiled is None else compiled, product, input_gradient, compiled is not None)
 
 
-def _checked_product(trial: Trial, machine: Machine, say: Say) -> Product:
-    """int8; or float, with a message, where products on int8 codes compute something else."""
-    model = trial.model
+def _checked_products(
+    trial: Trial, machine: Machine, say: Say, before: Mapping[str, Any]
+) -> tuple[Product, InputGradient]:
+    """The machine's products; or plainer ones, with a message, where those compute something else."""
+    model, product = trial.model, machine.product
 
-    def multiplying(product: Product) -> Forward:
+    def multiplying(product: Product, input_gradient: InputGradient = "float") -> Forward:
         def forward(*words: Tensor, **options: Tensor) -> Tensor:
-            model.set_product(product, machine.gradient_dtype)
+            model.set_product(product, machine.gradient_dtype, input_gradient)
             logits: Tensor = model(*words, **options)
             return logits
 
         return forward
 
-    two_rows = Trial(model, trial.batch.select(slice(0, 2)), trial.objective, trial.bf16, trial.fp16)
-    why = refusal(two_rows, multiplying("float"), multiplying("int8"))
-    if why is None:
-        return "int8"
-    say(
-        f"int8 products differ from float32 ones by more than rounding: {why}; going on with --train.product "
-        "float"
-    )
-    return "float"
+    two_rows = dataclasses.replace(trial, batch=trial.batch.select(slice(0, 2)))
+    why = refusal(two_rows, multiplying("float"), multiplying(product))
+    if why is not None:
+        fault = f"{product} products differ from float32 ones by more than rounding: {why}"
+        _refuse_to_continue(fault, before.get("linear_product") == product)
+        say(f"{fault}; going on with --train.product float")
+        return "float", "float"
+
+    if machine.input_gradient == "int8":
+        plain, fast = multiplying(product), multiplying(product, "int8")
+        why = refusal(two_rows, plain, fast, noise=INT8_ROWS)
+    if why is not None:
+        fault = f"int8 input gradients differ from float ones by more than their rounding: {why}"
+        _refuse_to_continue(fault, before.get("input_gradient") == "int8")
+        say(f"{fault}; going on with --train.input-gradient float")
+        return product, "float"
+    return product, machine.input_gradient
+
+
+def _refuse_to_continue(fault: str, trained_with_it: bool) -> None:
+    """Raise RunError where a run has trained with what is now at fault."""
+    if trained_with_it:
+        raise RunError(
+            f"{fault}; the run was trained with them so far and cannot go on with others: continue it on the "
+            "machine that it began on, or begin another run"
+        )
 
 
 def _compiled(trial: Trial, say: Say) -> Forward | None:

@@ -19,7 +19,8 @@ from bitnet.train.data_config import DataConfig
 from bitnet.train.objective import ObjectiveKind, Reduction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-ProductChoice = Literal["auto", "int8", "float"]
+ProductChoice = Literal["auto", "packed", "int8", "float"]
+InputGradientChoice = Literal["auto", "int8", "float"]
 Compile = Literal["auto", "on", "off"]
 _ROWS: Bounds = (1, MOST_ROWS)
 _PERIOD: Bounds = (1, MOST_STEPS)
@@ -109,7 +110,10 @@ class TrainConfig:
     """bf16: autocast; auto takes it where the hardware multiplies bf16 faster (CUDA 8.0+). fp16: autocast
     with loss scaling, CUDA only."""
     product: ProductChoice = "auto"
-    """How ternary layers multiply: on int8 codes or in floats; auto takes int8 where it is faster."""
+    """How ternary layers multiply: with the C kernels, on int8 codes by torch, or in floats; auto takes what
+    is fastest here."""
+    input_gradient: InputGradientChoice = "auto"
+    """How packed layers compute the gradient of their inputs: on int8 rows, or in the gradient dtype."""
     compile: Compile = "auto"
     """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
     objective: ObjectiveKind = "next_token"

@@ -5,12 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
+from typing import Any, cast, get_args
 
 import torch
 
 from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import Product, has_fast_int8
+from bitnet.nn.packed_linear import InputGradient, has_fast_packed
 from bitnet.train.config import TrainConfig
+
+AUTO_INPUT_GRADIENT: InputGradient = "float"
+"""What `auto` takes with packed products. int8 is faster, and becomes the default here, in this line, once
+three seeds of each experiment have shown that it learns the same."""
 
 
 @dataclass(frozen=True)
@@ -24,10 +30,12 @@ class Machine:
     """Autocast to bf16."""
     fp16: bool = False
     """Autocast to fp16, with loss scaling."""
+    input_gradient: InputGradient = "float"
+    """How packed products compute the gradient of their inputs."""
 
     @property
     def gradient_dtype(self) -> torch.dtype:
-        """Of the gradient products on the int8 path: bf16 or fp16 where autocast runs, else float32."""
+        """Of the gradient products on codes: bf16 or fp16 where autocast runs, else float32."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
 
 
@@ -44,8 +52,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
-    """The formats that a configuration takes on a device. Raises ConfigError for one that is not there."""
+def choose_machine(
+    config: TrainConfig, device: torch.device, before: Mapping[str, Any] | None = None
+) -> Machine:
+    """The formats that a configuration takes on a device. Raises ConfigError for one that is not there.
+
+    before: conditions that the run has trained under so far (run/sessions.py); `auto` goes on with them.
+    """
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
             "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly "
@@ -53,10 +66,49 @@ def choose_machine(config: TrainConfig, device: torch.device) -> Machine:
         )
     fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
     bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
-    product: Product = (
-        config.product if config.product != "auto" else "int8" if has_fast_int8(device) else "float"
+    product = choose_product(config, device, before or {})
+    return Machine(
+        device,
+        product,
+        bf16,
+        fp16=config.precision == "fp16",
+        input_gradient=choose_input_gradient(config, product, before or {}),
     )
-    return Machine(device, product, bf16, fp16=config.precision == "fp16")
+
+
+def choose_product(config: TrainConfig, device: torch.device, before: Mapping[str, Any]) -> Product:
+    """How ternary layers multiply: as asked for, else as the run did before, else what is fastest here."""
+    if config.product != "auto":
+        return config.product
+    if "linear_product" in before:
+        return cast(Product, _recorded(before, "linear_product", get_args(Product)))
+    return "packed" if has_fast_packed(device) else "int8" if has_fast_int8(device) else "float"
+
+
+def choose_input_gradient(config: TrainConfig, product: Product, before: Mapping[str, Any]) -> InputGradient:
+    """How the gradient of their inputs is computed. Raises ConfigError for one that the product cannot do."""
+    if config.input_gradient == "int8" and product != "packed":
+        raise ConfigError(
+            f"train.input_gradient is int8, which packed products can do, but the product is {product}; "
+            "leave it out, or use --train.product packed"
+        )
+    if config.input_gradient != "auto" or product != "packed":
+        return "int8" if config.input_gradient == "int8" else "float"
+    # A run whose sessions do not say was made before there was a choice.
+    if "linear_product" in before:
+        recorded = {"input_gradient": "float", **before}
+        return cast(InputGradient, _recorded(recorded, "input_gradient", get_args(InputGradient)))
+    return AUTO_INPUT_GRADIENT
+
+
+def _recorded(before: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:
+    """A condition of the session before. Raises ConfigError where it is none that this version has."""
+    if before[key] not in known:
+        raise ConfigError(
+            f"meta/sessions.jsonl says that {key} was {before[key]!r}, and this version knows only "
+            f"{', '.join(known)}; go on with the version that the run was trained with, or begin another run"
+        )
+    return str(before[key])
 
 
 def refuse_several_processes(environment: Mapping[str, str]) -> None:

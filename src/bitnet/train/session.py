@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -55,6 +55,8 @@ class Session:
     say: Say
     scaling: LossScale | None = None
     """What the loss is multiplied by, for fp16."""
+    before: Mapping[str, Any] = field(default_factory=dict)
+    """Conditions of the run's last session (run/sessions.py); empty for a new run."""
 
     @cached_property
     def paths(self) -> Paths:
@@ -62,7 +64,9 @@ class Session:
 
         Ask for it only once the model has the weights that training goes on from.
         """
-        return choose_paths(self.model, self.machine, self.config.train, self.task.source, self.say)
+        return choose_paths(
+            self.model, self.machine, self.config.train, self.task.source, self.say, self.before
+        )
 
     def eval_set(self) -> list[Batch]:
         """The held-out batches that this run is measured on, as they were written when it began."""
@@ -75,6 +79,7 @@ class Session:
             self.config.train.seed,
             device=str(self.machine.device),
             product=self.paths.product,
+            input_gradient=self.paths.input_gradient,
             gradient_dtype=str(self.machine.gradient_dtype).removeprefix("torch."),
             compiled=self.paths.compiled,
         )

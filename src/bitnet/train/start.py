@@ -34,6 +34,7 @@ from bitnet.run.checkpoint import Checkpoint, is_good
 from bitnet.run.contents import check_contents
 from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import Listener, open_writers
+from bitnet.run.sessions import last_session
 from bitnet.run.signature import is_own, key_path, sign
 from bitnet.train.begin import begin
 from bitnet.train.compiled import Say
@@ -156,14 +157,16 @@ def _recording_the_end(status: Status) -> Iterator[None]:
 def _open_session(
     layout: RunLayout, task: Task, config: RunConfig, options: StartOptions, say: Say
 ) -> Session:
-    machine = choose_machine(config.train, options.device)
+    # A run goes on with the products that it began with, where its settings leave the choice to us.
+    before = last_session(layout) if layout.checkpoint_steps() else {}
+    machine = choose_machine(config.train, options.device, before)
     keep_freed_memory()
     seed_everything(config.train.seed)
     model = BitNetTransformer(config.model).to(machine.device)
-    model.set_product(machine.product, machine.gradient_dtype)
+    model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
     optimizers = Optimizers(model, config.train.optimizer_config(), bf16=machine.bf16)
     scaling = LossScale(machine.device) if machine.fp16 else None
-    return Session(layout, task, config, machine, model, optimizers, options, say, scaling)
+    return Session(layout, task, config, machine, model, optimizers, options, say, scaling, before)
 
 
 def seed_everything(seed: int) -> None:

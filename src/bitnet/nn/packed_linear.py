@@ -1,0 +1,128 @@
+"""The product of a ternary layer on packed codes, with its gradients: the fast form of bitlinear.py on a CPU.
+
+With codes C (out, in), scale s per row, input codes Q with step d per token, and g = dL/dy:
+
+    forward           y  = (Q @ C^T) * d * s          integers, equal to the "int8" product
+    input gradient    dx = (g * s) @ C                "int8": rows of g * s become int8 codes first
+    weight gradient   dW = (g * d)^T @ Q              in bf16, where Q is exact; else g^T @ (Q * d)
+
+The scale s belongs to the dimension that the input gradient sums over, and d to the one that the weight
+gradient sums over, so each goes into the rows before they are multiplied.
+
+What int8 rows cost. With m the largest magnitude of a row of g * s, every number of that row is rounded to a
+multiple of m / 127, and is off by at most half of it. dx[i] sums the numbers whose code C[o, i] is not zero,
+so it is off by at most m / 254 times their count (plus float32 rounding), and for errors that are independent
+by about m / 440 times the square root of the count. Gradients bear that (SwitchBack, arXiv:2304.13013,
+section 2); weight gradients, which sum over all tokens, are not rounded so.
+
+The quantizer of activations counts magnitudes below 1e-5 as 1e-5, and gradients of a mean over thousands of
+tokens are smaller. They are therefore multiplied by 2^40, which is exact, and the step is divided by it: rows
+between 1e-17 and 1e26 keep all their digits. A row with a NaN or an infinity, or beyond 1e26, gives NaN, so
+that the update is refused as not finite.
+
+Not here: when codes are packed (BitLinear keeps them per version of its weight), and the plain forms.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from bitnet.kernels import library, ops
+from bitnet.nn.quantize import Ternary
+
+InputGradient = Literal["int8", "float"]
+GRADIENT_FACTOR = 2.0**40
+FAST_PATHS = ("avx512_vnni", "avx_vnni", "avx2", "neon")
+"""Kernel paths that beat torch's float32 product: avx2 took 0.3 to 0.65 of its time (docs/log.md)."""
+
+
+class PackedTernary(NamedTuple):
+    """A ternary matrix (out, in) as training multiplies by it.
+
+    tiles: packed codes; row_scale: float32 (out, 1); backward: packed codes of the transpose where the input
+    gradient is int8, else codes * scale (out, in) in the gradient dtype.
+    """
+
+    tiles: Tensor
+    row_scale: Tensor
+    backward: Tensor
+
+
+def pack_ternary_weight(
+    ternary: Ternary, input_gradient: InputGradient, gradient_dtype: torch.dtype
+) -> PackedTernary:
+    """Both orientations of a weight, once per version of it."""
+    tiles = ops.pack(ternary.codes).data
+    if input_gradient == "int8":
+        return PackedTernary(tiles, ternary.row_scale, ops.pack(ternary.codes, transposed=True).data)
+    return PackedTernary(tiles, ternary.row_scale, ternary.dequantized().to(gradient_dtype))
+
+
+def packed_product(
+    x: Tensor,
+    weight: Tensor,
+    packed: PackedTernary,
+    input_gradient: InputGradient,
+    gradient_dtype: torch.dtype,
+) -> Tensor:
+    """(N, in) to (N, out) in the dtype of x. weight: the latent one (out, in), which gets the gradient."""
+    y: Tensor = _PackedProduct.apply(x, weight, *packed, input_gradient, gradient_dtype)  # type: ignore[no-untyped-call]
+    return y
+
+
+class _PackedProduct(torch.autograd.Function):
+    """The three products of the module's docstring."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        tiles: Tensor,
+        row_scale: Tensor,
+        backward: Tensor,
+        input_gradient: InputGradient,
+        gradient_dtype: torch.dtype,
+    ) -> Tensor:
+        inputs = ops.quantize_rows(x)  # (N, in), (N, 1)
+        ctx.save_for_backward(*inputs, row_scale, backward)
+        ctx.formats = x.dtype, weight.dtype, input_gradient, gradient_dtype
+        return ops.product(ops.PackedWeight(tiles, *weight.shape), inputs, row_scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        codes, step, row_scale, backward = ctx.saved_tensors
+        x_dtype, weight_dtype, input_gradient, gradient_dtype = ctx.formats
+        grad = grads[0]  # (N, out)
+
+        grad_x = grad_weight = None
+        if ctx.needs_input_grad[0] and input_gradient == "int8":
+            grad_x = input_gradient_on_codes(grad, backward, row_scale, codes.shape[1]).to(x_dtype)
+        elif ctx.needs_input_grad[0]:
+            grad_x = (grad.to(gradient_dtype) @ backward).to(x_dtype)
+        if ctx.needs_input_grad[1]:
+            grad_weight = _weight_gradient(grad, codes, step, gradient_dtype).to(weight_dtype)
+        return grad_x, grad_weight, None, None, None, None, None
+
+
+def _weight_gradient(grad: Tensor, codes: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+    """dL/dW (out, in) in a number format, of dL/dy (N, out), input codes (N, in) and their steps (N, 1)."""
+    if dtype == torch.bfloat16:  # every code is a bf16 number, while codes * step would be rounded
+        return (grad.to(dtype) * step.to(dtype)).t() @ codes.to(dtype)
+    inputs = codes.to(step.dtype).mul_(step)
+    return grad.to(dtype).t() @ inputs.to(dtype)
+
+
+def input_gradient_on_codes(grad: Tensor, transposed: Tensor, row_scale: Tensor, width: int) -> Tensor:
+    """dL/dx: float32 (N, in) of dL/dy (N, out), on int8 rows. transposed: packed codes of the transpose."""
+    rows = ops.quantize_rows(grad, row_scale * GRADIENT_FACTOR)
+    rows = ops.QuantizedRows(rows.codes, rows.step / GRADIENT_FACTOR)
+    return ops.product(ops.PackedWeight(transposed, width, grad.shape[1]), rows)
+
+
+def has_fast_packed(device: torch.device) -> bool:
+    """Whether the packed product beats torch's on this device: a CPU with compiled, vectorised kernels."""
+    return device.type == "cpu" and library.path() in FAST_PATHS
