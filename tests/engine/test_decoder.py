@@ -131,6 +131,17 @@ def test_rows_of_different_lengths_are_read_together_as_if_each_were_alone() -> 
     assert together.lengths.tolist() == [3, 9, 31, 151, 9]
 
 
+@pytest.mark.parametrize("head", ["f32", "int8", "int4"])
+def test_a_large_head_for_many_rows_gives_the_logits_of_each_row_alone(head: Any) -> None:
+    """The head is multiplied a group of tiles at a time; here it has several groups, the last one shorter."""
+    model = small_model(vocab_size=1111, hidden_size=512, num_layers=1, ffn_hidden_size=32)
+    rows = packed(model, head=head).new_rows(7)
+    together = rows.read({row: [row] for row in range(6)})
+    for row in range(6):
+        rows.take_back(6, 0)
+        assert np.array_equal(rows.read({6: [row]})[0], together[row])
+
+
 def test_a_row_that_took_back_and_read_anew_forgets() -> None:
     model = small_model()
     ids, other = random_ids(model, 40), random_ids(model, 25, seed=2)
