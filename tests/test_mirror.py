@@ -13,6 +13,7 @@ WHOLE_PRODUCT = {
     "faults": "planted faults, which the examination has to name",
     "hostile": "files, flags, terminals and disks that mean harm, through every verb that meets them",
     "test_docs": "what the README and the pages say is true",
+    "test_equality": "the packed engine against PyTorch, by the benchmark that compares them",
     "test_experiments": "one contract for every experiment",
     "test_golden": "the recorded losses of one small run, bit for bit",
     "test_hatch_build": "the wheel; its build hook stands at the root",
