@@ -47,8 +47,8 @@ MAY_IMPORT: dict[str, set[str]] = {
     "report": CORE,
     # --measure times the loop's own functions
     "cost": CORE,
-    # a rehearsed run is loaded as a user loads it
-    "diagnose": {*CORE, "corpus", "trained_model"},
+    # a rehearsed run is loaded as a user loads it; the packed engine is compared with the model
+    "diagnose": {*CORE, "corpus", "trained_model", "engine", "kernels"},
 }
 DOORS = {"cli", "web"}
 ENTRANCES = {

@@ -1,4 +1,4 @@
-"""Eleven of the planted faults, and a healthy one: the examination names the part. benchmarks/faults.py tries
+"""A dozen planted faults, and a healthy model: the examination names the part. benchmarks/faults.py tries
 all of them.
 
 The rehearsal of the trainer is left out here, to be fast; benchmarks/faults.py and tests/cli/test_diagnose.py
@@ -22,6 +22,7 @@ CHOSEN = (
     "rate ten times too high",
     "evaluation on training data",
     "top-p keeps the tail",
+    "a packed cache off by one after taking back",
     "int8 steps in the input's format, unclamped",
     "unlikelihood of the target too",
     "the stream begins again after 150 updates",

@@ -24,6 +24,7 @@ Suspect = Literal[
     "size",
     "training",
     "decoding",
+    "engine",
     "none",
 ]
 SUSPECTS: tuple[Suspect, ...] = get_args(Suspect)

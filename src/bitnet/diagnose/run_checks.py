@@ -1,8 +1,8 @@
 """The examination: every check in the order of the tree, from what is stored to what is learned, and the page
 about it.
 
-    data -> numbers of the forward pass -> gradients -> optimizer -> evaluation -> decoding -> checkpoint ->
-    learning, size
+    data -> numbers of the forward pass -> gradients -> optimizer -> evaluation -> decoding -> engine ->
+    checkpoint -> learning, size
 
 Each group is guarded: if a part is so broken that looking at it raises, that is a finding, and the next group
 is looked at.
@@ -22,6 +22,7 @@ from bitnet.data.stream import Batch
 from bitnet.diagnose import (
     check_data,
     check_decoding,
+    check_engine,
     check_evaluation,
     check_formats,
     check_gradients,
@@ -76,6 +77,7 @@ def examine(subject: Subject) -> Iterator[Check]:
         ("the evaluation", "evaluation", lambda: check_evaluation.evaluation(subject, made[0])),
         ("the judge", "evaluation", lambda: check_judge.judging(subject)),
         ("decoding", "decoding", lambda: check_decoding.decoding(subject)),
+        ("the packed engine", "engine", lambda: check_engine.engine(subject)),
         ("the rehearsal", "checkpoint", lambda: _rehearse(subject)),
         ("learning", "training", lambda: check_learning.learning(subject)),
         ("the training so far", "training", lambda: check_trained.trained(subject, made[0])),

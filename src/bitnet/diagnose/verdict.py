@@ -47,6 +47,10 @@ NEXT: dict[Suspect, str] = {  # in the order of the tree, upstream first
     "decoding": (
         "the model may be fine: judge it by its loss, and repair the named step of decoding or sampling"
     ),
+    "engine": (
+        "the model may be fine: use --engine torch, and compare the named matrix or way of reading with "
+        "bitnet/engine"
+    ),
     "size": "train a larger model, or lower the vocabulary; bitnet cost shows what that takes",
     "training": (
         "train longer: raise --num-steps (20 tokens per parameter for text), and judge at the end, since "

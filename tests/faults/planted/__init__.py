@@ -5,7 +5,7 @@
 in the list. Not here: the checks. They know nothing of these faults.
 """
 
-from planted import checkpoint, data, decoding, evaluation, gradients, optimizer, plan, quantization
+from planted import checkpoint, data, decoding, engine, evaluation, gradients, optimizer, plan, quantization
 from planted.examine import examined
 from planted.fault import FAULTS, Fault
 from planted.healthy import HEALTHY
@@ -17,6 +17,7 @@ __all__ = [
     "checkpoint",
     "data",
     "decoding",
+    "engine",
     "evaluation",
     "examined",
     "gradients",
