@@ -24,6 +24,7 @@ import bitnet.train.loop
 import bitnet.train.start
 from bitnet.cli import evaluate, train
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.adamw import AdamW
 from bitnet.optim.muon import Muon
 from bitnet.train.observe.checkpoints import Checkpoints
 from hardware import where, write_results
@@ -86,7 +87,7 @@ def put_clocks(clock: Clock) -> None:
         ("forward", BitNetTransformer, "forward"),
         ("backward", torch.Tensor, "backward"),
         ("clipping", torch.nn.utils, "clip_grad_norm_"),
-        ("AdamW", torch.optim.AdamW, "step"),
+        ("AdamW", AdamW, "step"),
         ("Muon", Muon, "step"),
         ("Checkpoints", Checkpoints, "save"),
         ("judging", evaluate, "main"),

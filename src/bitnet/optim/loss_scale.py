@@ -44,7 +44,7 @@ class LossScale:
     def unscale(self, optimizers: Optimizers) -> None:
         """Divide every gradient by the scale, once an update."""
         for optimizer in optimizers.parts():
-            self.scaler.unscale_(optimizer)
+            self.scaler.unscale_(optimizer)  # type: ignore[arg-type] # reads param_groups only
 
     def move(self) -> bool:
         """Move the scale, after `unscale`. Returns whether a smaller scale could help against an overflow."""

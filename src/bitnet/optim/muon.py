@@ -23,6 +23,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
+from bitnet.optim.adamw import ParameterGroups
+
 # Quintic coefficients that maximise the slope at zero (Jordan, 2024); torch.optim.Muon has the same.
 A, B, C = 3.4445, -4.7750, 2.0315
 ITERATIONS = 5
@@ -100,7 +102,7 @@ def _symmetric_product(
     return out
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(ParameterGroups):
     """Muon over (parameter, rows) pairs; rows are the heights of the logical matrices in the parameter."""
 
     def __init__(
@@ -110,10 +112,10 @@ class Muon(torch.optim.Optimizer):
         always done on CUDA. The rates are set before each step.
         """
         self.rows, self.bf16 = dict(matrices), bf16
-        super().__init__(list(self.rows), {"lr": 0.0, "weight_decay": 0.0, "momentum": momentum})
+        super().__init__([{"params": list(self.rows), "lr": 0.0, "weight_decay": 0.0, "momentum": momentum}])
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self) -> None:
         """Apply one update to every parameter that has a gradient."""
         for group in self.param_groups:
             # Logical matrices of equal shape are orthogonalised in one batch.

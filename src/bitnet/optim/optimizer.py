@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bitnet.errors import CheckpointError
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.optim.adamw import AdamW, ParameterGroups
 from bitnet.optim.muon import Muon
 from bitnet.optim.schedule import Rates
 
@@ -45,13 +46,12 @@ class Optimizers:
         layers = model.bit_linears().values() if config.kind == "muon" else ()
         matrices = {layer.weight: layer.rows for layer in layers}
         rest = [parameter for parameter in self.names if parameter not in matrices]
-        self.adamw = torch.optim.AdamW(
+        self.adamw = AdamW(
             [
                 {"params": [p for p in rest if p.dim() > 1], "decays": True},
                 {"params": [p for p in rest if p.dim() <= 1], "decays": False},
             ],
             betas=(config.adam_beta1, config.adam_beta2),
-            fused=all(p.device.type in ("cpu", "cuda") for p in rest),
         )
         self.muon = Muon(matrices.items(), momentum=config.muon_momentum, bf16=bf16) if matrices else None
 
@@ -109,6 +109,6 @@ class Optimizers:
                 )
             owner[parameter].state[parameter][key] = value.to(parameter.device).clone()
 
-    def parts(self) -> list[torch.optim.Optimizer]:
+    def parts(self) -> list[ParameterGroups]:
         """AdamW, and Muon where there is one."""
         return [self.adamw] if self.muon is None else [self.adamw, self.muon]

@@ -58,8 +58,8 @@ def _() -> None:
 def _() -> None:
     original = Optimizers.__init__
 
-    def made(self: Any, *words: Any) -> None:
-        original(self, *words)
+    def made(self: Any, *words: Any, **options: Any) -> None:
+        original(self, *words, **options)
         self.adamw.param_groups[0]["params"].clear()
 
     Optimizers.__init__ = made  # type: ignore[method-assign]
@@ -69,8 +69,8 @@ def _() -> None:
 def _() -> None:
     original = Optimizers.__init__
 
-    def made(self: Any, *words: Any) -> None:
-        original(self, *words)
+    def made(self: Any, *words: Any, **options: Any) -> None:
+        original(self, *words, **options)
         for group in self.adamw.param_groups:
             group["betas"] = (0.5, 0.5)
 
