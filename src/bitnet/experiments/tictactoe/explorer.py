@@ -10,12 +10,12 @@ worth (scores.py), and how the games that it learns from are played (games.py).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from bitnet.engine.from_torch import PackedTransformer
 from bitnet.experiments.tictactoe.game_tree import (
@@ -28,14 +28,11 @@ from bitnet.experiments.tictactoe.game_tree import (
     game_tree,
     question,
 )
-from bitnet.experiments.tictactoe.packed_explorer import Line, Walk, first_children
-from bitnet.nn.kv_cache import KVCache
+from bitnet.experiments.tictactoe.read_texts import MAX_ROWS, PackedTexts, Texts, TorchTexts
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import PAD, Tokenizer
 
 NOT_READ, NO_CELL = -2, -1
-MAX_ROWS = 512  # lines read together; bounds the memory of the caches
-IN_PLACE = 0.8  # share of a cache's rows that must go on for it to be worth reading padding in the others
 
 Wanted = Callable[[int, IntArray, IntArray], NDArray[np.bool_]]
 
@@ -72,8 +69,9 @@ class Explorer:
         """
         self.model, self.tokenizer, self.wanted, self.results = model, tokenizer, wanted, results
         self.device = model.device
+        self.token_of = np.array(cell_ids(tokenizer))
         self.cell_of = np.full(tokenizer.vocab_size, NO_CELL, dtype=np.int8)
-        self.cell_of[cell_ids(tokenizer)] = np.arange(9)
+        self.cell_of[self.token_of] = np.arange(9)
         tree = game_tree()
         self.choices = Choices(
             [np.full(len(d.moves), NOT_READ, dtype=np.int8) for d in tree],
@@ -82,52 +80,33 @@ class Explorer:
 
     @torch.no_grad()
     def explore(self) -> Choices:
-        """Ask every wanted line, from the empty board on."""
-        if isinstance(self.model, PackedTransformer):
-            self._explore_packed(self.model)
-            return self.choices
-        start = torch.tensor([self.tokenizer.encode(question(()))], device=self.device)
+        """Ask every wanted line, from the empty board on. The packed engine has a walker for each thread,
+        with parts of the tree of its own: a walker never waits for another, as threads inside a product do.
+        """
         longest = len(self.tokenizer.encode(question(range(8)) + BETWEEN + RESULTS[X_WINS])) + 1
-        root = np.zeros(1, dtype=np.int64)
-        self._ask(0, root, root, start, self.model.new_cache(1, longest))
+        if not isinstance(self.model, PackedTransformer):
+            self._walk(TorchTexts(self.model, self.model.new_cache(1, longest)))
+            return self.choices
+
+        walkers = range(self.model.decoder.threads)
+        texts = [PackedTexts.of(self.model.decoder, longest, (number, len(walkers))) for number in walkers]
+        with ThreadPoolExecutor(len(walkers)) as pool:
+            list(pool.map(self._walk, texts))
         return self.choices
 
-    def _explore_packed(self, model: PackedTransformer) -> None:
-        """The same by rows that walk the tree depth first."""
-        first, cells, right = first_children(), self.choices.cells, self.choices.right_result
-        outcome = [depth.outcome.tolist() for depth in game_tree()]
+    def _walk(self, texts: Texts) -> None:
+        root = np.zeros(1, dtype=np.int64)
+        self._ask(0, root, root, np.array([self.tokenizer.encode(question(()))]), texts)
 
-        def answered(line: Line, said: IntArray, ids: list[int]) -> None:
-            depth, index = line
-            if outcome[depth][index] == OPEN:
-                cells[depth][index] = self.cell_of[said[-1]]
-            else:
-                right[depth][index] = said.tolist() == walk.result[outcome[depth][index]]
-
-        def wanted(line: Line) -> list[int]:
-            depth, index = line
-            children = range(first[depth][index], first[depth][index] + 9 - depth)
-            kept = [child for child in children if self.results or outcome[depth + 1][child] == OPEN]
-            if self.wanted is None or not kept:
-                return kept
-            moves = game_tree()[depth + 1].moves[kept, -1].astype(np.int64)
-            keep = self.wanted(depth, np.full(len(kept), cells[depth][index], np.int64), moves)
-            return [child for child, one in zip(kept, keep.tolist(), strict=True) if one]
-
-        walk = Walk(model.decoder, self.tokenizer.encode, answered, wanted)
-        walk.explore()
-
-    def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: Tensor, room: KVCache) -> None:
+    def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: IntArray, texts: Texts) -> None:
         """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of
-        `room`; then the children.
+        `texts`; then the children.
         """
-        start = room.length
-        hidden, here, rows = self._read(tokens, rows, room)
-        self.choices.cells[depth][lines] = self.cell_of[
-            self.model.lm_head(hidden[:, -1]).argmax(-1).cpu().numpy()
-        ]
+        start = texts.length
+        said, here, rows = texts.read(tokens, rows)
+        self.choices.cells[depth][lines] = self.cell_of[said]
         below = game_tree()[depth + 1]
-        for children, parents in self._families(depth, lines):
+        for children, parents in self._families(depth, lines, texts):
             closed = below.outcome[children] != OPEN
             for part in _parts(np.flatnonzero(closed)) if self.results else ():
                 self._read_result(depth + 1, children[part], rows[parents[part]], here)
@@ -136,24 +115,9 @@ class Explorer:
                     below.moves[children[part], -1], [f"{BETWEEN}{MARKS[(depth + 1) % 2]}:"] * len(part)
                 )
                 self._ask(depth + 1, children[part], rows[parents[part]], ends, here)
-        room.length = start
+        texts.length = start
 
-    def _read(self, tokens: Tensor, rows: IntArray, room: KVCache) -> tuple[Tensor, KVCache, IntArray]:
-        """Hidden states (n, k, C) of tokens (n, k) read after `rows` of a cache, the cache that now holds
-        them, and their rows in it.
-
-        Where most rows go on, they do so in place, and the caller takes the cache back to its length; the few
-        that do not read padding, which is overwritten. Else the rows that go on are copied: copying is what
-        this walk spends its time on.
-        """
-        if len(rows) < IN_PLACE * room.rows or len(np.unique(rows)) < len(rows):
-            room = room.branch(torch.from_numpy(rows).to(self.device), room.capacity - room.length)
-            return self.model.hidden(tokens, room), room, np.arange(len(rows))
-        whole = torch.zeros(room.rows, tokens.shape[1], dtype=torch.int64, device=self.device)
-        whole[rows] = tokens
-        return self.model.hidden(whole, room)[rows], room, rows
-
-    def _families(self, depth: int, lines: IntArray) -> Iterator[tuple[IntArray, IntArray]]:
+    def _families(self, depth: int, lines: IntArray, texts: Texts) -> Iterator[tuple[IntArray, IntArray]]:
         """Wanted children, as indices in the depth below and of their parents in `lines`: all at once, or, of
         many lines, every line's first child, then every line's second, so that they can be read in place.
         """
@@ -161,25 +125,24 @@ class Explorer:
         free = 9 - depth  # every open line of this depth has as many children
         children = np.searchsorted(below.parent, lines)[:, None] + np.arange(free)  # (n, free)
         parents = np.tile(np.arange(len(lines))[:, None], free)
-        if len(lines) < MAX_ROWS // 2:
+        if len(lines) < texts.few:
             children, parents = children.reshape(-1, 1), parents.reshape(-1, 1)
+        number, walkers = texts.walker
         for family, of in zip(children.T, parents.T, strict=True):
-            if self.wanted is None:
-                yield family, of
-                continue
-            chosen = self.choices.cells[depth][lines[of]].astype(np.int64)
-            keep = self.wanted(depth, chosen, below.moves[family, -1].astype(np.int64))
+            keep = family % walkers == number if depth == 1 else np.ones(len(family), bool)
+            if self.wanted is not None:
+                chosen = self.choices.cells[depth][lines[of]].astype(np.int64)
+                keep &= self.wanted(depth, chosen, below.moves[family, -1].astype(np.int64))
             yield family[keep], of[keep]
 
-    def _tokens(self, cells: NDArray[np.int8], texts: Sequence[str]) -> Tensor:
+    def _tokens(self, cells: NDArray[np.int8], texts: Sequence[str]) -> IntArray:
         """Each move and the text that follows it, padded, (n, k)."""
-        rows = [
-            self.tokenizer.encode(f"{cell}{text}") for cell, text in zip(cells.tolist(), texts, strict=True)
-        ]
-        longest = max(map(len, rows))
-        return torch.tensor([row + [PAD] * (longest - len(row)) for row in rows], device=self.device)
+        tails = {text: self.tokenizer.encode(text) for text in set(texts)}
+        longest = max(map(len, tails.values()))
+        padded = {text: tail + [PAD] * (longest - len(tail)) for text, tail in tails.items()}
+        return np.column_stack([self.token_of[cells], np.array([padded[text] for text in texts])])
 
-    def _read_result(self, depth: int, lines: IntArray, rows: IntArray, room: KVCache) -> None:
+    def _read_result(self, depth: int, lines: IntArray, rows: IntArray, texts: Texts) -> None:
         """Greedy decoding gives a text if and only if each of its tokens is the likeliest after the ones
         before.
         """
@@ -187,12 +150,11 @@ class Explorer:
         tokens = self._tokens(
             here.moves[lines, -1], [BETWEEN + RESULTS[outcome] for outcome in here.outcome[lines]]
         )
-        start = room.length
-        hidden, _, _ = self._read(tokens[:, :-1], rows, room)
-        room.length = start
-        said = self.model.lm_head(hidden).argmax(-1)  # (n, k - 1)
+        start = texts.length
+        said, _, _ = texts.read(tokens[:, :-1], rows, every=True)  # (n, k - 1)
+        texts.length = start
         right = (said == tokens[:, 1:]) | (tokens[:, 1:] == PAD)
-        self.choices.right_result[depth][lines] = right.all(dim=1).cpu().numpy()
+        self.choices.right_result[depth][lines] = right.all(axis=1)
 
 
 def _parts(indices: IntArray) -> Iterator[IntArray]:
