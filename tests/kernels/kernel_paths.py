@@ -60,7 +60,7 @@ def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pat
     """A process that has not looked for a library yet, an empty, private cache folder, and quick
     compilations.
     """
-    monkeypatch.setattr(compiler, "FLAGS", tuple("-O0" if flag == "-O3" else flag for flag in compiler.FLAGS))
+    monkeypatch.setattr(compiler, "OPTIMIZATION", ("-O0",) * len(compiler.OPTIMIZATION))
     home = tmp_path / "cache"
     home.mkdir(mode=0o700)
     monkeypatch.setenv("XDG_CACHE_HOME", str(home))

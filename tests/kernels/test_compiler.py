@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from bitnet.kernels import compiler
+from bitnet.kernels import compiler, library
 from bitnet.kernels.compiler import CompileError, compile_library, identity
 
 
@@ -17,6 +18,23 @@ def script(folder: Path, text: str) -> str:
     file.write_text(f"#!/bin/sh\n{text}\n")
     file.chmod(0o700)
     return str(file)
+
+
+@pytest.mark.slow
+def test_the_parts_linked_are_the_whole_source(tmp_path: Path) -> None:
+    """Each part has its own path and no part is missing: the same symbols and paths as in one piece."""
+    try:
+        command = compiler.find_compiler()
+    except CompileError as error:
+        pytest.skip(str(error))
+    whole, parts = tmp_path / "whole.so", tmp_path / "parts.so"
+    subprocess.run(
+        [*command, "-O0", *compiler.FLAGS, "-shared", "-o", whole, compiler.SOURCE, "-lm"], check=True
+    )
+    compile_library(parts)
+    assert ctypes.CDLL(str(parts)).ternary_paths() == ctypes.CDLL(str(whole)).ternary_paths()
+    for name in library._SIGNATURES:
+        assert hasattr(ctypes.CDLL(str(parts)), name)
 
 
 @pytest.mark.slow

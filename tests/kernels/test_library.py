@@ -161,10 +161,10 @@ def test_a_full_disk_costs_a_compilation_only(empty_cache: Path, monkeypatch: py
 def test_processes_that_start_at_once_share_one_whole_library(empty_cache: Path) -> None:
     """Each compiles aside and renames; the digest of what is left fits its name."""
     script = (
-        "from bitnet.kernels import compiler, library; compiler.FLAGS = {!r}; print(library.path(), "
+        "from bitnet.kernels import compiler, library; compiler.OPTIMIZATION = {!r}; print(library.path(), "
         "library.loaded().note)"
     )
-    command = [sys.executable, "-c", script.format(compiler.FLAGS)]
+    command = [sys.executable, "-c", script.format(compiler.OPTIMIZATION)]
     started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ) for _ in range(2)]
     answers = {process.communicate(timeout=120)[0] for process in started}
     assert answers == {f"{path()} in {empty_cache}/bitnet/kernels-{compiler.identity()}\n"}

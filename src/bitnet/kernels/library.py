@@ -5,7 +5,7 @@ A library is looked for in this order, once per process:
 1. beside ternary.c, where a wheel that was built with a compiler has it;
 2. in the cache folder, `$XDG_CACHE_HOME/bitnet/kernels-<identity>` (default ~/.cache), where an earlier
    process compiled it;
-3. compiled now (about a second) into that folder, or, where that folder cannot be written or others could
+3. compiled now (two seconds) into that folder, or, where that folder cannot be written or others could
    write to it, into a private temporary folder for this process alone.
 
 Without any, `path()` is "torch" and bitnet.kernels.ops computes the same numbers with torch. BITNET_KERNEL

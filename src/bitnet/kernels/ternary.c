@@ -23,6 +23,19 @@
  * tiles themselves, for which the file includes itself.
  */
 #if !defined(LANES)
+/* The file as it is makes the whole library. Its parts can also be compiled at the same time and linked (compiler.py): with -DPART=1
+ * what all paths share, with 2 the scalar path, with 3 that of 256 bits, with 4 that of 512 bits. The first sees of the others one
+ * `struct path` for each path. */
+#if !defined(PART)
+#define PART 0
+#endif
+#define IN_PART(NUMBER) (PART == 0 || PART == NUMBER)
+#if PART == 0
+#define SHARED static
+#else
+#define SHARED
+#endif
+
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
@@ -49,14 +62,15 @@
 enum { OK = 0, INVALID_CODE = 1, NO_MEMORY = 2, NO_PATH = 3, INVALID_BATCH = 4 };
 enum { SCALAR, AVX2, AVX_VNNI, AVX512_VNNI, NEON, PATHS };
 
-static int64_t blocks_of(int64_t length, int64_t size) { return (length + size - 1) / size; }
-static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
+INLINE int64_t blocks_of(int64_t length, int64_t size) { return (length + size - 1) / size; }
+INLINE int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 /* A kernel multiplies two row tiles with a block of input rows. `tiles`: the first tile of the upper rows; `below`: bytes from
  * there to the first tile of the lower rows (0: there are none, and whatever the kernel computes for them is not used);
  * `x`: an input block; `sums`: [input row][PAIR] sums of code times input, written. */
 typedef void (*kernel_fn)(const uint8_t *tiles, int64_t below, int64_t k_tiles, const int8_t *x, int32_t *sums);
 
+#if IN_PART(1)
 /* ---------------------------------------------------------------------------------------------- input blocks
  *
  * A block of 1, 2, 4 or 8 input rows is interleaved by groups of four inputs, so that a kernel reads it from
@@ -74,7 +88,9 @@ static void interleave(const int8_t *x, int64_t in, int width, int64_t groups, i
         for (int n = 0; n < width; n++)
             block[(whole * width + n) * 4 + i % 4] = x[n * in + i];
 }
+#endif
 
+#if IN_PART(2)
 /* ---------------------------------------------------------------------------------------------- scalar */
 INLINE void scalar_body(const uint8_t *tiles, int64_t below, int64_t k_tiles, const int8_t *x, int32_t *sums, const int width)
 {
@@ -97,6 +113,7 @@ INLINE void scalar_body(const uint8_t *tiles, int64_t below, int64_t k_tiles, co
 static void scalar_1(const uint8_t *t, int64_t b, int64_t k, const int8_t *x, int32_t *s) { scalar_body(t, b, k, x, s, 1); }
 static void scalar_2(const uint8_t *t, int64_t b, int64_t k, const int8_t *x, int32_t *s) { scalar_body(t, b, k, x, s, 2); }
 static void scalar_4(const uint8_t *t, int64_t b, int64_t k, const int8_t *x, int32_t *s) { scalar_body(t, b, k, x, s, 4); }
+#endif
 
 INLINE int32_t four_inputs(const int8_t *x)
 {
@@ -107,7 +124,9 @@ INLINE int32_t four_inputs(const int8_t *x)
 
 #if defined(__x86_64__)
 #include <cpuid.h>
+#if PART == 0 || PART > 2
 #include <immintrin.h>
+#endif
 
 /* ---------------------------------------------------------------------------------------------- AVX2
  *
@@ -118,6 +137,7 @@ INLINE int32_t four_inputs(const int8_t *x)
 /* Without this gcc adds the planes of a tile in a tree, whose leaves do not fit the registers: 250 instead of 340 Gop/s. */
 #define KEEP_ORDER(A, B) __asm__("" : "+x"(A), "+x"(B))
 
+#if IN_PART(3)
 TARGET_AVX2 INLINE void avx2_tiles(const uint8_t *tile, int64_t count, const int8_t *x, int32_t *sums, const int width)
 {
     const __m256i three = _mm256_set1_epi8(3);
@@ -157,6 +177,7 @@ TARGET_AVX2 INLINE void avx2_body(const uint8_t *tiles, int64_t below, int64_t k
 TARGET_AVX2 static void avx2_1(const uint8_t *t, int64_t b, int64_t k, const int8_t *x, int32_t *s) { avx2_body(t, b, k, x, s, 1); }
 TARGET_AVX2 static void avx2_2(const uint8_t *t, int64_t b, int64_t k, const int8_t *x, int32_t *s) { avx2_body(t, b, k, x, s, 2); }
 TARGET_AVX2 static void avx2_4(const uint8_t *t, int64_t b, int64_t k, const int8_t *x, int32_t *s) { avx2_body(t, b, k, x, s, 4); }
+#endif
 
 /* ---------------------------------------------------------------------------------------------- AVX-VNNI
  *
@@ -172,7 +193,7 @@ TARGET_AVX2 static void avx2_4(const uint8_t *t, int64_t b, int64_t k, const int
 #define DOT256 _mm256_dpbusd_avx_epi32
 #endif
 
-#if defined(HAVE_AVX_VNNI)
+#if defined(HAVE_AVX_VNNI) && IN_PART(3)
 TARGET_AVX_VNNI INLINE void avx_vnni_tile_row(const uint8_t *tile, int64_t k_tiles, const int8_t *x, int32_t *sums, const int width)
 {
     const __m256i three = _mm256_set1_epi8(3);
@@ -233,6 +254,9 @@ AVX_VNNI_KERNEL(4)
 #if defined(__clang__) || __GNUC__ >= 8
 #define HAVE_AVX512_VNNI 1
 #define TARGET_AVX512 __attribute__((target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")))
+#endif
+
+#if defined(HAVE_AVX512_VNNI) && IN_PART(4)
 
 /* Two row tiles x 4 or 8 input rows: 8 or 16 accumulators, and each decoded plane is used `width` times. While a pair of row tiles
  * is multiplied, the next pair is fetched: its runs are too short for the processor to guess (95M, 4 rows: 2.2 instead of 1.5 ms).
@@ -313,6 +337,7 @@ TARGET_AVX512 static void avx512_8(const uint8_t *t, int64_t b, int64_t k, const
 #define TARGET_NEON __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
 
+#if IN_PART(2)
 /* A tile is four registers of four rows. Four input rows: lane n of a group is input row n. */
 TARGET_NEON static void neon_tile_row_4(const uint8_t *tile, int64_t k_tiles, const int8_t *x, int32_t *sums)
 {
@@ -368,6 +393,7 @@ TARGET_NEON static void neon_tile_row_1(const uint8_t *tile, int64_t k_tiles, co
     }
 NEON_KERNEL(1)
 NEON_KERNEL(4)
+#endif
 #endif /* aarch64 */
 
 /* ---------------------------------------------------------------------------------------------- float parts
@@ -647,11 +673,13 @@ typedef void (*finish_fn)(const struct product *job, const int32_t *sums, int64_
     { \
         finish_rows(job, s, n, first, count, sum); \
     }
+#if IN_PART(2)
 FLOAT_PARTS(plain, )
-#if defined(__x86_64__)
+#endif
+#if defined(__x86_64__) && IN_PART(3)
 FLOAT_PARTS(avx2, TARGET_AVX2)
 #endif
-#if defined(HAVE_AVX512_VNNI)
+#if defined(HAVE_AVX512_VNNI) && IN_PART(4)
 FLOAT_PARTS(avx512, TARGET_AVX512)
 #endif
 
@@ -676,17 +704,19 @@ typedef void (*tile_fn)(const void *tile, const uint16_t *scale, int64_t in, con
 #define INT4_GROUP 32 /* inputs of one scale */
 
 INLINE int64_t rounded_up(int64_t size, int64_t side) { return (size + side - 1) / side * side; }
+#if IN_PART(2)
 #define LANES 4
 #define SUFFIX plain
 #define TARGET_TILES
 #include "ternary.c"
-#if defined(__x86_64__)
+#endif
+#if defined(__x86_64__) && IN_PART(3)
 #define LANES 8
 #define SUFFIX avx2
 #define TARGET_TILES TARGET_AVX2
 #include "ternary.c"
 #endif
-#if defined(HAVE_AVX512_VNNI)
+#if defined(HAVE_AVX512_VNNI) && IN_PART(4)
 #define LANES 16
 #define SUFFIX avx512
 #define TARGET_TILES TARGET_AVX512
@@ -774,13 +804,6 @@ VNNI_TILES(4)
         [INT8] = {int8_##INTEGERS##_1, NULL, int8_##INTEGERS##_4}, \
         [INT4] = {int4_##INTEGERS##_1, NULL, int4_##INTEGERS##_4}, \
     };
-TILES(plain, plain, plain)
-#if defined(__x86_64__)
-TILES(avx2, avx2, avx2)
-#endif
-#if defined(HAVE_AVX512_VNNI)
-TILES(vnni, avx512, vnni)
-#endif
 
 /* ---------------------------------------------------------------------------------------------- paths */
 struct path {
@@ -794,19 +817,42 @@ struct path {
 };
 #define FLOATS(NAME, TILES) quantize_##NAME, sum_##NAME, finish_##NAME, prepare_##NAME, exponentials_##NAME, tiles_##TILES
 
-static const struct path paths[PATHS] = {
-    [SCALAR] = {{scalar_1, scalar_2, scalar_4, NULL}, FLOATS(plain, plain)},
+#if PART == 1 /* what the other parts have; a machine or compiler may know fewer */
+extern const struct path path_scalar, path_avx2, path_avx_vnni, path_avx512_vnni, path_neon;
+#endif
+#if IN_PART(2)
+TILES(plain, plain, plain)
+SHARED const struct path path_scalar = {{scalar_1, scalar_2, scalar_4, NULL}, FLOATS(plain, plain)};
+#endif
+#if IN_PART(3) && defined(__x86_64__)
+TILES(avx2, avx2, avx2)
+SHARED const struct path path_avx2 = {{avx2_1, avx2_2, avx2_4, NULL}, FLOATS(avx2, avx2)};
+#endif
+#if IN_PART(3) && defined(HAVE_AVX_VNNI)
+SHARED const struct path path_avx_vnni = {{avx_vnni_1, avx_vnni_2, avx_vnni_4, NULL}, FLOATS(avx2, avx2)};
+#endif
+#if IN_PART(4) && defined(HAVE_AVX512_VNNI)
+TILES(vnni, avx512, vnni)
+SHARED const struct path path_avx512_vnni = {{avx512_1, avx512_2, avx512_4, avx512_8}, FLOATS(avx512, vnni)};
+#endif
+#if IN_PART(2) && defined(__aarch64__)
+SHARED const struct path path_neon = {{neon_1, NULL, neon_4, NULL}, FLOATS(plain, plain)};
+#endif
+
+#if IN_PART(1)
+static const struct path *const paths[PATHS] = {
+    [SCALAR] = &path_scalar,
 #if defined(__x86_64__)
-    [AVX2] = {{avx2_1, avx2_2, avx2_4, NULL}, FLOATS(avx2, avx2)},
+    [AVX2] = &path_avx2,
 #endif
 #if defined(HAVE_AVX_VNNI)
-    [AVX_VNNI] = {{avx_vnni_1, avx_vnni_2, avx_vnni_4, NULL}, FLOATS(avx2, avx2)},
+    [AVX_VNNI] = &path_avx_vnni,
 #endif
 #if defined(HAVE_AVX512_VNNI)
-    [AVX512_VNNI] = {{avx512_1, avx512_2, avx512_4, avx512_8}, FLOATS(avx512, vnni)},
+    [AVX512_VNNI] = &path_avx512_vnni,
 #endif
 #if defined(__aarch64__)
-    [NEON] = {{neon_1, NULL, neon_4, NULL}, FLOATS(plain, plain)},
+    [NEON] = &path_neon,
 #endif
 };
 
@@ -856,7 +902,7 @@ EXPORT unsigned ternary_paths(void)
 
 static const struct path *usable(int path)
 {
-    return path >= 0 && path < PATHS && (ternary_paths() >> path & 1) ? &paths[path] : NULL;
+    return path >= 0 && path < PATHS && (ternary_paths() >> path & 1) ? paths[path] : NULL;
 }
 
 /* ---------------------------------------------------------------------------------------------- threads
@@ -1725,6 +1771,7 @@ EXPORT int decoder_forward(int path, const struct model *model, const struct bat
     }
     return OK;
 }
+#endif /* IN_PART(1) */
 
 /* ============================================================================================== TRAINING PASSES
  *
@@ -1916,15 +1963,22 @@ struct row_functions {
     { \
         pack_both_ways(w, stride, limit, tile, turned); \
     } \
-    static const struct row_functions rows_##NAME = { \
+    SHARED const struct row_functions rows_##NAME = { \
         scale_##NAME, narrow_##NAME, widen_##NAME, norm_gradient_##NAME, gate_##NAME, gate_gradient_##NAME, turn_##NAME, \
         cross_entropy_##NAME, magnitude_##NAME, pack_##NAME};
+#if IN_PART(2)
 ROW_FUNCTIONS(plain, )
-#if defined(__x86_64__)
+#endif
+#if IN_PART(3) && defined(__x86_64__)
 ROW_FUNCTIONS(avx2, TARGET_AVX2)
 #endif
-#if defined(HAVE_AVX512_VNNI)
+#if IN_PART(4) && defined(HAVE_AVX512_VNNI)
 ROW_FUNCTIONS(avx512, TARGET_AVX512)
+#endif
+
+#if IN_PART(1)
+#if PART == 1
+extern const struct row_functions rows_plain, rows_avx2, rows_avx512;
 #endif
 
 static const struct row_functions *functions_of(int path)
@@ -2278,6 +2332,7 @@ EXPORT int training_pack(int path, const struct latent *job, int threads)
     }
     return run(pack_tiles, &call, blocks_of(job->out, SIDE), threads, 0);
 }
+#endif /* IN_PART(1) */
 
 #else
 /* ---------------------------------------------------------------------------------------------- dense tiles, for LANES lanes
