@@ -1,4 +1,7 @@
-"""The ways to train that benchmarks/train_speed.py compares: ours in every choice, and its peers."""
+"""The ways to train that benchmarks/train_speed.py compares: ours in every choice, and its peers.
+
+A peer differs from ours in its linear layers alone: it trains in the same loop, with the same loss.
+"""
 
 from __future__ import annotations
 
@@ -23,10 +26,10 @@ from bitnet.nn.bitlinear import BitLinear
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import Optimizers
-from bitnet.train.compiled import choose_paths
+from bitnet.train.compiled import Paths, choose_paths
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import Machine, choose_machine, peak_flops
-from bitnet.train.loop import Forward, StepReport, train_steps
+from bitnet.train.loop import StepReport, train_steps
 
 SHAPES = {
     "small": (SMALL, 32, 64),
@@ -61,9 +64,8 @@ def _ways() -> Iterator[tuple[str, Way]]:
     }
     for values in itertools.product(*options.values()):
         train = dict(zip(options, values, strict=True))
-        plain = train.get("input_gradient", "float") == "float" and train.get("fused", "off") == "off"
-        # The other products have neither an integer gradient nor passes in C.
-        if train["product"] == "packed" or plain:
+        # The other products have no integer gradient.
+        if train["product"] == "packed" or train["input_gradient"] == "float":
             words = [
                 {"input_gradient": f"{value}-gradient", "fused": f"fused-{value}"}.get(name, value)
                 for name, value in train.items()
@@ -131,20 +133,20 @@ def begin(shape: str, name: str, device: torch.device, *, updates: int, rows: in
     rows = rows or (own_rows if device.type == "cpu" else CUDA_TOKENS // tokens)
     changes: dict[str, Any] = way.train
     train = TrainConfig(seq_len=tokens, batch_size=rows, total_steps=updates, peak_lr=1e-4, **changes)
-    machine = choose_machine(train, device)
+    machine = choose_machine(train, device, model=config)
     model = _model(config, way).to(device)
     source = RandomRows(config.vocab_size, rows, tokens)
 
-    forward: Forward
-    if way.layer == "transformers":
-        forward = torch.compile(model) if train.compile == "on" else model
-        formats = f"{'bf16' if machine.bf16 else 'fp32'}{', compiled' * (train.compile == 'on')}"
-    else:
-        paths = choose_paths(model, machine, train, source, print)
-        forward = paths.forward
-        formats = _formats(model, machine) + ", compiled" * paths.compiled
-    optimizers = Optimizers(model, train.optimizer_config())
-    steps = train_steps(model, forward, source, optimizers, train, bf16=machine.bf16)
+    paths = Paths(model, "float", "float", compiled=False, fused_loss=machine.fused_loss)
+    if way.layer != "transformers":
+        paths = choose_paths(model, machine, train, source, print, {})
+    elif train.compile == "on":
+        paths = dataclasses.replace(paths, forward=torch.compile(model), compiled=True)
+    optimizers = Optimizers(model, train.optimizer_config(), bf16=machine.bf16)
+    steps = train_steps(
+        model, paths.forward, source, optimizers, train, bf16=machine.bf16, fused_loss=paths.fused_loss
+    )
+    formats = _formats(model, machine, paths)
     return Run(way, model, machine, rows, tokens, steps, formats)
 
 
@@ -170,13 +172,13 @@ def _use_transformers(model: BitNetTransformer) -> None:
         model.set_submodule(name, theirs)
 
 
-def _formats(model: BitNetTransformer, machine: Machine) -> str:
-    precision = "bf16" if machine.bf16 else "fp32"
-    if model.config.weights == "full":
-        return precision
-    layer = next(iter(model.bit_linears().values()))
-    gradient = getattr(layer, "input_gradient", "float")
-    return f"{layer.product}, {precision}" + f", {gradient} gradient" * (gradient != "float")
+def _formats(model: BitNetTransformer, machine: Machine, paths: Paths) -> str:
+    words = ["bf16" if machine.bf16 else "fp32"]
+    if any(isinstance(layer, BitLinear) and layer.weights == "ternary" for layer in model.modules()):
+        words.insert(0, paths.product)
+    if paths.input_gradient != "float":
+        words.append(f"{paths.input_gradient} gradient")
+    return ", ".join(words + ["fused loss"] * paths.fused_loss + ["compiled"] * paths.compiled)
 
 
 def bare_products_ms(run: Run, repeats: int) -> tuple[float, float]:
@@ -222,7 +224,7 @@ def _products(run: Run, layer: nn.Module, sides: torch.Size) -> Callable[[], Any
     codes = torch.randint(-1, 2, (out, width), device=device, dtype=torch.int8)
     forward = _forward(product, x, weight, codes)
     input_gradient: Callable[[], Tensor] = lambda: grad @ weight  # noqa: E731
-    if getattr(layer, "input_gradient", "float") == "int8":
+    if isinstance(layer, BitLinear) and layer.input_gradient == "int8":
         transposed, rows = ops.pack(codes, transposed=True), ops.quantize_rows(grad)
         input_gradient = lambda: ops.product(transposed, rows)  # noqa: E731
 

@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "generate": {"nn", "text"},
     "run": {"nn", "text"},
     "evaluate": {"nn", "text", "data", "generate"},
-    "train": CORE,
+    "train": {*CORE, "kernels"},
     "packed_run": {"nn", "text", "run", "engine", "kernels"},
     "trained_model": {"nn", "text", "run", "generate", "engine", "packed_run"},
     # the annexes

@@ -22,6 +22,7 @@ def made() -> dict[str, Any]:
         input_gradient="float",
         gradient_dtype="float32",
         compiled=False,
+        fused_loss=False,
     )
 
 

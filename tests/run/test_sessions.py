@@ -21,6 +21,7 @@ def facts(**changed: Any) -> dict[str, Any]:
         input_gradient="float",
         gradient_dtype="float32",
         compiled=False,
+        fused_loss=False,
     )
     return {**made, **changed}
 

@@ -35,7 +35,7 @@ from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import choose_machine
 from bitnet.train.loop import autocast
-from bitnet.train.objective import NextToken
+from bitnet.train.objective import NextToken, terms_of
 
 SECONDS = 10.0
 SHORT = 256  # tokens of the first, smallest part
@@ -66,7 +66,7 @@ class _Part:
 
     def __init__(self, model: BitNetConfig, train: TrainConfig, device: torch.device) -> None:
         self.config, self.train, self.device = model, train, device
-        self.machine = choose_machine(train, device)
+        self.machine = choose_machine(train, device, model=model)
         self.model = BitNetTransformer(model).to(device)
         machine = self.machine
         self.model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
@@ -82,7 +82,8 @@ class _Part:
         """Seconds of forward and backward, and of the optimizer, of one real update."""
         started = time.perf_counter()
         with autocast(self.device, self.machine.bf16, self.machine.fp16):
-            terms = self.objective.terms(self.model(self.batch.input_ids), self.batch)
+            head = self.model.lm_head.weight if self.machine.fused_loss else None
+            terms = terms_of(self.objective, self.model, self.batch, head)
             loss = terms.sum() / self.batch.input_ids.numel()
         loss.backward()  # type: ignore[no-untyped-call]
         self._wait()

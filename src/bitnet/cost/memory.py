@@ -29,7 +29,8 @@ from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient
 from bitnet.optim.optimizer import OptimizerKind
 from bitnet.train.config import TrainConfig
-from bitnet.train.device import choose_input_gradient, choose_product
+from bitnet.train.device import choose_fused_loss, choose_input_gradient, choose_product
+from bitnet.train.head_loss import PART_BYTES
 
 DeviceType = Literal["cpu", "cuda"]
 FLOAT = 4  # bytes of float32: weights, gradients, optimizer state, residual stream
@@ -46,6 +47,7 @@ class Numerics:
     bf16: bool
     """Or fp16, which takes as much."""
     input_gradient: InputGradient = "float"
+    fused_loss: bool = False
 
     @property
     def on_codes(self) -> bool:
@@ -68,12 +70,15 @@ class Numerics:
 def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> Numerics:
     """What training chooses (train/device.py). A GPU is assumed to have capability 8.0 or newer."""
     bf16 = train.precision in ("bf16", "fp16") or (train.precision == "auto" and device == "cuda")
+    fused_loss = choose_fused_loss(train, {}, model)
     if "full" in (model.weights, model.activations):
-        return Numerics(device=device, product="float", bf16=bf16)
+        return Numerics(device=device, product="float", bf16=bf16, fused_loss=fused_loss)
     on_gpu = {"linear_product": "int8"} if device == "cuda" else {}
     product = choose_product(train, torch.device("cpu"), on_gpu)
     input_gradient = choose_input_gradient(train, product, on_gpu)
-    return Numerics(device=device, product=product, bf16=bf16, input_gradient=input_gradient)
+    return Numerics(
+        device=device, product=product, bf16=bf16, input_gradient=input_gradient, fused_loss=fused_loss
+    )
 
 
 def ternary_shapes(model: BitNetConfig) -> Counter[tuple[int, int]]:
@@ -130,6 +135,9 @@ def head_ledger(model: BitNetConfig, numerics: Numerics, unlikely: int = 0) -> d
         "input of head": numerics.half * model.hidden_size,
         "log-probabilities": FLOAT * model.vocab_size,
     }
+    if numerics.fused_loss and not unlikely:
+        del ledger["log-probabilities"]
+        ledger["gradient of the head's input"] = numerics.half * model.hidden_size
     if unlikely:
         # logits and their normaliser; of each recent token its id, two numbers, and whether it counts
         ledger["unlikelihood"] = FLOAT * (model.vocab_size + 1) + (INDEX + 2 * FLOAT + 1) * unlikely
@@ -202,10 +210,14 @@ def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: i
     wide = FLOAT if numerics.on_codes else numerics.half
     tensors = 4 if model.sub_norm else 3  # the product's backward; that of a norm, which holds one more
     feedforward = tokens * (tensors * wide * model.ffn_hidden_size + FLOAT * model.hidden_size)
-    logits = 2 * FLOAT * model.vocab_size
+    logits = tokens * 2 * FLOAT * model.vocab_size
     if unlikely:
-        logits = max(3 * FLOAT * model.vocab_size - (FLOAT + 1) * unlikely, (2 * INDEX + 1) * unlikely)
-    return max(tokens * logits, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
+        each = max(3 * FLOAT * model.vocab_size - (FLOAT + 1) * unlikely, (2 * INDEX + 1) * unlikely)
+        logits = tokens * each
+    elif numerics.fused_loss:
+        # As many as are made at a time. The head's gradient is held as well, and counted with the others.
+        logits = min(tokens * numerics.half * model.vocab_size, PART_BYTES)
+    return max(logits, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
 
 
 def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -> int:

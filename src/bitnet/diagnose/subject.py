@@ -125,7 +125,7 @@ class Subject:
         return machine.bf16 or machine.fp16
 
     def _machine(self, train: TrainConfig) -> Machine:
-        return choose_machine(train, self.device, self.before)
+        return choose_machine(train, self.device, self.before, self.model.config)
 
     def new_model(self, shape: BitNetConfig) -> BitNetTransformer:
         """A fresh model of this shape."""
@@ -166,6 +166,7 @@ class Subject:
             start_step=start_step,
             bf16=machine.bf16,
             scaling=LossScale(machine.device) if machine.fp16 else None,
+            fused_loss=machine.fused_loss,
         )
 
     def complete(self, tokenizer: Tokenizer, prompt: str, count: int) -> str:

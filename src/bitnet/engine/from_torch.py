@@ -92,9 +92,15 @@ class PackedTransformer(BitNetTransformer):
         return torch.from_numpy(cache.texts.read(dict(enumerate(input_ids.tolist()))))
 
     def forward(
-        self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        segments: Tensor | None = None,
+        *,
+        head: bool = True,
     ) -> Tensor:
         """Logits after every token. input_ids: int64 (B, T). Returns (B, T, V)."""
+        assert head, "hidden states are for training, which the engine does not do"
         rows, tokens = input_ids.shape
         if tokens > self.config.max_seq_length:
             raise ConfigError(

@@ -229,8 +229,15 @@ class BitNetTransformer(nn.Module):
         return logits
 
     def forward(
-        self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
+        self,
+        input_ids: Tensor,
+        cache: KVCache | None = None,
+        segments: Tensor | None = None,
+        *,
+        head: bool = True,
     ) -> Tensor:
-        """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V)."""
-        logits: Tensor = self.lm_head(self.hidden(input_ids, cache, segments))
-        return logits
+        """Next-token logits. input_ids: int64 (B, T). Returns (B, T, V); without `head` what it multiplies,
+        (B, T, C).
+        """
+        hidden = self.hidden(input_ids, cache, segments)
+        return self.lm_head(hidden) if head else hidden

@@ -19,6 +19,7 @@ def provenance(
     input_gradient: str,
     gradient_dtype: str,
     compiled: bool,
+    fused_loss: bool,
 ) -> dict[str, Any]:
     """meta/provenance.json: the seeds' keys, then what else decides a result."""
     import torch
@@ -45,6 +46,7 @@ def provenance(
         "input_gradient": input_gradient,
         "gradient_dtype": gradient_dtype,
         "compiled": compiled,
+        "fused_loss": fused_loss,
     }
 
 

@@ -94,6 +94,7 @@ PROVENANCE = {
     "input_gradient": "how packed layers compute the gradient of their inputs: int8 or float; as above",
     "gradient_dtype": "dtype of the gradient products on the packed and int8 paths",
     "compiled": "whether torch.compile made the model that trained",
+    "fused_loss": "whether head and cross-entropy were computed together; a resumed run goes on with it",
 }
 FINGERPRINT = {
     "dataset_name": "",
@@ -172,7 +173,7 @@ SESSION = {
     **dict.fromkeys(
         (
             "git_commit git_dirty python_version platform threads torch_version device cpu_model gpu_model "
-            "gpu_count linear_product input_gradient gradient_dtype compiled"
+            "gpu_count linear_product input_gradient gradient_dtype compiled fused_loss"
         ).split(),
         "as in meta/provenance.json",
     ),

@@ -27,7 +27,7 @@ from bitnet.train.config import TrainConfig
 from bitnet.train.device import Machine, wants_compile
 from bitnet.train.loop import Forward, read_batches
 from bitnet.train.objective import objective_of
-from bitnet.train.trial import INT8_ROWS, Trial, refusal
+from bitnet.train.trial import INT8_ROWS, Trial, loss_refusal, refusal
 
 Say = Callable[[str], None]
 """Tells the user something in one line."""
@@ -43,6 +43,8 @@ class Paths:
     input_gradient: InputGradient
     """How packed layers compute the gradient of their inputs."""
     compiled: bool
+    fused_loss: bool = False
+    """Whether head and cross-entropy are computed together."""
 
 
 def choose_paths(
@@ -62,7 +64,7 @@ def choose_paths(
     coded = model.config.weights == "ternary" and model.config.activations == "int8"
     check_product = product != "float" and coded
     compile_it = wants_compile(config, machine.device)
-    if not check_product and not compile_it:
+    if not (check_product or compile_it or machine.fused_loss):
         return Paths(model, product, input_gradient, compiled=False)
 
     batch = read_batches(source, config, 1, machine.device)[0]
@@ -72,8 +74,11 @@ def choose_paths(
     if check_product:
         product, input_gradient = _checked_products(trial, machine, say, before or {})
     model.set_product(product, machine.gradient_dtype, input_gradient)
+    fused_loss = machine.fused_loss and _checked_loss(trial, say, before or {})
+    trial = dataclasses.replace(trial, fused_loss=fused_loss)
     compiled = _compiled(trial, say) if compile_it else None
-    return Paths(model if compiled is None else compiled, product, input_gradient, compiled is not None)
+    forward = model if compiled is None else compiled
+    return Paths(forward, product, input_gradient, compiled is not None, fused_loss)
 
 
 def _checked_products(
@@ -107,6 +112,17 @@ def _checked_products(
         say(f"{fault}; going on with --train.input-gradient float")
         return product, "float"
     return product, machine.input_gradient
+
+
+def _checked_loss(trial: Trial, say: Say, before: Mapping[str, Any]) -> bool:
+    """Whether the fused loss may be used; where it computes something else, a message says so."""
+    why = loss_refusal(dataclasses.replace(trial, batch=trial.batch.select(slice(0, 2))))
+    if why is None:
+        return True
+    fault = f"the fused loss differs from the plain one by more than rounding: {why}"
+    _refuse_to_continue(fault, before.get("fused_loss") is True)
+    say(f"{fault}; going on with --train.fused off")
+    return False
 
 
 def _refuse_to_continue(fault: str, trained_with_it: bool) -> None:

@@ -22,6 +22,7 @@ Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ProductChoice = Literal["auto", "packed", "int8", "float"]
 InputGradientChoice = Literal["auto", "int8", "float"]
 Compile = Literal["auto", "on", "off"]
+Fused = Literal["auto", "on", "off"]
 _ROWS: Bounds = (1, MOST_ROWS)
 _PERIOD: Bounds = (1, MOST_STEPS)
 _RATE: Bounds = (0.0, 1e3)
@@ -114,6 +115,9 @@ class TrainConfig:
     is fastest here."""
     input_gradient: InputGradientChoice = "auto"
     """How packed layers compute the gradient of their inputs: on int8 rows, or in the gradient dtype."""
+    fused: Fused = "auto"
+    """Cross-entropy in one pass with the product of the head, which never holds all logits (head_loss.py);
+    auto takes it for vocabularies of 1,024 entries or more."""
     compile: Compile = "auto"
     """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
     objective: ObjectiveKind = "next_token"

@@ -11,12 +11,17 @@ import torch
 
 from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import Product, has_fast_int8
+from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient, has_fast_packed
 from bitnet.train.config import TrainConfig
 
 AUTO_INPUT_GRADIENT: InputGradient = "float"
 """What `auto` takes with packed products. int8 is faster, and becomes the default here, in this line, once
 three seeds of each experiment have shown that it learns the same."""
+
+LARGE_VOCABULARY = 1024
+"""From here on the fused loss is faster (docs/log.md: at 2,048 entries by a fifth in fp32 and 1.8 times in
+bf16; at 32 there is nothing to gain)."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,8 @@ class Machine:
     """Autocast to fp16, with loss scaling."""
     input_gradient: InputGradient = "float"
     """How packed products compute the gradient of their inputs."""
+    fused_loss: bool = False
+    """Whether the head and the cross-entropy are computed together (head_loss.py)."""
 
     @property
     def gradient_dtype(self) -> torch.dtype:
@@ -53,11 +60,15 @@ def choose_device(name: str) -> torch.device:
 
 
 def choose_machine(
-    config: TrainConfig, device: torch.device, before: Mapping[str, Any] | None = None
+    config: TrainConfig,
+    device: torch.device,
+    before: Mapping[str, Any] | None = None,
+    model: BitNetConfig | None = None,
 ) -> Machine:
     """The formats that a configuration takes on a device. Raises ConfigError for one that is not there.
 
     before: conditions that the run has trained under so far (run/sessions.py); `auto` goes on with them.
+    model: what is trained; without it `auto` chooses what suits any model.
     """
     if config.precision == "fp16" and device.type != "cuda":
         raise ConfigError(
@@ -73,6 +84,7 @@ def choose_machine(
         bf16,
         fp16=config.precision == "fp16",
         input_gradient=choose_input_gradient(config, product, before or {}),
+        fused_loss=choose_fused_loss(config, before or {}, model),
     )
 
 
@@ -99,6 +111,22 @@ def choose_input_gradient(config: TrainConfig, product: Product, before: Mapping
         recorded = {"input_gradient": "float", **before}
         return cast(InputGradient, _recorded(recorded, "input_gradient", get_args(InputGradient)))
     return AUTO_INPUT_GRADIENT
+
+
+def choose_fused_loss(
+    config: TrainConfig, before: Mapping[str, Any], model: BitNetConfig | None = None
+) -> bool:
+    """Whether head and cross-entropy are computed together. Preferences need all logits, and fp16 the loss
+    scale before anything is rounded.
+    """
+    if config.fused == "off" or config.objective == "preference" or config.precision == "fp16":
+        return False
+    if config.fused == "on":
+        return True
+    # A run whose sessions do not say was made before there was a choice.
+    if before:
+        return before.get("fused_loss") is True
+    return model is not None and model.vocab_size >= LARGE_VOCABULARY
 
 
 def _recorded(before: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:

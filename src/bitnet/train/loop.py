@@ -20,7 +20,7 @@ from bitnet.optim.loss_scale import LossScale
 from bitnet.optim.optimizer import Optimizers
 from bitnet.optim.update import apply_update
 from bitnet.train.config import TrainConfig
-from bitnet.train.objective import Objective, objective_of
+from bitnet.train.objective import Objective, objective_of, terms_of
 
 Forward = Callable[..., Tensor]
 """What the model does: ids (B, T), and `segments` where a batch has them, to logits (B, T, V)."""
@@ -60,20 +60,21 @@ def train_steps(
     bf16: bool = False,
     scaling: LossScale | None = None,
     skips: Sequence[Skip] = (),
+    fused_loss: bool = False,
 ) -> Iterator[StepReport]:
     """Yield a report after each of the updates start_step + 1 .. total_steps.
 
     forward: the model or its compiled form; scaling: of the loss, for products in fp16; skips: training data
-    that is left out.
+    that is left out; fused_loss: whether head and cross-entropy are computed together.
     """
-    device = model.device
+    device, head = model.device, model.lm_head.weight if fused_loss else None
     schedule = config.rates()
     for step in range(start_step + 1, config.total_steps + 1):
         started = time.perf_counter()
 
         # The rows of update n, or of a later one where a roll-back has skipped data.
         batches = read_batches(source, config, data_step(step, skips), device)
-        loss, penalty = _gradients(forward, batches, objective_of(config, step), config, bf16, scaling)
+        loss, penalty = _gradients(forward, batches, objective_of(config, step), config, bf16, scaling, head)
 
         # The rates are those of this very update, and so is the scale, which apply_update may move.
         rates = schedule.rates_at(step)
@@ -117,6 +118,7 @@ def _gradients(
     config: TrainConfig,
     bf16: bool,
     scaling: LossScale | None,
+    head: Tensor | None,
 ) -> tuple[float, float]:
     """Add the gradients of an update's micro-batches to the parameters. Returns its mean loss and penalty."""
     device = batches[0].input_ids.device
@@ -127,7 +129,7 @@ def _gradients(
     totals = torch.zeros(2, device=device)
     for batch in batches:
         with autocast(device, bf16, scaling is not None):
-            terms = objective.terms(forward(batch.input_ids, **batch.context()), batch)  # (2,)
+            terms = terms_of(objective, forward, batch, head)  # (2,)
         minimised = terms.sum() / divisor
         (minimised if scaling is None else scaling.scaled(minimised)).backward()  # type: ignore[no-untyped-call]
         totals += terms.detach()

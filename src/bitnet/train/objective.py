@@ -25,7 +25,7 @@ always above `grad_clip_norm`, so that all updates get the same weight.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
@@ -33,6 +33,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet.data.stream import Batch
+from bitnet.train.head_loss import head_loss
 
 if TYPE_CHECKING:
     from bitnet.train.config import TrainConfig
@@ -45,6 +46,9 @@ CERTAIN = 1 - 1e-6
 
 class Objective(Protocol):
     """What is minimised, summed over cases."""
+
+    needs_logits: bool
+    """Whether the terms are made of more than the cross-entropy of each scored target."""
 
     def cases(self, batches: Sequence[Batch]) -> int:
         """How many cases the terms of these batches are summed over."""
@@ -60,6 +64,7 @@ class NextToken:
 
     def __init__(self, unlikelihood: float = 0.0, unlikelihood_tokens: int = 1) -> None:
         self.unlikelihood, self.unlikelihood_tokens = unlikelihood, unlikelihood_tokens
+        self.needs_logits = bool(unlikelihood)
 
     def cases(self, batches: Sequence[Batch]) -> int:
         """Scored targets."""
@@ -77,6 +82,8 @@ class NextToken:
 
 class Preference:
     """Direct preference optimisation; a case is a pair of rows."""
+
+    needs_logits = True
 
     def __init__(self, beta: float) -> None:
         self.beta = beta
@@ -97,6 +104,21 @@ def objective_of(config: TrainConfig, step: int) -> Objective:
         return Preference(config.preference_beta)
     weight = config.stage1_unlikelihood if step <= config.boundary else config.stage2_unlikelihood
     return NextToken(weight, config.unlikelihood_tokens)
+
+
+def terms_of(
+    objective: Objective, forward: Callable[..., Tensor], batch: Batch, head: Tensor | None = None
+) -> Tensor:
+    """Loss and penalty, each summed over a batch's cases, in nats. Returns (2,).
+
+    forward: the model or its compiled form. head: (V, C), weights of the output head, whose product is then
+    made together with the loss (head_loss.py) where the objective allows it; None: all logits are made first.
+    """
+    if head is None or objective.needs_logits:
+        return objective.terms(forward(batch.input_ids, **batch.context()), batch)
+    hidden = forward(batch.input_ids, **batch.context(), head=False)  # (B, T, C)
+    loss = head_loss(hidden, head, batch.targets, batch.loss_mask)
+    return torch.stack([loss, torch.zeros_like(loss)])
 
 
 def summed_loss(logits: Tensor, batch: Batch) -> Tensor:

@@ -82,4 +82,5 @@ class Session:
             input_gradient=self.paths.input_gradient,
             gradient_dtype=str(self.machine.gradient_dtype).removeprefix("torch."),
             compiled=self.paths.compiled,
+            fused_loss=self.paths.fused_loss,
         )

@@ -159,7 +159,7 @@ def _open_session(
 ) -> Session:
     # A run goes on with the products that it began with, where its settings leave the choice to us.
     before = last_session(layout) if layout.checkpoint_steps() else {}
-    machine = choose_machine(config.train, options.device, before)
+    machine = choose_machine(config.train, options.device, before, config.model)
     keep_freed_memory()
     seed_everything(config.train.seed)
     model = BitNetTransformer(config.model).to(machine.device)
@@ -221,6 +221,7 @@ def _attempt(
             bf16=session.machine.bf16,
             scaling=session.scaling,
             skips=skips,
+            fused_loss=session.paths.fused_loss,
         )
         for report in steps:
             status.step = report.step  # where the run was, should one of the observers fail

@@ -19,18 +19,20 @@ Not here: which fast paths there are, and when they are tried (compiled.py).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
+from bitnet.train.head_loss import head_loss
 from bitnet.train.loop import Forward, autocast
-from bitnet.train.objective import Objective
+from bitnet.train.objective import Objective, summed_loss, terms_of
 
 Results = Mapping[str, Tensor]
 """The loss and the gradients of one batch, by name."""
@@ -72,6 +74,7 @@ class Trial:
     objective: Objective
     bf16: bool
     fp16: bool = False
+    fused_loss: bool = False
 
     @property
     def reduced(self) -> bool:
@@ -83,7 +86,9 @@ class Trial:
         model, batch = self.model, self.batch
         model.zero_grad()
         with autocast(batch.input_ids.device, self.bf16, self.fp16):
-            terms = self.objective.terms(forward(batch.input_ids, **batch.context()), batch)
+            terms = terms_of(
+                self.objective, forward, batch, model.lm_head.weight if self.fused_loss else None
+            )
         loss = terms.sum() / max(self.objective.cases((batch,)), 1)
         scale = FP16_SCALE if self.fp16 else 1.0
         (loss * scale).backward()  # type: ignore[no-untyped-call]
@@ -110,6 +115,32 @@ def refusal(trial: Trial, plain: Forward, fast: Forward, noise: float = 0.0) -> 
         least = max(noise, grain(trial.model.config, bf16=trial.reduced))
         allowed = limits(right, trial.results(plain), least)
     return difference(right, trial.results(fast), allowed)
+
+
+def loss_refusal(trial: Trial) -> str | None:
+    """As refusal, of the fused loss beside the plain one, on the same hidden states."""
+    model, batch = trial.model, trial.batch
+    with torch.no_grad(), autocast(batch.input_ids.device, trial.bf16, trial.fp16):
+        states = model(batch.input_ids, **batch.context(), head=False)
+
+    def results(head_only: Callable[[Tensor, Tensor], Tensor]) -> Results:
+        hidden, head = states.clone().requires_grad_(), model.lm_head.weight.detach().requires_grad_()
+        with autocast(batch.input_ids.device, trial.bf16, trial.fp16):
+            loss = head_only(hidden, head) / max(int(batch.loss_mask.sum()), 1)
+        loss.backward()  # type: ignore[no-untyped-call]
+        assert hidden.grad is not None
+        assert head.grad is not None
+        return {
+            "loss": loss.detach(),
+            "gradient of the hidden states": hidden.grad,
+            "gradient of the head": head.grad,
+        }
+
+    plain = results(lambda hidden, head: summed_loss(F.linear(hidden, head), batch))
+    fused = results(lambda hidden, head: head_loss(hidden, head, batch.targets, batch.loss_mask))
+    # Nothing is quantized after the hidden states, so that nothing magnifies rounding.
+    least = BFLOAT16 * 2**4 if trial.reduced else FLOAT32 * 2**10
+    return difference(plain, fused, limits(plain, plain, least))
 
 
 @contextmanager
