@@ -31,6 +31,7 @@ FOREIGN_FLAGS |= {
     "--hostile",
 }  # of benchmarks/reliability
 FOREIGN_FLAGS |= {"--no-deps", "--no-binary", "--build", "--target"}  # of pip and cmake
+FOREIGN_FLAGS |= {"--ways"}  # of benchmarks/learning.py
 FOREIGN_FLAGS |= {"--shapes", "--rounds", "--llama-bench", "--gguf"}  # of benchmarks/inference.py
 EXAMPLES = {"NAME.py", "stories.txt"}  # names of the reader's own files
 
