@@ -125,7 +125,8 @@ class Muon(ParameterGroups):
                     continue
                 rows = list(self.rows[parameter])
                 direction = self._momentum(parameter, group["momentum"])
-                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parts = zip(torch.split(parameter, rows), torch.split(direction, rows), strict=True)
                 for target, part in parts:
                     by_shape[tuple(part.shape)].append((target, part))
@@ -139,7 +140,10 @@ class Muon(ParameterGroups):
     def _momentum(self, parameter: Tensor, momentum: float) -> Tensor:
         """Update the moving average of the gradient; return the Nesterov look-ahead, (out, in)."""
         assert parameter.grad is not None
-        buffer = self.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
+        state = self.state[parameter]
+        if not state:
+            state["momentum_buffer"] = torch.zeros_like(parameter)
+        buffer = state["momentum_buffer"]
         buffer.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(buffer, momentum)
 
