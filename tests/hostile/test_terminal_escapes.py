@@ -108,7 +108,7 @@ def test_complete(bitnet: Command, evil: Path) -> None:
 
 
 def test_chat(bitnet: Command, evil: Path) -> None:
-    result = bitnet("chat", evil, "-p", EVIL, "--max-new-tokens", 30)
+    result = bitnet("chat", evil, "-p", EVIL, "--max-new-tokens", 30, "--temperature", 0)
     assert result.code == 0, result.err
     assert_shown(result, named=False)
     assert "␛" in result.out  # what the model wrote

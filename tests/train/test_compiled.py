@@ -275,6 +275,37 @@ def test_code_compiled_with_avx512_is_not_taken_where_avx2_is_used(tmp_path: Pat
         assert done.stdout.split() == [capability, "True"]
 
 
+TWENTY_GRADIENTS = """
+import torch
+from bitnet.train.compiled import add_in_a_fixed_order, keep_processors_apart
+add_in_a_fixed_order()
+keep_processors_apart()
+torch.set_num_threads(2)
+torch.manual_seed(0)
+table = torch.nn.Embedding(8, 32)
+ids, weights = torch.randint(0, 8, (64, 64)), torch.randn(64, 64, 32)
+loss = torch.compile(lambda ids: (table(ids) * weights).sum())
+gradients = set()
+for _ in range(20):
+    table.zero_grad()
+    loss(ids).backward()
+    gradients.add(table.weight.grad.numpy().tobytes())
+print(len(gradients))
+"""
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_gradients_have_the_same_bits_with_two_threads() -> None:
+    """Two threads added to the rows of an embedding in the order in which they came: 18 of 20 gradients
+    differed, and a run that was resumed came out differently.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", TWENTY_GRADIENTS], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == ["1"]
+
+
 def test_the_guard_compares_in_fp16_with_a_scaled_loss(tiny_model: BitNetTransformer) -> None:
     """Both ways in the run's own number format: an equal model passes, and one with a wrong operation does
     not.

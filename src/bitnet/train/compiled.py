@@ -138,6 +138,8 @@ def _compiled(trial: Trial, say: Say) -> Forward | None:
     """The compiled model; or None, with a message, where compiling fails or computes something else."""
     say("compiling the model (torch.compile); the first update waits for it, about a minute on a CPU")
     keep_processors_apart()
+    if trial.batch.input_ids.device.type == "cpu":
+        add_in_a_fixed_order()
     forward: Forward = torch.compile(trial.model)
     try:
         why = refusal(trial, trial.model, forward)
@@ -156,6 +158,17 @@ def _compiled(trial: Trial, say: Say) -> Forward | None:
     torch.compiler.reset()
     trial.model.zero_grad()
     return None
+
+
+def add_in_a_fixed_order() -> None:
+    """Make compiled code on a CPU give the same bits in every run with the same number of threads.
+
+    Inductor (torch 2.13) adds up the gradient of an embedding with atomic additions, whose order, and with it
+    the last bits, changes from run to run where there are two threads. In torch's deterministic mode it calls
+    the operation of the plain path instead. Filling new memory, which that mode does by default, is left out.
+    """
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def keep_processors_apart() -> None:
