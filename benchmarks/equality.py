@@ -298,11 +298,12 @@ def main() -> int:
     parser.add_argument("--runs-dir", type=Path, default=Path("runs"))
     parser.add_argument("--json", action="store_true", help="print the rows as JSON on the last line")
     options = parser.parse_args()
-    rows = {(row["run"], row["head"]): row for row in read_results("equality").get("rows", ())}
     measured = []
     for word in options.runs:
         for row in compared(word, options.runs_dir, options.prompts):
             print(line(row), flush=True)
+            known = read_results("equality").get("rows", ())  # again: another process may measure as well
+            rows = {(one["run"], one["head"]): one for one in known}
             rows[row["run"], row["head"]] = {**row, "commit": where()["commit"]}
             measured.append(row)
             write_results("equality", [rows[key] for key in sorted(rows)])

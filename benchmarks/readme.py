@@ -170,6 +170,63 @@ def faults_table() -> str:
     return f"{faults_summary(rows)}.\n\n{table(head, lines)}\n\nMeasured on: {place}."
 
 
+def equality_table() -> str:
+    """The packed engine beside PyTorch, from benchmarks/equality.py: with an f32 head, the answers that
+    differ, and with the head that is the default where that is another.
+    """
+    values = read_results("equality")
+    if not values:
+        return "Not measured yet: python benchmarks/equality.py RUN"
+    exact = [row for row in values["rows"] if row["head"] == "f32"]
+    others = [row for row in values["rows"] if row["head"] != "f32"]
+    head = ["run, f32 head", "sums that differ", "codes that differ", "logits given the codes"]
+    head += ["tokens within 0.001", "largest", "answers that differ", "verdicts", "measures"]
+    first = table(
+        head,
+        [
+            [
+                row["run"],
+                f"{row['sums_different']} of {row['sums']:,}",
+                f"{row['forced']['other_codes']} of {row['forced']['codes']:,}",
+                f"{row['forced']['apart']:.0e}",
+                *_apart(row),
+            ]
+            for row in exact
+        ],
+    )
+    head = ["answer", "token", "gap of the two", "engines apart", "first other code", "x * 127 / max", "name"]
+    named = [[row["run"], *_named(one)] for row in exact for one in row["differences"]]
+    head_by_default = ["run", "head", "tokens within 0.001", "largest", "answers that differ"]
+    head_by_default += ["verdicts", "measures"]
+    last = table(head_by_default, [[row["run"], row["head"], *_apart(row)] for row in others])
+    return "\n\n".join([first, table(head, named), last, f"Measured on: {place_of(values['where'])}."])
+
+
+def _apart(row: dict[str, Any]) -> list[str]:
+    logits, (plain, packed) = row["logits"], row["criteria"]
+    same = "equal" if plain == packed else f"{plain} and {packed}"
+    return [
+        f"{logits['within']:.1%}",
+        f"{logits['largest']:.1e}",
+        f"{row['different']} of {row['prompts']:,}",
+        " and ".join(row["verdict"]),
+        same,
+    ]
+
+
+def _named(one: dict[str, Any]) -> list[str]:
+    code = one["first"]
+    place = f"{code['layer']}, token {code['token']}, input {code['input']}" if code else "none"
+    return [
+        str(one["after"]),
+        f"{one['gap']:.1e}",
+        f"{one['apart']:.1e}",
+        place,
+        f"{code['exact']:.5f}" if code else "",
+        one["explained"] or "NOT EXPLAINED",
+    ]
+
+
 def reliability_table() -> str:
     """One row per group of trials, from benchmarks/reliability."""
     kinds = read_results("reliability")
@@ -209,6 +266,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "checked": checked_table,
     "voice": voice_table,
     "faults": faults_table,
+    "equality": equality_table,
     "reliability": reliability_table,
     "recipes": recipes_table,
     "flags": lambda: flags_table("TrainFlags"),
