@@ -11,6 +11,7 @@ import torch
 from bitnet.errors import DataError
 from bitnet.run import tensors
 from bitnet.run.tensors import (
+    ArrayFile,
     check_fits_memory,
     first_not_finite,
     first_not_finite_in,
@@ -32,12 +33,35 @@ def test_what_is_written_is_read(tmp_path: Path, dtype: torch.dtype) -> None:
     assert {tensor.dtype for tensor in back.values()} == {dtype}
 
 
+def test_arrays_are_read_one_by_one_and_not_kept(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "t", {"a": torch.arange(6).view(2, 3), "b": torch.ones(2), "c": torch.zeros(0)})
+    arrays = ArrayFile(tmp_path / "t")
+    assert set(arrays) == {"a", "b", "c"}
+    assert len(arrays) == 3
+    assert arrays["a"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert arrays["a"] is not arrays["a"]
+    assert arrays["c"].shape == (0,)
+    assert "d" not in arrays
+    assert arrays.get("d") is None
+    (tmp_path / "t").unlink()
+    with pytest.raises(DataError, match="is not a readable safetensors file"):
+        arrays["b"]
+
+
+def test_arrays_that_numpy_has_no_type_for_are_one_line(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "t", {"a": torch.ones(2, dtype=torch.bfloat16)})
+    with pytest.raises(DataError, match="is not a readable safetensors file"):
+        ArrayFile(tmp_path / "t")["a"]
+
+
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 64, (1 << 40).to_bytes(8, "little") + b"{}"])
 def test_another_file_is_one_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "t").write_bytes(content)
     with pytest.raises(DataError, match="is not a readable safetensors file") as raised:
         read_tensors(tmp_path / "t")
     assert "\n" not in str(raised.value)
+    with pytest.raises(DataError, match="is not a readable safetensors file"):
+        ArrayFile(tmp_path / "t")
 
 
 def test_a_missing_folder_is_an_error_of_the_system(tmp_path: Path) -> None:

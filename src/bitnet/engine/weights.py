@@ -116,20 +116,16 @@ def pack_weights(
     quantizer: Ternarize = without_torch,
     threads: int = 1,
 ) -> Weights:
-    """arrays: float32 by parameter name. full: the format of projections that are not ternary, by default f32
-    beside an f32 head and else bf16. Raises DataError where a name or a shape is not the configuration's,
-    or a weight is not finite.
+    """arrays: float32 by parameter name; each is taken when it is packed and not kept, so that they may come
+    from a file one by one. full: the format of projections that are not ternary, by default f32 beside an f32
+    head and else bf16. Raises DataError where a name or a shape is not the configuration's, or a weight is
+    not finite.
     """
     shapes = parameter_shapes(config)
-    odd = sorted(name for name in shapes if name not in arrays or tuple(arrays[name].shape) != shapes[name])
-    odd += sorted(arrays.keys() - shapes.keys())
-    if odd:
-        raise DataError(f"the weights do not fit the model: {odd[0]} differs; use the run's own checkpoint")
-    for name, array in arrays.items():
-        if array.dtype.kind != "f" or not np.isfinite(array.sum(dtype=np.float64)):
-            raise DataError(f"{name} holds values that are not finite, or no real numbers")
+    if odd := sorted(arrays.keys() ^ shapes.keys()):
+        raise _differs(odd[0])
 
-    packer = _Packer(config, arrays, full or default_full(head), quantizer, threads)
+    packer = _Packer(config, arrays, shapes, full or default_full(head), quantizer, threads)
     embeddings = packer.dense("token_embeddings.weight", "int8" if head == "int4" else head)
     if not config.embeddings_tied:
         out = packer.dense("lm_head.weight", head)
@@ -139,25 +135,38 @@ def pack_weights(
     return Weights(embeddings, out, packer.norm("final_norm"), layers)
 
 
+def _differs(name: str) -> DataError:
+    return DataError(f"the weights do not fit the model: {name} differs; use the run's own checkpoint")
+
+
 class _Packer(NamedTuple):
     config: BitNetConfig
     arrays: Mapping[str, Any]
+    shapes: Mapping[str, tuple[int, ...]]
     full: DenseFormat
     quantizer: Ternarize
     threads: int
 
+    def array(self, name: str) -> Array:
+        array: Array = self.arrays[name]
+        if array.shape != self.shapes[name]:
+            raise _differs(name)
+        if array.dtype.kind != "f" or not np.isfinite(array.sum(dtype=np.float64)):
+            raise DataError(f"{name} holds values that are not finite, or no real numbers")
+        return array
+
     def dense(self, name: str, form: DenseFormat, *, int8_inputs: bool = False) -> Matrix:
-        return pack_dense(self.arrays[name], form, int8_inputs=int8_inputs, threads=self.threads)
+        return pack_dense(self.array(name), form, int8_inputs=int8_inputs, threads=self.threads)
 
     def norm(self, name: str) -> Array:
-        found = self.arrays.get(f"{name}.weight")
-        return np.empty(0, np.float32) if found is None else np.array(found, np.float32)
+        name = f"{name}.weight"
+        return np.array(self.array(name), np.float32) if name in self.shapes else np.empty(0, np.float32)
 
     def projection(self, name: str, rows: tuple[int, ...]) -> Matrix:
         config, name = self.config, f"{name}.weight"
         if config.weights == "full":
             return self.dense(name, self.full, int8_inputs=config.activations == "int8")
-        codes, scale = self.quantizer(name, self.arrays[name], rows)
+        codes, scale = self.quantizer(name, self.array(name), rows)
         if config.activations == "int8":
             return pack_ternary(codes, scale, self.threads)
         return pack_dense(codes * scale.reshape(-1, 1), "int8", threads=self.threads)

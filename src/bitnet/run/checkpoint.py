@@ -22,10 +22,10 @@ from bitnet.files import new_folder, read_json, sha256, sync, write_json
 from bitnet.run.layout import RunLayout
 from bitnet.run.records import read_state
 from bitnet.run.tensors import (
+    ArrayFile,
     check_fits_memory,
     first_not_finite,
     first_not_finite_in,
-    read_arrays,
     read_tensors,
     write_tensors,
 )
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitnet.nn.config import BitNetConfig
-    from bitnet.run.tensors import Array
 
 MODEL, OPTIMIZER, MEMORY = "model.safetensors", "optimizer.safetensors", "observers.safetensors"
 STATE, MANIFEST = "state.json", "manifest.json"
@@ -102,8 +101,8 @@ def load_checkpoint(folder: Path, *, optimizer: bool = True) -> Checkpoint:
         raise CheckpointError(str(error)) from None
 
 
-def load_arrays(folder: Path) -> tuple[int, dict[str, Array]]:
-    """The step and the weights of a checkpoint as NumPy arrays, for inference without torch.
+def load_arrays(folder: Path) -> tuple[int, ArrayFile]:
+    """The step and the weights of a checkpoint, to be read one by one, for inference without torch.
 
     Checks only the files that it reads, and that the others have their sizes. Raises CheckpointError.
     """
@@ -113,7 +112,7 @@ def load_arrays(folder: Path) -> tuple[int, dict[str, Array]]:
                 _verify_file(folder, name, size, digest)
             elif not (folder / name).is_file() or (folder / name).stat().st_size != size:
                 raise CheckpointError(f"{folder}: {name} is missing or cut short; use another checkpoint")
-        return int(read_state(folder / STATE)["step"]), read_arrays(folder / MODEL)
+        return int(read_state(folder / STATE)["step"]), ArrayFile(folder / MODEL)
     except (DataError, NotFoundError) as error:
         raise CheckpointError(str(error)) from None
 

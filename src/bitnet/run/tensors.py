@@ -62,7 +62,7 @@ def reading(path: Path) -> Iterator[None]:
 
     try:
         yield
-    except (SafetensorError, OSError, ValueError, KeyError, AttributeError) as error:
+    except (SafetensorError, OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(
             f"{path} is not a readable safetensors file ({reason}); restore it from a copy"
@@ -77,12 +77,36 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return load_file(path)
 
 
-def read_arrays(path: Path) -> dict[str, Array]:
-    """The same as NumPy arrays, without torch. Raises DataError also for bfloat16, which NumPy lacks."""
-    from safetensors.numpy import load_file
+class ArrayFile(Mapping[str, "Array"]):
+    """The tensors of a safetensors file as NumPy arrays, without torch. Each is read when it is asked for and
+    not kept, and the file is closed in between, so that no more than one is in memory. Raises DataError for a
+    malformed file, and for bfloat16, which NumPy lacks.
+    """
 
-    with reading(path):
-        return dict(load_file(path))
+    def __init__(self, path: Path) -> None:
+        from safetensors import safe_open
+
+        self._path = path
+        with reading(path), safe_open(path, framework="np") as file:
+            self._names = frozenset(file.keys())
+
+    def __getitem__(self, name: str) -> Array:
+        from safetensors import safe_open
+
+        if name not in self._names:
+            raise KeyError(name)
+        with reading(self._path), safe_open(self._path, framework="np") as file:
+            array: Array = file.get_tensor(name)
+        return array
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
