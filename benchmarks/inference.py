@@ -16,7 +16,7 @@ import json
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import numpy as np
 import torch
 
 from bitnet.engine.decoder import PackedDecoder
-from bitnet.engine.matrix import DenseFormat, Matrix, data_bytes, pack_ternary, scale_bytes
+from bitnet.engine.matrix import DenseFormat, Format, Matrix, data_bytes, scale_bytes
 from bitnet.engine.weights import LayerWeights, Weights
 from bitnet.experiments.shapes import BASELINE, TINYSTORIES
 from bitnet.kernels import library
@@ -62,25 +62,36 @@ SHAPES = {
     ),
 }
 PYTORCH = ("tinystories", "95M")  # the larger ones would need their float weights
+MOST_ROUNDS = 3  # of the larger ones, so that a run ends within minutes
+FOUR_CODES = np.array([b for b in range(256) if all(b >> 2 * p & 3 != 3 for p in range(4))], np.uint8)
+"""Bytes of a packed matrix: four times two bits, of which 3 is no code."""
 Call = Callable[[], int]
 """Computes something, and returns how many tokens that were."""
 
 
+def empty_matrix(form: Format, out: int, width: int) -> Matrix:
+    none: Array = np.empty(0, np.uint8)
+    matrix = Matrix(form, out, width, none, none, int8_inputs=form == "ternary")
+    return matrix._replace(data=aligned_bytes(data_bytes(matrix)))
+
+
 def random_ternary(rng: np.random.Generator, out: int, width: int) -> Matrix:
-    codes = rng.integers(-1, 2, (out, width), dtype=np.int8)
-    return pack_ternary(codes, np.full(out, 1 / width, np.float32), threads=torch.get_num_threads())
+    """Bytes of four codes each: no code is ever a weight of its own."""
+    matrix = empty_matrix("ternary", out, width)
+    matrix.data[:] = FOUR_CODES[rng.integers(0, len(FOUR_CODES), matrix.data.size, dtype=np.uint8)]
+    return matrix._replace(scale=np.full(out, 1 / width, np.float32))
 
 
 def random_head(rng: np.random.Generator, form: DenseFormat, out: int, width: int) -> Matrix:
-    matrix = Matrix(form, out, width, np.empty(0, np.uint8), np.empty(0, np.uint8), int8_inputs=False)
-    data = aligned_bytes(data_bytes(matrix))
-    data[:] = rng.integers(1, 256, data.size, dtype=np.uint8)
+    matrix = empty_matrix(form, out, width)
+    matrix.data[:] = rng.integers(1, 256, matrix.data.size, dtype=np.uint8)
     one = (np.uint16, 0x3C00) if form == "int4" else (np.float32, 0.01)  # 0x3C00: 2^-7 as bfloat16
     scale = np.full(scale_bytes(matrix) // np.dtype(one[0]).itemsize, one[1], one[0])
-    return matrix._replace(data=data, scale=scale)
+    return matrix._replace(scale=scale)
 
 
-def random_weights(config: BitNetConfig, head: DenseFormat) -> Weights:
+def random_weights(config: BitNetConfig, heads: Sequence[DenseFormat]) -> dict[DenseFormat, Weights]:
+    """One set of layers, with each of the heads."""
     rng = np.random.default_rng(0)
     width, inner, key = config.hidden_size, config.ffn_hidden_size, config.num_kv_heads * config.head_dim
     none: Array = np.empty(0, np.float32)
@@ -99,12 +110,10 @@ def random_weights(config: BitNetConfig, head: DenseFormat) -> Weights:
         for _ in range(config.num_layers)
     )
     table = random_head(rng, "int8", config.vocab_size, width)
-    return Weights(
-        embeddings=table,
-        head=table if head == "int8" else random_head(rng, head, config.vocab_size, width),
-        final_norm=ones,
-        layers=layers,
-    )
+    made: dict[DenseFormat, Matrix] = {
+        form: random_head(rng, form, config.vocab_size, width) for form in heads if form != "int8"
+    }
+    return {form: Weights(table, made.get(form, table), ones, layers) for form in heads}
 
 
 def packed_calls(decoder: PackedDecoder, head: str) -> dict[str, Call]:
@@ -184,7 +193,8 @@ def llama_rows(program: Path, gguf: Path, threads: int) -> Iterator[dict[str, An
 def measured(shape: str, threads: int, args: argparse.Namespace) -> list[dict[str, Any]]:
     """Every way of one shape, taking turns."""
     config = SHAPES[shape]
-    packs = {head: random_weights(config, head) for head in args.heads}
+    packs = random_weights(config, args.heads)
+    rounds = args.rounds if shape in PYTORCH else min(args.rounds, MOST_ROUNDS)
     calls: dict[str, Call] = {}
     for head, weights in packs.items():
         calls |= packed_calls(PackedDecoder(config, weights, threads=threads), head)
@@ -193,7 +203,7 @@ def measured(shape: str, threads: int, args: argparse.Namespace) -> list[dict[st
 
     rates: dict[str, list[float]] = {name: [] for name in calls}
     memory = []
-    for number in range(args.rounds + 1):
+    for number in range(rounds + 1):
         memory.append(memory_gb_per_s(threads))
         for name, call in calls.items():
             start = time.perf_counter()
