@@ -160,6 +160,147 @@ static void decoding(int path, int64_t head_format, int64_t format, int int8_inp
     for (int i = 0; i < at; i++) free(owned[i]);
 }
 
+/* Random float32 or bfloat16 values, and outputs of as many bytes, exactly. */
+static struct floats random_tensor(int64_t count, int64_t bf16)
+{
+    struct floats x = {malloc((size_t)(count * (bf16 ? 2 : 4))), bf16};
+    for (int64_t i = 0; i < count; i++) {
+        float value = ((float)(random_bits() >> 8) - 8388608.0f) * (i % 5 ? 1e-6f : 1e-8f);
+        if (bf16) ((uint16_t *)x.data)[i] = (uint16_t)((uint32_t)bits_of(value) >> 16);
+        else ((float *)x.data)[i] = value;
+    }
+    return x;
+}
+
+static void same(struct floats a, struct floats b, int64_t count, const char *what, int path, int64_t n, int64_t width)
+{
+    compare(a.data, b.data, (size_t)(count * (a.bf16 ? 2 : 4)), what, path, 0, width, n);
+    free(a.data), free(b.data);
+}
+
+static void gradients(int path, int64_t n, int64_t half, int bf16, int gated, int relu2)
+{
+    const int64_t width = 2 * half;
+    struct floats grad = random_tensor(n * (gated ? half : width), bf16), gate_up = random_tensor(n * width, !bf16 && relu2);
+    struct floats scale = random_tensor(width, 0), factor = random_tensor(n, 0), scaled[2], step[2], gated_values[2], inverse[2];
+    int8_t *codes[4];
+    for (int k = 0; k < 2; k++) {
+        const int used = k ? path : SCALAR;
+        scaled[k] = random_tensor(n * width, bf16), step[k] = random_tensor(n, 0), codes[k] = malloc((size_t)(n * width));
+        gated_values[k] = random_tensor(n * half, bf16), inverse[k] = random_tensor(n, 0), codes[2 + k] = malloc((size_t)(n * half));
+        struct gradient job = {grad, gated ? gate_up : (struct floats){0}, scaled[k], relu2, n, width, scale.data, factor.data, codes[k], step[k].data};
+        failures += training_gradient(used, &job, 1 + 2 * k) != OK;
+        struct gating gating = {gate_up, gated_values[k], relu2, n, half, NULL, 1e-5, NULL, NULL, NULL};
+        failures += training_gate(used, &gating, 1 + k) != OK;
+        gating.out.data = NULL, gating.codes = codes[2 + k], gating.step = step[k].data;
+        if (gated) gating.norm = scale.data, gating.inverse = inverse[k].data;
+        failures += training_gate(used, &gating, 1 + k) != OK;
+    }
+    compare(codes[0], codes[1], (size_t)(n * width), "codes of a gradient", path, 0, width, n);
+    compare(codes[2], codes[3], (size_t)(n * half), "gated codes", path, 0, half, n);
+    same(scaled[0], scaled[1], n * width, "scaled gradient", path, n, width);
+    same(gated_values[0], gated_values[1], n * half, "gate", path, n, half);
+    same(step[0], step[1], n, "gated step", path, n, half);
+    if (gated) compare(inverse[0].data, inverse[1].data, 4 * (size_t)n, "gated inverse", path, 0, half, n);
+    for (int k = 0; k < 4; k++) free(codes[k]);
+    free(inverse[0].data), free(inverse[1].data), free(grad.data), free(gate_up.data), free(scale.data), free(factor.data);
+}
+
+static void norms(int path, int64_t n, int64_t in, int bf16)
+{
+    struct floats grad = random_tensor(n * in, bf16), x = random_tensor(n * in, !bf16), weight = random_tensor(in, 0), inverse = random_tensor(n, 0);
+    struct floats grad_x[2], grad_weight[2];
+    const int64_t parts = blocks_of(n, 3);
+    for (int k = 0; k < 2; k++) {
+        struct floats sums = random_tensor(parts * in, 0);
+        grad_x[k] = random_tensor(n * in, !bf16), grad_weight[k] = random_tensor(in, 0);
+        struct norm_gradient job = {grad, x, grad_x[k], n, in, parts, inverse.data, weight.data, sums.data, grad_weight[k].data};
+        failures += training_norm(k ? path : SCALAR, &job, 1 + 2 * k) != OK;
+        free(sums.data);
+    }
+    same(grad_x[0], grad_x[1], n * in, "norm's gradient", path, n, in);
+    same(grad_weight[0], grad_weight[1], in, "norm's weight gradient", path, n, in);
+    free(grad.data), free(x.data), free(weight.data), free(inverse.data);
+}
+
+static void heads(int path, int64_t tokens, int64_t d, int bf16, int back)
+{
+    enum { TEXTS = 2, QUERY = 3, KEY = 2, ALL = QUERY + 2 * KEY };
+    struct floats rows[2], part[2], cosine = random_tensor(tokens * d, 0), sine = random_tensor(tokens * d, 0);
+    const uint32_t seed = state;
+    const int64_t n = TEXTS * tokens;
+    for (int k = 0; k < 2; k++) { /* heads as attention gives them back: tokens before heads */
+        state = seed;
+        rows[k] = random_tensor(n * ALL * d, bf16), part[k] = random_tensor(n * ALL * d, !bf16);
+        struct rotary job = {rows[k], {{0}}, !bf16, back, n, tokens, d, d, cosine.data, sine.data};
+        for (int i = 0, first = 0; i < 3; i++) {
+            const int64_t count = i ? KEY : QUERY, size = bf16 ? 4 : 2;
+            job.part[i] = (struct heads){(char *)part[k].data + first * d * size, count, tokens * ALL * d, d, ALL * d};
+            first += (int)count;
+        }
+        failures += training_rotary(k ? path : SCALAR, &job, 1 + k) != OK;
+    }
+    same(rows[0], rows[1], n * ALL * d, "rows of heads", path, n, d);
+    same(part[0], part[1], n * ALL * d, "heads", path, n, d);
+    free(cosine.data), free(sine.data);
+}
+
+static void losses(int path, int64_t n, int64_t vocab, int bf16)
+{
+    struct floats weight = random_tensor(n, 0), logits[2], loss[2];
+    int64_t *target = malloc(8 * (size_t)n);
+    for (int64_t i = 0; i < n; i++) target[i] = random_bits() % vocab;
+    if (n > 2) ((float *)weight.data)[1] = 0, target[1] = -100;
+    const uint32_t seed = state;
+    for (int k = 0; k < 2; k++) {
+        state = seed;
+        logits[k] = random_tensor(n * vocab, bf16), loss[k] = random_tensor(n, 0);
+        struct cross_entropy job = {logits[k], n, vocab, target, weight.data, loss[k].data};
+        failures += training_cross_entropy(k ? path : SCALAR, &job, 1 + k) != OK;
+        int64_t kept = target[0];
+        target[0] = vocab;
+        failures += training_cross_entropy(k ? path : SCALAR, &job, 1) != INVALID_BATCH;
+        target[0] = kept;
+    }
+    same(logits[0], logits[1], n * vocab, "gradient of logits", path, n, vocab);
+    same(loss[0], loss[1], n, "losses", path, n, vocab);
+    free(weight.data), free(target);
+}
+
+static void latents(int path, int64_t out, int64_t in)
+{
+    struct floats weight = random_tensor(out * in, 0), scale[2];
+    const int64_t rows[] = {out - out / 3, out / 3};
+    const size_t size = (size_t)(blocks_of(out, SIDE) * blocks_of(in, SIDE) * TILE);
+    double *sums = malloc(8 * (size_t)out);
+    uint8_t *packed[2], *turned[2], *again = malloc(size);
+    int8_t *codes = malloc((size_t)(out * in));
+    for (int k = 0; k < 2; k++) {
+        scale[k] = random_tensor(out, 0), packed[k] = malloc(size), turned[k] = malloc(size);
+        struct latent job = {weight.data, out, in, 1 + (out > 2), rows, 0, scale[k].data, sums, packed[k], turned[k]};
+        if (out <= 2) job.rows = &out;
+        failures += training_pack(k ? path : SCALAR, &job, 1 + 2 * k) != OK;
+    }
+    failures += ternary_unpack(packed[1], out, in, codes) != OK || ternary_pack(codes, in, out, 1, again, 1) != OK;
+    compare(packed[0], packed[1], size, "latent weights", path, out, in, 0);
+    compare(turned[0], turned[1], size, "latent weights transposed", path, out, in, 0);
+    compare(turned[1], again, size, "one orientation and the other", path, out, in, 0);
+    same(scale[0], scale[1], out, "scales", path, 0, out);
+    for (int k = 0; k < 2; k++) free(packed[k]), free(turned[k]);
+    free(weight.data), free(sums), free(again), free(codes);
+}
+
+static void training(int path, int64_t n, int64_t width)
+{
+    for (int bf16 = 0; bf16 < 2; bf16++) {
+        for (int i = 0; i < 4; i++) gradients(path, n, width, bf16, i / 2, i % 2);
+        norms(path, n, width, bf16);
+        losses(path, n, width * width, bf16);
+        for (int back = 0; back < 2; back++) heads(path, n, 2 * (1 + width % 40), bf16, back);
+    }
+    latents(path, n, width), latents(path, width, n);
+}
+
 int main(void)
 {
     static const char *names[PATHS] = {"scalar", "avx2", "avx_vnni", "avx512_vnni", "neon"};
@@ -179,6 +320,8 @@ int main(void)
             decoding(path, head, TERNARY, 1, head % 2, head / 2 % 2);
             decoding(path, FLOAT32, head, head % 2, head / 2 % 2, head % 2);
         }
+        for (int a = 0; a < 6; a++) training(path, rows[a], sides[a % 7 + 1]);
+        training(path, 65, 300);
         printf("%s ", names[path]);
     }
     printf("%d comparisons, %d failures\n", comparisons, failures);
