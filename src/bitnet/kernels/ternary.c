@@ -1803,8 +1803,14 @@ INLINE void widen_row(const uint16_t *restrict x, int64_t count, float *restrict
     for (int64_t i = 0; i < count; i++) out[i] = float_of((uint32_t)x[i] << 16);
 }
 
-INLINE float folded(float part[16])
+/* The sum of a row, as sixteen sums in turn: any width of vectors adds them alike. */
+INLINE float sum_of_row(const float *x, int64_t count)
 {
+    float part[16] = {0};
+    int64_t i = 0;
+    for (; i + 16 <= count; i += 16)
+        for (int lane = 0; lane < 16; lane++) part[lane] += x[i + lane];
+    for (; i < count; i++) part[i % 16] += x[i];
     for (int half = 8; half > 0; half /= 2)
         for (int lane = 0; lane < half; lane++) part[lane] += part[lane + half];
     return part[0];
@@ -1814,24 +1820,13 @@ INLINE float folded(float part[16])
 INLINE void norm_gradient_row(const float *restrict grad, const float *restrict x, const float *restrict weight, float inverse, int64_t in,
                               float *restrict grad_x, float *restrict weight_sum)
 {
-    float part[16] = {0};
     for (int64_t i = 0; i < in; i++) {
         float product = grad[i] * (x[i] * inverse);
         weight_sum[i] += product;
         grad_x[i] = product * weight[i];
     }
-    int64_t i = 0;
-    for (; i + 16 <= in; i += 16)
-        for (int lane = 0; lane < 16; lane++) part[lane] += grad_x[i + lane];
-    for (; i < in; i++) part[i % 16] += grad_x[i];
-
-    const float projection = folded(part) / (float)in;
-    for (i = 0; i < in; i++) grad_x[i] = (grad[i] * weight[i] - x[i] * inverse * projection) * inverse;
-}
-
-INLINE void gate_row(const float *restrict gate, const float *restrict up, int64_t in, int relu2, float *restrict out)
-{
-    apply_gate(gate, up, in, relu2, out);
+    const float projection = sum_of_row(grad_x, in) / (float)in;
+    for (int64_t i = 0; i < in; i++) grad_x[i] = (grad[i] * weight[i] - x[i] * inverse * projection) * inverse;
 }
 
 /* d silu(g) = s * (1 + g * (1 - s)) with s = sigmoid(g); d relu(g)^2 = 2 relu(g). */
@@ -1876,15 +1871,8 @@ INLINE float cross_entropy_row(float *restrict logits, int64_t count, int64_t ta
 
     const float largest = top[0];
     double total = 0;
-    for (int64_t first = 0; first < count; first += SUM_BLOCK) {
-        const int64_t end = smaller(first + SUM_BLOCK, count);
-        float part[16] = {0};
-        for (i = first; i < end; i++) logits[i] = exp_of(logits[i] - largest);
-        for (i = first; i + 16 <= end; i += 16)
-            for (int lane = 0; lane < 16; lane++) part[lane] += logits[i + lane];
-        for (; i < end; i++) part[i % 16] += logits[i];
-        total += folded(part);
-    }
+    for (i = 0; i < count; i++) logits[i] = exp_of(logits[i] - largest);
+    for (i = 0; i < count; i += SUM_BLOCK) total += sum_of_row(logits + i, smaller(SUM_BLOCK, count - i));
 
     const float factor = weight / (float)total;
     for (i = 0; i < count; i++) logits[i] *= factor;
@@ -1910,7 +1898,7 @@ INLINE void pack_both_ways(const float *restrict w, int64_t stride, const float 
 {
     uint32_t lanes[SIDE] = {0};
     uint8_t codes[SIDE][SIDE];
-    UNROLL for (int r = 0; r < SIDE; r++) {
+    for (int r = 0; r < SIDE; r++) {
         const float most = limit[r], *row = w + r * stride;
         for (int i = 0; i < SIDE; i++) {
             uint32_t code = 1u + (uint32_t)(row[i] > most) - (uint32_t)(row[i] < -most);
@@ -1932,7 +1920,6 @@ struct row_functions {
     void (*narrow)(const float *x, float factor, int64_t count, uint16_t *out);
     void (*widen)(const uint16_t *x, int64_t count, float *out);
     void (*norm_gradient)(const float *grad, const float *x, const float *weight, float inverse, int64_t in, float *grad_x, float *weight_sum);
-    void (*gate)(const float *gate, const float *up, int64_t in, int relu2, float *out);
     void (*gate_gradient)(const float *grad, const float *gate, const float *up, int64_t in, int relu2, float *grad_gate, float *grad_up);
     void (*turn)(const float *x, const float *cosine, const float *sine, float sign, int64_t half, float *out);
     float (*cross_entropy)(float *logits, int64_t count, int64_t target, float weight);
@@ -1948,7 +1935,6 @@ struct row_functions {
     { \
         norm_gradient_row(g, x, w, r, n, out, sum); \
     } \
-    TARGET static void gate_##NAME(const float *gate, const float *up, int64_t n, int relu2, float *out) { gate_row(gate, up, n, relu2, out); } \
     TARGET static void gate_gradient_##NAME(const float *g, const float *gate, const float *up, int64_t n, int relu2, float *dg, float *du) \
     { \
         gate_gradient_row(g, gate, up, n, relu2, dg, du); \
@@ -1964,7 +1950,7 @@ struct row_functions {
         pack_both_ways(w, stride, limit, tile, turned); \
     } \
     SHARED const struct row_functions rows_##NAME = { \
-        scale_##NAME, narrow_##NAME, widen_##NAME, norm_gradient_##NAME, gate_##NAME, gate_gradient_##NAME, turn_##NAME, \
+        scale_##NAME, narrow_##NAME, widen_##NAME, norm_gradient_##NAME, gate_gradient_##NAME, turn_##NAME, \
         cross_entropy_##NAME, magnitude_##NAME, pack_##NAME};
 #if IN_PART(2)
 ROW_FUNCTIONS(plain, )
@@ -2095,13 +2081,12 @@ static void gate_rows(void *argument, int64_t item, void *scratch)
     for (int64_t row = item * ROWS_OF_AN_ITEM; row < end; row++) {
         const float *gate_up = read_floats(call->f, job->gate_up, row * 2 * inner, 2 * inner, spare);
         float *gated = job->out.data ? place_for(job->out, row * inner, room) : room;
-        call->f->gate(gate_up, gate_up + inner, inner, (int)job->relu2, gated);
-        if (job->out.data) write_back(call->f, job->out, row * inner, inner, room);
-        if (!job->codes) continue;
-
-        float *inverse = job->norm ? job->inverse + row : NULL;
-        const struct rows one = {gated, 0, 1, inner, job->norm, inverse, (float)job->eps, job->codes + row * inner, job->step + row};
-        call->path->quantize(&one, 0, work);
+        struct rows one = {.x = gated, .n = 1, .in = inner, .columns = job->norm, .eps = (float)job->eps};
+        if (job->norm) one.inverse = job->inverse + row;
+        if (job->codes) one.codes = job->codes + row * inner, one.step = job->step + row;
+        const struct preparing preparing = {.gate_up = gate_up, .relu2 = job->relu2, .int8_inputs = job->codes != NULL, .rows = one};
+        call->path->prepare(&preparing, 0, work);
+        if (job->out.data) write_back(call->f, job->out, row * inner, inner, gated);
     }
 }
 
