@@ -53,12 +53,21 @@ def test_gradients_are_quantised_and_scaled_bit_for_bit(
 ) -> None:
     grad, scale, step = randn(n, width, seed=seed, dtype=dtype), randn(width, 1).abs(), randn(n, 1).abs()
     ours = passes.quantize_gradient(grad, scale, step, out)
-    theirs = plain_passes.quantize_gradient(grad, None, "silu", scale.view(-1), step.view(-1), out)
-    assert ours.step.shape == (n, 1)
-    assert ours.scaled.dtype == out
-    for mine, other in zip(ours, theirs, strict=True):
-        assert torch.equal(mine, other.view(mine.shape))
-    assert torch.equal(passes.quantize_gradient(grad).codes, ops.quantize_rows(grad).codes)
+    rows = ops.quantize_rows(grad.float() * scale.view(-1) * 2.0**40)
+    assert torch.equal(ours.codes, rows.codes)
+    assert torch.equal(ours.step, rows.step / 2.0**40)
+    assert torch.equal(ours.scaled, (grad.float() * step).to(out))
+
+
+@pytest.mark.parametrize("size", [1e-16, 1e-9, 1.0, 1e20])
+def test_small_gradients_keep_their_digits(path: str, size: float) -> None:
+    """The rule for activations counts magnitudes below 1e-5 as 1e-5: most rows of a gradient would be 0."""
+    grad = randn(5, 40) * size
+    ours = passes.quantize_gradient(grad)
+    assert (ours.codes.abs().amax(-1) == 127).all()
+    assert ((ours.codes * ours.step - grad).abs() <= 0.501 * ours.step).all()
+    gated = passes.quantize_gated_gradient(grad[:, :20].contiguous(), randn(5, 40), "silu")
+    assert (gated.codes.abs().amax(-1) == 127).all()
 
 
 @quick

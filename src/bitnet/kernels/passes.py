@@ -32,6 +32,11 @@ from bitnet.kernels.arrays import packed_bytes
 from bitnet.kernels.ops import PackedWeight, QuantizedNorm, QuantizedRows, in_c
 from bitnet.kernels.plain_passes import Activation
 
+GRADIENT_FACTOR = 2.0**40
+"""The quantizer counts magnitudes below 1e-5 as 1e-5, and gradients are smaller: they are multiplied by this,
+which is exact, and their step is divided by it. Rows between 1e-17 and 1e26 keep all their digits.
+"""
+
 
 class QuantizedGradient(NamedTuple):
     """codes: int8 (..., out); step: float32 (..., 1); scaled: (..., out) float32 or bfloat16."""
@@ -56,7 +61,8 @@ def quantize_gradient(
     dtype: torch.dtype = torch.float32,
 ) -> QuantizedGradient:
     """int8 codes and steps of grad * row_scale, and grad * input_step in `dtype`. grad: (..., out);
-    row_scale: (out,) or (out, 1), None is 1; input_step: (..., 1), None is 1.
+    row_scale: (out,) or (out, 1), None is 1; input_step: (..., 1), None is 1. A row with a NaN or an
+    infinity, or with products beyond 1e26, gets codes of 0 and a step that is not finite.
     """
     return _quantize_gradient(grad, None, "silu", row_scale, input_step, dtype)
 
@@ -84,8 +90,11 @@ def _quantize_gradient(
     run = _op("quantize_gradient", _gradient)
     like = grad if gate_up is None else gate_up
     flat = None if gate_up is None else _flat(gate_up)
-    codes, step, scaled = run(_flat(grad), flat, activation, _vector(row_scale), _vector(input_step), dtype)
-    return QuantizedGradient(codes.view(like.shape), step.view(*like.shape[:-1], 1), scaled.view(like.shape))
+    columns = torch.ones(like.shape[-1], device=like.device) if row_scale is None else _vector(row_scale)
+    factors = columns * GRADIENT_FACTOR
+    codes, step, scaled = run(_flat(grad), flat, activation, factors, _vector(input_step), dtype)
+    step = (step / GRADIENT_FACTOR).view(*like.shape[:-1], 1)
+    return QuantizedGradient(codes.view(like.shape), step, scaled.view(like.shape))
 
 
 def norm_gradient(grad: Tensor, x: Tensor, inverse_rms: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
