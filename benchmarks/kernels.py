@@ -8,7 +8,8 @@ machine. One thread is timed by the processor time of its process, which other p
 several threads by the clock. A round repeats a product for some milliseconds. The C paths are called with
 addresses at hand; "ops" is the chosen path through bitnet.kernels.ops, with its checks and its new tensor.
 "memory" multiplies one input row by packed weights that fit no cache, and compares its rate in GB/s with that
-of a plain sum over float32.
+of a plain sum over float32. "training" compares the passes of training with the torch operations that they
+replace.
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
-from bitnet.kernels import library, ops
+from bitnet.kernels import library, ops, passes, plain_passes
 from bitnet.kernels.arrays import packed_bytes
+from bitnet.nn.quantize import ternarize
+from bitnet.nn.rotary import rotary_table
 from hardware import where, write_results
 
 # (out, in) features of the 95M model
@@ -133,20 +137,26 @@ def memory(threads: int, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
-def preparing(threads: int, rounds: int) -> list[dict[str, Any]]:
+def preparing_calls() -> dict[str, tuple[Call, int]]:
     """The work before products: packing weights, and quantizing rows."""
     codes = torch.randint(-1, 2, SHAPES["gate_up"], dtype=torch.int8)
     x, norm = torch.randn(512, 768), torch.ones(768)
-    calls: dict[str, tuple[Call, int]] = {
+    return {
         "pack": (lambda: ops.pack(codes), codes.numel()),
         "pack the transpose": (lambda: ops.pack(codes, transposed=True), codes.numel()),
         "quantize rows": (lambda: ops.quantize_rows(x), x.numel()),
         "norm and quantize rows": (lambda: ops.quantize_normed_rows(x, norm, 1e-5), x.numel()),
     }
+
+
+def passes_over(
+    kind: str, calls: dict[str, tuple[Call, int]], threads: int, rounds: int
+) -> list[dict[str, Any]]:
+    """Nanoseconds a value of each call, which has so many values."""
     took = in_turns({name: call for name, (call, _) in calls.items()}, rounds)
     return [
         {
-            "shape": "preparing",
+            "shape": kind,
             "threads": threads,
             "way": name,
             "ns_per_value": statistics.median(took[name]) / size * 1e9,
@@ -156,8 +166,67 @@ def preparing(threads: int, rounds: int) -> list[dict[str, Any]]:
     ]
 
 
+def training_calls() -> dict[str, tuple[Call, int]]:
+    """The passes of training at the 95M shape, each followed by the torch operations that it replaces, and
+    the number of values that it reads.
+    """
+    tokens, width, inner, heads, vocab, bf16 = 512, 768, 3072, (12, 6), 32_000, torch.bfloat16
+    grad, gate_up, half = (torch.randn(tokens, size) for size in (2 * inner, 2 * inner, inner))
+    scale, step, norm = torch.rand(2 * inner), torch.rand(tokens, 1), torch.rand(width)
+    x, grad_x = torch.randn(tokens, width), torch.randn(tokens, width)
+    inverse, (cos, sin) = torch.rand(tokens, 1), rotary_table(64, tokens, 1e4)
+    qkv, weight = torch.randn(1, tokens, 24 * 64), torch.randn(2 * inner, width)
+    logits, targets, ones = torch.randn(tokens, vocab), torch.randint(vocab, (tokens,)), torch.ones(tokens)
+
+    def pack_in_steps() -> object:
+        codes = ternarize(weight, (inner, inner)).codes
+        return ops.pack(codes), ops.pack(codes, transposed=True)
+
+    def softmax_loss() -> object:
+        leaf = logits.detach().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(leaf, targets, reduction="sum"), leaf)
+
+    columns, rows = scale * passes.GRADIENT_FACTOR, step.view(-1)
+    plain_gradient = plain_passes.quantize_gradient
+    pairs: dict[str, tuple[Call, Call, int]] = {
+        "gradient to int8, bf16": (
+            lambda: passes.quantize_gradient(grad, scale, step, bf16),
+            lambda: plain_gradient(grad, None, "silu", columns, rows, bf16),
+            grad.numel(),
+        ),
+        "the same behind a gate": (
+            lambda: passes.quantize_gated_gradient(half, gate_up, "silu", scale, step, bf16),
+            lambda: plain_gradient(half, gate_up, "silu", columns, rows, bf16),
+            grad.numel(),
+        ),
+        "gate to int8": (
+            lambda: passes.quantize_gated_rows(gate_up, "silu"),
+            lambda: plain_passes.quantize_gated(gate_up, "silu", None, 0.0),
+            grad.numel(),
+        ),
+        "gradient of the norm": (
+            lambda: passes.norm_gradient(grad_x, x, inverse, norm),
+            lambda: plain_passes.norm_gradient(grad_x, x, inverse.view(-1), norm),
+            x.numel(),
+        ),
+        "rotary to bf16": (
+            lambda: passes.rotary(qkv, cos, sin, *heads, bf16),
+            lambda: plain_passes.rotary(qkv, cos, sin, *heads, bf16),
+            qkv.numel(),
+        ),
+        "cross-entropy": (lambda: passes.cross_entropy(logits, targets, ones), softmax_loss, logits.numel()),
+        "weight, both ways": (
+            lambda: passes.pack_weight(weight, (inner, inner)),
+            pack_in_steps,
+            weight.numel(),
+        ),
+    }
+    calls = {name: (ours, size) for name, (ours, _, size) in pairs.items()}
+    return {**calls, **{f"torch: {name}": (theirs, size) for name, (_, theirs, size) in pairs.items()}}
+
+
 def shown(row: dict[str, Any]) -> str:
-    start = f"{row['threads']} thread(s)  {row['shape']:<10}{row.get('rows', ''):>4}  {row['way']:<24}"
+    start = f"{row['threads']} thread(s)  {row['shape']:<10}{row.get('rows', ''):>4}  {row['way']:<31}"
     for key, unit in (("gops", "Gop/s"), ("gb_per_s", "GB/s"), ("ns_per_value", "ns a value")):
         if key in row:
             return f"{start}{row[key]:9.2f} {unit}, fastest {row[key + '_fastest']:9.2f}"
@@ -179,7 +248,8 @@ def main() -> None:
         for found in (
             *(products(shape, count, threads, args.rounds) for shape in args.shapes for count in ROWS),
             memory(threads, min(args.rounds, 5)),
-            preparing(threads, args.rounds),
+            passes_over("preparing", preparing_calls(), threads, args.rounds),
+            passes_over("training", training_calls(), threads, min(args.rounds, 7)),
         ):
             rows += found
             print(*(shown(row) for row in found), sep="\n", flush=True)

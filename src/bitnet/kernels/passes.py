@@ -90,7 +90,9 @@ def _quantize_gradient(
     run = _op("quantize_gradient", _gradient)
     like = grad if gate_up is None else gate_up
     flat = None if gate_up is None else _flat(gate_up)
-    columns = torch.ones(like.shape[-1], device=like.device) if row_scale is None else _vector(row_scale)
+    columns = _vector(row_scale)
+    if columns is None:
+        columns = torch.ones(like.shape[-1], device=like.device)
     factors = columns * GRADIENT_FACTOR
     codes, step, scaled = run(_flat(grad), flat, activation, factors, _vector(input_step), dtype)
     step = (step / GRADIENT_FACTOR).view(*like.shape[:-1], 1)
