@@ -152,7 +152,7 @@ def fp16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         start,
         "choose_machine",
-        lambda config, device, before: Machine(device, "float", bf16=False, fp16=True),
+        lambda config, device, *rest: Machine(device, "float", bf16=False, fp16=True),
     )
 
 
