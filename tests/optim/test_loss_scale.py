@@ -150,9 +150,7 @@ def test_a_cpu_is_refused_with_the_reason(tmp_path: Path) -> None:
 @pytest.fixture
 def fp16_on_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        start,
-        "choose_machine",
-        lambda config, device, *rest: Machine(device, "float", bf16=False, fp16=True),
+        start, "choose_machine", lambda config, device, *rest: Machine(device, "float", bf16=False, fp16=True)
     )
 
 

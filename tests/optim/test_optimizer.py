@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 from bitnet.nn.transformer import BitNetTransformer
-from bitnet.optim.optimizer import OptimizerConfig, Optimizers
+from bitnet.optim import muon
+from bitnet.optim.muon import orthogonalize
+from bitnet.optim.optimizer import MuonPrecision, OptimizerConfig, Optimizers
 from bitnet.optim.schedule import Rates
 
 MUON = OptimizerConfig(kind="muon", adam_beta1=0.9, adam_beta2=0.95, muon_momentum=0.95, muon_lr_ratio=10.0)
@@ -46,6 +50,35 @@ def test_muon_moves_the_ternary_matrices_and_adamw_the_rest(tiny_model: BitNetTr
     }
     assert {name for name in names if name.startswith("momentum_buffer")} == ternary
     assert "exp_avg.token_embeddings.weight" in names
+
+
+@pytest.mark.parametrize(
+    ("precision", "bf16", "iterates_in"),
+    [
+        ("auto", False, torch.float32),
+        ("auto", True, torch.bfloat16),
+        ("bf16", False, torch.bfloat16),
+        ("fp32", True, torch.float32),
+    ],
+)
+def test_the_precision_of_muon_is_a_choice(
+    precision: MuonPrecision,
+    bf16: bool,
+    iterates_in: torch.dtype,
+    tiny_model: BitNetTransformer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    seen: set[torch.dtype] = set()
+
+    def watched(matrices: torch.Tensor) -> torch.Tensor:
+        seen.add(matrices.dtype)
+        return orthogonalize(matrices)
+
+    monkeypatch.setattr(muon, "orthogonalize", watched)
+    optimizers = Optimizers(tiny_model, dataclasses.replace(MUON, muon_precision=precision), bf16=bf16)
+    one_update(tiny_model, optimizers, 0)
+    assert seen == {iterates_in}
+    assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}
 
 
 def test_decay_leaves_norm_weights_alone(tiny_model: BitNetTransformer) -> None:

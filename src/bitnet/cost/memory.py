@@ -27,7 +27,7 @@ import torch
 from bitnet.nn.bitlinear import Product
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient
-from bitnet.optim.optimizer import OptimizerKind
+from bitnet.optim.optimizer import OptimizerKind, muon_in_bf16
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import choose_fused_loss, choose_input_gradient, choose_product
 from bitnet.train.head_loss import PART_BYTES
@@ -191,7 +191,7 @@ def memory_of(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> Me
         gradients=FLOAT * model.total_params,
         activations=layers + head + kept_copies(model, numerics, train.seq_len),
         backward_work=_backward_work(model, numerics, tokens, head, unlikely),
-        update_work=_update_work(model, train.optimizer, numerics),
+        update_work=_update_work(model, train, numerics),
         accumulates=train.grad_accumulation_steps > 1,
     )
 
@@ -220,15 +220,16 @@ def _backward_work(model: BitNetConfig, numerics: Numerics, tokens: int, head: i
     return max(logits, feedforward + FLOAT * model.vocab_size * model.hidden_size - head)
 
 
-def _update_work(model: BitNetConfig, kind: OptimizerKind, numerics: Numerics) -> int:
+def _update_work(model: BitNetConfig, train: TrainConfig, numerics: Numerics) -> int:
     """Muon: a direction for each weight; three copies and two Gram matrices of the largest group of shapes.
 
     Otherwise the sum of a tied embedding's two gradients, which is held just before the update.
     """
     summing = 2 * FLOAT * model.vocab_size * model.hidden_size if model.embeddings_tied else 0
-    if kind == "adamw":
+    if train.optimizer == "adamw":
         return summing
     shapes = ternary_shapes(model).items()
     group = max(count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes)
     directions = FLOAT * ternary_weights(model)
-    return max(directions + (2 if numerics.device == "cuda" or numerics.bf16 else FLOAT) * group, summing)
+    in_bf16 = muon_in_bf16(train.muon_precision, numerics.device, numerics.bf16)
+    return max(directions + (2 if in_bf16 else FLOAT) * group, summing)

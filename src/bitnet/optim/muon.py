@@ -9,7 +9,7 @@ approximate it without a decomposition. The update is scaled by sqrt(max(1, out 
 
 The arithmetic is that of torch.optim.Muon, which a test compares it with; two things differ. A fused
 projection is several logical matrices in one parameter, and each is orthogonalised by itself, while torch
-takes whole parameters. And torch iterates in bfloat16, while on a CPU this does so only for runs in bf16:
+takes whole parameters. And torch iterates in bfloat16, while on a CPU this does so only where it is asked to:
 without bfloat16 units such products run at under a third of the float32 rate, with them at twice it. In
 float32, matrices more than twice as long as high are not multiplied at every iteration, and of symmetric
 products only half is computed; both are exact but for rounding.
@@ -108,8 +108,8 @@ class Muon(ParameterGroups):
     def __init__(
         self, matrices: Iterable[tuple[Tensor, tuple[int, ...]]], *, momentum: float, bf16: bool = False
     ) -> None:
-        """momentum: share of the past in the moving average; bf16: iterate in bfloat16 on a CPU too, as is
-        always done on CUDA. The rates are set before each step.
+        """momentum: share of the past in the moving average; bf16: iterate in bfloat16. The rates are set
+        before each step.
         """
         self.rows, self.bf16 = dict(matrices), bf16
         super().__init__([{"params": list(self.rows), "lr": 0.0, "weight_decay": 0.0, "momentum": momentum}])
@@ -132,7 +132,8 @@ class Muon(ParameterGroups):
                     by_shape[tuple(part.shape)].append((target, part))
 
             for (out, width), pairs in by_shape.items():
-                updates = orthogonalize(self._in_fast_dtype(torch.stack([part for _, part in pairs])))
+                stacked = torch.stack([part for _, part in pairs])
+                updates = orthogonalize(stacked.bfloat16() if self.bf16 else stacked)
                 rate = group["lr"] * max(1.0, out / width) ** 0.5
                 for (target, _), update in zip(pairs, updates, strict=True):
                     target.add_(update.to(target.dtype), alpha=-rate)
@@ -146,6 +147,3 @@ class Muon(ParameterGroups):
         buffer = state["momentum_buffer"]
         buffer.lerp_(parameter.grad, 1 - momentum)
         return parameter.grad.lerp(buffer, momentum)
-
-    def _in_fast_dtype(self, matrices: Tensor) -> Tensor:
-        return matrices.bfloat16() if self.bf16 or matrices.device.type == "cuda" else matrices

@@ -21,6 +21,7 @@ from bitnet.optim.muon import Muon
 from bitnet.optim.schedule import Rates
 
 OptimizerKind = Literal["adamw", "muon"]
+MuonPrecision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,13 +35,19 @@ class OptimizerConfig:
     muon_lr_ratio: float
     """Muon's rate divided by the schedule's. Its weight decay is the schedule's divided by this, so that rate
     times decay is the same for all weights."""
+    muon_precision: MuonPrecision = "auto"
+
+
+def muon_in_bf16(precision: MuonPrecision, device_type: str, bf16: bool) -> bool:
+    """Whether Muon iterates in bfloat16. auto: on CUDA, and where the run's products are bf16 (`bf16`)."""
+    return bf16 or device_type == "cuda" if precision == "auto" else precision == "bf16"
 
 
 class Optimizers:
     """AdamW, with Muon beside it where asked for."""
 
     def __init__(self, model: BitNetTransformer, config: OptimizerConfig, *, bf16: bool = False) -> None:
-        """bf16: Muon iterates in bfloat16 on a CPU too, for runs whose products are in that format."""
+        """bf16: whether the run's products are in that format, which decides the precision `auto` of Muon."""
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         layers = model.bit_linears().values() if config.kind == "muon" else ()
@@ -53,7 +60,8 @@ class Optimizers:
             ],
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        self.muon = Muon(matrices.items(), momentum=config.muon_momentum, bf16=bf16) if matrices else None
+        in_bf16 = muon_in_bf16(config.muon_precision, model.device.type, bf16)
+        self.muon = Muon(matrices.items(), momentum=config.muon_momentum, bf16=in_bf16) if matrices else None
 
     def step(self, rates: Rates) -> None:
         """One update of every parameter at these rates; gradients are dropped afterwards."""

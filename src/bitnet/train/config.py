@@ -13,7 +13,7 @@ from typing import Any, Literal
 from bitnet.bounds import MOST_ROWS, MOST_STEPS, MOST_TOKENS, SEEDS, Bounds, check_fields, within
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
-from bitnet.optim.optimizer import OptimizerConfig, OptimizerKind
+from bitnet.optim.optimizer import MuonPrecision, OptimizerConfig, OptimizerKind
 from bitnet.optim.schedule import Schedule, ScheduleKind
 from bitnet.train.data_config import DataConfig
 from bitnet.train.objective import ObjectiveKind, Reduction
@@ -84,6 +84,9 @@ class TrainConfig:
     muon_lr: float = 0.02
     """Peak rate of the ternary matrices under Muon; it follows the shape of the schedule."""
     muon_momentum: float = 0.95
+    muon_precision: MuonPrecision = "auto"
+    """Of Muon's iteration. bf16 is its published form, and faster on CPUs with bf16 units; auto takes it on
+    CUDA and where the run computes in bf16, else fp32."""
 
     log_every: int = 50
     """Updates between lines of progress; metrics are written every update."""
@@ -204,6 +207,7 @@ class TrainConfig:
             adam_beta2=self.adam_beta2,
             muon_momentum=self.muon_momentum,
             muon_lr_ratio=self.muon_lr / self.peak_lr,
+            muon_precision=self.muon_precision,
         )
 
     def mandatory_checkpoints(self) -> frozenset[int]:
