@@ -34,9 +34,11 @@ from torch import Tensor
 from bitnet.cli.evaluate import judge
 from bitnet.cli.registry import config_of_run, find_variant
 from bitnet.data.stream import Batch
-from bitnet.engine.from_torch import PackedTransformer, packed
+from bitnet.engine.decoder import PackedDecoder
+from bitnet.engine.from_torch import packed
 from bitnet.engine.weights import default_head
 from bitnet.generate.decode import MAX_ROWS, continue_prompts
+from bitnet.generate.decoder import Decoder
 from bitnet.kernels import arrays
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.experiment import Task
@@ -61,7 +63,7 @@ class Prompt:
 
 
 @torch.no_grad()
-def same_sums(model: BitNetTransformer, drop_in: PackedTransformer, ids: Tensor) -> dict[str, int]:
+def same_sums(model: BitNetTransformer, drop_in: PackedDecoder, ids: Tensor) -> dict[str, int]:
     """How many integer sums of the ternary products were compared, and how many differ. ids: (B, T)."""
     if (model.config.weights, model.config.activations) != ("ternary", "int8"):
         return {"sums": 0, "sums_different": 0}
@@ -76,7 +78,7 @@ def same_sums(model: BitNetTransformer, drop_in: PackedTransformer, ids: Tensor)
         model(ids)
     matrices = [
         matrix
-        for layer in drop_in.decoder.weights.layers
+        for layer in drop_in.weights.layers
         for matrix in (layer.qkv, layer.attn_out, layer.gate_up, layer.down)
     ]
     counted = different = 0
@@ -90,7 +92,7 @@ def same_sums(model: BitNetTransformer, drop_in: PackedTransformer, ids: Tensor)
 
 @torch.no_grad()
 def logit_differences(
-    model: BitNetTransformer, drop_in: BitNetTransformer, batches: Sequence[Batch]
+    model: BitNetTransformer, drop_in: PackedDecoder, batches: Sequence[Batch]
 ) -> dict[str, Any]:
     """How far the logits of held-out rows are apart, per token, relative to the largest logit of the rows."""
     found: list[Tensor] = []
@@ -144,7 +146,7 @@ def prompts_of(task: Task, batches: Sequence[Batch], count: int, longest: int) -
     return list(found.values())[:count]
 
 
-def greedy_texts(model: BitNetTransformer, prompts: Sequence[Prompt], stop: int) -> list[list[int]]:
+def greedy_texts(model: Decoder, prompts: Sequence[Prompt], stop: int) -> list[list[int]]:
     """The greedy answers."""
     most = max(prompt.room for prompt in prompts)
     return continue_prompts(model, [prompt.ids for prompt in prompts], max_new_tokens=most, stop_id=stop)
@@ -160,7 +162,7 @@ def place_in_batch(prompts: Sequence[Prompt], index: int) -> tuple[int, int]:
 
 def explained(
     model: BitNetTransformer,
-    drop_in: PackedTransformer,
+    drop_in: PackedDecoder,
     prompts: Sequence[Prompt],
     index: int,
     answers: tuple[list[int], list[int]],
@@ -172,8 +174,8 @@ def explained(
     ids = [*prompt, *mine[:same]]
     rows, row = place_in_batch(prompts, index)
     cuts = range(len(prompt), len(ids))
-    given = forced(model, drop_in.decoder.weights, ids, cuts=tuple(cuts), rows=rows, row=row)
-    engine = drop_in.decoder.new_rows(1).read({0: ids})[0]
+    given = forced(model, drop_in.weights, ids, cuts=tuple(cuts), rows=rows, row=row)
+    engine = drop_in.new_rows(1).read({0: ids})[0]
     alone = as_decoded(model, ids, cuts, rows)[row]
 
     largest = float(alone.abs().max())
@@ -215,21 +217,21 @@ def explanation(difference: dict[str, Any]) -> str | None:
 @torch.no_grad()
 def as_decoded(model: BitNetTransformer, ids: Sequence[int], cuts: Sequence[int], rows: int) -> Tensor:
     """Logits after the last id, read in the steps of decoding: (rows, V)."""
-    cache = model.new_cache(rows, len(ids))
+    texts = model.new_rows(rows, len(ids))
     for begin, end in zip([0, *cuts], [*cuts, len(ids)], strict=True):
-        logits = model.next_logits(torch.tensor([list(ids[begin:end])] * rows), cache)
+        logits = texts.read(dict.fromkeys(range(rows), ids[begin:end]))
     return logits
 
 
 @torch.no_grad()
 def forced_rows(
-    model: BitNetTransformer, drop_in: PackedTransformer, texts: Sequence[list[int]]
+    model: BitNetTransformer, drop_in: PackedDecoder, texts: Sequence[list[int]]
 ) -> dict[str, Any]:
     """Logits of a few texts where PyTorch is given the engine's codes."""
     apart, others, codes = 0.0, list[float](), 0
     for ids in texts:
-        given: Forced = forced(model, drop_in.decoder.weights, ids)
-        engine = drop_in.decoder.new_rows(1).read({0: ids}, every=True)
+        given: Forced = forced(model, drop_in.weights, ids)
+        engine = drop_in.new_rows(1).read({0: ids}, every=True)
         difference = np.abs(given.logits.numpy() - engine).max() / np.abs(engine).max()
         apart, codes = max(apart, float(difference)), codes + given.codes
         others += [other.from_half for other in given.others]
@@ -239,18 +241,20 @@ def forced_rows(
 def compared(word: str, runs_dir: Path, count: int) -> Iterator[dict[str, Any]]:
     """The rows of one run: with an f32 head, and with its default head where that is another."""
     plain = load(word, runs_dir=runs_dir, engine="torch")
-    plain.model.set_product("int8")
+    model = plain.model
+    assert isinstance(model, BitNetTransformer)
+    model.set_product("int8")
     experiment, variant, config = config_of_run(plain.layout)
     task, criteria = experiment.open(config), find_variant(experiment, variant).criteria
     batches = task.frozen_evaluation()
     prompts = prompts_of(task, batches, count, config.model.max_seq_length)
     stop = task.tokenizer.encode(task.end_mark)[0] if task.end_mark else task.tokenizer.eos_id
-    right = greedy_texts(plain.model, prompts, stop)
+    right = greedy_texts(model, prompts, stop)
     verdict = judge(plain, task, criteria)
     texts = list(held_out_ids(batches))[:FORCED_ROWS]
 
     for head in dict.fromkeys(("f32", default_head(config.model))):
-        drop_in = PackedTransformer(packed(plain.model, head=head))
+        drop_in = packed(model, head=head)
         other = judge(replace(plain, model=drop_in), task, criteria)
         found = greedy_texts(drop_in, prompts, stop)
         different = [index for index, answer in enumerate(found) if answer != right[index]]
@@ -258,13 +262,13 @@ def compared(word: str, runs_dir: Path, count: int) -> Iterator[dict[str, Any]]:
         yield {
             "run": f"{experiment.name} {variant}, seed {config.train.seed}, step {plain.step}",
             "head": head,
-            **same_sums(plain.model, drop_in, batches[0].input_ids[:8]),
-            "logits": logit_differences(plain.model, drop_in, batches[:4]),
-            "forced": forced_rows(plain.model, drop_in, texts) if exact else None,
+            **same_sums(model, drop_in, batches[0].input_ids[:8]),
+            "logits": logit_differences(model, drop_in, batches[:4]),
+            "forced": forced_rows(model, drop_in, texts) if exact else None,
             "prompts": len(prompts),
             "different": len(different),
             "differences": [
-                explained(plain.model, drop_in, prompts, index, (right[index], found[index]))
+                explained(model, drop_in, prompts, index, (right[index], found[index]))
                 for index in (different if exact else ())
             ],
             "verdict": [verdict["verdict"], other["verdict"]],

@@ -14,7 +14,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
 from bitnet.data.stream import Batch
-from bitnet.engine.from_torch import PackedTransformer, packed
+from bitnet.engine.decoder import PackedDecoder
+from bitnet.engine.from_torch import packed
 from bitnet.kernels import library
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
@@ -69,8 +70,8 @@ def trained(updates: int = 60, **changes: Any) -> BitNetTransformer:
     return model
 
 
-def with_engine(model: BitNetTransformer) -> PackedTransformer:
-    return PackedTransformer(packed(model, head="f32", threads=1))
+def with_engine(model: BitNetTransformer) -> PackedDecoder:
+    return packed(model, head="f32", threads=1)
 
 
 @pytest.mark.slow
@@ -103,7 +104,7 @@ def test_logits_agree_where_the_codes_are_those_of_the_engine() -> None:
     """Read at once, and as decoding reads, in a batch."""
     model = trained(updates=5)
     ids = rows_of(40, 1, seed=3)[0].tolist()
-    decoder = with_engine(model).decoder
+    decoder = with_engine(model)
     engine = decoder.new_rows(1).read({0: ids}, every=True)
     for way in ({}, {"cuts": range(10, len(ids)), "rows": 3, "row": 1}):
         given = forced(model, decoder.weights, ids, **way)  # type: ignore[arg-type]
@@ -115,7 +116,7 @@ def test_a_wrong_scale_is_no_near_tie() -> None:
     """The codes that follow from it are not half-way, so that nothing is explained away."""
     model = trained(updates=5)
     drop_in = with_engine(model)
-    scale = drop_in.decoder.weights.layers[0].down.scale
+    scale = drop_in.weights.layers[0].down.scale
     scale *= np.float32(2)
     given = forced_rows(model, drop_in, rows_of(40, 2, seed=3).tolist())
     assert given["apart"] > 1e-3

@@ -32,7 +32,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "run": {"nn", "text"},
     "evaluate": {"nn", "text", "data", "generate"},
     "train": {*CORE, "kernels"},
-    "packed_run": {"nn", "text", "run", "engine", "kernels"},
+    "packed_run": {"nn", "text", "run", "generate", "engine", "kernels"},
     "trained_model": {"nn", "text", "run", "generate", "engine", "packed_run"},
     # the annexes
     "corpus": {"text", "data"},

@@ -42,6 +42,7 @@ TRIED_BY = {
         diagnose/open_subject diagnose/page diagnose/run_checks
         diagnose/watch
     """,
+    "generate/test_decoder": "nn/cached_rows nn/row_lengths",
     "hostile/test_bad_input": "cli/complete cli/evaluate cli/main cli/model cli/runs cli/start_from",
     "report/test_card": "report/read_run",
     "report/test_compare": "cli/compare",

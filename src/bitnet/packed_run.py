@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bitnet.engine.decoder import PackedDecoder, available_cores
-from bitnet.engine.greedy import greedy
 from bitnet.engine.matrix import DenseFormat
 from bitnet.engine.weights import default_head, engine_name, pack_weights
 from bitnet.errors import CheckpointError, DataError
+from bitnet.generate.decode import stream
+from bitnet.generate.sampling import GREEDY, Sampling
 from bitnet.nn.config import BitNetConfig, config_from_dict
 from bitnet.run.checkpoint import load_arrays
 from bitnet.run.layout import RunLayout, find_run
@@ -34,10 +35,13 @@ class PackedRun:
     tokenizer: Tokenizer
     engine: str
 
-    def stream(self, prompt: str, *, max_new_tokens: int = 64, stop: str | None = LINE) -> Iterator[str]:
-        """The pieces of a greedy continuation as they come, as TrainedModel.stream."""
-        ids = greedy(self.decoder, self.tokenizer.encode(prompt), max_new_tokens)
-        return pieces(self.tokenizer, ids, stop)
+    def stream(
+        self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
+    ) -> Iterator[str]:
+        """The pieces of a continuation as they come, as TrainedModel.stream."""
+        ids = self.tokenizer.encode(prompt)
+        chosen = stream(self.decoder, ids, max_new_tokens=max_new_tokens, sampling=sampling)
+        return pieces(self.tokenizer, (one for one, _ in chosen), stop)
 
 
 def load_packed(run: str | Path, *, runs_dir: str | Path, head: DenseFormat | None = None) -> PackedRun:

@@ -13,6 +13,7 @@ from bitnet.engine.choose import Engine, choose_engine
 from bitnet.engine.matrix import DenseFormat
 from bitnet.errors import CheckpointError, DataError
 from bitnet.generate.decode import generate, stream
+from bitnet.generate.decoder import Decoder
 from bitnet.generate.sampling import GREEDY, Sampling
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.packed_run import LINE, fitting_tokenizer, model_config, pieces
@@ -28,7 +29,7 @@ class TrainedModel:
 
     layout: RunLayout
     step: int
-    model: BitNetTransformer
+    model: Decoder
     tokenizer: Tokenizer
     notes: tuple[str, ...] = ()
     engine: str = "torch"
@@ -50,9 +51,9 @@ class TrainedModel:
         self, prompt: str, *, max_new_tokens: int = 64, sampling: Sampling = GREEDY, stop: str | None = LINE
     ) -> Iterator[str]:
         """The pieces of `complete` as they come. Raises DataError for a prompt that cannot be encoded."""
-        ids = torch.tensor([self.tokenizer.encode(prompt)], dtype=torch.int64, device=self.model.device)
+        ids = self.tokenizer.encode(prompt)
         chosen = stream(self.model, ids, max_new_tokens=max_new_tokens, sampling=sampling)
-        return pieces(self.tokenizer, (int(one) for one, _ in chosen), stop)
+        return pieces(self.tokenizer, (one for one, _ in chosen), stop)
 
     def generate(self, input_ids: Tensor, max_length: int = 50, sampling: Sampling = GREEDY) -> Tensor:
         """input_ids: int64 (B, T). Returns int64 (B, up to max_length), prompt included; ends early at

@@ -11,7 +11,7 @@ import torch
 from models import needs_kernels, small_model
 
 from bitnet.engine.choose import choose_engine
-from bitnet.engine.from_torch import PackedTransformer
+from bitnet.engine.decoder import PackedDecoder
 from bitnet.errors import ConfigError
 from bitnet.kernels import library
 from conftest import Result
@@ -23,7 +23,7 @@ pytestmark = needs_kernels
 def test_a_model_on_the_cpu_is_packed_unless_torch_is_asked_for() -> None:
     model = small_model()
     chosen = choose_engine(model, "auto", None)
-    assert isinstance(chosen.model, PackedTransformer)
+    assert isinstance(chosen.model, PackedDecoder)
     assert chosen.name == f"packed ({library.path()}, head f32)"
     assert chosen.note == ""
     assert choose_engine(model, "packed", "int4").name.endswith("head int4)")

@@ -13,10 +13,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor
 
 import bitnet.generate.session as module
-from bitnet.engine.from_torch import PackedTransformer
 from bitnet.engine.from_torch import packed as pack
 from bitnet.errors import DataError
 from bitnet.generate.decode import ReadText, stream
@@ -44,13 +42,13 @@ def script(tiny_config: BitNetConfig, monkeypatch: pytest.MonkeyPatch) -> Script
         waiting = iter(texts)
 
         def said(
-            model: object, prompt: Tensor, *, max_new_tokens: int, sampling: object, memory: object
-        ) -> Iterator[tuple[Tensor, None]]:
+            model: object, prompt: list[int], *, max_new_tokens: int, sampling: object, memory: object
+        ) -> Iterator[tuple[int, None]]:
             if read is not None:
-                read.append(TOKENIZER.decode(prompt[0].tolist()))
+                read.append(TOKENIZER.decode(prompt))
             ids = TOKENIZER.encode(next(waiting)) + [TOKENIZER.eos_id] * end
             for token in ids[:max_new_tokens]:
-                yield torch.tensor([token]), None
+                yield token, None
 
         monkeypatch.setattr(module, "stream", said)
         model = BitNetTransformer(dataclasses.replace(tiny_config, vocab_size=320, max_seq_length=context))
@@ -204,31 +202,37 @@ def test_a_chat_reads_its_history_once(tiny_config: BitNetConfig, packed: bool) 
         pytest.skip(library.describe())
     torch.manual_seed(1)
     model = BitNetTransformer(dataclasses.replace(tiny_config, vocab_size=320, max_seq_length=200))
-    model = PackedTransformer(pack(model, head="f32")) if packed else model
+    decoder: Any = pack(model, head="f32") if packed else model
     read: list[int] = []
-    plainly = model.next_logits
+    plainly = decoder.new_rows
 
-    def counted(ids: Tensor, cache: Any) -> Tensor:
-        read.append(ids.shape[1])
-        return plainly(ids, cache)
+    def counted(count: int, capacity: int | None = None) -> Any:
+        rows = plainly(count, capacity)
+        reads = rows.read
 
-    model.next_logits = counted  # type: ignore[method-assign]
-    session = ChatSession(model, TOKENIZER, max_new_tokens=8)
+        def counting(texts: dict[int, list[int]]) -> Any:
+            read.append(len(texts[0]))
+            return reads(texts)
+
+        rows.read = counting
+        return rows
+
+    decoder.new_rows = counted
+    session = ChatSession(decoder, TOKENIZER, max_new_tokens=8)
     first, second = answers(session, "Who are you?", "And what is the moon?")
     after = [len(TOKENIZER.encode("human: And what is the moon?\nbitnut:")), *[1] * 8]
     assert len(read) == 16
     assert read[8] <= after[0] + 8 + 2  # the answer's text may be other tokens than it was made of
     assert read[8] < len(session._prompt("And what is the moon?")[0]) - 10
 
-    fresh = ChatSession(model, TOKENIZER, max_new_tokens=8, turns=[Turn("Who are you?", first)])
+    fresh = ChatSession(decoder, TOKENIZER, max_new_tokens=8, turns=[Turn("Who are you?", first)])
     assert answers(fresh, "And what is the moon?") == [second]
 
 
 def test_a_memory_forgets_what_is_no_longer_in_the_text(tiny_model: BitNetTransformer) -> None:
     memory = ReadText()
     for ids in ([1, 2, 3, 4, 5], [1, 2, 3, 9], [1, 2], [7], [1, 2]):
-        prompt = torch.tensor([ids])
-        kept = [int(new) for new, _ in stream(tiny_model, prompt, max_new_tokens=4, memory=memory)]
-        alone = [int(new) for new, _ in stream(tiny_model, prompt, max_new_tokens=4)]
+        kept = [new for new, _ in stream(tiny_model, ids, max_new_tokens=4, memory=memory)]
+        alone = [new for new, _ in stream(tiny_model, ids, max_new_tokens=4)]
         assert kept == alone
         assert memory.ids == [*ids, *kept[:-1]]

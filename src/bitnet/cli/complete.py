@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -53,7 +53,7 @@ def _say(
     trained: Trained, prompt: str, flags: CompleteFlags, sampling: Sampling, *, quiet: bool = False
 ) -> str:
     pieces: list[str] = []
-    stream = _stream(trained, prompt, flags, sampling)
+    stream = trained.stream(prompt, max_new_tokens=flags.max_new_tokens, sampling=sampling)
     for index, piece in enumerate(stream):
         if not quiet:
             print((prompt if index == 0 else "") + piece, end="", flush=True)
@@ -61,14 +61,6 @@ def _say(
     if not quiet:
         print(prompt if not pieces else "")
     return "".join(pieces)
-
-
-def _stream(trained: Trained, prompt: str, flags: CompleteFlags, sampling: Sampling) -> Iterator[str]:
-    from bitnet.packed_run import PackedRun
-
-    if isinstance(trained, PackedRun):  # greedy
-        return trained.stream(prompt, max_new_tokens=flags.max_new_tokens)
-    return trained.stream(prompt, max_new_tokens=flags.max_new_tokens, sampling=sampling)
 
 
 def _ask(trained: Trained, flags: CompleteFlags, sampling: Sampling) -> int:

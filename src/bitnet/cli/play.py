@@ -223,9 +223,8 @@ def next_token_probabilities(trained: TrainedModel, text: str) -> Tensor:
 
     from bitnet.generate.sampling import refuse_broken
 
-    ids = torch.tensor([trained.tokenizer.encode(text)], device=trained.model.device)
-    with torch.no_grad():
-        logits: Tensor = trained.model(ids)[0, -1]
+    ids = trained.tokenizer.encode(text)
+    logits = torch.as_tensor(trained.model.new_rows(1, len(ids)).read({0: ids})[0])
     refuse_broken(logits)
     return logits.float().softmax(-1).cpu()
 

@@ -149,10 +149,13 @@ def greedy(subject: Subject) -> Iterator[Check]:
         spread = scores.std(dim=-1).clamp(min=1e-9)
         gaps = ((scores.max(dim=-1).values - chosen) / spread).flatten().tolist()
 
-    for position, (new, logits) in enumerate(decode.stream(model, ids, max_new_tokens=min(4, count))):
-        errors[f"position {position}"] = off(logits, model(out[:, : length + position])[:, -1])
-        if not bool((new == logits.argmax(-1)).all()):
-            gaps.append(math.inf)
+    for row, prompt in enumerate(ids.tolist()):
+        said = decode.stream(model, prompt, max_new_tokens=min(4, count))
+        for position, (new, logits) in enumerate(said):
+            whole = model(out[row : row + 1, : length + position])[0, -1]
+            errors[f"row {row}, position {position}"] = off(logits, whole)
+            if new != int(logits.argmax(-1)):
+                gaps.append(math.inf)
 
     other = "another token than the most likely is taken, or the prompt is changed"
     yield DECODING("greedy takes the most likely token", other).below(

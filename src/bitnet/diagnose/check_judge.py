@@ -8,7 +8,7 @@ repeats itself is called looping.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,6 +19,7 @@ from bitnet.diagnose.check_marks import before_answers, end_id
 from bitnet.diagnose.finding import STRONG, Check, Part
 from bitnet.diagnose.ngrams import examples, rows_in
 from bitnet.diagnose.subject import Subject
+from bitnet.nn.row_lengths import RowLengths
 from bitnet.nn.transformer import BitNetTransformer
 
 JUDGE = Part("evaluation", "the task's own interface", weight=STRONG)
@@ -64,16 +65,21 @@ def judged(subject: Subject) -> Iterator[Check]:
     ).holds(not known or len(passed) < len(known), passed, "not all criteria met")
 
 
-class _History:
+class _History(RowLengths):
     """What `Oracle` keeps instead of keys and values: the ids themselves."""
 
-    def __init__(self, rows: int, capacity: int) -> None:
-        self.rows, self.capacity = rows, capacity
-        self.ids: list[list[int]] = [[] for _ in range(rows)]
+    def __init__(self, oracle: Oracle, count: int, capacity: int) -> None:
+        super().__init__(count, capacity)
+        self.oracle = oracle
+        self.ids: list[list[int]] = [[] for _ in range(count)]
 
-    @property
-    def length(self) -> int:
-        return len(self.ids[0])
+    def read(self, texts: Mapping[int, Sequence[int]]) -> Tensor:
+        """Logits (n, V) after the last id of each text."""
+        chosen, counts = self.room_for(texts)
+        for row, new in texts.items():
+            self.ids[row] = self.ids[row][: self.lengths[row]] + list(new)
+        self.lengths[chosen] += counts
+        return torch.stack([self.oracle(torch.tensor([self.ids[row]]))[0, -1] for row in texts])
 
 
 class Oracle(torch.nn.Module):
@@ -88,24 +94,17 @@ class Oracle(torch.nn.Module):
         self.config, self.device = model.config, model.device
         self.next = {text[:cut]: text[cut] for text in texts for cut in range(1, len(text))}
 
-    def new_cache(self, rows: int, capacity: int | None = None) -> _History:
-        return _History(rows, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
+    mixes_lengths = True
 
-    def next_logits(self, input_ids: Tensor, cache: _History) -> Tensor:
-        """Logits (B, V) after the last token."""
-        logits: Tensor = self(input_ids, cache)[:, -1]
-        return logits
+    def new_rows(self, count: int, capacity: int | None = None) -> _History:
+        return _History(self, count, min(capacity or self.config.max_seq_length, self.config.max_seq_length))
 
-    def forward(
-        self, input_ids: Tensor, cache: _History | None = None, segments: Tensor | None = None
-    ) -> Tensor:
-        """Logits (B, T, V): sure of the known next token, whether the texts come whole or piece by piece."""
-        history = _History(len(input_ids), 0) if cache is None else cache
-        logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=input_ids.device)
-        for row, new in enumerate(input_ids.tolist()):
-            for place, token in enumerate(new):
-                history.ids[row].append(token)
-                logits[row, place, self.next.get(tuple(history.ids[row]), self.otherwise)] = 20.0
+    def forward(self, input_ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Logits (B, T, V): sure of the known next token."""
+        logits = torch.zeros(*input_ids.shape, self.config.vocab_size, device=self.device)
+        for row, ids in enumerate(input_ids.tolist()):
+            for place in range(len(ids)):
+                logits[row, place, self.next.get(tuple(ids[: place + 1]), self.otherwise)] = 20.0
         return logits
 
 

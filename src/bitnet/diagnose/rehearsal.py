@@ -74,6 +74,7 @@ def rehearse(subject: Subject, folder: Path) -> Rehearsal:
         _run(subject, small, parts[1], folder, "parts")
         _run(subject, begun_from(small, layout), _RehearsedTask(subject.task), folder, "begun")
         loaded = load("whole", runs_dir=folder, engine="torch")
+    assert isinstance(loaded.model, BitNetTransformer)
 
     read_in_parts = [*parts[0].source.asked, *parts[1].source.asked]
     return Rehearsal(

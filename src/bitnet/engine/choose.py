@@ -10,10 +10,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from bitnet.engine.from_torch import PackedTransformer, packed
+from bitnet.engine.from_torch import packed
 from bitnet.engine.matrix import DenseFormat
 from bitnet.engine.weights import default_head, engine_name
 from bitnet.errors import ConfigError, DataError
+from bitnet.generate.decoder import Decoder
 from bitnet.kernels import library
 from bitnet.nn.bitlinear import has_fast_int8
 from bitnet.nn.transformer import BitNetTransformer
@@ -26,7 +27,7 @@ class Chosen(NamedTuple):
     where that is worth a line.
     """
 
-    model: BitNetTransformer
+    model: Decoder
     name: str
     note: str = ""
 
@@ -40,7 +41,7 @@ def choose_engine(model: BitNetTransformer, engine: Engine, head: DenseFormat | 
     if not obstacle:
         try:
             form = head or default_head(model.config)
-            return Chosen(PackedTransformer(packed(model, head=form)), engine_name(model.config, form))
+            return Chosen(packed(model, head=form), engine_name(model.config, form))
         except DataError as error:
             obstacle = str(error)
     if engine == "packed" or head is not None:

@@ -16,6 +16,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -25,6 +26,11 @@ from bitnet.errors import ConfigError, DataError
 from bitnet.kernels.arrays import MAX_THREADS, SIDE, Array, address, aligned_bytes
 from bitnet.kernels.library import kernels
 from bitnet.nn.config import BitNetConfig
+from bitnet.nn.row_lengths import RowLengths
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 _OK, _NO_MEMORY, _INVALID_BATCH = 0, 2, 4
 
@@ -67,7 +73,9 @@ class _Batch(ctypes.Structure):
 
 
 class PackedDecoder:
-    """A model in packed form. Calls from several threads take turns."""
+    """A model in packed form, a bitnet.generate.decoder.Decoder. Calls from several threads take turns."""
+
+    mixes_lengths = True
 
     def __init__(self, config: BitNetConfig, weights: Weights, *, threads: int | None = None) -> None:
         """threads: of every call, by default all cores of this process."""
@@ -81,6 +89,29 @@ class PackedDecoder:
         self._model_at = ctypes.addressof(self._model)
         self._workspace = np.empty(0, np.uint8)
         self._turn = threading.Lock()
+
+    @property
+    def device(self) -> torch.device:
+        """Where it takes and returns tensors."""
+        import torch
+
+        return torch.device("cpu")
+
+    def __call__(self, input_ids: Tensor, *, segments: Tensor | None = None) -> Tensor:
+        """Logits after every token of whole texts: int64 (B, T) to float32 (B, T, V)."""
+        import torch
+
+        longest = self.config.max_seq_length
+        if input_ids.shape[1] > longest:
+            raise ConfigError(
+                f"{input_ids.shape[1]} tokens do not fit the model's max_seq_length of {longest}; give it a "
+                "shorter text"
+            )
+        reader, found = self.new_rows(1), []
+        for text in _texts(input_ids.numpy(), None if segments is None else segments.numpy()):
+            reader.take_back(0, 0)
+            found.append(reader.read({0: text}, every=True))
+        return torch.from_numpy(np.concatenate(found)).view(*input_ids.shape, -1)
 
     def new_rows(self, count: int, capacity: int | None = None) -> PackedRows:
         """Room for `count` texts of up to `capacity` tokens (default: max_seq_length). Raises ConfigError
@@ -159,12 +190,12 @@ class PackedDecoder:
         )
 
 
-class PackedRows:
+class PackedRows(RowLengths):
     """Texts that are read and continued together, each with a length of its own."""
 
     def __init__(self, decoder: PackedDecoder, count: int, capacity: int) -> None:
-        self.decoder, self.capacity = decoder, capacity
-        self.lengths = np.zeros(count, np.int64)
+        super().__init__(count, capacity)
+        self.decoder = decoder
         size = decoder.cache_bytes(capacity)
         if count * size > memory_bytes():
             raise ConfigError(
@@ -180,20 +211,8 @@ class PackedRows:
         """Append ids to rows. Returns float32 logits after the last id of each text (len(texts), V), in the
         order of `texts`; with `every`, after each id (all ids, V). Raises DataError where a row is full.
         """
-        counts = np.array([len(ids) for ids in texts.values()], np.int64)
-        chosen = np.fromiter(texts, np.int64, len(texts))
-        if not len(counts) or counts.min() < 1:
-            raise DataError("a text to read is empty; give at least one token")
-        if chosen.min() < 0 or chosen.max() >= len(self.lengths):
-            raise ValueError(f"rows {chosen.tolist()} of {len(self.lengths)}")
+        chosen, counts = self.room_for(texts)
         starts = self.lengths[chosen]
-        full = starts + counts > self.capacity
-        if full.any():
-            raise DataError(
-                f"{int((starts + counts)[full][0])} tokens do not fit the {self.capacity} that there is room "
-                "for; give a shorter text"
-            )
-
         ends = counts.cumsum()
         ids = np.fromiter((token for text in texts.values() for token in text), np.int64, int(ends[-1]))
         position = np.arange(ends[-1]) - np.repeat(ends - counts - starts, counts)
@@ -201,13 +220,6 @@ class PackedRows:
         logits = self.decoder.forward(self, ids, np.repeat(chosen, counts), position, want)
         self.lengths[chosen] += counts
         return logits
-
-    def take_back(self, row: int, length: int) -> None:
-        """Forget what a row has read after its first `length` ids; 0 frees it for another text."""
-        assert 0 <= length <= self.lengths[row], (
-            f"row {row} has read {self.lengths[row]} tokens, not {length}"
-        )
-        self.lengths[row] = length
 
     def branch(self, row: int, into: int, target: PackedRows | None = None) -> None:
         """Make row `into` (of `target`, where given) read on from where `row` is, and forget its own text."""
@@ -240,6 +252,17 @@ def rotary_halves(config: BitNetConfig) -> tuple[Array, Array]:
     frequency = config.rope_theta ** (-np.arange(0, config.head_dim, 2, dtype=np.float64) / config.head_dim)
     angle = np.outer(np.arange(config.max_seq_length, dtype=np.float64), frequency)
     return np.cos(angle).astype(np.float32), np.sin(angle).astype(np.float32)
+
+
+def _texts(ids: Array, segments: Array | None) -> list[list[int]]:
+    """The rows, cut where a segment begins: a token attends only to tokens of its own segment, and rotary
+    positions tell it no more than their distances.
+    """
+    texts: list[list[int]] = []
+    for index, row in enumerate(ids):
+        cuts: Any = [] if segments is None else np.flatnonzero(np.diff(segments[index])) + 1
+        texts += [part.tolist() for part in np.split(row, cuts)]
+    return texts
 
 
 def available_cores() -> int:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from bitnet.evaluate.continuations import continuations
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.text.tokenizer import Tokenizer
 
 
@@ -19,7 +19,7 @@ class Case(NamedTuple):
     answer: str
 
 
-def answer_all(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str]:
+def answer_all(model: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> list[str]:
     """Greedy answers in the order of the cases, with the end mark where the model produced it."""
     end_mark = cases[0].answer[-1]
     assert all(case.answer.endswith(end_mark) for case in cases), "all answers end with the same mark"
@@ -28,7 +28,7 @@ def answer_all(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[C
     return continuations(model, tokenizer, prompts, end_mark=end_mark, max_new_tokens=longest)
 
 
-def exact_match(model: BitNetTransformer, tokenizer: Tokenizer, cases: Sequence[Case]) -> dict[str, float]:
+def exact_match(model: Decoder, tokenizer: Tokenizer, cases: Sequence[Case]) -> dict[str, float]:
     """exact_match and exact_match_<kind>, shares from 0 to 1, each with its number of cases."""
     right: dict[str, list[bool]] = defaultdict(list)
     for case, answer in zip(cases, answer_all(model, tokenizer, cases), strict=True):

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from typing import Literal
 
 from bitnet.generate.decode import continue_prompts
+from bitnet.generate.decoder import Decoder
 from bitnet.generate.snapshot import MODES
-from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 
 Mode = Literal["greedy", "typical", "stress"]
 
 
 def continuations(
-    model: BitNetTransformer,
+    model: Decoder,
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     *,
@@ -36,7 +36,7 @@ def continuations(
 
 
 def continued_ids(
-    model: BitNetTransformer,
+    model: Decoder,
     prompts: Sequence[Sequence[int]],
     *,
     stop_id: int,

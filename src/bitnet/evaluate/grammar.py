@@ -30,7 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.text.tokenizer import Tokenizer
 
 PAIRS_AT_ONCE = 64
@@ -128,9 +128,7 @@ def minimal_pairs() -> tuple[MinimalPair, ...]:
     return tuple(found)
 
 
-def grammar_metrics(
-    model: BitNetTransformer, tokenizer: Tokenizer, pairs: Sequence[MinimalPair]
-) -> dict[str, float]:
+def grammar_metrics(model: Decoder, tokenizer: Tokenizer, pairs: Sequence[MinimalPair]) -> dict[str, float]:
     """`grammar`, the share of pairs whose right sentence is likelier, and `grammar_<kind>`, each with its
     cases.
 
@@ -149,7 +147,7 @@ def grammar_metrics(
 
 
 @torch.no_grad()
-def sentence_log_probs(model: BitNetTransformer, tokenizer: Tokenizer, sentences: Sequence[str]) -> Tensor:
+def sentence_log_probs(model: Decoder, tokenizer: Tokenizer, sentences: Sequence[str]) -> Tensor:
     """Log probability of each sentence after an end-of-text token, in nats: float64 (N,), on the CPU."""
     rows = [[tokenizer.eos_id, *tokenizer.encode(sentence)] for sentence in sentences]
     parts = [
@@ -159,7 +157,7 @@ def sentence_log_probs(model: BitNetTransformer, tokenizer: Tokenizer, sentences
     return torch.cat(parts)
 
 
-def _summed(model: BitNetTransformer, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+def _summed(model: Decoder, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
     """The sums of one batch; rows are padded on the right, where a causal model does not look."""
     longest = max(map(len, rows))
     device = model.device

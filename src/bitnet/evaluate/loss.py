@@ -9,14 +9,12 @@ import torch
 import torch.nn.functional as F
 
 from bitnet.data.stream import Batch
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.text.tokenizer import Tokenizer
 
 
 @torch.no_grad()
-def held_out_loss(
-    model: BitNetTransformer, batches: Iterable[Batch], tokenizer: Tokenizer
-) -> dict[str, float]:
+def held_out_loss(model: Decoder, batches: Iterable[Batch], tokenizer: Tokenizer) -> dict[str, float]:
     """nats_per_token over scored targets, bits_per_byte of the text that they decode to, and their count."""
     device = model.device
     bytes_of = torch.from_numpy(tokenizer.byte_lengths())  # (V,), 0 for special tokens

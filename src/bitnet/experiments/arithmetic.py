@@ -23,7 +23,7 @@ from bitnet.evaluate.answers import Case, exact_match
 from bitnet.experiments.generated_task import GeneratedTask
 from bitnet.experiments.recipes import PLAN, QUICK_CHARACTERS
 from bitnet.experiments.shapes import ARITHMETIC, SMALL
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.train.config import RunConfig
 from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Variant
@@ -204,7 +204,7 @@ class ArithmeticTask(GeneratedTask[Case]):
         """A case as text."""
         return Example(case.prompt, case.answer)
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """Exact match over held-out problems, in all and per operator."""
         return exact_match(model, self.tokenizer, self.held_out_cases[:limit])
 

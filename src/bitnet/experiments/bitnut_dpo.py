@@ -33,7 +33,7 @@ from bitnet.experiments.bitnut_sft import QUICK as SFT_QUICK
 from bitnet.experiments.bitnut_sft import REFERENCE as SFT_REFERENCE
 from bitnet.experiments.bitnut_sft import ROWS, TALKS, ConversationTask, evenly, ready
 from bitnet.experiments.conversation_data import ConversationData
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.train.experiment import Criterion, Experiment, Variant
 from bitnet.train.objective import margins, row_log_probabilities
 from bitnet.trained_model import load
@@ -108,21 +108,18 @@ class PreferenceTask(ConversationTask):
         )
 
     @cached_property
-    def _start(self) -> BitNetTransformer:
+    def _start(self) -> Decoder:
         """The model with the weights that the run begins with, which stay as they are."""
         assert self.config.train.start_from is not None
-        return load(
-            self.config.train.start_from,
-            device="cuda" if torch.cuda.is_available() else "cpu",
-            engine="torch",
-        ).model
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return load(self.config.train.start_from, device=device, engine="torch").model
 
     @torch.no_grad()
     def _reference(self, batch: Batch) -> Tensor:
         on_device = batch.to(self._start.device)
         return row_log_probabilities(self._start(on_device.input_ids), on_device)
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """The metrics of fine-tuning, and what is preferred."""
         assert isinstance(self.data, PreferenceData)
         wanted = self.data.judged_pairs if limit is None else min(limit, self.data.judged_pairs)
@@ -132,7 +129,7 @@ class PreferenceTask(ConversationTask):
         return {**super().judge(model, limit), **preferred, "margin_nats": float(found.double().mean())}
 
     @torch.no_grad()
-    def _margins(self, model: BitNetTransformer, batch: Batch) -> Tensor:
+    def _margins(self, model: Decoder, batch: Batch) -> Tensor:
         on_device = batch.to(model.device)
         return margins(model(on_device.input_ids), on_device).cpu()
 

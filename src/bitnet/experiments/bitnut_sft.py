@@ -38,6 +38,7 @@ from bitnet.experiments.bitnut import QUICK as BASE_QUICK
 from bitnet.experiments.bitnut import REFERENCE as BASE_REFERENCE
 from bitnet.experiments.conversation_data import ConversationData
 from bitnet.experiments.recipes import QUICK_MUON
+from bitnet.generate.decoder import Decoder
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.chat import question, question_ids
 from bitnet.text.tokenizer import load_tokenizer
@@ -164,7 +165,7 @@ class ConversationTask:
             parts, seq_len=self.config.train.seq_len, batch_size=ROWS, pad_id=self.tokenizer.pad_id
         )
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """How it answers held-out prompts; without a limit also losses, with those of the start weights
         beside them.
         """
@@ -186,7 +187,7 @@ class ConversationTask:
         )
         return metrics if limit is not None else metrics | self._losses(model)
 
-    def _losses(self, model: BitNetTransformer) -> dict[str, float]:
+    def _losses(self, model: Decoder) -> dict[str, float]:
         """forgetting: nats per token on the text before, against the start weights; nats_before: theirs on
         held-out answers.
         """
@@ -207,7 +208,7 @@ class ConversationTask:
         now, then = (held_out_loss(one, windows, self.tokenizer)["nats_per_token"] for one in (model, base))
         return {"nats_before": before, "text_nats_before": then, "text_nats": now, "forgetting": now - then}
 
-    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+    def show(self, model: Decoder, count: int) -> list[Shown]:
         """A few held-out prompts with the model's answers."""
         asked = evenly(self.found.held_out, count)
         return [
@@ -215,9 +216,7 @@ class ConversationTask:
             for one, answer in zip(asked, self._answers(model, asked)[0], strict=True)
         ]
 
-    def _answers(
-        self, model: BitNetTransformer, asked: Sequence[Conversation]
-    ) -> tuple[list[str], list[bool]]:
+    def _answers(self, model: Decoder, asked: Sequence[Conversation]) -> tuple[list[str], list[bool]]:
         """Sampled answers to the first question of each, and whether they ended by themselves."""
         prompts = [question_ids(one.turns[0].human, self.tokenizer, self.data.speaker) for one in asked]
         room = model.config.max_seq_length - max(len(prompt) for prompt in prompts)

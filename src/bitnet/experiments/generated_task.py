@@ -15,7 +15,7 @@ from typing import ClassVar, Generic, TypeVar
 from bitnet.data.generated import Example, ExampleTable, Layout, LossOn, TableRows
 from bitnet.data.stream import Batch
 from bitnet.evaluate.continuations import Mode, continuations
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.text.characters import CharacterTokenizer
 from bitnet.train.config import RunConfig
 from bitnet.train.experiment import Shown
@@ -51,7 +51,7 @@ class GeneratedTask(ABC, Generic[Case]):
         """A case as a prompt and its own right answer."""
 
     @abstractmethod
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """Success metrics on held-out cases, with `..._cases` beside each; at most `limit` cases."""
 
     @cached_property
@@ -88,7 +88,7 @@ class GeneratedTask(ABC, Generic[Case]):
         cases = self.held_out_cases[: self.config.train.eval_cases]
         return [ExampleTable.of(map(self.example_of, cases), self.tokenizer).batch(self.loss_on)]
 
-    def answers(self, model: BitNetTransformer, cases: Sequence[Case], mode: Mode = "greedy") -> list[str]:
+    def answers(self, model: Decoder, cases: Sequence[Case], mode: Mode = "greedy") -> list[str]:
         """What the model writes after each prompt, with the end mark where it came."""
         asked = [self.example_of(case) for case in cases]
         longest = self.longest_answer or max(len(example.answer) for example in asked)
@@ -105,7 +105,7 @@ class GeneratedTask(ABC, Generic[Case]):
         """Whether each answer is right."""
         return [self.example_of(case).answer == answer for case, answer in zip(cases, answers, strict=True)]
 
-    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+    def show(self, model: Decoder, count: int) -> list[Shown]:
         """A few held-out cases with the model's answers. One that is right, though not the case's own, is
         what is expected.
         """

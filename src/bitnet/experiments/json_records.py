@@ -29,7 +29,7 @@ from bitnet.evaluate.continuations import Mode
 from bitnet.experiments.generated_task import GeneratedTask
 from bitnet.experiments.recipes import PLAN, QUICK_CHARACTERS
 from bitnet.experiments.shapes import ARITHMETIC, SMALL
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.train.config import RunConfig
 from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Variant
@@ -209,7 +209,7 @@ class JsonTask(GeneratedTask[Beginning]):
         """A case as text."""
         return Example(case.prompt, case.rest)
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """The shares that are valid, greedy and sampled, and the share that keeps what was given both
         ways.
         """

@@ -21,7 +21,7 @@ from bitnet.evaluate.loss import held_out_loss
 from bitnet.evaluate.writing import looping, vocabulary, writing_metrics
 from bitnet.experiments.ready_text import ready_shards
 from bitnet.experiments.text_data import text_data
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.experiment import Shown
 
@@ -107,7 +107,7 @@ class TextTask:
         )
         return next(starts, 0)
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """Numbers about the writing; without a limit also the loss over judged_sequences windows."""
         prompts = self.held_out_prompts[:limit]
         beginnings = [self.tokenizer.decode(prompt.ids) for prompt in prompts]
@@ -118,7 +118,7 @@ class TextTask:
             metrics |= held_out_loss(model, self._windows(self.data.judged_sequences), self.tokenizer)
         return metrics
 
-    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+    def show(self, model: Decoder, count: int) -> list[Shown]:
         """A few held-out beginnings with what the model makes of them, sampled; there is no right answer."""
         prompts = self.held_out_prompts[:count]
         texts = self._continued(model, prompts, "typical")
@@ -127,7 +127,7 @@ class TextTask:
             for prompt, text in zip(prompts, texts, strict=True)
         ]
 
-    def _continued(self, model: BitNetTransformer, prompts: Sequence[Prompt], mode: Mode) -> list[str]:
+    def _continued(self, model: Decoder, prompts: Sequence[Prompt], mode: Mode) -> list[str]:
         room = model.config.max_seq_length - max(len(prompt.ids) for prompt in prompts)
         ids = continued_ids(
             model,

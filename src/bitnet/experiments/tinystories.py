@@ -25,8 +25,8 @@ from bitnet.experiments.real_text import HEADLINE, TextTask
 from bitnet.experiments.recipes import QUICK_MUON
 from bitnet.experiments.shapes import TINYSTORIES
 from bitnet.experiments.text_data import TextData
+from bitnet.generate.decoder import Decoder
 from bitnet.nn.config import BitNetConfig
-from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import RunConfig, TrainConfig
 from bitnet.train.experiment import Criterion, Experiment, Variant
 
@@ -116,7 +116,7 @@ class StoriesTask(TextTask):
 
     prompts = PROMPTS
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """The figures of every text, and the share of minimal pairs in which the grammatical sentence is the
         likelier one.
         """

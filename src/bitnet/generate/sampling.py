@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from bitnet.bounds import MOST_ENTRIES, SEEDS, within
 from bitnet.errors import ConfigError, NotFiniteError
+from bitnet.files import stable_number
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +42,10 @@ class Sampling:
             raise ConfigError(f"top_p is {self.top_p}; it must be above 0 and at most 1")
         within("top_k", self.top_k, 1, MOST_ENTRIES)
         within("seed", self.seed, *SEEDS)
+
+    def of_text(self, number: int) -> Sampling:
+        """The same with a seed of its own for each of several texts; the first has this one."""
+        return replace(self, seed=stable_number(f"{self.seed}|{number}", size=4)) if number else self
 
     def generator(self, device: torch.device) -> torch.Generator:
         """A random source of its own, so that sampling never disturbs training."""
@@ -75,22 +82,27 @@ def probabilities(logits: Tensor, sampling: Sampling) -> Tensor:
     return probs
 
 
-def choose(logits: Tensor, sampling: Sampling, generator: torch.Generator) -> Tensor:
-    """Next ids. logits: (B, V). Returns int64 (B,). Raises NotFiniteError where a row has no distribution."""
-    import torch
-
+def choose(logits: Any, sampling: Sampling, generator: torch.Generator | None) -> Any:
+    """Next ids. logits: (B, V), a tensor or a NumPy array. Returns int64 (B,), of the same kind where it is
+    greedy and else a tensor. Raises NotFiniteError where a row has no distribution.
+    """
     refuse_broken(logits)
     if sampling.temperature == 0:
         return logits.argmax(-1)
+    import torch
+
+    logits = torch.as_tensor(logits)
     return torch.multinomial(probabilities(logits, sampling), 1, generator=generator).squeeze(-1)
 
 
-def refuse_broken(logits: Tensor) -> None:
+def refuse_broken(logits: Any) -> None:
     """Raise NotFiniteError where a row's largest logit is NaN or infinite. logits: (..., V).
 
-    A single -inf only excludes a token.
+    A single -inf only excludes a token. A tensor or a NumPy array.
     """
-    import torch
-
-    if not bool(torch.isfinite(logits.amax(-1)).all()):  # amax passes a NaN on
+    if isinstance(logits, np.ndarray):
+        finite = np.isfinite(logits.max(-1)).all()
+    else:
+        finite = logits.amax(-1).isfinite().all()
+    if not bool(finite):  # the largest of a row with a NaN is that
         raise NotFiniteError(NO_DISTRIBUTION)

@@ -12,12 +12,10 @@ import re
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
-import torch
-
 from bitnet.errors import DataError
 from bitnet.generate.decode import ReadText, stream
+from bitnet.generate.decoder import Decoder
 from bitnet.generate.sampling import Sampling
-from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.chat import HUMAN, SPEAKER, Turn, question_ids, system_line, turn_ids
 from bitnet.text.tokenizer import Tokenizer
 
@@ -30,7 +28,7 @@ class ChatSession:
     none.
     """
 
-    model: BitNetTransformer
+    model: Decoder
     tokenizer: Tokenizer
     speaker: str = SPEAKER
     system: str = ""
@@ -92,19 +90,18 @@ class ChatSession:
 
     def _pieces(self, ids: list[int], sampling: Sampling) -> Iterator[str]:
         """What may be shown of an answer, as soon as it may."""
-        prompt = torch.tensor([ids], dtype=torch.int64, device=self.model.device)
         labels = Labels(HUMAN, self.speaker)
         new: list[int] = []
         shown, text = 0, ""
         self.ended = False
         said = stream(
-            self.model, prompt, max_new_tokens=self.max_new_tokens, sampling=sampling, memory=self._memory
+            self.model, ids, max_new_tokens=self.max_new_tokens, sampling=sampling, memory=self._memory
         )
         for chosen, _ in said:
-            if int(chosen) == self.tokenizer.eos_id:
+            if chosen == self.tokenizer.eos_id:
                 self.ended = True
                 break
-            new.append(int(chosen))
+            new.append(chosen)
             # All of it is decoded again: the text of a token may depend on the one before.
             text = self.tokenizer.decode(new).lstrip()
             end = labels.safe(text)

@@ -12,8 +12,8 @@ from torch import Tensor
 from bitnet.errors import NotFiniteError
 from bitnet.files import stable_number
 from bitnet.generate.decode import stream
+from bitnet.generate.decoder import Decoder
 from bitnet.generate.sampling import GREEDY, STRESS, TYPICAL
-from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 
 MODES = {"greedy": GREEDY, "typical": TYPICAL, "stress": STRESS}
@@ -32,7 +32,7 @@ def entropy_nats(logits: Tensor) -> float:
 
 
 def snapshot(
-    model: BitNetTransformer,
+    model: Decoder,
     tokenizer: Tokenizer,
     prompt: str,
     *,
@@ -46,17 +46,16 @@ def snapshot(
     Where the logits become NaN or infinite the sample ends, and `non_finite` is true.
     """
     prompt_ids = tokenizer.encode(prompt)
-    ids = torch.tensor([prompt_ids], dtype=torch.int64, device=model.device)
     stops = {tokenizer.eos_id, *(tokenizer.encode(stop) if stop else ())}
     new: list[int] = []
     details: list[dict[str, Any]] = []
     broken = False
     sampling = dataclasses.replace(MODES[mode], seed=seed)
     try:
-        for chosen, logits in stream(model, ids, max_new_tokens=max_new_tokens, sampling=sampling):
+        for chosen, logits in stream(model, prompt_ids, max_new_tokens=max_new_tokens, sampling=sampling):
             if len(details) < DETAILED:
-                details.append({"pos": len(details), **_distribution(logits[0], tokenizer)})
-            new.append(int(chosen))
+                details.append({"pos": len(details), **_distribution(torch.as_tensor(logits), tokenizer)})
+            new.append(chosen)
             if new[-1] in stops:
                 break
     except NotFiniteError:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from copy import copy
+
 import torch
 from torch import Tensor
 
@@ -40,6 +42,12 @@ class KVCache:
         """Keep only these rows of the batch (int64 indices or a boolean mask)."""
         self.keys = self.keys[:, rows]
         self.values = self.values[:, rows]
+
+    def part(self, rows: slice | Tensor, length: int) -> KVCache:
+        """These rows as if they had read `length` tokens: a slice in place, int64 (n,) as a copy."""
+        part = copy(self)
+        part.keys, part.values, part.length = self.keys[:, rows], self.values[:, rows], length
+        return part
 
     def branch(self, rows: Tensor, room: int) -> KVCache:
         """A new cache that holds these rows of this one and has room for more tokens. rows: int64 (n,)."""

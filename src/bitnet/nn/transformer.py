@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import BitLinear, Product
+from bitnet.nn.cached_rows import CachedRows
 from bitnet.nn.config import Activation, BitNetConfig
 from bitnet.nn.kv_cache import KVCache
 from bitnet.nn.packed_linear import InputGradient
@@ -122,6 +123,7 @@ class BitNetTransformer(nn.Module):
 
     cos: Tensor
     sin: Tensor
+    mixes_lengths = False  # rows of one length are computed together
 
     def __init__(self, config: BitNetConfig) -> None:
         super().__init__()
@@ -195,6 +197,10 @@ class BitNetTransformer(nn.Module):
         like = self.final_norm.weight
         return KVCache(config.num_layers, rows, config.num_kv_heads, room, config.head_dim, like=like)
 
+    def new_rows(self, count: int, capacity: int | None = None) -> CachedRows:
+        """Room for `count` texts of up to `capacity` tokens (default: max_seq_length)."""
+        return CachedRows(self, count, capacity)
+
     def hidden(
         self, input_ids: Tensor, cache: KVCache | None = None, segments: Tensor | None = None
     ) -> Tensor:
@@ -222,11 +228,6 @@ class BitNetTransformer(nn.Module):
             cache.advance(input_ids.shape[1])
         hidden: Tensor = self.final_norm(x)
         return hidden
-
-    def next_logits(self, input_ids: Tensor, cache: KVCache) -> Tensor:
-        """Read on after a cache: logits after the last token. input_ids: int64 (B, T). Returns (B, V)."""
-        logits: Tensor = self(input_ids, cache)[:, -1]
-        return logits
 
     def forward(
         self,

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 from bitnet.data.stream import Batch, RowSource
+from bitnet.generate.decoder import Decoder
 from bitnet.nn.config import BitNetConfig
-from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import Tokenizer
 from bitnet.train.config import RunConfig
 from bitnet.units import parameters_label
@@ -91,11 +91,11 @@ class Task(Protocol):
         """Held-out batches, always the same, that the evaluation loss is measured on."""
         ...
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """Success metrics on held-out cases, with `..._cases` beside each; at most `limit` cases."""
         ...
 
-    def show(self, model: BitNetTransformer, count: int) -> list[Shown]:
+    def show(self, model: Decoder, count: int) -> list[Shown]:
         """A few held-out cases with the model's answers."""
         ...
 

@@ -7,7 +7,7 @@ import pytest
 from models import needs_kernels, small_model
 from numpy.typing import NDArray
 
-from bitnet.engine.from_torch import PackedTransformer, packed
+from bitnet.engine.from_torch import packed
 from bitnet.experiments.tictactoe.explorer import NOT_READ, Choices, Explorer, own_choices
 from bitnet.experiments.tictactoe.games import ALPHABET
 from bitnet.experiments.tictactoe.read_texts import PackedTexts, TorchTexts
@@ -50,14 +50,14 @@ def test_walkers_find_what_the_model_finds(
 ) -> None:
     """Many lines are read in place, few with all their children at once; walkers share the tree."""
     monkeypatch.setattr(PackedTexts, "few", few)
-    drop_in = PackedTransformer(packed(model, head="f32", threads=walkers))
+    drop_in = packed(model, head="f32", threads=walkers)
     assert sum(int((cells != NOT_READ).sum()) for cells in expected.cells) > 50
     assert same(Explorer(drop_in, TOKENIZER, wanted=some_children, results=True).explore(), expected)
 
 
 @pytest.mark.parametrize("side", [0, 1])
 def test_own_lines_are_followed_as_the_model_plays(model: BitNetTransformer, side: int) -> None:
-    drop_in = PackedTransformer(packed(model, head="f32", threads=2))
+    drop_in = packed(model, head="f32", threads=2)
     assert same(own_choices(drop_in, TOKENIZER, side), own_choices(model, TOKENIZER, side))
 
 

@@ -27,7 +27,7 @@ from bitnet.experiments.python_subset.functions import END, Function, evaluation
 from bitnet.experiments.python_subset.sandbox import Program, run_programs
 from bitnet.experiments.recipes import PLAN, QUICK_CHARACTERS
 from bitnet.experiments.shapes import ARITHMETIC, SMALL
-from bitnet.nn.transformer import BitNetTransformer
+from bitnet.generate.decoder import Decoder
 from bitnet.train.config import RunConfig
 from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Variant
@@ -84,7 +84,7 @@ class PythonTask(GeneratedTask[Function]):
         """A function as text."""
         return case.example
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """parses: well-formed, and ended; right, and right_<kind>: computes what the name says."""
         cases = self.held_out_cases[:limit]
         bodies = self.answers(model, cases)

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from bitnet.engine.from_torch import PackedTransformer
+from bitnet.engine.decoder import PackedDecoder
 from bitnet.experiments.tictactoe.game_tree import (
     BETWEEN,
     MARKS,
@@ -29,6 +29,7 @@ from bitnet.experiments.tictactoe.game_tree import (
     question,
 )
 from bitnet.experiments.tictactoe.read_texts import MAX_ROWS, PackedTexts, Texts, TorchTexts
+from bitnet.generate.decoder import Decoder
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import PAD, Tokenizer
 
@@ -57,12 +58,7 @@ class Explorer:
     """Reads a model's answers down the tree."""
 
     def __init__(
-        self,
-        model: BitNetTransformer,
-        tokenizer: Tokenizer,
-        *,
-        wanted: Wanted | None = None,
-        results: bool = False,
+        self, model: Decoder, tokenizer: Tokenizer, *, wanted: Wanted | None = None, results: bool = False
     ) -> None:
         """wanted(depth, parents, cells): which children to go on with (default all); results: also read the
         result lines.
@@ -84,12 +80,13 @@ class Explorer:
         with parts of the tree of its own: a walker never waits for another, as threads inside a product do.
         """
         longest = len(self.tokenizer.encode(question(range(8)) + BETWEEN + RESULTS[X_WINS])) + 1
-        if not isinstance(self.model, PackedTransformer):
-            self._walk(TorchTexts(self.model, self.model.new_cache(1, longest)))
+        if not isinstance(self.model, PackedDecoder):
+            model = cast(BitNetTransformer, self.model)
+            self._walk(TorchTexts(model, model.new_cache(1, longest)))
             return self.choices
 
-        walkers = range(self.model.decoder.threads)
-        texts = [PackedTexts.of(self.model.decoder, longest, (number, len(walkers))) for number in walkers]
+        walkers = range(self.model.threads)
+        texts = [PackedTexts.of(self.model, longest, (number, len(walkers))) for number in walkers]
         with ThreadPoolExecutor(len(walkers)) as pool:
             list(pool.map(self._walk, texts))
         return self.choices
@@ -163,12 +160,12 @@ def _parts(indices: IntArray) -> Iterator[IntArray]:
         yield indices[start : start + MAX_ROWS]
 
 
-def every_choice(model: BitNetTransformer, tokenizer: Tokenizer) -> Choices:
+def every_choice(model: Decoder, tokenizer: Tokenizer) -> Choices:
     """The model's answer in every unfinished line and its result line after every finished one."""
     return Explorer(model, tokenizer, results=True).explore()
 
 
-def own_choices(model: BitNetTransformer, tokenizer: Tokenizer, side: int) -> Choices:
+def own_choices(model: Decoder, tokenizer: Tokenizer, side: int) -> Choices:
     """The model's answers in the lines that can come up when it plays one side (0 for X) against every
     reply.
     """
@@ -181,7 +178,7 @@ def own_choices(model: BitNetTransformer, tokenizer: Tokenizer, side: int) -> Ch
 
 
 @torch.no_grad()
-def sampled_choices(model: BitNetTransformer, tokenizer: Tokenizer, count: int) -> Choices:
+def sampled_choices(model: Decoder, tokenizer: Tokenizer, count: int) -> Choices:
     """The model's answer in `count` unfinished lines, always the same ones. Each text is read as a whole."""
     explorer = Explorer(model, tokenizer)
     tree = game_tree()

@@ -39,8 +39,8 @@ from bitnet.experiments.tictactoe.game import TicTacToe
 from bitnet.experiments.tictactoe.game_tree import BETWEEN, question
 from bitnet.experiments.tictactoe.games import ALPHABET, all_games, all_rows
 from bitnet.experiments.tictactoe.scores import legal_rate, play_out, result_rate
+from bitnet.generate.decoder import Decoder
 from bitnet.nn.config import BitNetConfig
-from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.config import RunConfig
 from bitnet.train.data_config import DataConfig
 from bitnet.train.experiment import Criterion, Experiment, Variant
@@ -119,7 +119,7 @@ class TicTacToeTask(GeneratedTask[Example]):
         games = self.held_out_cases[: self.config.train.eval_cases]
         return [ExampleTable.of(games, self.tokenizer).batch(self.loss_on)]
 
-    def judge(self, model: BitNetTransformer, limit: int | None = None) -> dict[str, float]:
+    def judge(self, model: Decoder, limit: int | None = None) -> dict[str, float]:
         """Legal moves, result lines, and both trees of replies: all of them, or rates on `limit` cases with
         both trees.
         """
