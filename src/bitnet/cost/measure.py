@@ -134,6 +134,10 @@ def measure(
     deadline = time.perf_counter() + (SECONDS if seconds is None else seconds)
     part: _Part | None = None
     times: list[tuple[float, float]] = []
+    # As the whole run would choose, not each part.
+    bf16 = choose_machine(train, device, model=model).bf16
+    if train.precision == "auto":
+        train = dataclasses.replace(train, precision="bf16" if bf16 else "fp32")
     for some_model, some_train in parts(model, train):
         if part is not None:
             expected = sum(times[-1]) * micro_batch_flops(some_model, some_train) / part.flops

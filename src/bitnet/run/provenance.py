@@ -20,6 +20,7 @@ def provenance(
     gradient_dtype: str,
     compiled: bool,
     fused_loss: bool,
+    precision_timed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """meta/provenance.json: the seeds' keys, then what else decides a result."""
     import torch
@@ -47,6 +48,7 @@ def provenance(
         "gradient_dtype": gradient_dtype,
         "compiled": compiled,
         "fused_loss": fused_loss,
+        "precision_timed": precision_timed,
     }
 
 

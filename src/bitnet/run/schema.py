@@ -92,9 +92,16 @@ PROVENANCE = {
     "platform": "",
     "linear_product": "how ternary layers multiply: packed, int8 or float; a resumed run goes on with it",
     "input_gradient": "how packed layers compute the gradient of their inputs: int8 or float; as above",
-    "gradient_dtype": "dtype of the gradient products on the packed and int8 paths",
+    "gradient_dtype": (
+        "number format of autocast and of gradient products: float32, bfloat16 or float16; what precision "
+        "auto chose, and a resumed run goes on with"
+    ),
     "compiled": "whether torch.compile made the model that trained",
     "fused_loss": "whether head and cross-entropy were computed together; a resumed run goes on with it",
+    "precision_timed": (
+        "fp32_ms, bf16_ms: estimated forward and backward of a micro-batch, which chose the format on a CPU; "
+        "remembered: whether an earlier run measured them; null where nothing was measured"
+    ),
 }
 FINGERPRINT = {
     "dataset_name": "",

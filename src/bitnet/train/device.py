@@ -14,6 +14,7 @@ from bitnet.nn.bitlinear import Product, has_fast_int8
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient, has_fast_packed
 from bitnet.train.config import TrainConfig
+from bitnet.train.precision import Measurement, measured
 
 AUTO_INPUT_GRADIENT: InputGradient = "float"
 """What `auto` takes with packed products. int8 is faster, and becomes the default here, in this line, once
@@ -39,6 +40,8 @@ class Machine:
     """How packed products compute the gradient of their inputs."""
     fused_loss: bool = False
     """Whether the head and the cross-entropy are computed together (head_loss.py)."""
+    timed: Measurement | None = None
+    """The measurement that chose between bf16 and fp32, if it was one."""
 
     @property
     def gradient_dtype(self) -> torch.dtype:
@@ -75,16 +78,25 @@ def choose_machine(
             "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly "
             "than fp32, and no more exactly than bf16; use --train.precision bf16 or fp32, or --device cuda"
         )
-    fast_bf16 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-    bf16 = fast_bf16 if config.precision == "auto" else config.precision == "bf16"
     product = choose_product(config, device, before or {})
+    fused_loss = choose_fused_loss(config, before or {}, model)
+    bf16, timed = config.precision == "bf16", None
+    if config.precision == "auto" and "gradient_dtype" in (before or {}):
+        # On any machine: a curve in another format would be another curve.
+        bf16 = _recorded(before or {}, "gradient_dtype", ("float32", "bfloat16")) == "bfloat16"
+    elif config.precision == "auto" and device.type == "cuda":
+        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
+    elif config.precision == "auto" and model is not None and not before:
+        timed = measured(model, config, product, fused_loss=fused_loss)
+        bf16 = timed is not None and timed.bf16_pays
     return Machine(
         device,
         product,
         bf16,
         fp16=config.precision == "fp16",
         input_gradient=choose_input_gradient(config, product, before or {}),
-        fused_loss=choose_fused_loss(config, before or {}, model),
+        fused_loss=fused_loss,
+        timed=timed,
     )
 
 

@@ -160,6 +160,11 @@ def _open_session(
     # A run goes on with the products that it began with, where its settings leave the choice to us.
     before = last_session(layout) if layout.checkpoint_steps() else {}
     machine = choose_machine(config.train, options.device, before, config.model)
+    if machine.timed is not None:
+        say(
+            f"precision {'bf16' if machine.bf16 else 'fp32'}: forward and backward take about "
+            f"{machine.timed.bf16_ms:.0f} ms in bf16 and {machine.timed.fp32_ms:.0f} ms in fp32"
+        )
     keep_freed_memory()
     seed_everything(config.train.seed)
     model = BitNetTransformer(config.model).to(machine.device)
