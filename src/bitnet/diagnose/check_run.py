@@ -209,7 +209,7 @@ def _again(subject: Subject, before: Checkpoint) -> tuple[list[float], dict[str,
     """The losses of the next two updates after a checkpoint, and the weights after the first."""
     model = subject.new_model(subject.config)
     checkpoints.load_weights(model, before)
-    optimizers = subject.new_optimizers(model)
+    optimizers = subject.run_optimizers(model)
     optimizers.load_state_tensors(before.optimizer)
     losses: list[float] = []
     after: dict[str, Tensor] = {}

@@ -132,8 +132,16 @@ class Subject:
         return new_model(shape, self.settings.train, self.device, self.before)
 
     def new_optimizers(self, model: BitNetTransformer, **changes: Any) -> Optimizers:
-        """Fresh optimizers of a model."""
-        return Optimizers(model, dataclasses.replace(self.settings.train, **changes).optimizer_config())
+        """Fresh optimizers of a model, to be compared with their definition. On a CPU, Muon iterates in
+        float32 whatever the run asks for, since in bfloat16 it is further off than some faults are.
+        """
+        changed = dataclasses.replace(self.settings.train, **{"muon_precision": "auto", **changes})
+        return Optimizers(model, changed.optimizer_config())
+
+    def run_optimizers(self, model: BitNetTransformer) -> Optimizers:
+        """Fresh optimizers in the run's own number formats, to repeat its updates."""
+        train = self.settings.train
+        return Optimizers(model, train.optimizer_config(), bf16=self._machine(train).bf16)
 
     def rates_at(self, step: int, **changes: Any) -> Rates:
         """Learning rate and weight decay of an update."""
