@@ -196,6 +196,16 @@ def test_logits_that_are_not_finite_spoil_their_own_row_only(path: str, bad: flo
     assert (masked == 0).all()
 
 
+def test_angles_targets_and_weights_may_be_views_and_of_other_formats(path: str) -> None:
+    cos, sin = (table.bfloat16() for table in rotary_table(6, 4, 10_000.0))
+    qkv, wide = randn(2, 4, 24), (cos.float(), sin.float())
+    for ours, theirs in zip(passes.rotary(qkv, cos, sin, 2, 1), passes.rotary(qkv, *wide, 2, 1), strict=True):
+        assert torch.equal(ours, theirs)
+    targets, scored = torch.arange(8)[::2], torch.tensor([True, False] * 4)[::2]
+    expected = F.cross_entropy(randn(4, 9), targets, reduction="none")
+    torch.testing.assert_close(passes.cross_entropy(randn(4, 9), targets, scored), expected)
+
+
 def test_a_target_that_no_logit_has_is_refused_before_anything_is_written(path: str) -> None:
     for target in (-1, 5):
         logits = randn(2, 5)

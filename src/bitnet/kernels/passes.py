@@ -12,12 +12,11 @@
     layer = pack_weight(weight, rows)               a latent weight to packed tiles, both orientations
 
 Backward pass of a ternary layer y = (Q C^T) * d * s, with dL/dy as g: dL/dx = (g * s) C, whose rows are
-quantised (codes, step), and dL/dW = (g * d)^T Q, where `scaled` is g * d and the codes Q are exact in
-bfloat16.
+quantised (codes, step), and dL/dW = (g * d)^T Q: `scaled` is g * d, and codes are exact in bfloat16.
 
-CPU tensors of float32 and bfloat16 go to C where library.path() names a path; others to plain_passes.py,
-which is the reference. All is computed in float32 and rounded once. Sums have a fixed order in C: the same
-bits on every path and for any number of threads. No operation here has a gradient of its own.
+CPU tensors of float32 and bfloat16 go to C where library.path() names a path; others to plain_passes.py, the
+reference. All is computed in float32 and rounded once, and C takes sums in a fixed order: the same bits on
+every path and for any number of threads. No operation here has a gradient of its own.
 """
 
 from __future__ import annotations
@@ -90,10 +89,8 @@ def _quantize_gradient(
     run = _op("quantize_gradient", _gradient)
     like = grad if gate_up is None else gate_up
     flat = None if gate_up is None else _flat(gate_up)
-    columns = _vector(row_scale)
-    if columns is None:
-        columns = torch.ones(like.shape[-1], device=like.device)
-    factors = columns * GRADIENT_FACTOR
+    ones = torch.ones(like.shape[-1], device=like.device)
+    factors = (ones if row_scale is None else row_scale.detach().float().reshape(-1)) * GRADIENT_FACTOR
     codes, step, scaled = run(_flat(grad), flat, activation, factors, _vector(input_step), dtype)
     step = (step / GRADIENT_FACTOR).view(*like.shape[:-1], 1)
     return QuantizedGradient(codes.view(like.shape), step, scaled.view(like.shape))
@@ -139,9 +136,10 @@ def rotary(
     qkv: Tensor, cos: Tensor, sin: Tensor, heads: int, kv_heads: int, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, H, T, D), keys and values (B, G, T, D) in `dtype`, of which queries and keys are turned by
-    their positions. qkv: (B, T, (H + 2G) D); cos, sin: float32 (T, D), both halves alike.
+    their positions. qkv: (B, T, (H + 2G) D); cos, sin: (T, D), both halves alike.
     """
-    q, k, v = _op("rotary", _rotary)(qkv.detach().contiguous(), cos, sin, heads, kv_heads, dtype)
+    table = cos.float().contiguous(), sin.float().contiguous()
+    q, k, v = _op("rotary", _rotary)(qkv.detach().contiguous(), *table, heads, kv_heads, dtype)
     return q, k, v
 
 
@@ -155,7 +153,8 @@ def rotary_gradient(
 ) -> Tensor:
     """The backward pass of rotary: gradients of heads, in any layout, to (B, T, (H + 2G) D) in `dtype`."""
     grads = [g.detach() if g.stride(-1) == 1 else g.detach().contiguous() for g in (grad_q, grad_k, grad_v)]
-    out: Tensor = _op("rotary_gradient", _rotary_gradient)(*grads, cos, sin, dtype)
+    table = cos.float().contiguous(), sin.float().contiguous()
+    out: Tensor = _op("rotary_gradient", _rotary_gradient)(*grads, *table, dtype)
     return out
 
 
@@ -169,7 +168,8 @@ def cross_entropy(logits: Tensor, targets: Tensor, weights: Tensor) -> Tensor:
     """
     if not logits.is_contiguous():
         raise ValueError("logits are written to, so they have to be contiguous")
-    loss: Tensor = _op("cross_entropy", _cross_entropy)(logits.detach(), targets, weights.float())
+    scored = targets.contiguous(), weights.float().contiguous()
+    loss: Tensor = _op("cross_entropy", _cross_entropy)(logits.detach(), *scored)
     return loss
 
 
