@@ -14,6 +14,7 @@ from typing import NamedTuple, get_args
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from bitnet.diagnose.finding import Check, Part
 from bitnet.diagnose.subject import Subject
@@ -37,9 +38,11 @@ ENGINE = Part(
 SAME_BITS = Part("engine", "the engine's own logits of the whole prompt")
 MATRIX = 1e-5
 """Relative error of a matrix of ternary codes and a scale: the last bit."""
-LOGITS: dict[DenseFormat, float] = {"f32": 0.02, "bf16": 0.08, "int8": 0.1, "int4": 0.3}
-"""Relative error of logits by the format of the head. In f32 an input on the edge of a code, which is rare;
-the others round the embeddings too, which moves such inputs (measured on twins 0.027, 0.039 and 0.091)."""
+LOGITS: dict[DenseFormat, float] = {"f32": 0.06, "bf16": 0.08, "int8": 0.1, "int4": 0.3}
+"""Relative error of a token's logits by the format of the head; the median of the tokens counts. In f32 an
+input on the edge of a code moves those of its token and of later ones (measured 0.02, on one of 14 trained
+models); the other formats round the embeddings too, which moves many such inputs (measured on twins 0.03,
+0.04 and 0.09)."""
 TOKENS = 24
 
 
@@ -109,14 +112,22 @@ def readings(
     right = [model(text.unsqueeze(0))[0, half - 1 :] for text in (ids[0], mixed)]
     found = read_in_ways(decoder, ids.tolist(), half)
 
-    errors = {one.way: off(torch.from_numpy(one.logits), right[one.mixed]) for one in found}
+    errors = {one.way: usual_error(one.logits, right[one.mixed]) for one in found}
     other = f"the engine computes other logits than the model (head {head})"
-    yield ENGINE(f"the engine's logits are the model's{kind}", other).below(errors, LOGITS[head])
+    yield ENGINE(f"the engine's logits are the model's{kind}", other).below(
+        errors, LOGITS[head], "relative error of the median token"
+    )
     whole = {one.mixed: one.logits for one in found if one.way.endswith("as a prompt")}
     differ = [one.way for one in found if not np.array_equal(one.logits, whole[one.mixed])]
     yield SAME_BITS(
         f"every way of reading gives the same bits{kind}", "keys, values or positions are wrong"
     ).none(differ, "ways with other logits")
+
+
+def usual_error(found: Array, right: Tensor) -> float:
+    """The median over tokens of the relative error of their logits. found, right: (T, V)."""
+    errors = [off(one, other) for one, other in zip(torch.from_numpy(found), right.cpu(), strict=True)]
+    return sorted(errors)[len(errors) // 2]
 
 
 def read_in_ways(decoder: PackedDecoder, ids: list[list[int]], half: int) -> list[Reading]:
@@ -174,7 +185,7 @@ def heads(model: BitNetTransformer) -> Check:
     shares = {}
     for form in get_args(DenseFormat):
         found = packed(model, head=form).new_rows(1).read({0: ids[0].tolist()}, every=True)
-        shares[f"head {form}"] = off(torch.from_numpy(found), right) / LOGITS[form]
+        shares[f"head {form}"] = usual_error(found, right) / LOGITS[form]
     return ENGINE("every format of the head, AdamW twin", "its codes or scales are wrong").below(
         shares, 1.0, "of the error that its format allows"
     )
