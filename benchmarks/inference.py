@@ -71,7 +71,7 @@ Call = Callable[[], int]
 
 def empty_matrix(form: Format, out: int, width: int) -> Matrix:
     none: Array = np.empty(0, np.uint8)
-    matrix = Matrix(form, out, width, none, none, int8_inputs=form == "ternary")
+    matrix = Matrix(form, out, width, none, none, int8_inputs=form in ("ternary", "int8", "int4"))
     return matrix._replace(data=aligned_bytes(data_bytes(matrix)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from models import needs_kernels, random_ids, small_model, torch_logits
 
 from bitnet.engine import decoder as engine
@@ -131,14 +132,36 @@ def test_rows_of_different_lengths_are_read_together_as_if_each_were_alone() -> 
 
 
 @pytest.mark.parametrize("head", ["f32", "int8", "int4"])
-def test_a_large_head_for_many_rows_gives_the_logits_of_each_row_alone(head: Any) -> None:
+def test_a_large_head_for_many_rows_gives_the_logits_of_each_row_alone(
+    path: str, use: Callable[[Any, str], None], head: Any
+) -> None:
     """The head is multiplied a group of tiles at a time; here it has several groups, the last one shorter."""
     model = small_model(vocab_size=1111, hidden_size=512, num_layers=1, ffn_hidden_size=32)
     rows = packed(model, head=head).new_rows(7)
     together = rows.read({row: [row] for row in range(6)})
+    use(None, "scalar")
     for row in range(6):
         rows.take_back(6, 0)
         assert np.array_equal(rows.read({6: [row]})[0], together[row])
+
+
+def test_an_integer_head_takes_its_inputs_as_int8_codes() -> None:
+    """The weights are whole numbers of 1/128 that int8 holds exactly, so that only the inputs are rounded."""
+    model = small_model(weights="full", activations="full", embeddings_tied=False)
+    with torch.no_grad():
+        model.lm_head.weight.copy_(torch.randint(-127, 128, model.lm_head.weight.shape) / 128)
+        model.lm_head.weight[:, 0] = 127 / 128  # the scale of every row is 1/128
+    ids = random_ids(model, 20)
+    head = packed(model, head="int8").weights.head
+    decoder = PackedDecoder(model.config, packed(model, head="f32").weights._replace(head=head))
+
+    with torch.no_grad():
+        hidden = model.hidden(torch.tensor([ids]))[0]
+    step = hidden.abs().amax(dim=1, keepdim=True) / 127
+    expected = ((hidden / step).round() * step) @ model.lm_head.weight.T
+    assert np.allclose(head.scale, 1 / 128)
+    found = decoder.new_rows(1).read({0: ids}, every=True)
+    assert difference(found, expected.detach().numpy()) < 1e-5
 
 
 def test_a_row_that_took_back_and_read_anew_forgets() -> None:

@@ -318,7 +318,7 @@ int main(void)
         for (int a = 0; a < count; a++) quantizing(path, rows[a % 6], sides[a], a % 2), quantizing(path, 9, 40 * sides[a], a % 2 == 0);
         for (int64_t head = FLOAT32; head < FORMATS; head++) {
             decoding(path, head, TERNARY, 1, head % 2, head / 2 % 2);
-            decoding(path, FLOAT32, head, head % 2, head / 2 % 2, head % 2);
+            for (int bytes = 0; bytes < 2; bytes++) decoding(path, FLOAT32, head, bytes, head / 2 % 2, head % 2);
         }
         for (int a = 0; a < 6; a++) training(path, rows[a], sides[a % 7 + 1]);
         training(path, 65, 300);

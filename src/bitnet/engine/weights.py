@@ -126,11 +126,17 @@ def pack_weights(
         raise _differs(odd[0])
 
     packer = _Packer(config, arrays, shapes, full or default_full(head), quantizer, threads)
-    embeddings = packer.dense("token_embeddings.weight", "int8" if head == "int4" else head)
+    # A head of integers takes the inputs that ternary layers take: 8 bits, one step for each token.
+    int8_inputs = head in ("int8", "int4")
+    embeddings = packer.dense(
+        "token_embeddings.weight", "int8" if head == "int4" else head, int8_inputs=int8_inputs
+    )
     if not config.embeddings_tied:
-        out = packer.dense("lm_head.weight", head)
+        out = packer.dense("lm_head.weight", head, int8_inputs=int8_inputs)
+    elif head == "int4":
+        out = packer.dense("token_embeddings.weight", head, int8_inputs=int8_inputs)
     else:
-        out = packer.dense("token_embeddings.weight", head) if head == "int4" else embeddings
+        out = embeddings
     layers = tuple(packer.layer(index) for index in range(config.num_layers))
     return Weights(embeddings, out, packer.norm("final_norm"), layers)
 

@@ -626,6 +626,25 @@ INLINE float quantize_finely(const float *x, int64_t in, int64_t group, void *ou
     return top < 0x7F800000 ? largest / LARGEST_FINE : largest;
 }
 
+/* The same from int8 codes: high is 0, low the code, and the step stays the caller's. */
+INLINE void spread_codes(const int8_t *codes, int64_t in, int64_t group, void *out)
+{
+    const int64_t room = (in + DENSE_PAD - 1) / DENSE_PAD * DENSE_PAD;
+    int16_t *q = out;
+    int8_t *high = (int8_t *)(q + room), *low = high + room;
+    int32_t *sums = (int32_t *)(low + room);
+    for (int64_t i = 0; i < in; i++) q[i] = codes[i];
+    for (int64_t i = in; i < room; i++) q[i] = 0;
+    memset(high, 0, (size_t)room);
+    memcpy(low, codes, (size_t)in);
+    memset(low + in, 0, (size_t)(room - in));
+    for (int64_t first = 0; first < room; first += group) {
+        int32_t sum = 0;
+        for (int64_t i = first; i < smaller(first + group, room); i++) sum += q[i];
+        sums[first / group] = sum;
+    }
+}
+
 INLINE void apply_gate(const float *gate, const float *up, int64_t in, int64_t relu2, float *out)
 {
     if (relu2) /* a NaN stays one */
@@ -648,11 +667,17 @@ INLINE void prepare_row(const struct preparing *job, int64_t row, float *work)
     if (!job->values) return;
 
     float *values = job->values + row * job->stride;
+    const int8_t *codes = job->rows.codes + row * in;
+    if (job->int8_inputs && job->group) {
+        spread_codes(codes, in, job->group, values);
+        job->fine_step[row] = job->rows.step[row];
+        return;
+    }
+
     const float *source = work;
-    if (job->int8_inputs) {
-        const int8_t *codes = job->rows.codes + row * in;
+    if (job->int8_inputs)
         for (int64_t i = 0; i < in; i++) work[i] = (float)codes[i] * job->rows.step[row];
-    } else
+    else
         source = row_values(&job->rows, row, work);
     if (job->group) job->fine_step[row] = quantize_finely(source, in, job->group, values);
     else memcpy(values, source, (size_t)in * sizeof(float));
@@ -697,6 +722,7 @@ FLOAT_PARTS(avx512, TARGET_AVX512)
  * group of inputs, and then add the groups' sums as floats. A sum of 256 codes of up to 255 times inputs of up to 32,639 stays
  * below 2^31. The cache of keys (16 positions x head width) and of values (16 dimensions x positions) are float32 tiles. */
 enum { TERNARY, FLOAT32, BFLOAT16, INT8, INT4, FORMATS };
+enum { INT8_BYTES = FORMATS, INT4_BYTES, KERNELS }; /* kernels of INT8 and INT4 for inputs whose high bytes are all 0 */
 
 typedef void (*tile_fn)(const void *tile, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y);
 
@@ -783,28 +809,95 @@ TARGET_AVX512 INLINE void vnni_int4(const uint8_t *w, const uint16_t *scale, int
     UNROLL for (int n = 0; n < width; n++) _mm512_storeu_ps(y + n * SIDE, acc[n]);
 }
 
-#define VNNI_TILES(WIDTH) \
-    TARGET_AVX512 static void int8_vnni_##WIDTH(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
-    { \
-        (void)scale, vnni_int8(w, in, x, stride, y, WIDTH); \
-    } \
-    TARGET_AVX512 static void int4_vnni_##WIDTH(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
-    { \
-        vnni_int4(w, scale, in, x, stride, y, WIDTH); \
+/* Inputs whose high bytes are 0: half the products. Two accumulators for each row, because one chain would wait for itself. */
+TARGET_AVX512 INLINE void vnni_bytes(__m512i low[8][2], __m512i codes, const int8_t *x, int64_t stride, const int chain, const int width)
+{
+    UNROLL for (int n = 0; n < width; n++) {
+        low[n][chain] = _mm512_dpbusd_epi32(low[n][chain], codes, _mm512_set1_epi32(four_inputs(x + 4 * n * stride)));
+        __asm__("" : "+v"(low[n][chain])); /* as in vnni_group */
     }
-VNNI_TILES(1)
-VNNI_TILES(4)
+}
+
+TARGET_AVX512 INLINE __m512 vnni_bytes_sum(const __m512i low[2], int offset, int32_t inputs)
+{
+    return _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_add_epi32(low[0], low[1]), _mm512_set1_epi32(offset * inputs)));
+}
+
+TARGET_AVX512 INLINE void bytes_int8(const uint8_t *w, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    const int64_t room = rounded_up(in, DENSE_PAD);
+    const int8_t *bytes = (const int8_t *)x + 3 * room;
+    const int32_t *sums = (const int32_t *)(bytes + room);
+    __m512 acc[8];
+    UNROLL for (int n = 0; n < width; n++) acc[n] = _mm512_setzero_ps();
+
+    for (int64_t first = 0; first < in; first += INT8_GROUP) {
+        __m512i low[8][2];
+        UNROLL for (int n = 0; n < width; n++) low[n][0] = low[n][1] = _mm512_setzero_si512();
+        const int64_t end = smaller(in, first + INT8_GROUP);
+        int64_t i = first;
+        for (; i + 4 < end; i += 8, w += 2 * TILE) {
+            vnni_bytes(low, _mm512_loadu_si512(w), bytes + i, stride, 0, width);
+            vnni_bytes(low, _mm512_loadu_si512(w + TILE), bytes + i + 4, stride, 1, width);
+        }
+        if (i < end) vnni_bytes(low, _mm512_loadu_si512(w), bytes + i, stride, 0, width), w += TILE;
+        UNROLL for (int n = 0; n < width; n++)
+            acc[n] = _mm512_add_ps(acc[n], vnni_bytes_sum(low[n], 128, sums[n * stride + first / INT8_GROUP]));
+    }
+    UNROLL for (int n = 0; n < width; n++) _mm512_storeu_ps(y + n * SIDE, acc[n]);
+}
+
+TARGET_AVX512 INLINE void bytes_int4(const uint8_t *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y, const int width)
+{
+    const int64_t room = rounded_up(in, DENSE_PAD);
+    const int8_t *bytes = (const int8_t *)x + 3 * room;
+    const int32_t *sums = (const int32_t *)(bytes + room);
+    const __m512i half = _mm512_set1_epi8(15);
+    __m512 acc[8];
+    UNROLL for (int n = 0; n < width; n++) acc[n] = _mm512_setzero_ps();
+
+    for (int64_t first = 0; first < in; first += INT4_GROUP, scale += SIDE) {
+        __m512i low[8][2];
+        UNROLL for (int n = 0; n < width; n++) low[n][0] = low[n][1] = _mm512_setzero_si512();
+        UNROLL for (int i = 0; i < INT4_GROUP; i += 8, w += TILE) {
+            __m512i codes = _mm512_loadu_si512(w);
+            vnni_bytes(low, _mm512_and_si512(codes, half), bytes + first + i, stride, 0, width);
+            vnni_bytes(low, _mm512_and_si512(_mm512_srli_epi32(codes, 4), half), bytes + first + i + 4, stride, 1, width);
+        }
+        __m512i bits = _mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)scale)), 16);
+        UNROLL for (int n = 0; n < width; n++) {
+            __m512 sum = vnni_bytes_sum(low[n], 8, sums[n * stride + first / INT4_GROUP]);
+            acc[n] = _mm512_add_ps(acc[n], _mm512_mul_ps(sum, _mm512_castsi512_ps(bits)));
+        }
+    }
+    UNROLL for (int n = 0; n < width; n++) _mm512_storeu_ps(y + n * SIDE, acc[n]);
+}
+
+#define VNNI_TILES(KIND, WIDTH) \
+    TARGET_AVX512 static void int8_##KIND##_##WIDTH(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        (void)scale, KIND##_int8(w, in, x, stride, y, WIDTH); \
+    } \
+    TARGET_AVX512 static void int4_##KIND##_##WIDTH(const void *w, const uint16_t *scale, int64_t in, const float *x, int64_t stride, float *y) \
+    { \
+        KIND##_int4(w, scale, in, x, stride, y, WIDTH); \
+    }
+VNNI_TILES(vnni, 1)
+VNNI_TILES(vnni, 4)
+VNNI_TILES(bytes, 1)
+VNNI_TILES(bytes, 4)
 
 #endif
 
-#define TILES(NAME, FLOATS, INTEGERS) \
-    static const tile_fn tiles_##NAME[FORMATS][3] = { \
+#define TILES(NAME, FLOATS, INTEGERS, BYTES) \
+    static const tile_fn tiles_##NAME[KERNELS][3] = { \
         [FLOAT32] = {float32_##FLOATS##_1, float32_##FLOATS##_2, float32_##FLOATS##_4}, \
         [BFLOAT16] = {bfloat16_##FLOATS##_1, NULL, bfloat16_##FLOATS##_4}, \
         [INT8] = {int8_##INTEGERS##_1, NULL, int8_##INTEGERS##_4}, \
         [INT4] = {int4_##INTEGERS##_1, NULL, int4_##INTEGERS##_4}, \
+        [INT8_BYTES] = {int8_##BYTES##_1, NULL, int8_##BYTES##_4}, \
+        [INT4_BYTES] = {int4_##BYTES##_1, NULL, int4_##BYTES##_4}, \
     };
-
 /* ---------------------------------------------------------------------------------------------- paths */
 struct path {
     kernel_fn kernel[4]; /* for 1, 2, 4, 8 input rows; NULL where a path has none */
@@ -813,7 +906,7 @@ struct path {
     finish_fn finish;
     prepare_fn prepare;
     exponentials_fn exponentials;
-    const tile_fn (*tile)[3]; /* [format][for 1, 2, 4 input rows]; NULL where there is none */
+    const tile_fn (*tile)[3]; /* [format or kernel][for 1, 2, 4 input rows]; NULL where there is none */
 };
 #define FLOATS(NAME, TILES) quantize_##NAME, sum_##NAME, finish_##NAME, prepare_##NAME, exponentials_##NAME, tiles_##TILES
 
@@ -821,18 +914,18 @@ struct path {
 extern const struct path path_scalar, path_avx2, path_avx_vnni, path_avx512_vnni, path_neon;
 #endif
 #if IN_PART(2)
-TILES(plain, plain, plain)
+TILES(plain, plain, plain, plain)
 SHARED const struct path path_scalar = {{scalar_1, scalar_2, scalar_4, NULL}, FLOATS(plain, plain)};
 #endif
 #if IN_PART(3) && defined(__x86_64__)
-TILES(avx2, avx2, avx2)
+TILES(avx2, avx2, avx2, avx2)
 SHARED const struct path path_avx2 = {{avx2_1, avx2_2, avx2_4, NULL}, FLOATS(avx2, avx2)};
 #endif
 #if IN_PART(3) && defined(HAVE_AVX_VNNI)
 SHARED const struct path path_avx_vnni = {{avx_vnni_1, avx_vnni_2, avx_vnni_4, NULL}, FLOATS(avx2, avx2)};
 #endif
 #if IN_PART(4) && defined(HAVE_AVX512_VNNI)
-TILES(vnni, avx512, vnni)
+TILES(vnni, avx512, vnni, bytes)
 SHARED const struct path path_avx512_vnni = {{avx512_1, avx512_2, avx512_4, avx512_8}, FLOATS(avx512, vnni)};
 #endif
 #if IN_PART(2) && defined(__aarch64__)
@@ -1470,7 +1563,7 @@ static void dense_multiply(void *argument, int64_t item, void *scratch)
     const struct dense_product *job = argument;
     const struct matrix *m = job->matrix;
     const int64_t tiles = blocks_of(m->out, SIDE), size = tile_bytes(m->format, m->in), end = tiles * (item + 1) / job->parts;
-    const int64_t group = CACHED_BYTES / size + 1;
+    const int64_t group = CACHED_BYTES / size + 1, kernel = m->format + (m->format >= INT8 && m->int8_inputs ? INT8_BYTES - INT8 : 0);
     (void)scratch;
 
     for (int64_t begin = tiles * item / job->parts; begin < end; begin += group)
@@ -1479,7 +1572,7 @@ static void dense_multiply(void *argument, int64_t item, void *scratch)
             for (int64_t t = begin; t < smaller(begin + group, end); t++) {
                 const uint16_t *scale = m->format == INT4 ? (const uint16_t *)m->scale + t * blocks_of(m->in, INT4_GROUP) * SIDE : NULL;
                 float y[4 * SIDE];
-                job->path->tile[m->format][rows / 2]((const uint8_t *)m->data + t * size, scale, m->in, job->x + n * job->stride, job->stride, y);
+                job->path->tile[kernel][rows / 2]((const uint8_t *)m->data + t * size, scale, m->in, job->x + n * job->stride, job->stride, y);
                 finish_tile(job, t, n, rows, y);
             }
         }
