@@ -38,6 +38,7 @@ from bitnet.train.objective import NextToken, objective_of
 CPU = torch.device("cpu")
 ROWS, TOKENS = 3, 20
 WAYS = [
+    ("ternary", "int8", "packed, fused"),
     ("ternary", "int8", "packed"),
     ("ternary", "int8", "int8"),
     ("ternary", "int8", "float"),
@@ -55,7 +56,7 @@ def batch_of(config: BitNetConfig, rows: int, tokens: int) -> Batch:
 def model_of(config: BitNetConfig, numerics: Numerics) -> BitNetTransformer:
     model = BitNetTransformer(config)
     kind = torch.bfloat16 if numerics.bf16 else torch.float32
-    model.set_product(numerics.product, kind, numerics.input_gradient)
+    model.set_product(numerics.product, kind, numerics.input_gradient, fused=numerics.fused_blocks)
     return model
 
 
@@ -110,7 +111,8 @@ def test_ledgers_are_what_autograd_keeps_to_the_byte(
         "vocab_size": 40,
     }
     config = dataclasses.replace(tiny_config, **changes)  # type: ignore[arg-type]
-    numerics = Numerics(device="cpu", product=product, bf16=bf16)  # type: ignore[arg-type]
+    kind, fused = product.removesuffix(", fused"), product.endswith("fused")
+    numerics = Numerics(device="cpu", product=kind, bf16=bf16, fused_blocks=fused)  # type: ignore[arg-type]
     for_each_token = config.num_layers * sum(layer_ledger(config, numerics).values()) + sum(
         head_ledger(config, numerics).values()
     )
@@ -177,6 +179,8 @@ WIDE = BitNetConfig(
     [
         ({}, 16, "packed", {}),
         ({}, 16, "packed", {"input_gradient": "int8"}),
+        ({}, 16, "packed", {"input_gradient": "int8", "fused": "on"}),
+        ({"sub_norm": True}, 16, "packed", {"fused": "on"}),
         ({}, 16, "int8", {}),
         ({}, 16, "int8", {"optimizer": "muon", "grad_accumulation_steps": 2}),
         ({"weights": "full", "activations": "full"}, 16, "float", {}),
@@ -194,7 +198,13 @@ def test_peak_is_the_allocators_within_three_percent(
     config = dataclasses.replace(WIDE, **changes)  # type: ignore[arg-type]
     train = TrainConfig(seq_len=64, batch_size=rows, total_steps=2, **training)  # type: ignore[arg-type]
     gradient = "int8" if train.input_gradient == "int8" else "float"
-    numerics = Numerics(device="cpu", product=product, bf16=False, input_gradient=gradient)  # type: ignore[arg-type]
+    numerics = Numerics(
+        device="cpu",
+        product=product,  # type: ignore[arg-type]
+        bf16=False,
+        input_gradient=gradient,  # type: ignore[arg-type]
+        fused_blocks=train.fused == "on",
+    )
     assert memory_of(config, train, numerics).peak == pytest.approx(
         allocator_peak(config, train, numerics, tmp_path), rel=0.03
     )

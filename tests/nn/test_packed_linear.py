@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitnet.nn.bitlinear import BitLinear
-from bitnet.nn.packed_linear import FAST_PATHS, has_fast_packed, input_gradient_on_codes
+from bitnet.nn.packed_linear import FAST_PATHS, has_fast_packed
 from bitnet.nn.quantize import ternarize
 from conftest import needs_compiler
 
@@ -69,7 +69,8 @@ def test_only_the_input_gradient_depends_on_how_it_is_computed(gradient_dtype: s
     x, upstream = torch.randn(9, 72), torch.randn(9, 64)
     ours, other = (gradients(layer(how, KINDS[gradient_dtype]), x, upstream) for how in ("int8", "float"))
     assert torch.equal(ours[0], other[0])
-    assert torch.equal(ours[2], other[2])
+    unit = 2**-8 if gradient_dtype == "bf16" else 2**-22  # the row of dL/dW is rounded once or twice
+    torch.testing.assert_close(ours[2], other[2], rtol=0, atol=48 * unit)
     assert not torch.equal(ours[1], other[1])
     torch.testing.assert_close(ours[1], other[1], rtol=0.05, atol=0.01)
 
@@ -137,8 +138,7 @@ def test_the_row_scale_is_applied_before_rows_are_quantized() -> None:
         made.weight[8:] *= 1000
     made.product, made.input_gradient = "packed", "int8"
     upstream = torch.randn(5, 16)
-    kept = made.packed()
-    found = input_gradient_on_codes(upstream, kept.backward, kept.row_scale, 16)
+    _, found, _ = gradients(made, torch.randn(5, 16), upstream)
     right = upstream @ ternarize(made.weight, made.rows).dequantized()
     assert float((found - right).norm() / right.norm()) < 0.02
 

@@ -23,6 +23,7 @@ def made() -> dict[str, Any]:
         gradient_dtype="float32",
         compiled=False,
         fused_loss=False,
+        fused_blocks=False,
     )
 
 

@@ -22,6 +22,7 @@ def facts(**changed: Any) -> dict[str, Any]:
         gradient_dtype="float32",
         compiled=False,
         fused_loss=False,
+        fused_blocks=False,
     )
     return {**made, **changed}
 

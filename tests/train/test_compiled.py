@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from bitnet.data.stream import Batch
-from bitnet.kernels import ops
+from bitnet.kernels import ops, passes
+from bitnet.nn.packed_linear import GRADIENT_FACTOR
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
@@ -156,18 +157,22 @@ PACKED = ["--train.product", "packed", "--train.input-gradient", "int8"]
 
 def forgotten_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     """int8 input gradients without the scale of the weights."""
-    real = ops.quantize_rows
-    monkeypatch.setattr(ops, "quantize_rows", lambda x, columns=None: real(x))
+    real = passes.quantize_gradient
+
+    def without(grad: Tensor, scale: Tensor, *others: Any) -> Any:
+        return real(grad, torch.full_like(scale, GRADIENT_FACTOR), *others)
+
+    monkeypatch.setattr(passes, "quantize_gradient", without)
 
 
 def untransposed(monkeypatch: pytest.MonkeyPatch) -> None:
     """The transposed copy is packed from the codes in reverse order."""
-    real = ops.pack
-    monkeypatch.setattr(
-        ops,
-        "pack",
-        lambda codes, transposed=False: real(codes.flip(0) if transposed else codes, transposed=transposed),
-    )
+    real = passes.pack_weight
+
+    def reversed_rows(weight: Tensor, *others: Any) -> Any:
+        return real(weight, *others)._replace(packed_t=real(weight.flip(0), *others).packed_t)
+
+    monkeypatch.setattr(passes, "pack_weight", reversed_rows)
 
 
 @pytest.mark.slow
@@ -196,6 +201,31 @@ def test_wrong_int8_input_gradients_are_not_used(
     result, provenance = train(bitnet, tmp_path / "new", *words)
     assert sum("going on with --train.input-gradient float" in line for line in result.out.splitlines()) == 1
     assert (provenance["linear_product"], provenance["input_gradient"]) == ("packed", "float")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_wrong_fused_blocks_are_not_used(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str
+) -> None:
+    """A gradient of norms that forgets the projection; a run that was trained so is refused."""
+    words = ["--train.product", "packed", "--train.fused", "on", "--train.precision", precision]
+    _, provenance = train(bitnet, tmp_path, *words)
+    assert provenance["fused_blocks"] is True
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "step_000002")  # so that there is something to continue
+    real = passes.norm_gradient
+
+    def wrong(grad: Tensor, x: Tensor, inverse: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+        return grad * weight * inverse, real(grad, x, inverse, weight)[1] * 2
+
+    monkeypatch.setattr(passes, "norm_gradient", wrong)
+    result = bitnet(*TINY_TRAIN, "--num-steps", 2, "--run-id", "one", "--runs-dir", tmp_path, *words)
+    assert result.code == 2
+    assert "the fused blocks differ from the plain ones" in result.err
+
+    result, provenance = train(bitnet, tmp_path / "new", *words)
+    assert sum("going on with --train.fused off" in line for line in result.out.splitlines()) == 1
+    assert (provenance["linear_product"], provenance["fused_blocks"]) == ("packed", False)
 
 
 @pytest.mark.slow
@@ -242,7 +272,8 @@ def test_compiled_code_on_disk_is_kept_apart_by_instruction_set() -> None:
 ONE_SUM = """
 import torch
 from bitnet.data.stream import Batch
-from bitnet.kernels import ops
+from bitnet.kernels import ops, passes
+from bitnet.nn.packed_linear import GRADIENT_FACTOR
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.compiled import keep_processors_apart
 from bitnet.train.trial import Trial, refusal

@@ -88,6 +88,22 @@ def test_a_run_goes_on_with_the_products_that_it_was_trained_with(monkeypatch: p
         choose_machine(CONFIG, CPU, {"linear_product": "ternary2"})
 
 
+def test_fused_blocks_go_with_packed_products_where_kernels_are_fast(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast in (True, False):
+        monkeypatch.setattr(module, "has_fast_packed", lambda device, fast=fast: fast)
+        assert choose_machine(dataclasses.replace(CONFIG, product="packed"), CPU).fused_blocks == fast
+        for product in ("int8", "float"):
+            config = dataclasses.replace(CONFIG, product=product, fused="on")
+            assert not choose_machine(config, CPU).fused_blocks
+        for fused in ("on", "off"):
+            config = dataclasses.replace(CONFIG, product="packed", fused=fused)
+            assert choose_machine(config, CPU).fused_blocks == (fused == "on")
+    monkeypatch.setattr(module, "has_fast_packed", lambda device: True)
+    for before in (True, False, None):
+        recorded = {"linear_product": "packed", "fused_blocks": before}
+        assert choose_machine(CONFIG, CPU, recorded).fused_blocks == (before is True)
+
+
 def test_int8_input_gradients_go_with_packed_products_only() -> None:
     config = dataclasses.replace(CONFIG, product="packed", input_gradient="int8")
     assert choose_machine(config, CPU).input_gradient == "int8"

@@ -142,20 +142,22 @@ def rewritten(path: Path, **values: Any) -> None:
 def test_a_run_from_before_packed_products_goes_on_with_int8(stopped: Path) -> None:
     """Its settings leave the choice to the machine, which now takes another product for new runs."""
     layout = RunLayout(stopped / "one")
-    rewritten(layout.sessions, linear_product="int8", input_gradient=None)
+    rewritten(layout.sessions, linear_product="int8", input_gradient=None, fused_blocks=None)
     result = train(stopped)
     assert result.code == 0
     assert "resumed under other conditions" not in result.out
     session = json.loads(layout.sessions.read_text().splitlines()[-1])
     assert (session["linear_product"], session["input_gradient"]) == ("int8", "float")
+    assert session["fused_blocks"] is False
 
 
 def test_a_run_goes_on_with_int8_input_gradients_only_if_it_began_with_them(stopped: Path) -> None:
     layout = RunLayout(stopped / "one")
-    rewritten(layout.sessions, linear_product="packed", input_gradient="int8")
+    rewritten(layout.sessions, linear_product="packed", input_gradient="int8", fused_blocks=True)
     assert train(stopped).code == 0
     session = json.loads(layout.sessions.read_text().splitlines()[-1])
     assert (session["linear_product"], session["input_gradient"]) == ("packed", "int8")
+    assert session["fused_blocks"] is True
 
 
 def test_products_that_this_version_does_not_know_are_refused(stopped: Path) -> None:

@@ -69,7 +69,9 @@ class _Part:
         self.machine = choose_machine(train, device, model=model)
         self.model = BitNetTransformer(model).to(device)
         machine = self.machine
-        self.model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
+        self.model.set_product(
+            machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
+        )
         self.optimizers = Optimizers(self.model, train.optimizer_config(), bf16=machine.bf16)
         self.objective = NextToken(
             max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens

@@ -29,7 +29,7 @@ from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient
 from bitnet.optim.optimizer import OptimizerKind, muon_in_bf16
 from bitnet.train.config import TrainConfig
-from bitnet.train.device import choose_fused_loss, choose_input_gradient, choose_product
+from bitnet.train.device import choose_fused_blocks, choose_fused_loss, choose_input_gradient, choose_product
 from bitnet.train.head_loss import PART_BYTES
 
 DeviceType = Literal["cpu", "cuda"]
@@ -48,6 +48,7 @@ class Numerics:
     """Or fp16, which takes as much."""
     input_gradient: InputGradient = "float"
     fused_loss: bool = False
+    fused_blocks: bool = False
 
     @property
     def on_codes(self) -> bool:
@@ -77,7 +78,12 @@ def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> 
     product = choose_product(train, torch.device("cpu"), on_gpu)
     input_gradient = choose_input_gradient(train, product, on_gpu)
     return Numerics(
-        device=device, product=product, bf16=bf16, input_gradient=input_gradient, fused_loss=fused_loss
+        device=device,
+        product=product,
+        bf16=bf16,
+        input_gradient=input_gradient,
+        fused_loss=fused_loss,
+        fused_blocks=choose_fused_blocks(train, product, torch.device("cpu"), on_gpu),
     )
 
 
@@ -123,7 +129,12 @@ def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
         "activation": wide * inner * (1 if model.activation == "silu" else 2),
         "input of down projection": inner + FLOAT if integer else factor * inner,
     }
-    if model.sub_norm:  # float32 attention output is counted already
+    if numerics.fused_blocks:  # neither what rotary positions read nor what a gate makes is kept
+        ledger["q, k, v"] = half * (width + 2 * keys)
+        del ledger["activation"]
+        if model.sub_norm:  # which reads the attention's output with the heads in order
+            ledger["sub-norms"] = half * width + 2 * FLOAT
+    elif model.sub_norm:  # float32 attention output is counted already
         ledger["sub-norms"] = FLOAT * inner + (FLOAT * width if numerics.bf16 else 0) + 2 * FLOAT
     return ledger
 

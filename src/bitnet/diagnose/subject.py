@@ -47,7 +47,9 @@ def new_model(
     if full:
         model.set_product("float", machine.gradient_dtype)
     else:
-        model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
+        model.set_product(
+            machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
+        )
     return model
 
 

@@ -112,9 +112,7 @@ class BitLinear(nn.Module):
         """The codes as the C kernels multiply by them, both ways; kept until the weight changes."""
 
         def make() -> PackedTernary:
-            return pack_ternary_weight(
-                ternarize(self.weight, self.rows), self.input_gradient, self.gradient_dtype
-            )
+            return pack_ternary_weight(self.weight, self.rows, self.input_gradient, self.gradient_dtype)
 
         return self._kept(f"packed, {self.input_gradient} input gradient", make)
 

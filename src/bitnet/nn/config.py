@@ -72,6 +72,11 @@ class BitNetConfig:
         return replace(self, weights=weights, activations=activations)
 
     @property
+    def on_codes(self) -> bool:
+        """Whether products multiply codes: ternary weights and int8 activations."""
+        return self.weights == "ternary" and self.activations == "int8"
+
+    @property
     def head_dim(self) -> int:
         """D, the width of one head."""
         return self.hidden_size // self.num_heads

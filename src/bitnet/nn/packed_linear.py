@@ -30,8 +30,8 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from bitnet.kernels import library, ops
-from bitnet.nn.quantize import Ternary
+from bitnet.kernels import library, ops, passes
+from bitnet.nn.quantize import row_scales, ternarize
 
 InputGradient = Literal["int8", "float"]
 GRADIENT_FACTOR = 2.0**40
@@ -52,13 +52,15 @@ class PackedTernary(NamedTuple):
 
 
 def pack_ternary_weight(
-    ternary: Ternary, input_gradient: InputGradient, gradient_dtype: torch.dtype
+    weight: Tensor, rows: tuple[int, ...], input_gradient: InputGradient, gradient_dtype: torch.dtype
 ) -> PackedTernary:
-    """Both orientations of a weight, once per version of it."""
-    tiles = ops.pack(ternary.codes).data
+    """Both orientations of a weight, once per version of it. rows: as in `bitnet.nn.quantize.row_scales`."""
     if input_gradient == "int8":
-        return PackedTernary(tiles, ternary.row_scale, ops.pack(ternary.codes, transposed=True).data)
-    return PackedTernary(tiles, ternary.row_scale, ternary.dequantized().to(gradient_dtype))
+        layer = passes.pack_weight(weight, rows, row_scales(weight.detach(), rows))
+        return PackedTernary(layer.packed.data, layer.row_scale, layer.packed_t.data)
+    ternary = ternarize(weight, rows)
+    dequantized = ternary.dequantized().to(gradient_dtype)
+    return PackedTernary(ops.pack(ternary.codes).data, ternary.row_scale, dequantized)
 
 
 def packed_product(
@@ -89,38 +91,49 @@ class _PackedProduct(torch.autograd.Function):
     ) -> Tensor:
         inputs = ops.quantize_rows(x)  # (N, in), (N, 1)
         ctx.save_for_backward(*inputs, row_scale, backward)
-        ctx.formats = x.dtype, weight.dtype, input_gradient, gradient_dtype
+        ctx.formats = x.dtype, input_gradient, gradient_dtype
         return ops.product(ops.PackedWeight(tiles, *weight.shape), inputs, row_scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x_dtype, input_gradient, gradient_dtype = ctx.formats
         codes, step, row_scale, backward = ctx.saved_tensors
-        x_dtype, weight_dtype, input_gradient, gradient_dtype = ctx.formats
-        grad = grads[0]  # (N, out)
+        grad_x, grad_weight = product_gradients(
+            grads[0], codes, step, row_scale, backward, input_gradient, gradient_dtype
+        )
+        return grad_x.to(x_dtype), grad_weight, None, None, None, None, None
 
-        grad_x = grad_weight = None
-        if ctx.needs_input_grad[0] and input_gradient == "int8":
-            grad_x = input_gradient_on_codes(grad, backward, row_scale, codes.shape[1]).to(x_dtype)
-        elif ctx.needs_input_grad[0]:
-            grad_x = (grad.to(gradient_dtype) @ backward).to(x_dtype)
-        if ctx.needs_input_grad[1]:
-            grad_weight = _weight_gradient(grad, codes, step, gradient_dtype).to(weight_dtype)
-        return grad_x, grad_weight, None, None, None, None, None
+
+def product_gradients(
+    grad: Tensor,
+    codes: Tensor,
+    step: Tensor,
+    row_scale: Tensor,
+    backward: Tensor,
+    input_gradient: InputGradient,
+    dtype: torch.dtype,
+) -> tuple[Tensor, Tensor]:
+    """dL/dx (N, in) and float32 dL/dW (out, in) of dL/dy (N, out).
+
+    codes, step: of the inputs, (N, in) and (N, 1); row_scale, backward: of `PackedTernary`; dtype: of the
+    gradient products.
+    """
+    if input_gradient == "float":
+        return grad.to(dtype) @ backward, _weight_gradient(grad, codes, step, dtype)
+
+    # One pass reads dL/dy for both products.
+    both = passes.quantize_gradient(grad, row_scale * GRADIENT_FACTOR, step, dtype)
+    rows = ops.QuantizedRows(both.codes, both.step / GRADIENT_FACTOR)
+    grad_x = ops.product(ops.PackedWeight(backward, codes.shape[1], grad.shape[1]), rows)
+    return grad_x, (both.scaled.t() @ codes.to(dtype)).float()
 
 
 def _weight_gradient(grad: Tensor, codes: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
-    """dL/dW (out, in) in a number format, of dL/dy (N, out), input codes (N, in) and their steps (N, 1)."""
+    """dL/dW: float32 (out, in), multiplied in a number format."""
     if dtype == torch.bfloat16:  # every code is a bf16 number, while codes * step would be rounded
-        return (grad.to(dtype) * step.to(dtype)).t() @ codes.to(dtype)
+        return ((grad.to(dtype) * step.to(dtype)).t() @ codes.to(dtype)).float()
     inputs = codes.to(step.dtype).mul_(step)
-    return grad.to(dtype).t() @ inputs.to(dtype)
-
-
-def input_gradient_on_codes(grad: Tensor, transposed: Tensor, row_scale: Tensor, width: int) -> Tensor:
-    """dL/dx: float32 (N, in) of dL/dy (N, out), on int8 rows. transposed: packed codes of the transpose."""
-    rows = ops.quantize_rows(grad, row_scale * GRADIENT_FACTOR)
-    rows = ops.QuantizedRows(rows.codes, rows.step / GRADIENT_FACTOR)
-    return ops.product(ops.PackedWeight(transposed, width, grad.shape[1]), rows)
+    return (grad.to(dtype).t() @ inputs.to(dtype)).float()
 
 
 def has_fast_packed(device: torch.device) -> bool:

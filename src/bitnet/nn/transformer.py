@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnet.errors import ConfigError
+from bitnet.nn import fused as fused_forms
 from bitnet.nn.bitlinear import BitLinear, Product
 from bitnet.nn.cached_rows import CachedRows
 from bitnet.nn.config import Activation, BitNetConfig
@@ -58,12 +59,23 @@ class Attention(nn.Module):
         self.out_proj = _linear(config, query, (config.hidden_size,))
 
     def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None, mask: Tensor | None = None
+        self,
+        x: Tensor,
+        cos: Tensor,
+        sin: Tensor,
+        cache: KVCache | None,
+        mask: Tensor | None = None,
+        norm: RMSNorm | None = None,
     ) -> Tensor:
+        """norm: applied to x first, by the fused forms (fused.py); without it, x is normalised already."""
         rows, tokens, _ = x.shape
-        heads = self.qkv_proj(x).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H + 2G, T, D)
-        q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
-        q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, H, T, D), (B, G, T, D)
+        if norm is not None:
+            qkv = fused_forms.normed_product(norm, self.qkv_proj, x)
+            q, k, v = fused_forms.turned_heads(qkv, cos, sin, self.heads, self.kv_heads)
+        else:
+            heads = self.qkv_proj(x).view(rows, tokens, -1, self.head_dim).transpose(1, 2)  # (B, H+2G, T, D)
+            q, k, v = heads.split((self.heads, self.kv_heads, self.kv_heads), dim=1)
+            q, k = rotate(q, cos, sin), rotate(k, cos, sin)  # (B, H, T, D), (B, G, T, D)
 
         if cache is not None:
             past = cache.length
@@ -78,6 +90,8 @@ class Attention(nn.Module):
             q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
         )
         y = y.transpose(1, 2).reshape(rows, tokens, -1)  # (B, T, C)
+        if norm is not None and self.sub_norm is not None:
+            return fused_forms.normed_product(self.sub_norm, self.out_proj, y)
         out: Tensor = self.out_proj(y if self.sub_norm is None else self.sub_norm(y))
         return out
 
@@ -93,7 +107,12 @@ class FeedForward(nn.Module):
         self.sub_norm = RMSNorm(inner, config.norm_eps) if config.sub_norm else None
         self.down = _linear(config, inner, (config.hidden_size,))
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, norm: RMSNorm | None = None) -> Tensor:
+        """norm: applied to x first, by the fused forms (fused.py); without it, x is normalised already."""
+        if norm is not None:
+            gate_up = fused_forms.normed_product(norm, self.gate_up, x)
+            return fused_forms.gated_product(self.sub_norm, self.down, gate_up, self.activation)
+
         gate, up = self.gate_up(x).chunk(2, dim=-1)  # (B, T, F) each
         y = (F.silu(gate) if self.activation == "silu" else F.relu(gate).square()) * up
         out: Tensor = self.down(y if self.sub_norm is None else self.sub_norm(y))
@@ -109,10 +128,16 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.pre_ffn_norm = RMSNorm(config.hidden_size, config.norm_eps)
         self.feedforward = FeedForward(config)
+        self.fused = False
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, cache: KVCache | None = None, mask: Tensor | None = None
     ) -> Tensor:
+        if self.fused and cache is None and torch.is_grad_enabled():
+            x = x + self.attention(x, cos, sin, None, mask, self.pre_attn_norm)
+            trained: Tensor = x + self.feedforward(x, self.pre_ffn_norm)
+            return trained
+
         x = x + self.attention(self.pre_attn_norm(x), cos, sin, cache, mask)
         out: Tensor = x + self.feedforward(self.pre_ffn_norm(x))
         return out
@@ -183,9 +208,16 @@ class BitNetTransformer(nn.Module):
         product: Product,
         gradient_dtype: torch.dtype = torch.float32,
         input_gradient: InputGradient = "float",
+        *,
+        fused: bool = False,
     ) -> None:
-        """Choose how every ternary layer multiplies (nn/bitlinear.py). Only packed has int8 gradients."""
-        assert product == "packed" or input_gradient == "float", (product, input_gradient)
+        """Choose how every ternary layer multiplies (bitlinear.py), and whether blocks train by the fused
+        forms (fused.py). Only the packed product has int8 gradients and fused forms.
+        """
+        assert product == "packed" or (input_gradient == "float" and not fused), (product, input_gradient)
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            block.fused = fused and self.config.on_codes
         for layer in self.bit_linears().values():
             layer.product, layer.gradient_dtype = product, gradient_dtype
             layer.input_gradient = input_gradient

@@ -20,6 +20,7 @@ def provenance(
     gradient_dtype: str,
     compiled: bool,
     fused_loss: bool,
+    fused_blocks: bool,
     precision_timed: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """meta/provenance.json: the seeds' keys, then what else decides a result."""
@@ -48,6 +49,7 @@ def provenance(
         "gradient_dtype": gradient_dtype,
         "compiled": compiled,
         "fused_loss": fused_loss,
+        "fused_blocks": fused_blocks,
         "precision_timed": precision_timed,
     }
 

@@ -98,6 +98,7 @@ PROVENANCE = {
     ),
     "compiled": "whether torch.compile made the model that trained",
     "fused_loss": "whether head and cross-entropy were computed together; a resumed run goes on with it",
+    "fused_blocks": "whether norms, gates and rotary positions were fused with their products; as above",
     "precision_timed": (
         "fp32_ms, bf16_ms: estimated forward and backward of a micro-batch, which chose the format on a CPU; "
         "remembered: whether an earlier run measured them; null where nothing was measured"
@@ -180,7 +181,7 @@ SESSION = {
     **dict.fromkeys(
         (
             "git_commit git_dirty python_version platform threads torch_version device cpu_model gpu_model "
-            "gpu_count linear_product input_gradient gradient_dtype compiled fused_loss"
+            "gpu_count linear_product input_gradient gradient_dtype compiled fused_loss fused_blocks"
         ).split(),
         "as in meta/provenance.json",
     ),

@@ -2,9 +2,10 @@
 
 Whether it was asked for or is the default here, a fast form is used only if it computes what the plain one
 does (trial.py). Products on codes are compared with the float ones on two rows, then int8 input gradients
-with float ones, then the compiled model with the plain one on the first micro-batch, since compiled code is
-made for one shape. The run records what was used, which may not be what was asked for. A run that is
-continued keeps to the products that it was trained with: if they are refused, so is the run.
+with float ones, fused blocks and the fused loss with plain ones, and last the compiled model with the plain
+one on the first micro-batch, since compiled code is made for one shape. The run records what was used, which
+may not be what was asked for. A run that is continued keeps to what it was trained with: if that is refused,
+so is the run.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -45,6 +46,8 @@ class Paths:
     compiled: bool
     fused_loss: bool = False
     """Whether head and cross-entropy are computed together."""
+    fused_blocks: bool = False
+    """Whether blocks train by the forms of nn/fused.py."""
 
 
 def choose_paths(
@@ -60,58 +63,90 @@ def choose_paths(
     before: conditions of the run's last session, if it has begun. A fast form that is refused is reported
     through `say`. Raises RunError where that form is the one that the run was trained with.
     """
-    product, input_gradient = machine.product, machine.input_gradient
-    coded = model.config.weights == "ternary" and model.config.activations == "int8"
-    check_product = product != "float" and coded
+    products = Products(machine.product, machine.input_gradient, machine.fused_blocks)
+    check_product = machine.product != "float" and model.config.on_codes
     compile_it = wants_compile(config, machine.device)
     if not (check_product or compile_it or machine.fused_loss):
-        return Paths(model, product, input_gradient, compiled=False)
+        return Paths(model, machine.product, machine.input_gradient, compiled=False)
 
     batch = read_batches(source, config, 1, machine.device)[0]
     trial = Trial(model, batch, objective_of(config, 1), machine.bf16, machine.fp16)
 
     # In this order: what is compiled is the model with the products that it will train with.
     if check_product:
-        product, input_gradient = _checked_products(trial, machine, say, before or {})
-    model.set_product(product, machine.gradient_dtype, input_gradient)
+        products = _checked_products(trial, products, machine, say, before or {})
+    _set(model, products, machine)
     fused_loss = machine.fused_loss and _checked_loss(trial, say, before or {})
     trial = dataclasses.replace(trial, fused_loss=fused_loss)
     compiled = _compiled(trial, say) if compile_it else None
     forward = model if compiled is None else compiled
-    return Paths(forward, product, input_gradient, compiled is not None, fused_loss)
+    product, input_gradient, fused_blocks = products
+    return Paths(forward, product, input_gradient, compiled is not None, fused_loss, fused_blocks)
+
+
+class Products(NamedTuple):
+    """How ternary layers multiply, forward and backward, and whether what surrounds them is fused."""
+
+    product: Product
+    input_gradient: InputGradient = "float"
+    fused: bool = False
+
+
+def _set(model: BitNetTransformer, products: Products, machine: Machine) -> None:
+    product, input_gradient, fused = products
+    model.set_product(product, machine.gradient_dtype, input_gradient, fused=fused)
 
 
 def _checked_products(
-    trial: Trial, machine: Machine, say: Say, before: Mapping[str, Any]
-) -> tuple[Product, InputGradient]:
-    """The machine's products; or plainer ones, with a message, where those compute something else."""
-    model, product = trial.model, machine.product
-
-    def multiplying(product: Product, input_gradient: InputGradient = "float") -> Forward:
-        def forward(*words: Tensor, **options: Tensor) -> Tensor:
-            model.set_product(product, machine.gradient_dtype, input_gradient)
-            logits: Tensor = model(*words, **options)
-            return logits
-
-        return forward
-
+    trial: Trial, wanted: Products, machine: Machine, say: Say, before: Mapping[str, Any]
+) -> Products:
+    """The products wanted; or plainer ones, with a message, where those compute something else."""
     two_rows = dataclasses.replace(trial, batch=trial.batch.select(slice(0, 2)))
-    why = refusal(two_rows, multiplying("float"), multiplying(product))
-    if why is not None:
-        fault = f"{product} products differ from float32 ones by more than rounding: {why}"
-        _refuse_to_continue(fault, before.get("linear_product") == product)
-        say(f"{fault}; going on with --train.product float")
-        return "float", "float"
 
-    if machine.input_gradient == "int8":
-        plain, fast = multiplying(product), multiplying(product, "int8")
-        why = refusal(two_rows, plain, fast, noise=INT8_ROWS)
-    if why is not None:
-        fault = f"int8 input gradients differ from float ones by more than their rounding: {why}"
-        _refuse_to_continue(fault, before.get("input_gradient") == "int8")
-        say(f"{fault}; going on with --train.input-gradient float")
-        return product, "float"
-    return product, machine.input_gradient
+    def computes_the_same(plain: Products, fast: Products, names: tuple[str, str, str]) -> bool:
+        """names: of the fast form, of the condition that records it, and of the setting without it."""
+        what, condition, setting = names
+        noise = INT8_ROWS if fast.input_gradient != plain.input_gradient else 0.0
+        plain_form, fast_form = (_multiplying(trial.model, form, machine) for form in (plain, fast))
+        why = refusal(two_rows, plain_form, fast_form, noise)
+        if why is not None:
+            fault = f"{what} by more than rounding: {why}"
+            _refuse_to_continue(fault, before.get(condition) not in (None, False, "float"))
+            say(f"{fault}; going on with {setting}")
+        return why is None
+
+    # One step after the other, so that a message names what is wrong.
+    chosen, faster = Products("float"), Products(wanted.product)
+    words = (f"{wanted.product} products differ from float32 ones", "linear_product", "--train.product float")
+    if not computes_the_same(chosen, faster, words):
+        return chosen
+    chosen = faster
+
+    if wanted.input_gradient == "int8":
+        faster = chosen._replace(input_gradient="int8")
+        words = (
+            "int8 input gradients differ from float ones",
+            "input_gradient",
+            "--train.input-gradient float",
+        )
+        chosen = faster if computes_the_same(chosen, faster, words) else chosen
+
+    if wanted.fused:
+        faster = chosen._replace(fused=True)
+        words = ("the fused blocks differ from the plain ones", "fused_blocks", "--train.fused off")
+        chosen = faster if computes_the_same(chosen, faster, words) else chosen
+    return chosen
+
+
+def _multiplying(model: BitNetTransformer, products: Products, machine: Machine) -> Forward:
+    """The model with these products, whichever it has when it is called."""
+
+    def forward(*words: Tensor, **options: Tensor) -> Tensor:
+        _set(model, products, machine)
+        logits: Tensor = model(*words, **options)
+        return logits
+
+    return forward
 
 
 def _checked_loss(trial: Trial, say: Say, before: Mapping[str, Any]) -> bool:

@@ -120,7 +120,8 @@ class TrainConfig:
     """How packed layers compute the gradient of their inputs: on int8 rows, or in the gradient dtype."""
     fused: Fused = "auto"
     """Cross-entropy in one pass with the product of the head, which never holds all logits (head_loss.py);
-    auto takes it for vocabularies of 1,024 entries or more."""
+    auto takes it for vocabularies of 1,024 entries or more. With packed products also norms, gates and rotary
+    positions (nn/fused.py); auto takes them where the C kernels are fast."""
     compile: Compile = "auto"
     """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
     objective: ObjectiveKind = "next_token"

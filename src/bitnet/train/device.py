@@ -40,6 +40,8 @@ class Machine:
     """How packed products compute the gradient of their inputs."""
     fused_loss: bool = False
     """Whether the head and the cross-entropy are computed together (head_loss.py)."""
+    fused_blocks: bool = False
+    """Whether blocks train by the forms of nn/fused.py."""
     timed: Measurement | None = None
     """The measurement that chose between bf16 and fp32, if it was one."""
 
@@ -96,6 +98,7 @@ def choose_machine(
         fp16=config.precision == "fp16",
         input_gradient=choose_input_gradient(config, product, before or {}),
         fused_loss=fused_loss,
+        fused_blocks=choose_fused_blocks(config, product, device, before or {}, model),
         timed=timed,
     )
 
@@ -139,6 +142,22 @@ def choose_fused_loss(
     if before:
         return before.get("fused_loss") is True
     return model is not None and model.vocab_size >= LARGE_VOCABULARY
+
+
+def choose_fused_blocks(
+    config: TrainConfig,
+    product: Product,
+    device: torch.device,
+    before: Mapping[str, Any],
+    model: BitNetConfig | None = None,
+) -> bool:
+    """Whether blocks train by the forms of nn/fused.py, which packed products have."""
+    if config.fused == "off" or product != "packed" or (model is not None and not model.on_codes):
+        return False
+    if config.fused == "on":
+        return True
+    # A run whose sessions do not say was made before there was a choice.
+    return before.get("fused_blocks") is True if before else has_fast_packed(device)
 
 
 def _recorded(before: Mapping[str, Any], key: str, known: tuple[str, ...]) -> str:

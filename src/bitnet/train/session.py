@@ -83,5 +83,6 @@ class Session:
             gradient_dtype=str(self.machine.gradient_dtype).removeprefix("torch."),
             compiled=self.paths.compiled,
             fused_loss=self.paths.fused_loss,
+            fused_blocks=self.paths.fused_blocks,
             precision_timed=None if self.machine.timed is None else self.machine.timed.facts(),
         )

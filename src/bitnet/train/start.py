@@ -168,7 +168,9 @@ def _open_session(
     keep_freed_memory()
     seed_everything(config.train.seed)
     model = BitNetTransformer(config.model).to(machine.device)
-    model.set_product(machine.product, machine.gradient_dtype, machine.input_gradient)
+    model.set_product(
+        machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
+    )
     optimizers = Optimizers(model, config.train.optimizer_config(), bf16=machine.bf16)
     scaling = LossScale(machine.device) if machine.fp16 else None
     return Session(layout, task, config, machine, model, optimizers, options, say, scaling, before)
