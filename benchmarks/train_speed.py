@@ -28,7 +28,6 @@ import sys
 import time
 from collections.abc import Iterator
 from fnmatch import fnmatch
-from pathlib import Path
 from typing import Any
 
 from hardware import where, write_results
@@ -36,32 +35,45 @@ from train_ways import SHAPES, WAYS
 
 BESIDE = ("dense bf16 compiled", "transformers bf16")
 """The ways that the others are compared with."""
-USUAL = ("ours auto*", "dense*", "transformers*")
+USUAL = ("ours auto", "ours auto compiled", "dense ????", "dense ???? compiled", "transformers*")
+USUAL_SHAPES = ("small", "arithmetic", "tinystories", "95m")
+
+
+def ways_of(args: argparse.Namespace) -> list[str]:
+    """The ways that a pattern names."""
+    return [name for name in WAYS if any(fnmatch(name, pattern) for pattern in args.ways)]
 
 
 def in_turns(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Every shape and way of every round, each measured in a process of its own."""
-    ways = [name for name in WAYS if any(fnmatch(name, pattern) for pattern in args.ways)]
-    for turn in range(args.rounds):
-        for shape in args.shapes:
-            for way in ways:
-                words = ["--one", shape, way, "--repeats", args.repeats, "--device", args.device]
-                if args.rows:
-                    words += ["--rows", args.rows]
-                done = subprocess.run(
-                    [sys.executable, __file__, *map(str, words)],
-                    capture_output=True,
-                    text=True,
-                    check=False,
-                    env={**os.environ, "OMP_NUM_THREADS": str(args.threads)},
-                )
-                if done.returncode:
-                    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-                    print(f"{shape}, {way}: exit {done.returncode}: {last}", file=sys.stderr)
-                    continue
-                row = json.loads(done.stdout.splitlines()[-1])
-                print(f"{turn + 1}/{args.rounds} {shape} {way}: {row['update_ms']:.0f} ms", file=sys.stderr)
-                yield row
+    deadline = time.perf_counter() + args.minutes * 60 if args.minutes else None
+    for turn, shape, way in itertools.product(range(args.rounds), args.shapes, ways_of(args)):
+        words = ["--one", shape, way, "--repeats", args.repeats, "--device", args.device]
+        words += ["--rows", args.rows] if args.rows else []
+        left = deadline - time.perf_counter() if deadline else None
+        row = in_a_process([sys.executable, __file__, *map(str, words)], args.threads, left)
+        if isinstance(row, str):
+            print(f"{shape}, {way}: {row}", file=sys.stderr)
+            continue
+        print(f"{turn + 1}/{args.rounds} {shape} {way}: {row['update_ms']:.0f} ms", file=sys.stderr)
+        yield row
+
+
+def in_a_process(command: list[str], threads: int, seconds: float | None) -> dict[str, Any] | str:
+    """The last line that a command prints, which is JSON; or why there is none."""
+    if seconds is not None and seconds <= 0:
+        return "not begun, the time is over"
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    try:
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=False, env=environment, timeout=seconds
+        )
+    except subprocess.TimeoutExpired:
+        return "stopped, the time is over"
+    if done.returncode:
+        return f"exit {done.returncode}: {(done.stderr.strip().splitlines() or ['no message'])[-1]}"
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return found
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
@@ -152,9 +164,7 @@ def main() -> int:
     )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--repeats", type=int, default=3, help="updates that count, in each process")
-    parser.add_argument(
-        "--shapes", nargs="+", choices=SHAPES, default=["small", "arithmetic", "tinystories", "95m"]
-    )
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=USUAL_SHAPES)
     parser.add_argument("--ways", nargs="+", default=USUAL, help="patterns; '*' measures every way")
     parser.add_argument("--list", action="store_true", help="print the names of the ways")
     parser.add_argument("--threads", type=int, default=int(os.environ.get("OMP_NUM_THREADS", cores)))
@@ -162,6 +172,8 @@ def main() -> int:
     parser.add_argument("--clock", choices=("wall", "processor"), default="wall", help=shared)
     parser.add_argument("--rows", type=int, help="rows of a micro-batch, instead of the shape's own")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--minutes", type=float, help="begin nothing after this time, and show what there is")
+    parser.add_argument("--try-out", action="store_true", help="print the table and write no results")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.one:
@@ -174,10 +186,13 @@ def main() -> int:
     place = {**where(), "threads": args.threads}
     print(place)
     show(rows)
-    name = f"train_speed_{args.device}_" + "_".join(str(place["hardware"]).split()[:2]).lower()
-    name = "".join(letter for letter in name if letter.isalnum() or letter == "_")
-    print(f"wrote {write_results(name, rows, threads=args.threads).relative_to(Path.cwd())}")
-    return 0
+    if rows and not args.try_out:
+        parts = [args.device, *str(place["hardware"]).split()[:2]]
+        parts += [] if tuple(args.shapes) == USUAL_SHAPES else args.shapes
+        name = "".join(letter for letter in "_".join(parts).lower() if letter.isalnum() or letter == "_")
+        print(f"wrote {write_results(f'train_speed_{name}', rows, threads=args.threads)}")
+    measured = {(row["shape"], row["way"]) for row in rows}
+    return 0 if len(measured) == len(args.shapes) * len(ways_of(args)) else 1
 
 
 if __name__ == "__main__":

@@ -55,7 +55,13 @@ class Way:
 
 def _ways() -> Iterator[tuple[str, Way]]:
     yield "ours auto", Way("ours")
+    yield "ours auto eager", Way("ours", {"compile": "off"})
     yield "ours auto compiled", Way("ours", {"compile": "on"})
+    # The forms for GPUs: which of them pays is to be measured there.
+    for product, form in itertools.product(("int8", "autocast"), ("on", "graphs")):
+        train = {"product": product, "precision": "bf16", "compile": form}
+        yield f"ours {product} bf16 {'compiled' if form == 'on' else 'graphs'}", Way("ours", train)
+    yield "dense bf16 graphs", Way("dense", {"precision": "bf16", "compile": "graphs"})
     hints = get_type_hints(TrainConfig)
     options = {
         name: [choice for choice in get_args(hints[name]) if choice not in ("auto", "fp16")]

@@ -15,6 +15,7 @@ WHOLE_PRODUCT = {
     "test_docs": "what the README and the pages say is true",
     "test_equality": "the packed engine against PyTorch, by the benchmark that compares them",
     "test_experiments": "one contract for every experiment",
+    "test_gpu": "training on the device that BITNET_TEST_DEVICE names, in every format",
     "test_golden": "the recorded losses of one small run, bit for bit",
     "test_hatch_build": "the wheel; its build hook stands at the root",
     "test_imports": "who may import whom",

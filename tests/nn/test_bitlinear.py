@@ -54,7 +54,7 @@ def upstream() -> Tensor:
     return torch.randn(3, 5, 32, generator=torch.Generator().manual_seed(4))
 
 
-@pytest.mark.parametrize("product", ["float", "int8", "packed"])
+@pytest.mark.parametrize("product", ["float", "int8", "packed", "autocast"])
 def test_the_gradient_is_that_of_the_identity(product: Product, x: Tensor, upstream: Tensor) -> None:
     """dL/dx = dL/dy W^ and dL/dW = dL/dy^T x^ with the values that the forward pass used: rounding is the
     identity.
@@ -67,7 +67,16 @@ def test_the_gradient_is_that_of_the_identity(product: Product, x: Tensor, upstr
     torch.testing.assert_close(grad_weight, torch.einsum("bto,bti->oi", upstream, inputs))
 
 
-@pytest.mark.parametrize("product", ["int8", "packed"])
+def test_codes_are_exact_in_the_autocast_product(x: Tensor, upstream: Tensor) -> None:
+    """In bf16 only the sums are rounded, and gradients once before they are multiplied: 2^-8 at most each."""
+    fast = output_and_gradients(layer("autocast"), x, upstream, autocast=True)
+    plain = output_and_gradients(layer("float"), x, upstream)
+    for ours, reference in zip(fast, plain, strict=True):
+        assert ours.dtype == torch.float32
+        assert float((ours - reference).norm()) < 2**-8 * float(reference.norm())
+
+
+@pytest.mark.parametrize("product", ["int8", "packed", "autocast"])
 def test_the_products_on_codes_equal_the_float_path(product: Product, x: Tensor, upstream: Tensor) -> None:
     """The integer sum is exact, so only the last roundings differ, in the output and in both gradients."""
     for ours, reference in zip(

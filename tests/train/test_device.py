@@ -137,3 +137,19 @@ def test_the_peak_rate_is_known_by_name_only(monkeypatch: pytest.MonkeyPatch) ->
     for name, peak in (("NVIDIA H100 80GB HBM3", 989e12), ("NVIDIA L40S", 362e12), ("some other", None)):
         monkeypatch.setattr(torch.cuda, "get_device_name", lambda device, name=name: name)
         assert peak_flops(CUDA) == peak
+
+
+def test_graphs_need_a_gpu_and_one_micro_batch_and_codes_do_not_fit_fp16(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    graphs = dataclasses.replace(CONFIG, compile="graphs")
+    assert choose_machine(graphs, CUDA).bf16
+    assert wants_compile(graphs, CUDA)
+    with pytest.raises(ConfigError, match="the device is cpu; use --train"):
+        choose_machine(graphs, CPU)
+    with pytest.raises(ConfigError, match="grad_accumulation_steps 2; use"):
+        choose_machine(dataclasses.replace(graphs, grad_accumulation_steps=2), CUDA)
+    half = dataclasses.replace(CONFIG, product="autocast", precision="fp16")
+    with pytest.raises(ConfigError, match="sums of codes above 65,504 overflow"):
+        choose_machine(half, CUDA)

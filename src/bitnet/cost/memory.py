@@ -53,12 +53,12 @@ class Numerics:
     @property
     def on_codes(self) -> bool:
         """Whether products multiply codes, so that the backward pass keeps int8 inputs."""
-        return self.product != "float"
+        return self.product in ("packed", "int8")
 
     @property
     def code_bytes(self) -> float:
         """What is held of each ternary weight: its code, and what the input gradient multiplies by."""
-        forward = {"packed": PACKED, "int8": 1.0, "float": 0.0}[self.product]
+        forward = {"packed": PACKED, "int8": 1.0}.get(self.product, 0.0)
         backward = PACKED if self.input_gradient == "int8" else self.half
         return forward + backward if self.on_codes else 0.0
 

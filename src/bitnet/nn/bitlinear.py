@@ -18,8 +18,9 @@ therefore computed once per version of W (an in-place update raises it), not onc
 Which product runs is `product`. "float" is the plain path and the reference; "int8" uses torch._int_mm on
 real codes; "packed" uses the C kernels on codes packed at 2 bits (packed_linear.py). All give the same
 gradients and compute in float32 whatever the format of x, unless `input_gradient` is "int8", which the packed
-product can do. Without quantization (weights="full", activations="full") this is an ordinary linear layer
-without bias.
+product can do. "autocast" multiplies codes in the format of autocast, for GPUs and torch.compile: it is made
+of plain operations, which Inductor fuses, and codes are exact in bf16. Without quantization (weights="full",
+activations="full") this is an ordinary linear layer without bias.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from bitnet.nn.config import Activations, Weights
 from bitnet.nn.packed_linear import InputGradient, PackedTernary, pack_ternary_weight, packed_product
 from bitnet.nn.quantize import Ternary, quantize_activations, ternarize
 
-Product = Literal["packed", "int8", "float"]
+Product = Literal["packed", "int8", "float", "autocast"]
 Kept = TypeVar("Kept")
 
 
@@ -134,6 +135,8 @@ class BitLinear(nn.Module):
         if self.weights == "ternary" and self.activations == "int8":
             if self.product == "packed":
                 return self._packed_product(x)
+            if self.product == "autocast":
+                return self._autocast_product(x)
             return self._int8_product(x) if self._integer_product_fits(x) else self._float_product(x)
 
         # The controls: only one of the two is quantized, or neither.
@@ -164,6 +167,14 @@ class BitLinear(nn.Module):
         # Autocast would make this a bf16 product, and it is the reference for the one on integers.
         with torch.autocast(x.device.type, enabled=False):
             return F.linear(inputs, weight).to(x.dtype)
+
+    def _autocast_product(self, x: Tensor) -> Tensor:
+        """The product of codes in the format of autocast: (..., in) to (..., out) in the dtype of x."""
+        ternary, rows = ternarize(self.weight, self.rows), quantize_activations(x)
+        # In units of scale and step, so that what is rounded to bf16 are whole numbers up to 128.
+        weight = straight_through(self.weight.float() / ternary.row_scale, ternary.codes.float())
+        inputs = straight_through(x.float() / rows.step, rows.codes.float())
+        return (F.linear(inputs, weight) * ternary.row_scale.t() * rows.step).to(x.dtype)
 
     def _integer_product_fits(self, x: Tensor) -> bool:
         """Whether torch._int_mm is right here: cuBLAS needs more than 16 rows and sides that are multiples of

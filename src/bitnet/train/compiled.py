@@ -78,7 +78,7 @@ def choose_paths(
     _set(model, products, machine)
     fused_loss = machine.fused_loss and _checked_loss(trial, say, before or {})
     trial = dataclasses.replace(trial, fused_loss=fused_loss)
-    compiled = _compiled(trial, say) if compile_it else None
+    compiled = _compiled(trial, say, graphs=config.compile == "graphs") if compile_it else None
     forward = model if compiled is None else compiled
     product, input_gradient, fused_blocks = products
     return Paths(forward, product, input_gradient, compiled is not None, fused_loss, fused_blocks)
@@ -169,13 +169,28 @@ def _refuse_to_continue(fault: str, trained_with_it: bool) -> None:
         )
 
 
-def _compiled(trial: Trial, say: Say) -> Forward | None:
+def compiled_form(model: BitNetTransformer, *, graphs: bool = False) -> Forward:
+    """torch.compile of a model; graphs: its kernels are launched as one CUDA graph, forward and backward."""
+    if not graphs:
+        plain: Forward = torch.compile(model)
+        return plain
+    recorded: Forward = torch.compile(model, mode="reduce-overhead")
+
+    def forward(*words: Tensor, **options: Any) -> Tensor:
+        # What the update before returned may be overwritten.
+        torch.compiler.cudagraph_mark_step_begin()  # type: ignore[no-untyped-call]
+        return recorded(*words, **options)
+
+    return forward
+
+
+def _compiled(trial: Trial, say: Say, *, graphs: bool) -> Forward | None:
     """The compiled model; or None, with a message, where compiling fails or computes something else."""
     say("compiling the model (torch.compile); the first update waits for it, about a minute on a CPU")
     keep_processors_apart()
     if trial.batch.input_ids.device.type == "cpu":
         add_in_a_fixed_order()
-    forward: Forward = torch.compile(trial.model)
+    forward = compiled_form(trial.model, graphs=graphs)
     try:
         why = refusal(trial, trial.model, forward)
     except Exception as error:  # noqa: BLE001 - compilers fail in many ways, and none of them is a reason not to train

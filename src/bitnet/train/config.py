@@ -19,9 +19,9 @@ from bitnet.train.data_config import DataConfig
 from bitnet.train.objective import ObjectiveKind, Reduction
 
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
-ProductChoice = Literal["auto", "packed", "int8", "float"]
+ProductChoice = Literal["auto", "packed", "int8", "float", "autocast"]
 InputGradientChoice = Literal["auto", "int8", "float"]
-Compile = Literal["auto", "on", "off"]
+Compile = Literal["auto", "on", "off", "graphs"]
 Fused = Literal["auto", "on", "off"]
 _ROWS: Bounds = (1, MOST_ROWS)
 _PERIOD: Bounds = (1, MOST_STEPS)
@@ -114,8 +114,8 @@ class TrainConfig:
     """bf16: autocast; auto takes it on CUDA 8.0+, and on a CPU where a measurement of two seconds says that
     it pays at this shape. fp16: autocast with loss scaling, CUDA only."""
     product: ProductChoice = "auto"
-    """How ternary layers multiply: with the C kernels, on int8 codes by torch, or in floats; auto takes what
-    is fastest here."""
+    """How ternary layers multiply: with the C kernels, on int8 codes by torch, in floats, or codes in the
+    format of autocast (for GPUs); auto takes what is fastest here."""
     input_gradient: InputGradientChoice = "auto"
     """How packed layers compute the gradient of their inputs: on int8 rows, or in the gradient dtype."""
     fused: Fused = "auto"
@@ -123,7 +123,8 @@ class TrainConfig:
     auto takes it for vocabularies of 1,024 entries or more. With packed products also norms, gates and rotary
     positions (nn/fused.py); auto takes them where the C kernels are fast."""
     compile: Compile = "auto"
-    """torch.compile, with a fall-back and a message; auto tries it on CUDA only."""
+    """torch.compile, with a fall-back and a message; auto tries it on CUDA only. graphs: with CUDA graphs,
+    for small models (one micro-batch an update)."""
     objective: ObjectiveKind = "next_token"
     """preference: rows in pairs, the chosen answer and the rejected one (objective.py)."""
     preference_beta: float = 0.1

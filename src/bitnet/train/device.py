@@ -80,7 +80,13 @@ def choose_machine(
             "train.precision is fp16, which needs the tensor cores of a GPU: a CPU computes it more slowly "
             "than fp32, and no more exactly than bf16; use --train.precision bf16 or fp32, or --device cuda"
         )
+    _check_compile(config, device)
     product = choose_product(config, device, before or {})
+    if product == "autocast" and config.precision == "fp16":
+        raise ConfigError(
+            "train.product is autocast and train.precision fp16, in which sums of codes above 65,504 "
+            "overflow; use --train.precision bf16, or --train.product int8"
+        )
     fused_loss = choose_fused_loss(config, before or {}, model)
     bf16, timed = config.precision == "bf16", None
     if config.precision == "auto" and "gradient_dtype" in (before or {}):
@@ -101,6 +107,22 @@ def choose_machine(
         fused_blocks=choose_fused_blocks(config, product, device, before or {}, model),
         timed=timed,
     )
+
+
+def _check_compile(config: TrainConfig, device: torch.device) -> None:
+    """Raise ConfigError where CUDA graphs cannot be had."""
+    if config.compile != "graphs":
+        return
+    if device.type != "cuda":
+        raise ConfigError(
+            f"train.compile is graphs, which are CUDA's, and the device is {device}; use --train.compile on"
+        )
+    # A graph writes every micro-batch's gradients to the same memory, which the sum of several reads.
+    if config.grad_accumulation_steps > 1:
+        raise ConfigError(
+            f"train.compile is graphs and train.grad_accumulation_steps {config.grad_accumulation_steps}; "
+            "use --train.grad-accumulation-steps 1 with a larger --batch-size, or --train.compile on"
+        )
 
 
 def choose_product(config: TrainConfig, device: torch.device, before: Mapping[str, Any]) -> Product:
@@ -192,7 +214,7 @@ def wants_compile(config: TrainConfig, device: torch.device) -> bool:
     saves.
     """
     if config.compile != "auto":
-        return config.compile == "on"
+        return config.compile != "off"
     return device.type == "cuda" and find_spec("triton") is not None
 
 
