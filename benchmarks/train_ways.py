@@ -148,7 +148,7 @@ def begin(shape: str, name: str, device: torch.device, *, updates: int, rows: in
         paths = choose_paths(model, machine, train, source, print, {})
     elif train.compile == "on":
         paths = dataclasses.replace(paths, forward=torch.compile(model), compiled=True)
-    optimizers = Optimizers(model, train.optimizer_config(), bf16=machine.bf16)
+    optimizers = Optimizers(model, train.optimizer_config())
     steps = train_steps(
         model, paths.forward, source, optimizers, train, bf16=machine.bf16, fused_loss=paths.fused_loss
     )

@@ -128,7 +128,7 @@ def test_ledgers_are_what_autograd_keeps_to_the_byte(
 def allocator_peak(config: BitNetConfig, train: TrainConfig, numerics: Numerics, folder: Path) -> int:
     """Most bytes of tensors at once in a second update, from the profiler's record of every allocation."""
     model = model_of(config, numerics)
-    optimizers = Optimizers(model, train.optimizer_config(), bf16=numerics.bf16)
+    optimizers = Optimizers(model, train.optimizer_config())
     batch = batch_of(config, train.batch_size, train.seq_len)
 
     def micro_batches() -> None:

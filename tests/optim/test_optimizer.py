@@ -53,17 +53,10 @@ def test_muon_moves_the_ternary_matrices_and_adamw_the_rest(tiny_model: BitNetTr
 
 
 @pytest.mark.parametrize(
-    ("precision", "bf16", "iterates_in"),
-    [
-        ("auto", False, torch.float32),
-        ("auto", True, torch.bfloat16),
-        ("bf16", False, torch.bfloat16),
-        ("fp32", True, torch.float32),
-    ],
+    ("precision", "iterates_in"), [("auto", torch.float32), ("fp32", torch.float32), ("bf16", torch.bfloat16)]
 )
 def test_the_precision_of_muon_is_a_choice(
     precision: MuonPrecision,
-    bf16: bool,
     iterates_in: torch.dtype,
     tiny_model: BitNetTransformer,
     monkeypatch: pytest.MonkeyPatch,
@@ -75,7 +68,7 @@ def test_the_precision_of_muon_is_a_choice(
         return orthogonalize(matrices)
 
     monkeypatch.setattr(muon, "orthogonalize", watched)
-    optimizers = Optimizers(tiny_model, dataclasses.replace(MUON, muon_precision=precision), bf16=bf16)
+    optimizers = Optimizers(tiny_model, dataclasses.replace(MUON, muon_precision=precision))
     one_update(tiny_model, optimizers, 0)
     assert seen == {iterates_in}
     assert {parameter.dtype for parameter in tiny_model.parameters()} == {torch.float32}

@@ -72,7 +72,7 @@ class _Part:
         self.model.set_product(
             machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
         )
-        self.optimizers = Optimizers(self.model, train.optimizer_config(), bf16=machine.bf16)
+        self.optimizers = Optimizers(self.model, train.optimizer_config())
         self.objective = NextToken(
             max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens
         )

@@ -242,5 +242,5 @@ def _update_work(model: BitNetConfig, train: TrainConfig, numerics: Numerics) ->
     shapes = ternary_shapes(model).items()
     group = max(count * (3 * out * width + 2 * min(out, width) ** 2) for (out, width), count in shapes)
     directions = FLOAT * ternary_weights(model)
-    in_bf16 = muon_in_bf16(train.muon_precision, numerics.device, numerics.bf16)
+    in_bf16 = muon_in_bf16(train.muon_precision, numerics.device)
     return max(directions + (2 if in_bf16 else FLOAT) * group, summing)

@@ -141,9 +141,8 @@ class Subject:
         return Optimizers(model, changed.optimizer_config())
 
     def run_optimizers(self, model: BitNetTransformer) -> Optimizers:
-        """Fresh optimizers in the run's own number formats, to repeat its updates."""
-        train = self.settings.train
-        return Optimizers(model, train.optimizer_config(), bf16=self._machine(train).bf16)
+        """Fresh optimizers in the run's own format of Muon, to repeat its updates."""
+        return Optimizers(model, self.settings.train.optimizer_config())
 
     def rates_at(self, step: int, **changes: Any) -> Rates:
         """Learning rate and weight decay of an update."""

@@ -38,16 +38,17 @@ class OptimizerConfig:
     muon_precision: MuonPrecision = "auto"
 
 
-def muon_in_bf16(precision: MuonPrecision, device_type: str, bf16: bool) -> bool:
-    """Whether Muon iterates in bfloat16. auto: on CUDA, and where the run's products are bf16 (`bf16`)."""
-    return bf16 or device_type == "cuda" if precision == "auto" else precision == "bf16"
+def muon_in_bf16(precision: MuonPrecision, device_type: str) -> bool:
+    """Whether Muon iterates in bfloat16. auto: on CUDA alone, since a small model learned more slowly so
+    (docs/log.md).
+    """
+    return device_type == "cuda" if precision == "auto" else precision == "bf16"
 
 
 class Optimizers:
     """AdamW, with Muon beside it where asked for."""
 
-    def __init__(self, model: BitNetTransformer, config: OptimizerConfig, *, bf16: bool = False) -> None:
-        """bf16: whether the run's products are in that format, which decides the precision `auto` of Muon."""
+    def __init__(self, model: BitNetTransformer, config: OptimizerConfig) -> None:
         self.config = config
         self.names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         layers = model.bit_linears().values() if config.kind == "muon" else ()
@@ -60,7 +61,7 @@ class Optimizers:
             ],
             betas=(config.adam_beta1, config.adam_beta2),
         )
-        in_bf16 = muon_in_bf16(config.muon_precision, model.device.type, bf16)
+        in_bf16 = muon_in_bf16(config.muon_precision, model.device.type)
         self.muon = Muon(matrices.items(), momentum=config.muon_momentum, bf16=in_bf16) if matrices else None
 
     def step(self, rates: Rates) -> None:

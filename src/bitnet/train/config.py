@@ -85,8 +85,8 @@ class TrainConfig:
     """Peak rate of the ternary matrices under Muon; it follows the shape of the schedule."""
     muon_momentum: float = 0.95
     muon_precision: MuonPrecision = "auto"
-    """Of Muon's iteration. bf16 is its published form, and faster on CPUs with bf16 units; auto takes it on
-    CUDA and where the run computes in bf16, else fp32."""
+    """Of Muon's iteration. bf16 is its published form, and faster on CPUs with bf16 units, but a small model
+    learned more slowly with it; auto takes it on CUDA alone."""
 
     log_every: int = 50
     """Updates between lines of progress; metrics are written every update."""

@@ -171,7 +171,7 @@ def _open_session(
     model.set_product(
         machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
     )
-    optimizers = Optimizers(model, config.train.optimizer_config(), bf16=machine.bf16)
+    optimizers = Optimizers(model, config.train.optimizer_config())
     scaling = LossScale(machine.device) if machine.fp16 else None
     return Session(layout, task, config, machine, model, optimizers, options, say, scaling, before)
 
