@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,52 @@ def test_a_path_that_this_cpu_lacks_is_bad_input(
     assert result.code == 2
     assert f"BITNET_KERNEL={missing}" in result.err
     assert bitnet("complete", "tiny", "1 + 1 = ", "--runs-dir", runs, "--engine", "torch").code == 0
+
+
+@pytest.mark.parametrize(
+    "note",
+    ["no C compiler: cc, gcc and clang are not installed", "the C compiler cc failed (x.c:3: fatal error)"],
+)
+def test_a_verb_without_a_compiler_says_so_and_computes_with_torch(
+    bitnet: Callable[..., Result], runs: Path, use: Callable[[Any, str], None], note: str
+) -> None:
+    words = ("complete", "tiny", "1 + 1 = ", "--runs-dir", runs, "--json")
+    expected = bitnet(*words, "--engine", "torch").json
+    use(library.Loaded(None, note), "")
+    found = bitnet(*words)
+    assert found.code == 0
+    assert found.json == expected
+    assert found.err == f"PyTorch computes this model: kernels: torch, {note}\n"
+    refused = bitnet(*words, "--engine", "packed")
+    assert refused.code == 2
+    assert note in refused.err
+    assert refused.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("quickly", [True, False])
+def test_a_text_beyond_the_memory_is_one_line(
+    bitnet: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch, quickly: bool
+) -> None:
+    """Whether torch was left out or not."""
+    monkeypatch.setattr("bitnet.engine.decoder.memory_bytes", lambda: 1000)
+    words = ["complete", "tiny", "1 + 1 = ", "--runs-dir", runs]
+    result = bitnet(*words, *([] if quickly else ["--temperature", "0.5"]))
+    assert result.code == 2
+    assert "the machine has 0.0; use fewer or shorter ones" in result.err
+    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("change", [{"activation": "gelu"}, {"weights": "binary"}, {"num_kv_heads": 3}])
+def test_a_configuration_that_the_engine_does_not_know_is_refused(
+    bitnet: Callable[..., Result], runs: Path, change: dict[str, Any]
+) -> None:
+    place = runs / "tiny" / "meta"
+    (place / "manifest.json").unlink()
+    config = json.loads((place / "config.json").read_text())
+    config["model"] |= change
+    (place / "config.json").write_text(json.dumps(config))
+    for engine in ("auto", "packed", "torch"):
+        result = bitnet("complete", "tiny", "1 + 1 = ", "--runs-dir", runs, "--engine", engine)
+        assert result.code == 2
+        assert next(iter(change)) in result.err
+        assert result.err.count("\n") == 1

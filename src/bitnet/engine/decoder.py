@@ -107,7 +107,7 @@ class PackedDecoder:
                 f"{input_ids.shape[1]} tokens do not fit the model's max_seq_length of {longest}; give it a "
                 "shorter text"
             )
-        reader, found = self.new_rows(1), []
+        reader, found = self.new_rows(1, input_ids.shape[1]), []
         for text in _texts(input_ids.numpy(), None if segments is None else segments.numpy()):
             reader.take_back(0, 0)
             found.append(reader.read({0: text}, every=True))
