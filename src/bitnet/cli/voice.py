@@ -13,6 +13,7 @@ from typing import Any
 from bitnet.cli.flags import Action, JsonFlags, run_action
 from bitnet.terminal import LiveLine
 from bitnet.units import duration
+from bitnet.voice.folder import counted
 from bitnet.voice.teachers import DEFAULT, Teacher, TeacherOptions, open_teacher
 
 USAGE = """usage: bitnet voice prompts [--topics FILE] [--teacher T] --out DIR
@@ -92,7 +93,7 @@ def prompts(flags: PromptsFlags) -> int:
     lines = [
         f"{flags.out}: {manifest['prompts']:,} prompts about {manifest['topics']:,} topics, at least "
         f"{manifest['fewest_of_a_topic']:,} of each; {manifest['topics_held_out']:,} topics are held out",
-        _dropped("dropped", manifest["dropped"]),
+        f"  dropped: {counted(manifest['dropped'])}",
     ]
     if manifest["topics_without_prompt"]:
         lines.append(f"  without any prompt: {', '.join(manifest['topics_without_prompt'])}")
@@ -118,7 +119,7 @@ def answers(flags: AnswersFlags) -> int:
         f"{manifest['topics']:,} topics, at least {manifest['fewest_of_a_topic']:,} on each",
         f"  in the voice {manifest['in_voice']:.1%}, mention the topic {manifest['mention_topic']:.1%}, "
         f"share their first eight words {manifest['shared_beginnings']:.1%}",
-        _dropped("attempts refused", manifest["refused_attempts"]),
+        f"  attempts refused: {counted(manifest['refused_attempts'])}",
         f"  prompts given up after {manifest['attempts']} attempts: {manifest['given_up']:,}",
     ]
     if manifest["broken_prompts"]:
@@ -129,7 +130,7 @@ def answers(flags: AnswersFlags) -> int:
     if flags.pairs:
         lines.append(
             f"  preference pairs: {manifest['pair_count']:,}; "
-            f"{_dropped('plain answers refused', manifest['plain_refused']).strip()}"
+            f"plain answers refused: {counted(manifest['plain_refused'])}"
         )
     return _end(flags, manifest, lines)
 
@@ -150,11 +151,6 @@ def _teacher(flags: TeacherFlags) -> Teacher:
         device=device,
     )
     return open_teacher(flags.teacher, options)
-
-
-def _dropped(what: str, counts: dict[str, int]) -> str:
-    shown = ", ".join(f"{reason.replace('_', ' ')} {count:,}" for reason, count in counts.items() if count)
-    return f"  {what}: {shown or 'none'}"
 
 
 def _end(flags: TeacherFlags, manifest: dict[str, Any], lines: list[str]) -> int:
