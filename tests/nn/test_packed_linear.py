@@ -107,6 +107,15 @@ def test_rows_of_zeros_and_rows_that_are_not_finite(value: float, input_gradient
         assert not grad_weight.isfinite().any()
 
 
+def test_rows_of_up_to_1e26_are_multiplied() -> None:
+    """They were multiplied by 2^40 twice for a while, so that everything above 1e14 was refused."""
+    made = layer("int8")
+    x, upstream = torch.randn(6, 72), torch.randn(6, 64)
+    _, right, _ = gradients(made, x, upstream)
+    _, grad_x, _ = gradients(made, x, upstream * 2.0**80)
+    assert torch.equal(grad_x, right * 2.0**80)
+
+
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_an_input_that_is_not_finite_makes_its_own_row_not_a_number(value: float) -> None:
     made, x = layer(), torch.randn(4, 72)

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.kernels import ops, passes
-from bitnet.nn.packed_linear import GRADIENT_FACTOR
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
@@ -160,7 +159,7 @@ def forgotten_scale(monkeypatch: pytest.MonkeyPatch) -> None:
     real = passes.quantize_gradient
 
     def without(grad: Tensor, scale: Tensor, *others: Any) -> Any:
-        return real(grad, torch.full_like(scale, GRADIENT_FACTOR), *others)
+        return real(grad, torch.ones_like(scale), *others)
 
     monkeypatch.setattr(passes, "quantize_gradient", without)
 
@@ -273,7 +272,6 @@ ONE_SUM = """
 import torch
 from bitnet.data.stream import Batch
 from bitnet.kernels import ops, passes
-from bitnet.nn.packed_linear import GRADIENT_FACTOR
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train.compiled import keep_processors_apart
 from bitnet.train.trial import Trial, refusal

@@ -16,7 +16,7 @@ by about m / 440 times the square root of the count. Gradients bear that (Switch
 section 2); weight gradients, which sum over all tokens, are not rounded so.
 
 The quantizer of activations counts magnitudes below 1e-5 as 1e-5, and gradients of a mean over thousands of
-tokens are smaller. They are therefore multiplied by 2^40, which is exact, and the step is divided by it: rows
+tokens are smaller. Their pass multiplies them by 2^40, which is exact, and divides the step by it: rows
 between 1e-17 and 1e26 keep all their digits. A row with a NaN or an infinity, or beyond 1e26, gives NaN, so
 that the update is refused as not finite.
 
@@ -34,7 +34,6 @@ from bitnet.kernels import library, ops, passes
 from bitnet.nn.quantize import row_scales, ternarize
 
 InputGradient = Literal["int8", "float"]
-GRADIENT_FACTOR = 2.0**40
 FAST_PATHS = ("avx512_vnni", "avx_vnni", "avx2", "neon")
 """Kernel paths that beat torch's float32 product: avx2 took 0.3 to 0.65 of its time (docs/log.md)."""
 
@@ -122,8 +121,8 @@ def product_gradients(
         return grad.to(dtype) @ backward, _weight_gradient(grad, codes, step, dtype)
 
     # One pass reads dL/dy for both products.
-    both = passes.quantize_gradient(grad, row_scale * GRADIENT_FACTOR, step, dtype)
-    rows = ops.QuantizedRows(both.codes, both.step / GRADIENT_FACTOR)
+    both = passes.quantize_gradient(grad, row_scale, step, dtype)
+    rows = ops.QuantizedRows(both.codes, both.step)
     grad_x = ops.product(ops.PackedWeight(backward, codes.shape[1], grad.shape[1]), rows)
     return grad_x, (both.scaled.t() @ codes.to(dtype)).float()
 
