@@ -180,7 +180,7 @@ def equality_table() -> str:
     exact = [row for row in values["rows"] if row["head"] == "f32"]
     others = [row for row in values["rows"] if row["head"] != "f32"]
     head = ["run, f32 head", "sums that differ", "codes that differ", "logits given the codes"]
-    head += ["tokens within 0.001", "largest", "answers that differ", "verdicts", "measures"]
+    head += ["tokens within 0.001", "largest", "answers that differ", "verdicts", "their measures"]
     first = table(
         head,
         [
@@ -197,13 +197,14 @@ def equality_table() -> str:
     head = ["answer", "token", "gap of the two", "engines apart", "first other code", "x * 127 / max", "name"]
     named = [[row["run"], *_named(one)] for row in exact for one in row["differences"]]
     head_by_default = ["run", "head", "tokens within 0.001", "largest", "answers that differ"]
-    head_by_default += ["verdicts", "measures"]
+    head_by_default += ["verdicts", "their measures"]
     last = table(head_by_default, [[row["run"], row["head"], *_apart(row)] for row in others])
     return "\n\n".join([first, table(head, named), last, f"Measured on: {place_of(values['where'])}."])
 
 
 def _apart(row: dict[str, Any]) -> list[str]:
-    logits, (plain, packed) = row["logits"], row["criteria"]
+    logits = row["logits"]
+    plain, packed = (", ".join(f"{value:.4g}" for value in one) for one in row["criteria"])
     same = "equal" if plain == packed else f"{plain} and {packed}"
     return [
         f"{logits['within']:.1%}",
