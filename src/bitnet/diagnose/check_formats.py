@@ -1,7 +1,7 @@
 """Do the ternary layers compute the same in every number format that a run may use? Suspect: quantization.
 
 On a GPU most of a layer's inputs are bfloat16, and the product runs on int8 codes; a fault there is invisible
-in float32. Each layer of a twin is given inputs in float32, bfloat16 and float16, multiplies them both ways,
+in float32. Each layer of a twin is given inputs in float32, bfloat16 and float16, multiplies them every way,
 and every token's output is compared with float64: steps and codes are exact functions of the input, whatever
 its format, so only the last rounding may differ. Rows differ because a fault may strike few of them: where
 the largest input rounds to 128 and wraps to -128, one row of ten changes its sign. Then the whole forward
@@ -33,7 +33,7 @@ WHOLE_FORMATS = {torch.bfloat16: 0.1, torch.float16: 0.06}
 """Of a lively twin's logits, where codes near an edge fall to the other side in every layer (measured 0.022
 and 0.014)."""
 TOKENS, ONCE = 256, 0.05
-PRODUCTS: tuple[Product, ...] = ("float", "int8")
+PRODUCTS: tuple[Product, ...] = ("float", "int8", "packed")
 
 
 @torch.no_grad()
@@ -99,7 +99,7 @@ def norms(model: BitNetTransformer) -> Check:
 
 
 def whole(model: BitNetTransformer) -> Iterator[Check]:
-    """The twin's logits under autocast, by both products."""
+    """The twin's logits under autocast, by every product."""
     ids = random_ids(VOCABULARY, 4, 40, model.device)
     right = reference.logits(weights_of(model), model.config, ids)
     for kind, limit in WHOLE_FORMATS.items():

@@ -12,6 +12,7 @@ PLAIN = """
 """.split()
 SHAPE = [*PLAIN, "--data.max-operand", "30"]
 TINY = ["arithmetic", "--variant", "quick", *SHAPE]
+PACKED = [*TINY, *"--train.product packed --train.input-gradient int8 --train.fused on".split()]
 ADAMW = ["arithmetic", "--variant", "reference", *SHAPE]
 
 

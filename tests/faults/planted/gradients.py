@@ -8,10 +8,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bitnet.nn import bitlinear, transformer
+from bitnet.kernels import passes
+from bitnet.nn import bitlinear, packed_linear, transformer
 from bitnet.optim.optimizer import Optimizers
 from bitnet.train import loop, objective
-from planted.fault import fault
+from planted.fault import PACKED, fault
 
 
 def _float_forward(weight_of: Callable[[Any, Any], Any]) -> None:
@@ -48,6 +49,35 @@ def _() -> None:
 def _() -> None:
     original = transformer.FeedForward.forward
     transformer.FeedForward.forward = lambda self, x: original(self, x.detach())  # type: ignore[method-assign]
+
+
+@fault(
+    "int8 input gradient forgets the scale of the weights", "gradients", "straight-through reference", PACKED
+)
+def _() -> None:
+    original = passes.quantize_gradient
+    passes.quantize_gradient = lambda grad, scale, *others: original(
+        grad, torch.full_like(scale, packed_linear.GRADIENT_FACTOR), *others
+    )
+
+
+@fault("packed copies are kept after an update", "gradients quantization", "weights after the update", PACKED)
+def _() -> None:
+    original = bitlinear.BitLinear._kept
+
+    def kept(self: Any, form: str, make: Callable[[], Any]) -> Any:
+        same = self._cached is not None and self._cached[0][0] == form
+        return self._cached[1] if same else original(self, form, make)
+
+    bitlinear.BitLinear._kept = kept  # type: ignore[method-assign]
+
+
+@fault("the transposed copy is of another matrix", "gradients", "straight-through reference", PACKED)
+def _() -> None:
+    original = passes.pack_weight
+    passes.pack_weight = lambda weight, *others: original(weight, *others)._replace(
+        packed_t=original(weight.flip(0), *others).packed_t
+    )
 
 
 @fault("accumulation not divided", "gradients optimizer", "length of the mean")

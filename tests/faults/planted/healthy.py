@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from planted.fault import ADAMW, PLAIN, SHAPE, TINY, Fault
+from planted.fault import ADAMW, PACKED, PLAIN, SHAPE, TINY, Fault
 from planted.runs import fine_tuning, preference, stories, unfinished_in_bf16, unfinished_run
 
 
@@ -39,6 +39,8 @@ HEALTHY = [
     made("a run stopped after 40 updates", unfinished_run),
     made("a run stopped after 40 updates, bfloat16, two micro-batches", unfinished_in_bf16),
     of("arithmetic quick, bfloat16, int8 product", TINY, "--train.precision bf16 --train.product int8"),
+    of("arithmetic quick, packed, fused, int8 input gradients", PACKED),
+    of("arithmetic quick, packed, fused, bfloat16", PACKED, "--train.precision bf16"),
     of(
         "arithmetic quick, float product, three micro-batches",
         TINY,
