@@ -145,13 +145,13 @@ def _median(values: list[Any]) -> Any:
 def show(rows: list[dict[str, Any]]) -> None:
     """The table. The columns of the peers say how many times faster a way is than they are."""
     head = ("shape", "way", "formats", "tokens/s", "limit", "x dense", "x transf.", "MFU", "peak GB")
-    print("{:<12}{:<34}{:<28}{:>9}{:>7}{:>9}{:>10}{:>7}{:>9}".format(*head))
+    print("{:<12}{:<45}{:<42}{:>9}{:>7}{:>9}{:>10}{:>7}{:>9}".format(*head))
     for row in rows:
         ratios = [row[f"times {peer}"] for peer in BESIDE]
         shown = [f"{ratio:.2f}" if ratio else "-" for ratio in ratios]
         mfu = f"{row['mfu']:.0%}" if row["mfu"] else "-"
         print(
-            f"{row['shape']:<12}{row['way']:<34}{row['formats']:<28}{row['tokens_per_sec']:>9,.0f}"
+            f"{row['shape']:<12}{row['way']:<45}{row['formats']:<42}{row['tokens_per_sec']:>9,.0f}"
             f"{row['limit']:>7.0%}{shown[0]:>9}{shown[1]:>10}{mfu:>7}{row['peak_gb']:>9.2f}"
         )
 
