@@ -40,9 +40,11 @@ class CachedRows(RowLengths):
         for (start, count), rows in alike.items():
             ids = torch.tensor([list(texts[row]) for row in rows], device=self.model.device)
             hidden = self._read_alike(rows, ids, start)  # (rows, count, C)
-            logits = self.model.lm_head(hidden if every else hidden[:, -1:])
-            found |= zip(rows, logits, strict=True)
+            logits: Tensor = self.model.lm_head(hidden if every else hidden[:, -1:])
             self.lengths[rows] += count
+            if len(alike) == 1:  # in the order of texts as they are
+                return logits.flatten(0, 1)
+            found |= zip(rows, logits, strict=True)
         return torch.cat([found[row] for row in texts])
 
     def _read_alike(self, rows: list[int], ids: Tensor, start: int) -> Tensor:
