@@ -28,7 +28,7 @@ from bitnet.run.layout import RunLayout
 from bitnet.run.metrics import last_line, read_lines
 from hardware import place_of, where, write_results
 
-CHOSEN = ("linear_product", "input_gradient", "gradient_dtype", "compiled")
+CHOSEN = ("linear_product", "input_gradient", "weight_gradient", "gradient_dtype", "compiled")
 
 
 @dataclass(frozen=True)

@@ -76,7 +76,10 @@ def _ways() -> Iterator[tuple[str, Way]]:
                 {"input_gradient": f"{value}-gradient", "fused": f"fused-{value}"}.get(name, value)
                 for name, value in train.items()
             ]
-            yield " ".join(["ours", *words]), Way("ours", {**train, "compile": "off"})
+            name, eager = " ".join(["ours", *words]), {**train, "compile": "off"}
+            yield name, Way("ours", eager)
+            if (train["product"], train["precision"]) == ("packed", "fp32"):
+                yield f"{name} bf16-weights", Way("ours", {**eager, "weight_gradient": "bf16"})
     for layer, precision in itertools.product(("dense", "transformers"), ("fp32", "bf16")):
         kind: Literal["dense", "transformers"] = "dense" if layer == "dense" else "transformers"
         yield f"{layer} {precision}", Way(kind, {"precision": precision, "compile": "off"})
@@ -182,6 +185,8 @@ def _formats(model: BitNetTransformer, machine: Machine, paths: Paths) -> str:
     words = ["bf16" if machine.bf16 else "fp32"]
     if any(isinstance(layer, BitLinear) and layer.weights == "ternary" for layer in model.modules()):
         words.insert(0, paths.product)
+    if paths.weight_gradient != ("bf16" if machine.bf16 else "fp32") and paths.product == "packed":
+        words.append(f"{paths.weight_gradient} weight gradient")
     if paths.input_gradient != "float":
         words.append(f"{paths.input_gradient} gradient")
     return ", ".join(words + ["fused loss"] * paths.fused_loss + ["compiled"] * paths.compiled)
@@ -234,10 +239,13 @@ def _products(run: Run, layer: nn.Module, sides: torch.Size) -> Callable[[], Any
         transposed, rows = ops.pack(codes, transposed=True), ops.quantize_rows(grad)
         input_gradient = lambda: ops.product(transposed, rows)  # noqa: E731
 
+    weight_dtype = (layer.weight_dtype if isinstance(layer, BitLinear) else None) or dtype
+    factors = grad.to(weight_dtype).t(), x.to(weight_dtype)
+
     def run_all() -> None:
         forward()
         input_gradient()
-        _ = grad.t() @ x
+        torch.mm(*factors)
 
     return run_all
 

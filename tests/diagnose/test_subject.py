@@ -86,3 +86,12 @@ def test_twins_compute_in_float32_whatever_the_run_s_precision_is() -> None:
     assert not twin.bf16
     for model in (twin.model, twin.new_model(twin.config)):
         assert model.blocks[0].attention.qkv_proj.gradient_dtype == torch.float32
+
+
+def test_twins_have_the_weight_gradients_of_the_run_unless_they_came_with_autocast() -> None:
+    run = opened(batch_size=4, precision="fp32", product="packed")
+    for dtype, expected in (("float32", torch.bfloat16), ("bfloat16", torch.float32)):
+        before = {"linear_product": "packed", "gradient_dtype": dtype, "weight_gradient": "bf16"}
+        twin = twin_of(dataclasses.replace(run, before=before), KINDS[0])
+        for model in (twin.model, twin.new_model(twin.config)):
+            assert model.blocks[0].attention.qkv_proj.weight_dtype == expected

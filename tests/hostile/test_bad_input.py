@@ -53,6 +53,10 @@ from conftest import TINY_TRAIN, Command
             ["train", "arithmetic", "--train.product", "float", "--train.input-gradient", "int8"],
             "train.input_gradient is int8",
         ),
+        (
+            ["train", "arithmetic", "--weights", "full", "--train.weight-gradient", "bf16"],
+            "train.weight_gradient is bf16",
+        ),
         (["train", "arithmetic", "--run-id", "a/b"], "'a/b' is not allowed"),
         (["train", "arithmetic", "--run-id", ".."], "'..' is not allowed"),
         (["train", "arithmetic", "--run-id", "latest"], "is reserved"),

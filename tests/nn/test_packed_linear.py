@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bitnet.nn.bitlinear import BitLinear
-from bitnet.nn.packed_linear import FAST_PATHS, has_fast_packed
-from bitnet.nn.quantize import ternarize
+from bitnet.nn.packed_linear import FAST_PATHS, has_bf16_units, has_fast_packed
+from bitnet.nn.quantize import quantize_activations, ternarize
 from conftest import needs_compiler
 
 KINDS = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -82,6 +82,34 @@ def test_the_weight_gradient_in_bf16_has_exact_codes() -> None:
     x[0, 0] = -127 / 128  # the step is 2^-7
     _, _, grad_weight = gradients(made, x, torch.ones(1, 64))
     assert torch.equal(grad_weight[0], torch.round(x[0] * 128) / 128)
+
+
+@pytest.mark.parametrize("way", ["c", "torch"])
+@pytest.mark.parametrize("input_gradient", ["int8", "float"])
+def test_bf16_weight_gradients_are_within_the_bound_of_bf16_rows(
+    monkeypatch: pytest.MonkeyPatch, input_gradient: str, way: str
+) -> None:
+    """2^-8 of every number that is summed, 2^-8 of the sum, and the rounding of 48 sums in float32. All else
+    has the bits that it has with float32 weight gradients.
+    """
+    if way == "torch":
+        monkeypatch.setenv("BITNET_KERNEL", "torch")
+    x, upstream = rows_of_every_size(48, 72, 3), rows_of_every_size(48, 64, 2).flip(0)
+    y, grad_x, plain = gradients(layer(input_gradient), x, upstream)
+    made = layer(input_gradient)
+    made.weight_dtype = torch.bfloat16
+    ours = gradients(made, x, upstream)
+    assert torch.equal(ours[0], y)
+    assert torch.equal(ours[1], grad_x)
+    assert ours[2].dtype == torch.float32
+
+    codes, step = quantize_activations(x)
+    rows = upstream.double() * step.double()
+    right, sizes = rows.T @ codes.double(), rows.abs().T @ codes.double().abs()
+    error = (ours[2].double() - right).abs()
+    assert bool((error <= 2**-8 * (sizes + right.abs()) + 48 * 2**-24 * sizes).all())
+    assert bool(((plain.double() - right).abs() <= 50 * 2**-24 * sizes).all())
+    assert float(error.norm() / right.norm()) > 2**-12, "it is float32"
 
 
 @pytest.mark.parametrize("input_gradient", ["int8", "float"])
@@ -174,3 +202,21 @@ def test_it_is_fast_on_cpus_with_vectorised_kernels(monkeypatch: pytest.MonkeyPa
     for slow in ("scalar", "torch"):
         monkeypatch.setattr("bitnet.kernels.library.path", lambda slow=slow: slow)
         assert not has_fast_packed(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("found", "expected"),
+    [
+        ({"avx512_bf16": True, "avx2": True}, True),
+        ({"amx_bf16": True}, True),
+        ({"neon": True, "bf16": True}, True),
+        ({"avx512_bf16": False, "amx_bf16": False, "avx512_vnni": True}, False),
+        ({"neon": True, "bf16": False}, False),
+    ],
+)
+def test_bf16_units_are_those_of_x86_and_arm(
+    monkeypatch: pytest.MonkeyPatch, found: dict[str, bool], expected: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: found)
+    assert has_bf16_units(torch.device("cpu")) == expected
+    assert not has_bf16_units(torch.device("meta"))

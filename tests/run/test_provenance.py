@@ -20,6 +20,7 @@ def made() -> dict[str, Any]:
         device="cpu",
         product="int8",
         input_gradient="float",
+        weight_gradient="fp32",
         gradient_dtype="float32",
         compiled=False,
         fused_loss=False,

@@ -19,6 +19,7 @@ def facts(**changed: Any) -> dict[str, Any]:
         device="cpu",
         product="int8",
         input_gradient="float",
+        weight_gradient="fp32",
         gradient_dtype="float32",
         compiled=False,
         fused_loss=False,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitnet.data.stream import Batch
 from bitnet.kernels import ops, passes
+from bitnet.nn import packed_linear
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.metrics import read_lines
 from bitnet.train.compiled import keep_processors_apart
@@ -200,6 +201,31 @@ def test_wrong_int8_input_gradients_are_not_used(
     result, provenance = train(bitnet, tmp_path / "new", *words)
     assert sum("going on with --train.input-gradient float" in line for line in result.out.splitlines()) == 1
     assert (provenance["linear_product"], provenance["input_gradient"]) == ("packed", "float")
+
+
+@pytest.mark.slow
+def test_wrong_bf16_weight_gradients_are_not_used(
+    bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step of the inputs is left out in bf16 alone; a run that was trained so is refused."""
+    words = "--train.product packed --train.precision fp32 --train.weight-gradient bf16".split()
+    _, provenance = train(bitnet, tmp_path, *words)
+    assert (provenance["weight_gradient"], provenance["gradient_dtype"]) == ("bf16", "float32")
+    shutil.rmtree(tmp_path / "one" / "checkpoints" / "step_000002")  # so that there is something to continue
+    real = packed_linear._weight_gradient
+
+    def without(grad: Tensor, codes: Tensor, step: Tensor, dtype: torch.dtype) -> Tensor:
+        step = torch.ones_like(step) if dtype == torch.bfloat16 else step
+        return real(grad, codes, step, dtype)
+
+    monkeypatch.setattr(packed_linear, "_weight_gradient", without)
+    result = bitnet(*TINY_TRAIN, "--num-steps", 2, "--run-id", "one", "--runs-dir", tmp_path, *words)
+    assert result.code == 2
+    assert "bf16 weight gradients differ from float32 ones" in result.err
+
+    result, provenance = train(bitnet, tmp_path / "new", *words)
+    assert sum("going on with --train.weight-gradient fp32" in line for line in result.out.splitlines()) == 1
+    assert (provenance["linear_product"], provenance["weight_gradient"]) == ("packed", "fp32")
 
 
 @pytest.mark.slow

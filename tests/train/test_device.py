@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -111,6 +111,57 @@ def test_int8_input_gradients_go_with_packed_products_only() -> None:
     for product in ("int8", "float"):
         with pytest.raises(ConfigError, match="the product is"):
             choose_machine(dataclasses.replace(config, product=product), CPU)
+
+
+def test_bf16_weight_gradients_are_chosen_beside_float32_and_follow_autocast(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    packed = dataclasses.replace(CONFIG, product="packed", precision="fp32")
+    for auto, units, chosen in [("fp32", True, "fp32"), ("bf16", True, "bf16"), ("bf16", False, "fp32")]:
+        monkeypatch.setattr(module, "AUTO_WEIGHT_GRADIENT", auto)
+        monkeypatch.setattr(module, "has_bf16_units", lambda device, units=units: units)
+        assert choose_machine(packed, CPU).weight_gradient == chosen
+        in_bf16 = choose_machine(dataclasses.replace(packed, precision="bf16"), CPU)
+        assert (in_bf16.weight_gradient, in_bf16.weight_dtype) == ("bf16", torch.bfloat16)
+
+    asked = choose_machine(dataclasses.replace(packed, weight_gradient="bf16"), CPU)
+    assert (asked.bf16, asked.gradient_dtype, asked.weight_dtype) == (False, torch.float32, torch.bfloat16)
+    plain = choose_machine(dataclasses.replace(packed, precision="bf16", weight_gradient="fp32"), CPU)
+    assert (plain.bf16, plain.weight_dtype) == (True, torch.float32)
+
+
+def test_other_products_take_the_format_of_autocast_for_weight_gradients() -> None:
+    for product, precision, taken in [
+        ("float", "bf16", "fp32"),
+        ("int8", "fp32", "fp32"),
+        ("int8", "bf16", "bf16"),
+    ]:
+        config = dataclasses.replace(CONFIG, product=product, precision=precision)  # type: ignore[arg-type]
+        assert choose_machine(config, CPU).weight_gradient == taken
+        other: Any = {"fp32": "bf16", "bf16": "fp32"}[taken]
+        with pytest.raises(ConfigError, match=f"weight_gradient is {other}, .* computes it in {taken}"):
+            choose_machine(dataclasses.replace(config, weight_gradient=other), CPU)
+
+
+def test_a_run_goes_on_with_its_weight_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also one from before there was a choice, where they followed autocast, which a bf16 weight gradient
+    does not switch on.
+    """
+    monkeypatch.setattr(module, "AUTO_WEIGHT_GRADIENT", "bf16")
+    monkeypatch.setattr(module, "has_bf16_units", lambda device: True)
+    for dtype, recorded, bf16, chosen in [
+        ("float32", None, False, "fp32"),
+        ("float32", "fp32", False, "fp32"),
+        ("float32", "bf16", False, "bf16"),
+        ("bfloat16", None, True, "bf16"),
+        ("bfloat16", "bf16", True, "bf16"),
+    ]:
+        before = {"linear_product": "packed", "gradient_dtype": dtype}
+        before |= {} if recorded is None else {"weight_gradient": recorded}
+        machine = choose_machine(CONFIG, CPU, before)
+        assert (machine.bf16, machine.weight_gradient) == (bf16, chosen)
+    with pytest.raises(ConfigError, match="weight_gradient was 'fp8'"):
+        choose_machine(CONFIG, CPU, {"linear_product": "packed", "weight_gradient": "fp8"})
 
 
 def test_one_process_trains_and_one_of_several_is_refused() -> None:

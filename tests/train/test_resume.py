@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+import bitnet.train.device as device_module
 import bitnet.train.resume as resume_module
 import bitnet.train.session as session_module
 from bitnet.run.layout import RunLayout
@@ -158,6 +159,28 @@ def test_a_run_goes_on_with_int8_input_gradients_only_if_it_began_with_them(stop
     session = json.loads(layout.sessions.read_text().splitlines()[-1])
     assert (session["linear_product"], session["input_gradient"]) == ("packed", "int8")
     assert session["fused_blocks"] is True
+
+
+def test_a_run_goes_on_with_bf16_weight_gradients_and_without_autocast(stopped: Path) -> None:
+    layout = RunLayout(stopped / "one")
+    rewritten(layout.sessions, linear_product="packed", weight_gradient="bf16", gradient_dtype="float32")
+    result = train(stopped)
+    assert result.code == 0
+    assert "resumed under other conditions" not in result.out
+    session = json.loads(layout.sessions.read_text().splitlines()[-1])
+    assert (session["weight_gradient"], session["gradient_dtype"]) == ("bf16", "float32")
+
+
+def test_a_run_from_before_there_was_a_choice_goes_on_with_float32_weight_gradients(
+    stopped: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    layout = RunLayout(stopped / "one")
+    monkeypatch.setattr(device_module, "AUTO_WEIGHT_GRADIENT", "bf16")
+    monkeypatch.setattr(device_module, "has_bf16_units", lambda device: True)
+    rewritten(layout.sessions, linear_product="packed", weight_gradient=None, gradient_dtype="float32")
+    assert train(stopped).code == 0
+    session = json.loads(layout.sessions.read_text().splitlines()[-1])
+    assert (session["weight_gradient"], session["gradient_dtype"]) == ("fp32", "float32")
 
 
 def test_products_that_this_version_does_not_know_are_refused(stopped: Path) -> None:

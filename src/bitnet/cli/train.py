@@ -164,7 +164,7 @@ def control_config(config: RunConfig) -> RunConfig:
             "--control compares with full-precision weights, but this run has them already; leave out "
             "--weights full"
         )
-    train = dataclasses.replace(config.train, input_gradient="auto")
+    train = dataclasses.replace(config.train, input_gradient="auto", weight_gradient="auto")
     if train.product != "float":  # the others need codes
         train = dataclasses.replace(train, product="auto")
     return dataclasses.replace(config, model=config.model.with_weights("full"), train=train)
@@ -243,11 +243,11 @@ def apply_flags(flags: Any) -> RunConfig:
 
 def _refuse_products_on_codes(train: TrainConfig) -> None:
     """Raise ConfigError for settings that need ternary weights and int8 activations."""
-    for name in ("product", "input_gradient"):
+    for name, plain in (("product", "float"), ("input_gradient", "float"), ("weight_gradient", "auto")):
         value = getattr(train, name)
-        if value not in ("auto", "float"):
+        if value not in ("auto", plain):
             raise ConfigError(
-                f"train.{name} is {value} but the model is not ternary with int8 activations; use float, "
+                f"train.{name} is {value} but the model is not ternary with int8 activations; use {plain}, "
                 "or leave it out"
             )
 

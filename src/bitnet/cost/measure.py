@@ -69,9 +69,8 @@ class _Part:
         self.machine = choose_machine(train, device, model=model)
         self.model = BitNetTransformer(model).to(device)
         machine = self.machine
-        self.model.set_product(
-            machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
-        )
+        formats = machine.gradient_dtype, machine.input_gradient, machine.weight_dtype
+        self.model.set_product(machine.product, *formats, fused=machine.fused_blocks)
         self.optimizers = Optimizers(self.model, train.optimizer_config())
         self.objective = NextToken(
             max(train.stage1_unlikelihood, train.stage2_unlikelihood), train.unlikelihood_tokens

@@ -47,9 +47,8 @@ def new_model(
     if full:
         model.set_product("float", machine.gradient_dtype)
     else:
-        model.set_product(
-            machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
-        )
+        formats = machine.gradient_dtype, machine.input_gradient, machine.weight_dtype
+        model.set_product(machine.product, *formats, fused=machine.fused_blocks)
     return model
 
 

@@ -33,7 +33,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitnet.nn.config import Activations, Weights
-from bitnet.nn.packed_linear import InputGradient, PackedTernary, pack_ternary_weight, packed_product
+from bitnet.nn.packed_linear import (
+    GradientFormats,
+    InputGradient,
+    PackedTernary,
+    pack_ternary_weight,
+    packed_product,
+)
 from bitnet.nn.quantize import Ternary, quantize_activations, ternarize
 
 Product = Literal["packed", "int8", "float", "autocast"]
@@ -92,6 +98,7 @@ class BitLinear(nn.Module):
         self.product: Product = "float"
         self.gradient_dtype = torch.float32  # dtype of the gradient products on the packed and int8 paths
         self.input_gradient: InputGradient = "float"
+        self.weight_dtype: torch.dtype | None = None  # of packed weight gradients; None: the one above
         self.weight = nn.Parameter(torch.empty(self.out_features, in_features))
         self._cached: tuple[tuple[object, ...], Any] | None = None
 
@@ -99,6 +106,11 @@ class BitLinear(nn.Module):
     def weight_quantized(self) -> Tensor:
         """The codes that the forward pass uses: int8 (out, in), values in {-1, 0, +1}."""
         return ternarize(self.weight, self.rows).codes
+
+    @property
+    def gradient_formats(self) -> GradientFormats:
+        """How the packed product computes its two gradients."""
+        return self.input_gradient, self.gradient_dtype, self.weight_dtype or self.gradient_dtype
 
     def ternary(self) -> tuple[Ternary, Tensor]:
         """Codes with scales, and their product in the gradient dtype; kept until the weight changes."""
@@ -150,7 +162,7 @@ class BitLinear(nn.Module):
     def _packed_product(self, x: Tensor) -> Tensor:
         """The product on packed codes. (..., in) to (..., out) in the dtype of x."""
         flat = x.reshape(-1, self.in_features)  # (N, in)
-        y = packed_product(flat, self.weight, self.packed(), self.input_gradient, self.gradient_dtype)
+        y = packed_product(flat, self.weight, self.packed(), self.gradient_formats)
         return y.view(*x.shape[:-1], self.out_features)
 
     def _int8_product(self, x: Tensor) -> Tensor:

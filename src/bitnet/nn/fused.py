@@ -29,8 +29,8 @@ from bitnet.nn.rms_norm import RMSNorm
 def normed_product(norm: RMSNorm, layer: BitLinear, x: Tensor) -> Tensor:
     """layer(norm(x)): (..., in) to (..., out) in the dtype of x."""
     flat = x.reshape(-1, layer.in_features)
-    how = layer.input_gradient, layer.gradient_dtype
-    y: Tensor = _NormedProduct.apply(flat, norm.weight, layer.weight, *layer.packed(), norm.eps, *how)  # type: ignore[no-untyped-call]
+    how = norm.eps, *layer.gradient_formats
+    y: Tensor = _NormedProduct.apply(flat, norm.weight, layer.weight, *layer.packed(), *how)  # type: ignore[no-untyped-call]
     return y.view(*x.shape[:-1], layer.out_features)
 
 
@@ -38,7 +38,7 @@ def gated_product(norm: RMSNorm | None, layer: BitLinear, gate_up: Tensor, activ
     """layer(activation(gate) * up), with a norm between where there is one: (..., 2F) to (..., out)."""
     flat = gate_up.reshape(-1, gate_up.shape[-1])
     weight, eps = (None, 0.0) if norm is None else (norm.weight, norm.eps)
-    how = eps, activation, layer.input_gradient, layer.gradient_dtype
+    how = eps, activation, *layer.gradient_formats
     y: Tensor = _GatedProduct.apply(flat, weight, layer.weight, *layer.packed(), *how)  # type: ignore[no-untyped-call]
     return y.view(*gate_up.shape[:-1], layer.out_features)
 
@@ -68,10 +68,11 @@ class _NormedProduct(torch.autograd.Function):
         eps: float,
         input_gradient: InputGradient,
         gradient_dtype: torch.dtype,
+        weight_dtype: torch.dtype,
     ) -> Tensor:
         codes, step, inverse = ops.quantize_normed_rows(x, norm_weight, eps)
         ctx.save_for_backward(x, norm_weight, inverse, codes, step, row_scale, backward)
-        ctx.how = input_gradient, gradient_dtype
+        ctx.how = input_gradient, gradient_dtype, weight_dtype
         rows = ops.QuantizedRows(codes, step)
         return ops.product(ops.PackedWeight(tiles, *weight.shape), rows, row_scale).to(x.dtype)
 
@@ -80,7 +81,7 @@ class _NormedProduct(torch.autograd.Function):
         x, norm_weight, inverse, *kept = ctx.saved_tensors
         grad_normed, grad_weight = product_gradients(grads[0], *kept, *ctx.how)
         grad_x, grad_norm = passes.norm_gradient(grad_normed, x, inverse, norm_weight)
-        return grad_x, grad_norm, grad_weight, None, None, None, None, None, None
+        return grad_x, grad_norm, grad_weight, *[None] * 7
 
 
 class _GatedProduct(torch.autograd.Function):
@@ -99,6 +100,7 @@ class _GatedProduct(torch.autograd.Function):
         activation: Activation,
         input_gradient: InputGradient,
         gradient_dtype: torch.dtype,
+        weight_dtype: torch.dtype,
     ) -> Tensor:
         inverse = None
         if norm_weight is None:
@@ -106,7 +108,7 @@ class _GatedProduct(torch.autograd.Function):
         else:
             codes, step, inverse = passes.quantize_gated_normed_rows(gate_up, activation, norm_weight, eps)
         ctx.save_for_backward(gate_up, norm_weight, inverse, codes, step, row_scale, backward)
-        ctx.activation, ctx.how = activation, (input_gradient, gradient_dtype)
+        ctx.activation, ctx.how = activation, (input_gradient, gradient_dtype, weight_dtype)
         rows = ops.QuantizedRows(codes, step)
         return ops.product(ops.PackedWeight(tiles, *weight.shape), rows, row_scale).to(gate_up.dtype)
 
@@ -119,7 +121,7 @@ class _GatedProduct(torch.autograd.Function):
             gated = passes.gate(gate_up, ctx.activation)  # again, rather than kept: (N, F)
             grad, grad_norm = passes.norm_gradient(grad, gated, inverse, norm_weight)
         grad_gate_up = passes.gate_gradient(grad, gate_up, ctx.activation)
-        return grad_gate_up, grad_norm, grad_weight, None, None, None, None, None, None, None
+        return grad_gate_up, grad_norm, grad_weight, *[None] * 8
 
 
 class _TurnedHeads(torch.autograd.Function):

@@ -208,11 +208,13 @@ class BitNetTransformer(nn.Module):
         product: Product,
         gradient_dtype: torch.dtype = torch.float32,
         input_gradient: InputGradient = "float",
+        weight_dtype: torch.dtype | None = None,
         *,
         fused: bool = False,
     ) -> None:
         """Choose how every ternary layer multiplies (bitlinear.py), and whether blocks train by the fused
-        forms (fused.py). Only the packed product has int8 gradients and fused forms.
+        forms (fused.py). Only the packed product has int8 gradients, fused forms and a weight_dtype, the
+        format of its weight gradient, which is gradient_dtype if not given.
         """
         assert product == "packed" or (input_gradient == "float" and not fused), (product, input_gradient)
         for block in self.blocks:
@@ -220,7 +222,7 @@ class BitNetTransformer(nn.Module):
             block.fused = fused and self.config.on_codes
         for layer in self.bit_linears().values():
             layer.product, layer.gradient_dtype = product, gradient_dtype
-            layer.input_gradient = input_gradient
+            layer.input_gradient, layer.weight_dtype = input_gradient, weight_dtype
 
     def new_cache(self, rows: int, capacity: int | None = None) -> KVCache:
         """An empty cache for `rows` sequences of up to `capacity` tokens (default: max_seq_length)."""

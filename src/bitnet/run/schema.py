@@ -92,6 +92,10 @@ PROVENANCE = {
     "platform": "",
     "linear_product": "how ternary layers multiply: packed, int8 or float; a resumed run goes on with it",
     "input_gradient": "how packed layers compute the gradient of their inputs: int8 or float; as above",
+    "weight_gradient": (
+        "number format in which ternary layers multiply for the gradient of their weights: fp32, bf16 or "
+        "fp16; as above"
+    ),
     "gradient_dtype": (
         "number format of autocast and of gradient products: float32, bfloat16 or float16; what precision "
         "auto chose, and a resumed run goes on with"
@@ -181,7 +185,8 @@ SESSION = {
     **dict.fromkeys(
         (
             "git_commit git_dirty python_version platform threads torch_version device cpu_model gpu_model "
-            "gpu_count linear_product input_gradient gradient_dtype compiled fused_loss fused_blocks"
+            "gpu_count linear_product input_gradient weight_gradient gradient_dtype compiled fused_loss "
+            "fused_blocks"
         ).split(),
         "as in meta/provenance.json",
     ),

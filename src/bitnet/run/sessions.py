@@ -19,7 +19,7 @@ from bitnet.run.metrics import last_line
 CONDITIONS = tuple(
     """
     threads torch_version device cpu_model gpu_model gpu_count
-    linear_product input_gradient gradient_dtype compiled fused_loss fused_blocks
+    linear_product input_gradient weight_gradient gradient_dtype compiled fused_loss fused_blocks
 """.split()
 )
 RECORDED = ("timestamp_utc", "git_commit", "git_dirty", "python_version", "platform")

@@ -2,10 +2,10 @@
 
 Whether it was asked for or is the default here, a fast form is used only if it computes what the plain one
 does (trial.py). Products on codes are compared with the float ones on two rows, then int8 input gradients
-with float ones, fused blocks and the fused loss with plain ones, and last the compiled model with the plain
-one on the first micro-batch, since compiled code is made for one shape. The run records what was used, which
-may not be what was asked for. A run that is continued keeps to what it was trained with: if that is refused,
-so is the run.
+with float ones, bf16 weight gradients with float32 ones, fused blocks and the fused loss with plain ones, and
+last the compiled model with the plain one on the first micro-batch, since compiled code is made for one
+shape. The run records what was used, which may not be what was asked for. A run that is continued keeps to
+what it was trained with: if that is refused, so is the run.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor
 from bitnet.data.stream import RowSource
 from bitnet.errors import RunError
 from bitnet.nn.bitlinear import Product
-from bitnet.nn.packed_linear import InputGradient
+from bitnet.nn.packed_linear import InputGradient, WeightGradient
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.provenance import cpu_model
 from bitnet.train.config import TrainConfig
-from bitnet.train.device import Machine, wants_compile
+from bitnet.train.device import DTYPES, Machine, wants_compile
 from bitnet.train.loop import Forward, read_batches
 from bitnet.train.objective import objective_of
 from bitnet.train.trial import INT8_ROWS, Trial, loss_refusal, refusal
@@ -44,6 +44,8 @@ class Paths:
     input_gradient: InputGradient
     """How packed layers compute the gradient of their inputs."""
     compiled: bool
+    weight_gradient: WeightGradient = "fp32"
+    """The format in which ternary layers multiply for the gradient of their weights."""
     fused_loss: bool = False
     """Whether head and cross-entropy are computed together."""
     fused_blocks: bool = False
@@ -63,11 +65,13 @@ def choose_paths(
     before: conditions of the run's last session, if it has begun. A fast form that is refused is reported
     through `say`. Raises RunError where that form is the one that the run was trained with.
     """
-    products = Products(machine.product, machine.input_gradient, machine.fused_blocks)
+    products = Products(
+        machine.product, machine.input_gradient, machine.weight_gradient, machine.fused_blocks
+    )
     check_product = machine.product != "float" and model.config.on_codes
     compile_it = wants_compile(config, machine.device)
     if not (check_product or compile_it or machine.fused_loss):
-        return Paths(model, machine.product, machine.input_gradient, compiled=False)
+        return Paths(model, *products[:2], compiled=False, weight_gradient=machine.weight_gradient)
 
     batch = read_batches(source, config, 1, machine.device)[0]
     trial = Trial(model, batch, objective_of(config, 1), machine.bf16, machine.fp16)
@@ -80,8 +84,15 @@ def choose_paths(
     trial = dataclasses.replace(trial, fused_loss=fused_loss)
     compiled = _compiled(trial, say, graphs=config.compile == "graphs") if compile_it else None
     forward = model if compiled is None else compiled
-    product, input_gradient, fused_blocks = products
-    return Paths(forward, product, input_gradient, compiled is not None, fused_loss, fused_blocks)
+    return Paths(
+        forward,
+        products.product,
+        products.input_gradient,
+        compiled is not None,
+        products.weight_gradient,
+        fused_loss,
+        products.fused,
+    )
 
 
 class Products(NamedTuple):
@@ -89,12 +100,14 @@ class Products(NamedTuple):
 
     product: Product
     input_gradient: InputGradient = "float"
+    weight_gradient: WeightGradient = "fp32"
     fused: bool = False
 
 
 def _set(model: BitNetTransformer, products: Products, machine: Machine) -> None:
-    product, input_gradient, fused = products
-    model.set_product(product, machine.gradient_dtype, input_gradient, fused=fused)
+    product, input_gradient, weight_gradient, fused = products
+    formats = machine.gradient_dtype, input_gradient, DTYPES[weight_gradient]
+    model.set_product(product, *formats, fused=fused)
 
 
 def _checked_products(
@@ -111,12 +124,14 @@ def _checked_products(
         why = refusal(two_rows, plain_form, fast_form, noise)
         if why is not None:
             fault = f"{what} by more than rounding: {why}"
-            _refuse_to_continue(fault, before.get(condition) not in (None, False, "float"))
+            _refuse_to_continue(fault, before.get(condition) not in (None, False, "float", "fp32"))
             say(f"{fault}; going on with {setting}")
         return why is None
 
     # One step after the other, so that a message names what is wrong.
     chosen, faster = Products("float"), Products(wanted.product)
+    if trial.reduced:  # a format of autocast belongs to the products
+        faster = faster._replace(weight_gradient=wanted.weight_gradient)
     words = (f"{wanted.product} products differ from float32 ones", "linear_product", "--train.product float")
     if not computes_the_same(chosen, faster, words):
         return chosen
@@ -128,6 +143,15 @@ def _checked_products(
             "int8 input gradients differ from float ones",
             "input_gradient",
             "--train.input-gradient float",
+        )
+        chosen = faster if computes_the_same(chosen, faster, words) else chosen
+
+    if wanted.weight_gradient != chosen.weight_gradient:
+        faster = chosen._replace(weight_gradient=wanted.weight_gradient)
+        words = (
+            "bf16 weight gradients differ from float32 ones",
+            "weight_gradient",
+            "--train.weight-gradient fp32",
         )
         chosen = faster if computes_the_same(chosen, faster, words) else chosen
 

@@ -21,6 +21,7 @@ from bitnet.train.objective import ObjectiveKind, Reduction
 Precision = Literal["auto", "fp32", "bf16", "fp16"]
 ProductChoice = Literal["auto", "packed", "int8", "float", "autocast"]
 InputGradientChoice = Literal["auto", "int8", "float"]
+WeightGradientChoice = Literal["auto", "bf16", "fp32"]
 Compile = Literal["auto", "on", "off", "graphs"]
 Fused = Literal["auto", "on", "off"]
 _ROWS: Bounds = (1, MOST_ROWS)
@@ -118,6 +119,9 @@ class TrainConfig:
     format of autocast (for GPUs); auto takes what is fastest here."""
     input_gradient: InputGradientChoice = "auto"
     """How packed layers compute the gradient of their inputs: on int8 rows, or in the gradient dtype."""
+    weight_gradient: WeightGradientChoice = "auto"
+    """The format in which packed layers multiply for the gradient of their weights. precision bf16 implies
+    bf16, and bf16 without it leaves everything else in float32."""
     fused: Fused = "auto"
     """Cross-entropy in one pass with the product of the head, which never holds all logits (head_loss.py);
     auto takes it for vocabularies of 1,024 entries or more. With packed products also norms, gates and rotary

@@ -12,7 +12,7 @@ import torch
 from bitnet.errors import ConfigError
 from bitnet.nn.bitlinear import Product, has_fast_int8
 from bitnet.nn.config import BitNetConfig
-from bitnet.nn.packed_linear import InputGradient, has_fast_packed
+from bitnet.nn.packed_linear import InputGradient, WeightGradient, has_bf16_units, has_fast_packed
 from bitnet.train.config import TrainConfig
 from bitnet.train.precision import Measurement, measured
 
@@ -20,9 +20,16 @@ AUTO_INPUT_GRADIENT: InputGradient = "float"
 """What `auto` takes with packed products. int8 is faster, and becomes the default here, in this line, once
 three seeds of each experiment have shown that it learns the same."""
 
+AUTO_WEIGHT_GRADIENT: WeightGradient = "fp32"
+"""What `auto` takes with packed products and precision fp32, on a CPU with bf16 units. bf16 is faster, and
+becomes the default there, in this line, on the same condition.
+"""
+
 LARGE_VOCABULARY = 1024
 """From here on the fused loss is faster (docs/log.md: at 2,048 entries by a fifth in fp32 and 1.8 times in
 bf16; at 32 there is nothing to gain)."""
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Machine:
     """Autocast to fp16, with loss scaling."""
     input_gradient: InputGradient = "float"
     """How packed products compute the gradient of their inputs."""
+    weight_gradient: WeightGradient = "fp32"
+    """The format in which ternary layers multiply for the gradient of their weights."""
     fused_loss: bool = False
     """Whether the head and the cross-entropy are computed together (head_loss.py)."""
     fused_blocks: bool = False
@@ -49,6 +58,11 @@ class Machine:
     def gradient_dtype(self) -> torch.dtype:
         """Of the gradient products on codes: bf16 or fp16 where autocast runs, else float32."""
         return torch.float16 if self.fp16 else torch.bfloat16 if self.bf16 else torch.float32
+
+    @property
+    def weight_dtype(self) -> torch.dtype:
+        """Of weight_gradient."""
+        return DTYPES[self.weight_gradient]
 
 
 def choose_device(name: str) -> torch.device:
@@ -97,12 +111,14 @@ def choose_machine(
     elif config.precision == "auto" and model is not None and not before:
         timed = measured(model, config, product, fused_loss=fused_loss)
         bf16 = timed is not None and timed.bf16_pays
+    autocast: WeightGradient = "fp16" if config.precision == "fp16" else "bf16" if bf16 else "fp32"
     return Machine(
         device,
         product,
         bf16,
         fp16=config.precision == "fp16",
         input_gradient=choose_input_gradient(config, product, before or {}),
+        weight_gradient=choose_weight_gradient(config, product, autocast, device, before or {}, model),
         fused_loss=fused_loss,
         fused_blocks=choose_fused_blocks(config, product, device, before or {}, model),
         timed=timed,
@@ -148,6 +164,40 @@ def choose_input_gradient(config: TrainConfig, product: Product, before: Mapping
         recorded = {"input_gradient": "float", **before}
         return cast(InputGradient, _recorded(recorded, "input_gradient", get_args(InputGradient)))
     return AUTO_INPUT_GRADIENT
+
+
+def choose_weight_gradient(
+    config: TrainConfig,
+    product: Product,
+    autocast: WeightGradient,
+    device: torch.device,
+    before: Mapping[str, Any],
+    model: BitNetConfig | None = None,
+) -> WeightGradient:
+    """The format of the weight gradient: that of autocast, or one of its own with packed products.
+
+    Raises ConfigError for one that the product cannot do.
+    """
+    if product != "packed" or (model is not None and not model.on_codes):
+        taken: WeightGradient = "fp32" if product == "float" else autocast
+        if config.weight_gradient not in ("auto", taken):
+            raise ConfigError(
+                f"train.weight_gradient is {config.weight_gradient}, which packed products can choose, but "
+                f"the product is {product} and computes it in {taken}; leave it out, or use --train.product "
+                "packed"
+            )
+        return taken
+    if config.weight_gradient != "auto":
+        return config.weight_gradient
+    if autocast != "fp32":
+        return autocast
+    # A run whose sessions do not say was made before there was a choice. One that was trained under autocast
+    # says what followed from that.
+    if "linear_product" in before:
+        chosen = before.get("gradient_dtype", "float32") == "float32" and "weight_gradient" in before
+        recorded = _recorded(before, "weight_gradient", get_args(WeightGradient)) if chosen else "fp32"
+        return cast(WeightGradient, recorded)
+    return AUTO_WEIGHT_GRADIENT if has_bf16_units(device) else "fp32"
 
 
 def choose_fused_loss(

@@ -80,6 +80,7 @@ class Session:
             device=str(self.machine.device),
             product=self.paths.product,
             input_gradient=self.paths.input_gradient,
+            weight_gradient=self.paths.weight_gradient,
             gradient_dtype=str(self.machine.gradient_dtype).removeprefix("torch."),
             compiled=self.paths.compiled,
             fused_loss=self.paths.fused_loss,

@@ -168,9 +168,8 @@ def _open_session(
     keep_freed_memory()
     seed_everything(config.train.seed)
     model = BitNetTransformer(config.model).to(machine.device)
-    model.set_product(
-        machine.product, machine.gradient_dtype, machine.input_gradient, fused=machine.fused_blocks
-    )
+    formats = machine.gradient_dtype, machine.input_gradient, machine.weight_dtype
+    model.set_product(machine.product, *formats, fused=machine.fused_blocks)
     optimizers = Optimizers(model, config.train.optimizer_config())
     scaling = LossScale(machine.device) if machine.fp16 else None
     return Session(layout, task, config, machine, model, optimizers, options, say, scaling, before)

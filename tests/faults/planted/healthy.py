@@ -42,6 +42,11 @@ HEALTHY = [
     of("arithmetic quick, packed, fused, int8 input gradients", PACKED),
     of("arithmetic quick, packed, fused, bfloat16", PACKED, "--train.precision bf16"),
     of(
+        "arithmetic quick, packed, fused, bfloat16 weight gradients",
+        PACKED,
+        "--train.precision fp32 --train.weight-gradient bf16",
+    ),
+    of(
         "arithmetic quick, float product, three micro-batches",
         TINY,
         "--train.product float --train.grad-accumulation-steps 3 --batch-size 8",
