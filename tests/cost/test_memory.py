@@ -27,6 +27,7 @@ from bitnet.cost.memory import (
     ternary_shapes,
 )
 from bitnet.data.stream import Batch
+from bitnet.nn import attend
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.optim.optimizer import OptimizerKind, Optimizers
@@ -91,14 +92,21 @@ def saved_bytes(model: BitNetTransformer, batch: Batch, numerics: Numerics, obje
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("activation", "sub_norm", "bf16"), itertools.product(["silu", "relu2"], [False, True], [False, True])
+    ("activation", "sub_norm", "bf16", "short"),
+    [
+        (*both, bf16, short)
+        for both in itertools.product(["silu", "relu2"], [False, True])
+        for bf16, short in ((False, True), (True, True), (True, False))
+    ],
 )
 @pytest.mark.parametrize(("weights", "activations", "product"), WAYS)
 def test_ledgers_are_what_autograd_keeps_to_the_byte(
     tiny_config: BitNetConfig,
+    monkeypatch: pytest.MonkeyPatch,
     activation: str,
     sub_norm: bool,
     bf16: bool,
+    short: bool,
     weights: str,
     activations: str,
     product: str,
@@ -112,7 +120,14 @@ def test_ledgers_are_what_autograd_keeps_to_the_byte(
     }
     config = dataclasses.replace(tiny_config, **changes)  # type: ignore[arg-type]
     kind, fused = product.removesuffix(", fused"), product.endswith("fused")
-    numerics = Numerics(device="cpu", product=kind, bf16=bf16, fused_blocks=fused)  # type: ignore[arg-type]
+    monkeypatch.setattr(attend, "LONG_ROW", TOKENS + 1 if short else TOKENS)
+    numerics = Numerics(
+        device="cpu",
+        product=kind,  # type: ignore[arg-type]
+        bf16=bf16,
+        fused_blocks=fused,
+        short_rows=short,
+    )
     for_each_token = config.num_layers * sum(layer_ledger(config, numerics).values()) + sum(
         head_ledger(config, numerics).values()
     )

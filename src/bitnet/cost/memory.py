@@ -24,6 +24,7 @@ from typing import Literal
 
 import torch
 
+from bitnet.nn.attend import LONG_ROW
 from bitnet.nn.bitlinear import Product
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient
@@ -49,6 +50,8 @@ class Numerics:
     input_gradient: InputGradient = "float"
     fused_loss: bool = False
     fused_blocks: bool = False
+    short_rows: bool = False
+    """Whether attention keeps float32 under autocast where ternary layers return it (nn/attend.py)."""
 
     @property
     def on_codes(self) -> bool:
@@ -72,8 +75,11 @@ def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> 
     """What training chooses (train/device.py). A GPU is assumed to have capability 8.0 or newer."""
     bf16 = train.precision in ("bf16", "fp16") or (train.precision == "auto" and device == "cuda")
     fused_loss = choose_fused_loss(train, {}, model)
+    short_rows = device == "cpu" and train.seq_len < LONG_ROW
     if "full" in (model.weights, model.activations):
-        return Numerics(device=device, product="float", bf16=bf16, fused_loss=fused_loss)
+        return Numerics(
+            device=device, product="float", bf16=bf16, fused_loss=fused_loss, short_rows=short_rows
+        )
     on_gpu = {"linear_product": "int8"} if device == "cuda" else {}
     product = choose_product(train, torch.device("cpu"), on_gpu)
     input_gradient = choose_input_gradient(train, product, on_gpu)
@@ -84,6 +90,7 @@ def numerics_on(device: DeviceType, model: BitNetConfig, train: TrainConfig) -> 
         input_gradient=input_gradient,
         fused_loss=fused_loss,
         fused_blocks=choose_fused_blocks(train, product, torch.device("cpu"), on_gpu),
+        short_rows=short_rows,
     )
 
 
@@ -112,10 +119,10 @@ def factor_bytes(model: BitNetConfig, numerics: Numerics) -> int:
 def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
     """Bytes that one layer keeps for each token until its backward pass, by kind."""
     width, inner, keys = model.hidden_size, model.ffn_hidden_size, model.num_kv_heads * model.head_dim
-    half, integer = numerics.half, numerics.on_codes
-    factor = factor_bytes(model, numerics)
+    integer, factor = numerics.on_codes, factor_bytes(model, numerics)
     # quantized products return the dtype of their input, which a norm made: float32
     wide = FLOAT if integer else factor
+    half = wide if numerics.short_rows else numerics.half  # of what attention reads and returns
     cast = wide > half  # attention then casts q, k and v, and the originals are freed
     copied = model.activations == "int8" or model.sub_norm  # else the product shares the attention's output
     ledger = {
@@ -135,7 +142,7 @@ def layer_ledger(model: BitNetConfig, numerics: Numerics) -> dict[str, int]:
         if model.sub_norm:  # which reads the attention's output with the heads in order
             ledger["sub-norms"] = half * width + 2 * FLOAT
     elif model.sub_norm:  # float32 attention output is counted already
-        ledger["sub-norms"] = FLOAT * inner + (FLOAT * width if numerics.bf16 else 0) + 2 * FLOAT
+        ledger["sub-norms"] = FLOAT * inner + (FLOAT * width if half < FLOAT else 0) + 2 * FLOAT
     return ledger
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bitnet.kernels import ops, passes
+from bitnet.nn.attend import stays_float32
 from bitnet.nn.bitlinear import BitLinear
 from bitnet.nn.config import Activation
 from bitnet.nn.packed_linear import InputGradient, product_gradients
@@ -48,7 +49,8 @@ def turned_heads(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Queries (B, H, T, D), keys and values (B, G, T, D) of qkv (B, T, (H + 2G) D), turned by position."""
     kind = qkv.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else qkv.dtype
+    in_its_own = not torch.is_autocast_enabled(kind) or stays_float32(qkv, qkv.shape[1])
+    dtype = qkv.dtype if in_its_own else torch.get_autocast_dtype(kind)
     q, k, v = _TurnedHeads.apply(qkv, cos, sin, heads, kv_heads, dtype)  # type: ignore[no-untyped-call]
     return q, k, v
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from bitnet.errors import ConfigError
 from bitnet.nn import fused as fused_forms
+from bitnet.nn.attend import attend
 from bitnet.nn.bitlinear import BitLinear, Product
 from bitnet.nn.cached_rows import CachedRows
 from bitnet.nn.config import Activation, BitNetConfig
@@ -86,9 +87,7 @@ class Attention(nn.Module):
 
         # A single new token may attend to everything before it, so it needs no mask.
         causal = mask is None and tokens > 1
-        y = F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal, enable_gqa=self.heads != self.kv_heads
-        )
+        y = attend(q, k, v, mask, causal=causal)
         y = y.transpose(1, 2).reshape(rows, tokens, -1)  # (B, T, C)
         if norm is not None and self.sub_norm is not None:
             return fused_forms.normed_product(self.sub_norm, self.out_proj, y)

@@ -31,6 +31,7 @@ from bitnet.data.stream import Batch
 from bitnet.errors import BitnetError
 from bitnet.files import read_json, sha256_of, write_json
 from bitnet.kernels import library
+from bitnet.nn.attend import LONG_ROW, attend
 from bitnet.nn.bitlinear import Product
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
@@ -153,8 +154,7 @@ def _pieces(
 def _attention(config: BitNetConfig, seq_len: int) -> Callable[[], Tensor]:
     sides = [(1, heads, seq_len, config.head_dim) for heads in (config.num_heads, *[config.num_kv_heads] * 2)]
     q, k, v = (torch.randn(side, requires_grad=True) for side in sides)
-    grouped = config.num_heads != config.num_kv_heads
-    return lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=grouped)
+    return lambda: attend(q, k, v, causal=True)
 
 
 def _head(entries: int, width: int, tokens: int, *, fused_loss: bool) -> Callable[[], Tensor]:
@@ -182,6 +182,7 @@ def _key(model: BitNetConfig, train: TrainConfig, product: Product, *, fused_los
         "tokens": train.seq_len,
         "product": product,
         "fused_loss": fused_loss,
+        "float32_attention_below": LONG_ROW,
     }
 
 
