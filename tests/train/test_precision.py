@@ -17,12 +17,13 @@ from bitnet.errors import ConfigError
 from bitnet.experiments.shapes import SMALL
 from bitnet.files import write_json
 from bitnet.nn.config import BitNetConfig
+from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.layout import RunLayout
 from bitnet.train import device as machines
 from bitnet.train import precision as module
 from bitnet.train.config import TrainConfig
 from bitnet.train.device import choose_machine
-from bitnet.train.precision import GAIN, Measurement, measured
+from bitnet.train.precision import GAIN, Form, Measurement, measured
 from conftest import TINY_TRAIN, Result, after_update, run_command, terminate
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 def of_small(**changes: Any) -> Measurement | None:
-    return measured(SMALL, dataclasses.replace(TRAIN, **changes), "float", fused_loss=False)
+    return measured(SMALL, dataclasses.replace(TRAIN, **changes), Form("float"))
 
 
 def test_bf16_has_to_gain_something() -> None:
@@ -65,7 +66,7 @@ def test_real_pieces_are_timed_in_both_formats_and_the_random_state_stays() -> N
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    found = measured(SMALL, dataclasses.replace(TRAIN, batch_size=16), "float", fused_loss=True)
+    found = measured(SMALL, dataclasses.replace(TRAIN, batch_size=16), Form("float", fused_loss=True))
     assert torch.equal(torch.rand(4), expected)
     assert found is not None
     assert found.fp32_ms > 0
@@ -76,17 +77,37 @@ def test_pieces_are_a_block_its_attention_where_shortened_and_the_head(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """How many of each an update has: all tokens of all layers go through both."""
-    whole = list(module._pieces(SMALL, TRAIN, "float", fused_loss=False))
+    whole = list(module._pieces(SMALL, TRAIN, Form("float")))
     assert [times for _, times in whole] == [SMALL.num_layers, 2048 / module.HEAD_TOKENS]
     monkeypatch.setattr(module, "BLOCK_FLOPS", 6e6)
     monkeypatch.setattr(module, "HEAD_FLOPS", 6.0 * 512 * 128 * 8)
-    block, attention, head = module._pieces(SMALL, TRAIN, "float", fused_loss=False)
+    block, attention, head = module._pieces(SMALL, TRAIN, Form("float"))
     tokens = block[0]().shape[1]
     assert tokens < 64
     assert block[1] == SMALL.num_layers * 2048 / tokens
     assert attention[0]().shape == (1, SMALL.num_heads, 64, SMALL.head_dim)
     assert attention[1] == SMALL.num_layers * 32
     assert head[1] == 4 * (SMALL.vocab_size / 8)
+
+
+def test_the_block_that_is_timed_computes_as_the_run_will(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was timed with plain modules and float gradients, whatever the run used."""
+    seen: list[tuple[Any, ...]] = []
+    real = BitNetTransformer.set_product
+
+    def noting(model: BitNetTransformer, *how: Any, fused: bool) -> None:
+        seen.append((*how, fused))
+        real(model, *how, fused=fused)
+
+    monkeypatch.setattr(BitNetTransformer, "set_product", noting)
+    config = dataclasses.replace(
+        TRAIN, product="packed", input_gradient="int8", weight_gradient="bf16", fused="on"
+    )
+    machine = choose_machine(config, CPU, model=SMALL)
+    assert machine.timed is not None
+    fp32 = ("packed", torch.float32, "int8", torch.bfloat16, True)
+    bf16 = ("packed", torch.bfloat16, "int8", torch.bfloat16, True)
+    assert set(seen) == {fp32, bf16}
 
 
 def test_a_tiny_micro_batch_is_not_measured(made: list[int]) -> None:

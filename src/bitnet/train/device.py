@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -14,7 +15,7 @@ from bitnet.nn.bitlinear import Product, has_fast_int8
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.packed_linear import InputGradient, WeightGradient, has_bf16_units, has_fast_packed
 from bitnet.train.config import TrainConfig
-from bitnet.train.precision import Measurement, measured
+from bitnet.train.precision import Form, Measurement, measured
 
 AUTO_INPUT_GRADIENT: InputGradient = "float"
 """What `auto` takes with packed products. int8 is faster, and becomes the default here, in this line, once
@@ -101,28 +102,43 @@ def choose_machine(
             "train.product is autocast and train.precision fp16, in which sums of codes above 65,504 "
             "overflow; use --train.precision bf16, or --train.product int8"
         )
-    fused_loss = choose_fused_loss(config, before or {}, model)
-    bf16, timed = config.precision == "bf16", None
-    if config.precision == "auto" and "gradient_dtype" in (before or {}):
-        # On any machine: a curve in another format would be another curve.
-        bf16 = _recorded(before or {}, "gradient_dtype", ("float32", "bfloat16")) == "bfloat16"
-    elif config.precision == "auto" and device.type == "cuda":
-        bf16 = torch.cuda.get_device_capability(device) >= (8, 0)
-    elif config.precision == "auto" and model is not None and not before:
-        timed = measured(model, config, product, fused_loss=fused_loss)
-        bf16 = timed is not None and timed.bf16_pays
-    autocast: WeightGradient = "fp16" if config.precision == "fp16" else "bf16" if bf16 else "fp32"
-    return Machine(
+    before = before or {}
+    machine = Machine(
         device,
         product,
-        bf16,
+        bf16=False,
         fp16=config.precision == "fp16",
-        input_gradient=choose_input_gradient(config, product, before or {}),
-        weight_gradient=choose_weight_gradient(config, product, autocast, device, before or {}, model),
-        fused_loss=fused_loss,
-        fused_blocks=choose_fused_blocks(config, product, device, before or {}, model),
-        timed=timed,
+        input_gradient=choose_input_gradient(config, product, before),
+        fused_loss=choose_fused_loss(config, before, model),
+        fused_blocks=choose_fused_blocks(config, product, device, before, model),
     )
+    bf16, timed = _choose_bf16(config, machine, before, model)
+    autocast: WeightGradient = "fp16" if machine.fp16 else "bf16" if bf16 else "fp32"
+    weight_gradient = choose_weight_gradient(config, product, autocast, device, before, model)
+    return dataclasses.replace(machine, bf16=bf16, weight_gradient=weight_gradient, timed=timed)
+
+
+def _choose_bf16(
+    config: TrainConfig, machine: Machine, before: Mapping[str, Any], model: BitNetConfig | None
+) -> tuple[bool, Measurement | None]:
+    """Whether to take bf16, and the measurement that said so. machine: all else that the time depends on."""
+    if config.precision != "auto":
+        return config.precision == "bf16", None
+    if "gradient_dtype" in before:
+        # On any machine: a curve in another format would be another curve.
+        return _recorded(before, "gradient_dtype", ("float32", "bfloat16")) == "bfloat16", None
+    device, product = machine.device, machine.product
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0), None
+    if model is None or before:
+        return False, None
+
+    form = Form(product, machine.input_gradient, machine.fused_loss, machine.fused_blocks)
+    if product == "packed":
+        beside_fp32 = choose_weight_gradient(config, product, "fp32", device, before, model)
+        form = dataclasses.replace(form, weight_gradient=beside_fp32)
+    timed = measured(model, config, form)
+    return timed is not None and timed.bf16_pays, timed
 
 
 def _check_compile(config: TrainConfig, device: torch.device) -> None:

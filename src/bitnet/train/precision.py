@@ -3,8 +3,9 @@
 A CPU with bf16 units (avx512_bf16, amx_bf16, Arm's bf16) multiplies bf16 two to three times as fast as
 float32; one without takes two to three times as long. A small model may lose either way, since casts take
 more than its products. So three pieces of an update are timed in both formats, forward and backward, with the
-products that the run will use: one block, attention over a whole row where the block had to be shortened, and
-the head with the loss. Their times, multiplied by how much of them an update has, are compared.
+products, gradients and fused forms that the run will use: one block, attention over a whole row where the
+block had to be shortened, and the head with the loss. Their times, multiplied by how much of them an update
+has, are compared.
 
 It takes two seconds at most. The result is kept in `$XDG_CACHE_HOME/bitnet/precision` (default ~/.cache), in
 a file named by the processor, the versions and the shape. A file that is damaged, or that another user could
@@ -34,6 +35,7 @@ from bitnet.kernels import library
 from bitnet.nn.attend import LONG_ROW, attend
 from bitnet.nn.bitlinear import Product
 from bitnet.nn.config import BitNetConfig
+from bitnet.nn.packed_linear import InputGradient, WeightGradient
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.run.provenance import cpu_model
 from bitnet.train.config import TrainConfig
@@ -75,9 +77,19 @@ class Measurement:
         return dataclasses.asdict(self)
 
 
-def measured(
-    model: BitNetConfig, train: TrainConfig, product: Product, *, fused_loss: bool
-) -> Measurement | None:
+@dataclass(frozen=True)
+class Form:
+    """How ternary layers and the loss compute in what is timed, as chosen in device.py."""
+
+    product: Product
+    input_gradient: InputGradient = "float"
+    fused_loss: bool = False
+    fused_blocks: bool = False
+    weight_gradient: WeightGradient = "fp32"
+    """Beside fp32."""
+
+
+def measured(model: BitNetConfig, train: TrainConfig, form: Form) -> Measurement | None:
     """The measurement of this shape on this machine, remembered or made now; None for a tiny micro-batch.
 
     The random state of training does not move.
@@ -85,12 +97,12 @@ def measured(
     tokens = train.batch_size * train.seq_len
     if model.flops_per_token(train.seq_len) * tokens < LEAST_FLOPS:
         return None
-    key = _key(model, train, product, fused_loss=fused_loss)
+    key = _key(model, train, form)
     known = _remembered(key)
     if known is not None:
         return known
     with torch.random.fork_rng(devices=[]):
-        found = _measure(list(_pieces(model, train, product, fused_loss=fused_loss)))
+        found = _measure(list(_pieces(model, train, form)))
     _remember(key, found)
     return found
 
@@ -120,9 +132,7 @@ def _seconds(forward: Callable[[], Tensor], *, bf16: bool) -> float:
     return time.process_time() - before
 
 
-def _pieces(
-    config: BitNetConfig, train: TrainConfig, product: Product, *, fused_loss: bool
-) -> Iterator[Piece]:
+def _pieces(config: BitNetConfig, train: TrainConfig, form: Form) -> Iterator[Piece]:
     """One block, attention where that block is shorter than a row, and the head with the loss."""
     tokens, seq_len = train.batch_size * train.seq_len, train.seq_len
     one_layer = dataclasses.replace(config, num_layers=1, vocab_size=1)
@@ -134,10 +144,13 @@ def _pieces(
     x = torch.randn(rows, length, config.hidden_size, requires_grad=True)
 
     def block() -> Tensor:
-        # As in training: the gradient dtype goes with the format that is being timed.
-        dtype = torch.bfloat16 if torch.is_autocast_enabled("cpu") else torch.float32
-        if "full" not in (config.weights, config.activations):
-            model.set_product(product, dtype)
+        # As in training: the gradient dtypes go with the format that is being timed.
+        in_bf16 = torch.is_autocast_enabled("cpu")
+        rounded = train.weight_gradient != "fp32" if in_bf16 else form.weight_gradient == "bf16"
+        dtype, weight_dtype = (torch.bfloat16 if half else torch.float32 for half in (in_bf16, rounded))
+        if config.on_codes:
+            formats = dtype, form.input_gradient, weight_dtype
+            model.set_product(form.product, *formats, fused=form.fused_blocks)
         out: Tensor = model.blocks[0](x, model.cos[:length], model.sin[:length])
         return out
 
@@ -147,7 +160,7 @@ def _pieces(
 
     some = min(tokens, HEAD_TOKENS)
     entries = max(1, min(config.vocab_size, int(HEAD_FLOPS / (6 * some * config.hidden_size))))
-    head = _head(entries, config.hidden_size, some, fused_loss=fused_loss)
+    head = _head(entries, config.hidden_size, some, fused_loss=form.fused_loss)
     yield head, tokens / some * config.vocab_size / entries
 
 
@@ -169,7 +182,7 @@ def _head(entries: int, width: int, tokens: int, *, fused_loss: bool) -> Callabl
     return lambda: terms_of(NextToken(), forward, batch, weight if fused_loss else None)
 
 
-def _key(model: BitNetConfig, train: TrainConfig, product: Product, *, fused_loss: bool) -> dict[str, Any]:
+def _key(model: BitNetConfig, train: TrainConfig, form: Form) -> dict[str, Any]:
     """All that the times depend on."""
     return {
         "cpu": cpu_model(),
@@ -180,8 +193,8 @@ def _key(model: BitNetConfig, train: TrainConfig, product: Product, *, fused_los
         "model": dataclasses.asdict(model),
         "rows": train.batch_size,
         "tokens": train.seq_len,
-        "product": product,
-        "fused_loss": fused_loss,
+        "form": dataclasses.asdict(form),
+        "weight_gradient": train.weight_gradient,
         "float32_attention_below": LONG_ROW,
     }
 
