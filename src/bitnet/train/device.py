@@ -22,9 +22,7 @@ AUTO_INPUT_GRADIENT: InputGradient = "float"
 three seeds of each experiment have shown that it learns the same."""
 
 AUTO_WEIGHT_GRADIENT: WeightGradient = "fp32"
-"""What `auto` takes with packed products and precision fp32, on a CPU with bf16 units. bf16 is faster, and
-becomes the default there, in this line, on the same condition.
-"""
+"""The same of precision fp32 on a CPU with bf16 units, where bf16 is faster."""
 
 LARGE_VOCABULARY = 1024
 """From here on the fused loss is faster (docs/log.md: at 2,048 entries by a fifth in fp32 and 1.8 times in
@@ -133,10 +131,9 @@ def _choose_bf16(
     if model is None or before:
         return False, None
 
-    form = Form(product, machine.input_gradient, machine.fused_loss, machine.fused_blocks)
-    if product == "packed":
-        beside_fp32 = choose_weight_gradient(config, product, "fp32", device, before, model)
-        form = dataclasses.replace(form, weight_gradient=beside_fp32)
+    packed = product == "packed"
+    beside = choose_weight_gradient(config, product, "fp32", device, before, model) if packed else "fp32"
+    form = Form(product, machine.input_gradient, machine.fused_loss, machine.fused_blocks, beside)
     timed = measured(model, config, form)
     return timed is not None and timed.bf16_pays, timed
 
@@ -203,10 +200,8 @@ def choose_weight_gradient(
                 "packed"
             )
         return taken
-    if config.weight_gradient != "auto":
-        return config.weight_gradient
-    if autocast != "fp32":
-        return autocast
+    if config.weight_gradient != "auto" or autocast != "fp32":
+        return autocast if config.weight_gradient == "auto" else config.weight_gradient
     # A run whose sessions do not say was made before there was a choice. One that was trained under autocast
     # says what followed from that.
     if "linear_product" in before:
