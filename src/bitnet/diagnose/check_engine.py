@@ -46,7 +46,7 @@ models); the other formats round the embeddings too, which moves many such input
 TOKENS = 24
 
 
-class Reading(NamedTuple):
+class WayOfReading(NamedTuple):
     """Logits after the later ids of a text, float32 (n, V). mixed: the text goes on as another one does."""
 
     way: str
@@ -130,7 +130,7 @@ def usual_error(found: Array, right: Tensor) -> float:
     return sorted(errors)[len(errors) // 2]
 
 
-def read_in_ways(decoder: PackedDecoder, ids: list[list[int]], half: int) -> list[Reading]:
+def read_in_ways(decoder: PackedDecoder, ids: list[list[int]], half: int) -> list[WayOfReading]:
     """The first text, and the first that goes on as the second does, after `half` ids. ids: three texts of
     one length.
     """
@@ -147,12 +147,12 @@ def read_in_ways(decoder: PackedDecoder, ids: list[list[int]], half: int) -> lis
         again()
         logits = rows.read({0: text}, every=True)[half - 1 :]
         found.append(
-            Reading("another text as a prompt" if is_mixed else "as a prompt", bool(is_mixed), logits)
+            WayOfReading("another text as a prompt" if is_mixed else "as a prompt", bool(is_mixed), logits)
         )
 
     again()
     parts = [rows.read({0: first[:half]}), *(rows.read({0: [token]}) for token in first[half:])]
-    found.append(Reading("in single steps", False, np.concatenate(parts)))
+    found.append(WayOfReading("in single steps", False, np.concatenate(parts)))
 
     again()
     begun = rows.read({2: third, 1: second[:1], 0: first[:half]})[2:]
@@ -160,20 +160,20 @@ def read_in_ways(decoder: PackedDecoder, ids: list[list[int]], half: int) -> lis
         begun,
         *(rows.read({1: [one], 0: [two]})[1:] for one, two in zip(second[1:], first[half:], strict=False)),
     ]
-    found.append(Reading("beside rows of other lengths", False, np.concatenate(parts)))
+    found.append(WayOfReading("beside rows of other lengths", False, np.concatenate(parts)))
 
     again()
     begun = rows.read({0: first[:half]})
     rows.branch(0, 1)
     rows.read({0: first[half:] or first[:1]})
     parts = [begun, *(rows.read({1: [token]}) for token in second[half:])]
-    found.append(Reading("after branching", True, np.concatenate(parts)))
+    found.append(WayOfReading("after branching", True, np.concatenate(parts)))
 
     again()
     begun = rows.read({0: first}, every=True)[half - 1 : half]
     rows.take_back(0, half)
     parts = [begun, *(rows.read({0: [token]}) for token in second[half:])]
-    found.append(Reading("after taking back", True, np.concatenate(parts)))
+    found.append(WayOfReading("after taking back", True, np.concatenate(parts)))
     return found
 
 

@@ -28,7 +28,7 @@ from bitnet.experiments.tictactoe.game_tree import (
     game_tree,
     question,
 )
-from bitnet.experiments.tictactoe.read_texts import MAX_ROWS, PackedTexts, Texts, TorchTexts
+from bitnet.experiments.tictactoe.read_texts import MAX_ROWS, PackedTexts, SharedTexts, TorchTexts
 from bitnet.generate.decoder import Decoder
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.text.tokenizer import PAD, Tokenizer
@@ -91,11 +91,11 @@ class Explorer:
             list(pool.map(self._walk, texts))
         return self.choices
 
-    def _walk(self, texts: Texts) -> None:
+    def _walk(self, texts: SharedTexts) -> None:
         root = np.zeros(1, dtype=np.int64)
         self._ask(0, root, root, np.array([self.tokenizer.encode(question(()))]), texts)
 
-    def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: IntArray, texts: Texts) -> None:
+    def _ask(self, depth: int, lines: IntArray, rows: IntArray, tokens: IntArray, texts: SharedTexts) -> None:
         """Read the ends of these open lines, (n, k) tokens, after their beginnings, which are `rows` of
         `texts`; then the children.
         """
@@ -114,7 +114,9 @@ class Explorer:
                 self._ask(depth + 1, children[part], rows[parents[part]], ends, here)
         texts.length = start
 
-    def _families(self, depth: int, lines: IntArray, texts: Texts) -> Iterator[tuple[IntArray, IntArray]]:
+    def _families(
+        self, depth: int, lines: IntArray, texts: SharedTexts
+    ) -> Iterator[tuple[IntArray, IntArray]]:
         """Wanted children, as indices in the depth below and of their parents in `lines`: all at once, or, of
         many lines, every line's first child, then every line's second, so that they can be read in place.
         """
@@ -139,7 +141,7 @@ class Explorer:
         padded = {text: tail + [PAD] * (longest - len(tail)) for text, tail in tails.items()}
         return np.column_stack([self.token_of[cells], np.array([padded[text] for text in texts])])
 
-    def _read_result(self, depth: int, lines: IntArray, rows: IntArray, texts: Texts) -> None:
+    def _read_result(self, depth: int, lines: IntArray, rows: IntArray, texts: SharedTexts) -> None:
         """Greedy decoding gives a text if and only if each of its tokens is the likeliest after the ones
         before.
         """

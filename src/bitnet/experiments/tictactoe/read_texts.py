@@ -21,7 +21,7 @@ MAX_ROWS = 512  # texts read together; bounds the memory of the caches
 IN_PLACE = 0.8  # share of a cache's rows that must go on for it to be worth reading padding in the others
 
 
-class Texts(Protocol):
+class SharedTexts(Protocol):
     """Texts of one length in the rows of a cache. length: set to fewer to take tokens back; few: below so
     many lines all their children are read at once; walker: (number, of how many) walks the tree.
     """
@@ -32,7 +32,7 @@ class Texts(Protocol):
 
     def read(
         self, tokens: IntArray, rows: IntArray, *, every: bool = False
-    ) -> tuple[IntArray, Texts, IntArray]:
+    ) -> tuple[IntArray, SharedTexts, IntArray]:
         """The likeliest token after the last of each row's tokens (n,), or after `every` one (n, k); the
         texts that now hold them, and their rows in it. tokens: (n, k), filled up with PAD; rows: (n,).
         """
@@ -60,8 +60,8 @@ class TorchTexts:
 
     def read(
         self, tokens: IntArray, rows: IntArray, *, every: bool = False
-    ) -> tuple[IntArray, Texts, IntArray]:
-        """As Texts.read."""
+    ) -> tuple[IntArray, SharedTexts, IntArray]:
+        """As SharedTexts.read."""
         texts: TorchTexts = self
         if len(rows) < IN_PLACE * self.cache.rows or len(np.unique(rows)) < len(rows):
             room = self.cache.capacity - self.cache.length
@@ -91,8 +91,8 @@ class PackedTexts:
 
     def read(
         self, tokens: IntArray, rows: IntArray, *, every: bool = False
-    ) -> tuple[IntArray, Texts, IntArray]:
-        """As Texts.read."""
+    ) -> tuple[IntArray, SharedTexts, IntArray]:
+        """As SharedTexts.read."""
         texts: PackedTexts = self
         if len(np.unique(rows)) < len(rows):
             texts, rows = self._branch(rows), np.arange(len(rows))
