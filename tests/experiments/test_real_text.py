@@ -267,7 +267,7 @@ def test_dry_run_tells_what_it_would_take_and_writes_nothing(bitnet: Command, fi
         "disk",
         "time",
         "RTX 4060, 8 GB",
-        "in micro-batches of 6",
+        "in micro-batches of 18",
     ):
         assert word in shown.err
     assert sorted(path.name for path in Path().iterdir()) == ["tales.txt"]

@@ -73,6 +73,7 @@ def prepare(
                 return work.run(shard_tokens, processes or _processes(corpus.source))
             finished = Shards.open(out, tokenizer)
             check_settings(out, finished.manifest["settings"], settings, "holds other data")
+            (out / PROGRESS).unlink(missing_ok=True)  # a process that was killed in its last moment left it
 
         finished.verify(tokenizer.vocab_size)  # without the lock: others may use what is finished meanwhile
         return finished

@@ -196,9 +196,10 @@ def _refuse_to_continue(fault: str, trained_with_it: bool) -> None:
 def compiled_form(model: BitNetTransformer, *, graphs: bool = False) -> Forward:
     """torch.compile of a model; graphs: its kernels are launched as one CUDA graph, forward and backward."""
     if not graphs:
-        plain: Forward = torch.compile(model)
+        # One shape is trained. Where this process has compiled another, torch would go on to shapes that vary.
+        plain: Forward = torch.compile(model, dynamic=False)
         return plain
-    recorded: Forward = torch.compile(model, mode="reduce-overhead")
+    recorded: Forward = torch.compile(model, mode="reduce-overhead", dynamic=False)
 
     def forward(*words: Tensor, **options: Any) -> Tensor:
         # What the update before returned may be overwritten.
@@ -214,6 +215,7 @@ def _compiled(trial: Trial, say: Say, *, graphs: bool) -> Forward | None:
     keep_processors_apart()
     if trial.batch.input_ids.device.type == "cpu":
         add_in_a_fixed_order()
+    torch.compiler.reset()  # after eight shapes in one process torch would run the plain model, silently
     forward = compiled_form(trial.model, graphs=graphs)
     try:
         why = refusal(trial, trial.model, forward)
