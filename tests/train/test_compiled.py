@@ -87,7 +87,7 @@ def test_a_model_compiled_wrongly_is_not_used(
     words: list[str],
 ) -> None:
     train(bitnet, tmp_path / "plain", *words)
-    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch, "compile", lambda model, **options: compiler(model))
     result, provenance = train(bitnet, tmp_path / "compiled", *words, "--train.compile", "on")
     assert sum("going on without torch.compile" in line for line in result.out.splitlines()) == 1
     assert provenance["compiled"] is False
@@ -108,7 +108,7 @@ def test_a_model_that_differs_by_rounding_is_used(
     """
     unit = 2**-9 if "bf16" in words else 2**-24
 
-    def rounded(model: Any) -> Forward:
+    def rounded(model: Any, **options: Any) -> Forward:
         def forward(*ids: Tensor, **context: Tensor) -> Tensor:
             weight = model.token_embeddings.weight
             signs = torch.randint(0, 2, weight.shape, generator=torch.Generator().manual_seed(9)) * 2 - 1

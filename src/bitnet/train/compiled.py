@@ -196,7 +196,7 @@ def _refuse_to_continue(fault: str, trained_with_it: bool) -> None:
 def compiled_form(model: BitNetTransformer, *, graphs: bool = False) -> Forward:
     """torch.compile of a model; graphs: its kernels are launched as one CUDA graph, forward and backward."""
     if not graphs:
-        # One shape is trained. Where this process has compiled another, torch would go on to shapes that vary.
+        # One shape is trained. After another one in this process, torch would go on to shapes that vary.
         plain: Forward = torch.compile(model, dynamic=False)
         return plain
     recorded: Forward = torch.compile(model, mode="reduce-overhead", dynamic=False)
