@@ -189,7 +189,7 @@ def test_all_products_learn_the_same(bitnet: Command, tmp_path: Path) -> None:
 def test_compiler_that_fails_is_reported_and_training_goes_on(
     bitnet: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: object) -> object:
+    def broken(model: object, **options: object) -> object:
         def run(*args: object, **options: object) -> None:
             raise RuntimeError("no compiler here\nand a long trace")
 
