@@ -13,6 +13,7 @@ from torch import Tensor
 from bitnet.errors import ConfigError
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer, segment_mask
+from conftest import needs_compiler
 
 
 def test_the_parts_of_the_model_have_their_documented_names(tiny_model: BitNetTransformer) -> None:
@@ -217,3 +218,14 @@ def test_gradients_do_not_leak_either(tiny_model: BitNetTransformer, row: Tensor
     gathered = torch.autograd.grad(logits[0, 4, 9], tiny_model.token_embeddings.weight)[0]
     assert gathered[[1, 2, 3]].abs().sum() == 0
     assert gathered[[4, 5]].abs().sum() > 0
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_compiled_rows_may_have_any_length(tiny_model: BitNetTransformer) -> None:
+    """After a second length torch compiles for lengths that vary, where attention takes no symbol."""
+    torch.compiler.reset()
+    compiled = torch.compile(tiny_model, fullgraph=True)
+    for length in (4, 6, 8, 1):
+        ids = torch.arange(2 * length).view(2, length) % tiny_model.config.vocab_size
+        assert torch.allclose(compiled(ids), tiny_model(ids), atol=1e-5)

@@ -85,8 +85,11 @@ class Attention(nn.Module):
             if past and tokens > 1:
                 mask = torch.ones(tokens, past + tokens, dtype=torch.bool, device=x.device).tril(past)
 
-        # A single new token may attend to everything before it, so it needs no mask.
-        causal = mask is None and tokens > 1
+        # A single new token may attend to everything before it, so it needs no mask. The branch makes a truth
+        # value of what is a symbol where torch.compile lets lengths vary.
+        causal = mask is None
+        if tokens == 1:
+            causal = False
         y = attend(q, k, v, mask, causal=causal)
         y = y.transpose(1, 2).reshape(rows, tokens, -1)  # (B, T, C)
         if norm is not None and self.sub_norm is not None:
