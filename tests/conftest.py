@@ -22,6 +22,7 @@ from bitnet.cli.main import main
 from bitnet.nn.config import BitNetConfig
 from bitnet.nn.transformer import BitNetTransformer
 from bitnet.train import start
+from bitnet.train.compiled import keep_processors_apart
 from bitnet.train.loop import StepReport
 
 settings.register_profile(
@@ -112,6 +113,7 @@ def terminate() -> None:
 def _threads() -> None:
     """Sums in one order, so that equal means equal."""
     torch.set_num_threads(THREADS)
+    keep_processors_apart()  # what tests compile themselves is kept on disk too
 
 
 @pytest.fixture(autouse=True, scope="session")
