@@ -30,5 +30,8 @@ QUICK_MUON = TrainConfig(
 )
 """For minutes on two CPU cores: Muon at a high rate, and a warm-down to zero."""
 
-QUICK_CHARACTERS = dataclasses.replace(QUICK_MUON, entropy_floor=None, repetition_limit=None)
-"""The same for tasks over characters."""
+QUICK_CHARACTERS = dataclasses.replace(
+    QUICK_MUON, entropy_floor=None, repetition_limit=None, precision="fp32"
+)
+"""The same for tasks over characters. In bf16 arithmetic reached 99.46% with the seed that reaches 99.90% in
+fp32 (docs/log.md)."""
