@@ -6,7 +6,7 @@ export PATH := justfile_directory() / ".venv/bin:" + env("PATH")
 default:
     @just --list --unsorted
 
-# train a ternary model to add in about five minutes, then judge it on problems it never saw
+# train a ternary model to add in about two minutes, then judge it on problems it never saw
 demo: _ready
     bitnet train arithmetic --variant quick --device cpu --check
 
