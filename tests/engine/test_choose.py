@@ -121,7 +121,7 @@ def test_a_text_beyond_the_memory_is_one_line(
     bitnet: Callable[..., Result], runs: Path, monkeypatch: pytest.MonkeyPatch, quickly: bool
 ) -> None:
     """Whether torch was left out or not."""
-    monkeypatch.setattr("bitnet.engine.decoder.memory_bytes", lambda: 1000)
+    monkeypatch.setattr("bitnet.engine.decoder.machine_memory_bytes", lambda: 1000)
     words = ["complete", "tiny", "1 + 1 = ", "--runs-dir", runs]
     result = bitnet(*words, *([] if quickly else ["--temperature", "0.5"]))
     assert result.code == 2

@@ -280,7 +280,7 @@ def test_matrices_and_norms_of_another_shape_never_reach_c() -> None:
 
 def test_more_texts_than_memory_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     decoder = packed(small_model())
-    monkeypatch.setattr(engine, "memory_bytes", lambda: 10**6)
+    monkeypatch.setattr(engine, "machine_memory_bytes", lambda: 10**6)
     with pytest.raises(
         ConfigError, match=r"1000 texts of 200 tokens need 0\.\d GB .* use fewer or shorter ones"
     ):

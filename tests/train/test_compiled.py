@@ -285,7 +285,7 @@ def test_compiled_training_is_used_and_loses_what_plain_training_does(
         [row["loss"] for row in read_lines(tmp_path / name / "one" / "metrics" / "scalars.jsonl").rows]
         for name in outcomes
     )
-    assert compiled == pytest.approx(plain, rel=2**-6)  # guards.grain: what a correct path may differ by
+    assert compiled == pytest.approx(plain, rel=2**-6)  # trial.grain: what a correct path may differ by
 
 
 def test_compiled_code_on_disk_is_kept_apart_by_instruction_set() -> None:

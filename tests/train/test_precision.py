@@ -215,7 +215,8 @@ def test_a_run_goes_on_with_its_format_on_every_device(
 
 
 def train(runs: Path) -> Result:
-    return run_command(*TINY_TRAIN, "--num-steps", 8, "--run-id", "one", "--runs-dir", runs)
+    words = ["--train.precision", "auto", "--num-steps", 8, "--run-id", "one", "--runs-dir", runs]
+    return run_command(*TINY_TRAIN, *words)
 
 
 def losses(runs: Path) -> list[float]:

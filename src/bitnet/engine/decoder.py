@@ -7,7 +7,7 @@
     rows.take_back(1, 0)                            row 1 ends, and is free for another text
 
 Every size that C relies on is checked here, when a model is built and before a call; ids, rows and positions
-are checked in C. Not here: choosing the next token (bitnet.generate), reading a run (loading.py).
+are checked in C. Not here: choosing the next token (bitnet.generate), reading a run (packed_run.py).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from bitnet.allocator import machine_memory_bytes
 from bitnet.engine.matrix import Matrix, MatrixStruct
 from bitnet.engine.weights import LayerWeights, Weights
 from bitnet.errors import ConfigError, DataError
@@ -197,10 +198,10 @@ class PackedRows(RowLengths):
         super().__init__(count, capacity)
         self.decoder = decoder
         size = decoder.cache_bytes(capacity)
-        if count * size > memory_bytes():
+        if count * size > machine_memory_bytes():
             raise ConfigError(
                 f"{count} texts of {capacity} tokens need {count * size / 1e9:,.1f} GB for keys and values, "
-                f"the machine has {memory_bytes() / 1e9:,.1f}; use fewer or shorter ones"
+                f"the machine has {machine_memory_bytes() / 1e9:,.1f}; use fewer or shorter ones"
             )
         # Memory that nobody has written to is not there yet: a row costs what it uses.
         self._caches = [np.empty(size // 4, np.float32) for _ in range(count)]
@@ -271,11 +272,6 @@ def available_cores() -> int:
     if wanted.isdigit() and int(wanted) > 0:
         return int(wanted)
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def memory_bytes() -> int:
-    """Memory of this machine."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def _layer(config: BitNetConfig, layer: LayerWeights) -> _Layer:
